@@ -1,0 +1,314 @@
+"""The bundle: an exported policy as a folder a person can open. The one definition of names, order and schema.
+
+Knows what every file of a bundle is called, what the manifest says, and how both are checked. Refuses to know torch,
+engines, and robots. Paths in a manifest never leave the folder; nothing in a bundle is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from mtdit_robots.errors import UserError
+from numpy.typing import NDArray
+
+from mtdit_runtime.normalize import Stats, load_stats
+
+SCHEMA_VERSION = 1
+SUFFIX = ".mtdit"
+
+MANIFEST = "manifest.json"
+VISION, TEXT, DENOISER = "vision.onnx", "text.onnx", "denoiser.onnx"
+TOKENIZER = "tokenizer.json"
+TASKS = "tasks.npz"
+STATS = "stats.safetensors"
+GOLDEN = "golden"
+REFERENCE = "reference"
+ENGINES = "engines"  # a cache: outside the checksums
+
+# Tensor names of the graphs. Batch is 1 and every shape is static.
+TOKEN_IDS = "token_ids"  # (1, 77) int64
+TEXT_FEATURE = "text"  # (1, P) float32
+FEATURES = "features"  # vision: (1, n_cam * D); denoiser: (1, n_obs, n_cam * D) float32
+STATE = "state"  # (1, n_obs, S) float32, normalised
+NOISE = "noise"  # (1, horizon, A) float32, standard normal
+ACTIONS = "actions"  # (1, horizon, A) float32, normalised
+
+STATE_KEY, ACTION_KEY = "observation.state", "action"  # LeRobot's feature names, the keys of the stats file
+
+
+def frame_input(camera: str) -> str:
+    """Name of a camera's input of the vision graph: (H, W, 3) uint8 RGB."""
+    return f"frame.{camera}"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file and what goes in and out of it."""
+
+    file: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What is unrolled inside denoiser.onnx. `timesteps` in the order they are taken."""
+
+    kind: str  # ddim
+    steps: int
+    timesteps: tuple[float, ...]
+    clip_range: float | None  # normalised actions are clamped to +-clip_range, None: not at all
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One action dimension. Range and speed are what the demonstrations did, not what the arm could do."""
+
+    name: str
+    unit: str  # degrees | percent
+    low: float  # lowest action in training
+    high: float  # highest action in training
+    max_speed: float  # units per second, 99.9th percentile of |action[t+1] - action[t]| * fps in training
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera as the policy saw it in training. Resize and crop happen inside the vision graph."""
+
+    name: str  # without "observation.images."
+    height: int
+    width: int
+    resize: tuple[int, int] | None  # (height, width)
+    crop: tuple[int, int] | None  # (height, width), centred
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime must know about a policy. Field order here is the order in manifest.json."""
+
+    name: str
+    graphs: dict[str, Graph]  # vision, text, denoiser; vision is absent for a policy without cameras
+    sampler: Sampler
+    joints: tuple[Joint, ...]  # in the order of state and action
+    cameras: tuple[Camera, ...]  # in the order of the feature vector
+    n_obs_steps: int
+    horizon: int
+    n_action_steps: int
+    fps: int
+    tasks: tuple[str, ...]  # seen in training; their text features are in tasks.npz
+    precision: str  # fp32 | fp16
+    opset: int
+    requirements: dict[str, str]  # e.g. {"onnxruntime": ">=1.18"}
+    verification: dict[str, Any]  # stage -> {max_error, mean_error, ...}
+    provenance: dict[str, Any]  # checkpoint, step, dataset, versions, date
+    files: dict[str, str] = field(default_factory=dict)  # path -> sha256
+    obs_spacing_ticks: int = 1
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened, checked bundle. Graph files are paths; small arrays are read when first asked for."""
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    @cached_property
+    def stats(self) -> dict[str, Stats]:
+        return load_stats(self.path(STATS))
+
+    @cached_property
+    def task_features(self) -> dict[str, NDArray[np.float32]]:
+        """Instruction -> (P,) float32 text feature, for the tasks seen in training."""
+        with np.load(self.path(TASKS), allow_pickle=False) as file:
+            return dict(zip(file["tasks"].tolist(), file["features"], strict=True)) if len(file["tasks"]) else {}
+
+
+def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
+    """Read and check a bundle. `check_files=False` skips the checksums, for inner loops that opened it before.
+
+    Raises UserError: no such folder, not a bundle, another schema version, a malformed manifest, a file that is
+    missing, changed, or outside the folder.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise UserError(_no_bundle(folder))
+    manifest = _parse_manifest((folder / MANIFEST).read_bytes(), folder)
+    _check_consistency(manifest, folder)
+    for name, digest in manifest.files.items():
+        _check_file(folder, name, digest, hashed=check_files)
+    return Bundle(folder, manifest)
+
+
+def _no_bundle(folder: Path) -> str:
+    if not folder.exists():
+        near = sorted(p.name for p in folder.parent.glob(f"*{SUFFIX}")) if folder.parent.is_dir() else []
+        hint = f"did you mean {folder.parent / near[0]}?" if near else "run `mtdit export` first"
+        return f"no bundle at {folder}: {hint}"
+    return f"{folder} is not a bundle (it has no {MANIFEST}): pass the *{SUFFIX} folder that `mtdit export` wrote"
+
+
+@contextmanager
+def new_bundle(folder: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `folder` when the block ends without an error, and vanishes otherwise.
+
+    An older bundle at `folder` is replaced only then. Nothing ever sees half a bundle.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} exists and is not a bundle: choose another --out or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+        _swap(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _swap(scratch: Path, folder: Path) -> None:
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        folder.rename(old)
+        scratch.rename(folder)
+        shutil.rmtree(old)
+    else:
+        scratch.rename(folder)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Hash every file of `folder` (engines excepted), write manifest.json, and return the manifest with the hashes."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    names = [p.relative_to(folder).as_posix() for p in paths]
+    files = {n: sha256(folder / n) for n in names if not n.startswith(f"{ENGINES}/")}
+    manifest = Manifest(**{**_shallow(manifest), "files": files})
+    part = folder / f"{MANIFEST}.part"
+    part.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+    part.replace(folder / MANIFEST)
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _shallow(manifest: Manifest) -> dict[str, Any]:
+    return {f.name: getattr(manifest, f.name) for f in fields(manifest)}
+
+
+def _check_file(folder: Path, name: str, digest: str, hashed: bool) -> None:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder}: manifest names {name!r}, which lies outside the bundle: do not use this bundle")
+    if not (folder / name).is_file():
+        raise UserError(f"{folder}: {name} is missing: copy the whole bundle again or re-run `mtdit export`")
+    if hashed and sha256(folder / name) != digest:
+        raise UserError(f"{folder}: {name} does not match its checksum: copy the bundle again or re-run `mtdit export`")
+
+
+def _check_consistency(manifest: Manifest, folder: Path) -> None:
+    """What the types cannot say: files that are hashed, positive sizes, an executed part inside the horizon."""
+    problems = [
+        f"graph file {g.file} has no checksum" for g in manifest.graphs.values() if g.file not in manifest.files
+    ]
+    problems += [f"{n} has no checksum" for n in (STATS, TASKS) if n not in manifest.files]
+    problems += [f"graph {n!r} is missing" for n in ("text", "denoiser") if n not in manifest.graphs]
+    problems += ["graph 'vision' is missing"] if manifest.cameras and "vision" not in manifest.graphs else []
+    sizes = {n: getattr(manifest, n) for n in ("n_obs_steps", "horizon", "n_action_steps", "fps", "obs_spacing_ticks")}
+    problems += [f"{n} is {v}" for n, v in sizes.items() if v < 1]
+    if not manifest.joints:
+        problems.append("no joints")
+    if manifest.n_obs_steps - 1 + manifest.n_action_steps > manifest.horizon:
+        problems.append("n_obs_steps - 1 + n_action_steps exceeds horizon")
+    if problems:
+        raise UserError(f"{folder}/{MANIFEST}: {problems[0]}: re-run `mtdit export`")
+
+
+def _parse_manifest(text: bytes, folder: Path) -> Manifest:
+    where = f"{folder}/{MANIFEST}"
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON ({type(error).__name__}): copy the bundle again") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{where} has schema version {version!r}, this mtdit reads {SCHEMA_VERSION}: "
+            "export again or install the matching mtdit"
+        )
+    try:
+        return typing.cast(Manifest, _build(Manifest, data, "manifest"))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}: re-run `mtdit export`") from error
+
+
+def _build(kind: Any, data: Any, where: str) -> Any:
+    """JSON value -> the annotated type, strictly. Raises ValueError or TypeError that names the place."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return data
+    if is_dataclass(kind):
+        return _build_dataclass(kind, data, where)
+    if origin is tuple:
+        items = _expect(data, list, where)
+        if args[-1] is not Ellipsis and len(items) != len(args):
+            raise ValueError(f"{where} must have {len(args)} entries, not {len(items)}")
+        return tuple(_build(args[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+    if origin is dict:
+        return {k: _build(args[1], v, f"{where}.{k}") for k, v in _expect(data, dict, where).items()}
+    if origin in (types.UnionType, typing.Union):
+        return None if data is None else _build(args[0], data, where)
+    if kind is float and type(data) is int:
+        return float(data)
+    return _expect(data, kind, where)
+
+
+def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    data = _expect(data, dict, where)
+    wrong = sorted(set(data) ^ set(hints))
+    if wrong:
+        raise ValueError(f"{where}.{wrong[0]} is {'unknown' if wrong[0] in data else 'missing'}")
+    return kind(**{name: _build(hint, data[name], f"{where}.{name}") for name, hint in hints.items()})
+
+
+def _expect(data: Any, kind: type, where: str) -> Any:
+    if type(data) is not kind:
+        raise TypeError(f"{where} must be {kind.__name__}, not {type(data).__name__}")
+    return data
+
+
+def save_task_features(path: Path, features: Mapping[str, NDArray[np.float32]]) -> None:
+    """Instruction -> (P,) features as one npz without pickle."""
+    tasks = np.array(list(features), dtype=np.str_)
+    np.savez(
+        path, tasks=tasks, features=np.stack(list(features.values())) if features else np.zeros((0, 0), np.float32)
+    )
