@@ -1,1 +1,1 @@
-"""Checkpoint to bundle. `fold`, `trace` and `verify` need torch; `build` does not and also runs on the robot computer."""
+"""Checkpoint to bundle. All of it needs torch but `build`, which needs TensorRT and runs on the robot computer."""

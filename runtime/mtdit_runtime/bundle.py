@@ -20,9 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from mtdit_robots.errors import UserError
 from numpy.typing import NDArray
 
+from mtdit_robots.errors import UserError
 from mtdit_runtime.normalize import Stats, load_stats
 
 SCHEMA_VERSION = 1
@@ -225,13 +225,19 @@ def _shallow(manifest: Manifest) -> dict[str, Any]:
 
 
 def _check_file(folder: Path, name: str, digest: str, hashed: bool) -> None:
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or not (folder / name).resolve().is_relative_to(folder.resolve()):
+    if not _is_inside(folder, name):
         raise UserError(f"{folder}: manifest names {name!r}, which lies outside the bundle: do not use this bundle")
     if not (folder / name).is_file():
         raise UserError(f"{folder}: {name} is missing: copy the whole bundle again or re-run `mtdit export`")
     if hashed and sha256(folder / name) != digest:
         raise UserError(f"{folder}: {name} does not match its checksum: copy the bundle again or re-run `mtdit export`")
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or not name.isprintable() or len(name) > 200:
+        return False
+    return (folder / name).resolve().is_relative_to(folder.resolve())
 
 
 def _check_consistency(manifest: Manifest, folder: Path) -> None:
@@ -267,7 +273,7 @@ def _parse_manifest(text: bytes, folder: Path) -> Manifest:
     try:
         return typing.cast(Manifest, _build(Manifest, data, "manifest"))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}: re-run `mtdit export`") from error
+        raise UserError(f"{where}: {' '.join(str(error).split())}: re-run `mtdit export`") from error
 
 
 def _build(kind: Any, data: Any, where: str) -> Any:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mtdit_robots.errors import UserError
 from numpy.typing import ArrayLike, NDArray
+
+from mtdit_robots.errors import UserError
 
 Array = NDArray[np.float32]
 MODES = ("MIN_MAX", "MEAN_STD", "IDENTITY")
@@ -74,10 +75,10 @@ class Stats:
 
 def save_stats(path: Path, stats: Mapping[str, Stats]) -> None:
     """Write feature -> Stats as safetensors; the mode travels in the file's metadata."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     arrays = {f"{name}.{side}": getattr(s, side) for name, s in stats.items() for side in ("low", "high")}
-    save_file(arrays, str(path), metadata={name: s.mode for name, s in stats.items()})
+    path.write_bytes(save(arrays, metadata={name: s.mode for name, s in stats.items()}))
 
 
 def load_stats(path: Path) -> dict[str, Stats]:

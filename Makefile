@@ -1,0 +1,48 @@
+# The two commands that matter are `make demo` and `make test`; both make the environment first.
+SHELL := /bin/bash
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv prefix 3.12 2>/dev/null)/bin/python3.12"; do \
+	command -v "$$p" >/dev/null 2>&1 && "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && { echo "$$p"; break; }; done)
+
+.PHONY: demo test setup lint types contracts bare clean help
+help:
+	@echo "make demo   record, train, export and run a policy on the simulated arm (no GPU, no robot)"
+	@echo "make test   lint, types, import contracts and every test"
+	@echo "make setup  only the environment, in $(VENV)"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "setup: making $(VENV) (about 6 GB: torch comes with its CUDA libraries)"
+	@if [ -x $(PY) ]; then :; \
+	elif [ -n "$(PYTHON312)" ]; then "$(PYTHON312)" -m venv $(VENV); \
+	elif command -v uv >/dev/null; then uv venv --python 3.12 --seed $(VENV); \
+	else echo "setup: python3.12 was not found; install it or uv, or run: make PYTHON312=/path/to/python3.12" >&2; exit 2; fi
+	@if command -v uv >/dev/null; then uv pip install --python $(PY) -e '.[dev]' -c constraints.txt; \
+	elif $(PY) -m pip install -q uv; then $(VENV)/bin/uv pip install --python $(PY) -e '.[dev]' -c constraints.txt; \
+	else $(PY) -m pip install -e '.[dev]' -c constraints.txt; fi
+	@touch $(STAMP)
+
+demo: setup
+	$(VENV)/bin/mtdit demo
+
+test: setup lint types contracts
+	$(PY) -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: setup
+	$(VENV)/bin/mypy
+
+contracts: setup
+	$(VENV)/bin/lint-imports
+
+bare: setup
+	bash .ci/bare
+
+clean:
+	rm -rf $(VENV) outputs build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

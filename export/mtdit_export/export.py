@@ -1,0 +1,318 @@
+"""A checkpoint becomes a bundle: fold, trace, verify, write. Either a whole, checked bundle appears or nothing does.
+
+Knows the order of the steps and what the manifest must say. Refuses to know the algebra, the exporter and the gates.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from mtdit.checkpoint import CLIP, WEIGHTS, Checkpoint, DatasetFacts, open_checkpoint
+from mtdit.config import PolicyConfig
+from mtdit.data import dataset_facts
+from mtdit.dataset import Dataset, open_dataset
+from mtdit.encoders import load_tokenizer
+from mtdit.terminal import table
+from mtdit.tiny import write_tokenizer
+from mtdit_export.errors import ExportError
+from mtdit_export.fold import Folded, fold, with_sampler
+from mtdit_export.lint import OPSET
+from mtdit_export.precision import FP16, FP32, halve
+from mtdit_export.trace import trace
+from mtdit_export.verify import (
+    Expected,
+    Probe,
+    Reference,
+    dataset_probes,
+    synthetic_probes,
+    verify,
+    write_golden,
+    write_reference,
+)
+from mtdit_robots.errors import UserError
+from mtdit_runtime import bundle as names
+from mtdit_runtime.bundle import Bundle, Camera, Graph, Joint, Manifest, Sampler, new_bundle, write_manifest
+from mtdit_runtime.normalize import save_stats
+
+FILES = {"vision": names.VISION, "text": names.TEXT, "denoiser": names.DENOISER}
+OUTPUTS = {"vision": names.FEATURES, "text": names.TEXT_FEATURE, "denoiser": names.ACTIONS}
+SAMPLERS = {"diffusion": ("ddim",), "flow_matching": ("euler", "rk4")}  # the first is the default
+MOST_FLOW_STEPS = 100  # the graph holds the network once per step
+GOLDEN_COUNT = 2
+VERSIONS_OF = ("mtdit", "torch", "onnx", "onnxruntime")
+REQUIREMENTS = {"onnxruntime": ">=1.18", "tensorrt": ">=10.3"}
+
+Stages = dict[str, dict[str, float]]  # stage -> figure -> value
+OnStage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and how well it matches."""
+
+    bundle: str
+    task: str  # one the policy was trained on
+    precision: str
+    sampler: Sampler
+    stages: Stages  # parameters, megabytes, max_error, mean_error, latency_ms, ...
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def table(self) -> Table:
+        title = f"{self.bundle}: {self.precision}, {self.sampler.kind} {self.sampler.steps} steps"
+        return table(title, [name for name, _, _ in COLUMNS], [self._row(stage) for stage in self.stages])
+
+    def _row(self, stage: str) -> list[str]:
+        known = self.stages[stage]
+        return [stage, *(form(known[key]) if key in known else "" for _, key, form in COLUMNS[1:])]
+
+
+COLUMNS: list[tuple[str, str, Callable[[float], str]]] = [
+    ("stage", "", str),
+    ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
+    ("file", "megabytes", lambda v: f"{v:.1f} MB"),
+    ("max error", "max_error", lambda v: f"{v:.1e}"),
+    ("mean error", "mean_error", lambda v: f"{v:.1e}"),
+    ("latency here", "latency_ms", lambda v: f"{v:.1f} ms"),
+]
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    steps: int = 10,
+    sampler: str | None = None,
+    fp16: bool = False,
+    dataset: Path | None = None,
+    on_stage: OnStage = lambda line: None,
+) -> ExportReport:
+    """Writes the bundle `out` for a training run, a checkpoint or a pretrained_model folder.
+
+    `sampler`: ddim; euler or rk4 for flow matching; None takes the first that fits. `dataset`: check on its frames
+    instead of synthetic ones, and learn from it what a checkpoint of LeRobot's does not say. `on_stage` is told one
+    line as each stage ends. Raises UserError for a wrong argument and ExportError when the graphs are not the policy.
+    """
+    began = time.perf_counter()
+    opened = open_checkpoint(checkpoint)
+    opened = replace(opened, config=sampled(opened.config, sampler, steps))
+    recorded = None if dataset is None else matching_dataset(str(dataset), opened.config)
+    facts = known_facts(opened, recorded)
+    with new_bundle(out) as folder, tokenizer_folder(opened) as tokenizer:
+        policy = opened.policy()
+        folded = fold(policy, {camera: opened.image_scaling(camera) for camera in opened.config.cameras})
+        for module in folded.modules().values() if fp16 else ():
+            halve(module)
+        on_stage(f"folded {opened.folder}")
+        manifest = describe(out.stem, opened, facts, folded, FP16 if fp16 else FP32)
+        manifest = replace(manifest, graphs=write_graphs(folder, folded, opened.config, manifest, on_stage))
+
+        reference = Reference(policy, opened, load_tokenizer(tokenizer))
+        probes = make_probes(opened, facts, recorded)
+        expected = [reference(probe) for probe in probes]
+        shutil.copyfile(tokenizer / names.TOKENIZER, folder / names.TOKENIZER)
+        save_stats(folder / names.STATS, {names.STATE_KEY: opened.state_stats, names.ACTION_KEY: opened.action_stats})
+        names.save_task_features(folder / names.TASKS, {task: reference.text(task)[1][0] for task in facts.tasks})
+        write_golden(folder / names.GOLDEN, probes[:GOLDEN_COUNT], expected[:GOLDEN_COUNT])
+        if recorded is not None:
+            write_reference(folder / names.REFERENCE, probes[0])
+        checked = checked_stages(Bundle(folder, write_manifest(folder, manifest)), probes, expected)
+        seen = "synthetic frames" if recorded is None else f"frames of {recorded.root.name}"
+        record = {"observations": len(probes), "frames": seen, "stages": checked}
+        manifest = write_manifest(folder, replace(manifest, verification=record))
+        on_stage(f"verified on {len(probes)} observations, {seen}")
+    weights = {name: sizes(module, out / f"{name}.onnx") for name, module in folded.modules().items()}
+    stages = {name: {**weights.get(name, {}), **figures} for name, figures in checked.items()}
+    return ExportReport(
+        str(out), next(iter(facts.tasks), ""), manifest.precision, manifest.sampler, stages, time.perf_counter() - began
+    )
+
+
+# -- before: what is asked for, and what is known --
+
+
+def sampled(config: PolicyConfig, sampler: str | None, steps: int) -> PolicyConfig:
+    """The config sampled as asked. UserError: a sampler that does not fit the objective, steps out of range."""
+    fitting = SAMPLERS[config.objective]
+    chosen = sampler or (config.integration_method if config.objective == "flow_matching" else fitting[0])
+    if chosen not in fitting:
+        raise UserError(f"--sampler {chosen} does not fit a {config.objective} policy: use {' or '.join(fitting)}")
+    most = config.num_train_timesteps if config.objective == "diffusion" else MOST_FLOW_STEPS
+    if not 1 <= steps <= most:
+        raise UserError(f"--steps {steps} is out of range: this policy takes 1 to {most}")
+    return with_sampler(config, chosen, steps)
+
+
+def matching_dataset(name: str, config: PolicyConfig) -> Dataset:
+    """An opened dataset with the policy's cameras and joints. UserError names the first difference."""
+    dataset = open_dataset(name)
+    for camera, shape in config.cameras.items():
+        if dataset.cameras.get(camera) != shape:
+            has = dataset.cameras.get(camera, "no such camera")
+            raise UserError(f"{name}: camera {camera!r} is {has}, the policy wants {shape}: give its training dataset")
+    if dataset.state.shape[1] != config.state_dim:
+        raise UserError(f"{name} has {dataset.state.shape[1]} joints, the policy {config.state_dim}: give its dataset")
+    return dataset
+
+
+def known_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts:
+    """Joints, rate and tasks: from the checkpoint, else from the dataset, because LeRobot's checkpoints lack them."""
+    if checkpoint.facts is not None:
+        return checkpoint.facts
+    if dataset is None:
+        raise UserError(
+            f"{checkpoint.folder} does not say its joints, rate and tasks: add --dataset with the one it was trained on"
+        )
+    return dataset_facts(dataset)
+
+
+@contextmanager
+def tokenizer_folder(checkpoint: Checkpoint) -> Iterator[Path]:
+    """A folder with CLIP's tokenizer.json: the checkpoint's, or one made from the vocabulary all CLIPs share."""
+    candidates = (checkpoint.folder / CLIP, checkpoint.folder / "tokenizer", Path(checkpoint.config.text_encoder_name))
+    kept = [folder for folder in candidates if (folder / names.TOKENIZER).is_file()]
+    with tempfile.TemporaryDirectory() as scratch:
+        if not kept:
+            write_tokenizer(Path(scratch))
+        yield kept[0] if kept else Path(scratch)
+
+
+def make_probes(checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset | None) -> list[Probe]:
+    if dataset is not None:
+        return dataset_probes(dataset, checkpoint.config)
+    return synthetic_probes(checkpoint, facts.tasks or ("",))
+
+
+# -- during: the files of the bundle --
+
+
+def write_graphs(
+    folder: Path, folded: Folded, config: PolicyConfig, manifest: Manifest, on_stage: OnStage
+) -> dict[str, Graph]:
+    graphs = {}
+    for name, module in folded.modules().items():
+        began, path = time.perf_counter(), folder / FILES[name]
+        graphs[name] = trace(
+            module, example_inputs(name, folded, config), OUTPUTS[name], path, metadata(name, manifest)
+        )
+        on_stage(f"traced {path.name}: {path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - began:.0f} s")
+    return graphs
+
+
+def example_inputs(name: str, folded: Folded, config: PolicyConfig) -> dict[str, Tensor]:
+    """Tensor name -> zeros of its shape, in the order of the module's arguments."""
+    if name == "vision":
+        return {names.frame_input(c): torch.zeros(size, dtype=torch.uint8) for c, size in config.cameras.items()}
+    if name == "text":
+        return {names.TOKEN_IDS: torch.zeros(1, config.tokenizer_max_length, dtype=torch.int64)}
+    shapes = {
+        names.STATE: (1, config.n_obs_steps, config.state_dim),
+        names.TEXT_FEATURE: (1, config.hidden_dim),
+        names.NOISE: (1, config.horizon, config.action_dim),
+        names.FEATURES: (1, config.n_obs_steps, folded.denoiser.feature_dim),
+    }
+    return {key: torch.zeros(shape) for key, shape in shapes.items() if 0 not in shape}
+
+
+def metadata(name: str, manifest: Manifest) -> dict[str, str]:
+    """What a lone ONNX file says of itself."""
+    sampler = manifest.sampler
+    facts = {
+        "bundle": manifest.name,
+        "graph": name,
+        "schema_version": manifest.schema_version,
+        "precision": manifest.precision,
+        "sampler": f"{sampler.kind} {sampler.steps}",
+        "joints": ",".join(joint.name for joint in manifest.joints),
+        "cameras": ",".join(camera.name for camera in manifest.cameras),
+        "tasks": json.dumps(manifest.tasks),
+    }
+    return {f"mtdit.{key}": str(value) for key, value in facts.items()}
+
+
+def describe(name: str, checkpoint: Checkpoint, facts: DatasetFacts, folded: Folded, precision: str) -> Manifest:
+    """The manifest but for graphs, verification and checksums."""
+    config = checkpoint.config
+    return Manifest(
+        name=name,
+        graphs={},
+        sampler=sampler_of(config, folded.denoiser.times),
+        joints=joints_of(checkpoint, facts),
+        cameras=tuple(
+            Camera(camera, height, width, config.image_resize_shape, config.image_crop_shape)
+            for camera, (height, width, _) in config.cameras.items()
+        ),
+        n_obs_steps=config.n_obs_steps,
+        horizon=config.horizon,
+        n_action_steps=config.n_action_steps,
+        fps=facts.fps,
+        tasks=facts.tasks,
+        precision=precision,
+        opset=OPSET,
+        requirements=REQUIREMENTS,
+        verification={},
+        provenance=provenance(checkpoint, facts),
+    )
+
+
+def sampler_of(config: PolicyConfig, times: Sequence[float]) -> Sampler:
+    if config.objective == "flow_matching":
+        return Sampler(config.integration_method, config.num_integration_steps, tuple(times), None)
+    clip = config.clip_sample_range if config.clip_sample else None
+    return Sampler(config.noise_scheduler_type.lower(), config.inference_steps, tuple(times), clip)
+
+
+def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
+    """UserError when the statistics lack the actions' range."""
+    stats = checkpoint.dataset_stats.get(names.ACTION_KEY, {})
+    if "min" not in stats or "max" not in stats:
+        raise UserError(f"{checkpoint.folder} lacks the range of its actions: save it with min and max statistics")
+    rows = zip(facts.joints, stats["min"].tolist(), stats["max"].tolist(), facts.max_speed, strict=True)
+    return tuple(
+        Joint(name, "percent" if name == "gripper" else "degrees", low, high, speed) for name, low, high, speed in rows
+    )
+
+
+def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
+    return {
+        "checkpoint": "/".join(checkpoint.folder.parts[-3:]),
+        "weights_sha256": names.sha256(checkpoint.folder / WEIGHTS),
+        "dataset": facts.dataset,
+        "robot_type": facts.robot_type,
+        "versions": {package: importlib.metadata.version(package) for package in VERSIONS_OF},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+# -- after --
+
+
+def checked_stages(
+    bundle: Bundle, probes: Sequence[Probe], expected: Sequence[Expected]
+) -> dict[str, dict[str, float]]:
+    """The figures of every stage. ExportError when a gate fails."""
+    result = verify(bundle, probes, expected)
+    if result.failures:
+        what = f"the {bundle.manifest.precision} graphs are not the trained policy"
+        hint = " (export without --fp16)" if bundle.manifest.precision == FP16 else ""
+        raise ExportError(f"{what}: {'; '.join(result.failures)}{hint}")
+    return result.stages
+
+
+def sizes(module: nn.Module, file: Path) -> dict[str, float]:
+    return {"parameters": sum(p.numel() for p in module.parameters()), "megabytes": file.stat().st_size / 1e6}

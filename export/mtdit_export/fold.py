@@ -1,0 +1,424 @@
+"""The exact algebra that makes the graphs small: a trained policy's weights, rearranged into three modules.
+
+Every rearrangement is an identity on real numbers; only the order of float operations changes.
+
+- Denoiser: the AdaLN linear splits by columns into a part that depends on time (a constant per step) and a part that
+  depends on the observation (once per chunk). All steps of the sampler are unrolled; their coefficients are numbers.
+- The text stands in the conditioning once per observation step, so its columns are summed.
+- Vision: antialiased resize and centre crop are one small matrix per axis. The last CLIP block is evaluated for the
+  class token only, because nothing else is read from it.
+- Attention's 1/sqrt(d) is inside the query weights, AdaLN's "1 +" inside the constant part.
+
+Knows LeRobot's parameter names and CLIP's architecture. Refuses to know files, ONNX and how well it worked.
+
+N images, S patches + 1, L text tokens, D width, T horizon, A action dim, P text feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mtdit.config import PolicyConfig
+from mtdit.dit import SinusoidalTime, rope_tables, rotate
+from mtdit.encoders import TextShape, VisionShape, quick_gelu
+from mtdit.objectives import make_objective
+from mtdit.policy import Policy
+
+Weights = Mapping[str, Tensor]  # parameter name -> value, e.g. a state_dict
+TowerShape = VisionShape | TextShape
+Scaling = tuple[NDArray[np.float32], NDArray[np.float32]]  # (3,) each: a pixel x of 0..1 becomes (x - first) / second
+
+LATER = -1e4  # added to the score of a later token: its softmax weight becomes exactly 0
+
+
+def under(weights: Weights, prefix: str) -> dict[str, Tensor]:
+    """The weights whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+
+
+def fixed(value: Tensor) -> nn.Parameter:
+    """A weight of a folded module: its own memory, never trained."""
+    return nn.Parameter(value.detach().clone().contiguous(), requires_grad=False)
+
+
+class Dense(nn.Module):
+    """x @ weight + bias in the precision of the weight. Takes torch's (out, in) and stores (in, out)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = fixed(weight.T), fixed(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.weight.dtype) @ self.weight + self.bias
+
+
+class Patches(nn.Module):
+    """Pixels (N, 3, H, W) -> patch embeddings (N, S - 1, D), in the precision of the weight (D, 3, patch, patch)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = fixed(weight)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        grid = F.conv2d(pixels.to(self.weight.dtype), self.weight, stride=self.weight.shape[-1])
+        return grid.flatten(2).transpose(1, 2)
+
+
+class Tokens(nn.Module):
+    """Token ids (N, L) -> rows (N, L, D) of a table (vocabulary, D)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = fixed(weight)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return F.embedding(token_ids, self.weight)
+
+
+class Norm(nn.Module):
+    """LayerNorm over the last axis, in float32 whatever the rest of the module is."""
+
+    def __init__(self, weights: Weights, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = fixed(weights["weight"]), fixed(weights["bias"]), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """(N, S, parts * D) -> `parts` tensors (N, heads, S, D / heads)."""
+    n, length, width = x.shape
+    return x.reshape(n, length, parts, heads, width // (parts * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of scaled queries, softmax in float32: (N, heads, S, d) each -> (N, S, heads * d)."""
+    scores = (q @ k.transpose(-1, -2)).float()
+    weights = (scores if mask is None else scores + mask).softmax(-1).to(v.dtype)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+# -- CLIP --
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class ClipBlock(nn.Module):
+    """Pre-norm transformer block on a float32 residual stream. `first_only`: the output is the first token's."""
+
+    def __init__(self, weights: Weights, shape: TowerShape, first_only: bool = False) -> None:
+        super().__init__()
+        q, k, v = ([weights[f"self_attn.{n}_proj.{kind}"] for kind in ("weight", "bias")] for n in "qkv")
+        scale = (q[0].shape[0] // shape.num_attention_heads) ** -0.5
+        q = [scale * w for w in q]
+        self.q = Dense(*q) if first_only else None
+        self.kv = Dense(*(torch.cat(w) for w in zip(*([k, v] if first_only else [q, k, v]), strict=True)))
+        self.out = Dense(weights["self_attn.out_proj.weight"], weights["self_attn.out_proj.bias"])
+        self.norm1, self.norm2 = (Norm(under(weights, f"layer_norm{i}."), shape.layer_norm_eps) for i in (1, 2))
+        self.up = Dense(weights["mlp.fc1.weight"], weights["mlp.fc1.bias"])
+        self.down = Dense(weights["mlp.fc2.weight"], weights["mlp.fc2.bias"])
+        self.heads, self.activation = shape.num_attention_heads, ACTIVATIONS[shape.hidden_act]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        normed = self.norm1(x)
+        if self.q is None:
+            q, k, v = split_heads(self.kv(normed), 3, self.heads)
+        else:
+            x, (k, v) = x[:, :1], split_heads(self.kv(normed), 2, self.heads)
+            (q,) = split_heads(self.q(normed[:, :1]), 1, self.heads)
+        x = x + self.out(attend(q, k, v, mask)).float()
+        return x + self.down(self.activation(self.up(self.norm2(x)))).float()
+
+
+def clip_blocks(weights: Weights, shape: TowerShape, first_only: bool) -> nn.ModuleList:
+    layers = [under(weights, f"encoder.layers.{i}.") for i in range(shape.num_hidden_layers)]
+    return nn.ModuleList(ClipBlock(layer, shape, first_only and i == len(layers) - 1) for i, layer in enumerate(layers))
+
+
+class FoldedTower(nn.Module):
+    """Normalised pixels (N, 3, H, W) -> class token before the final norm (N, D), as LeRobot reads it."""
+
+    def __init__(self, weights: Weights, shape: VisionShape) -> None:
+        super().__init__()
+        position = weights["embeddings.position_embedding.weight"]  # (S, D)
+        self.patches = Patches(weights["embeddings.patch_embedding.weight"])
+        self.patch_position = fixed(position[1:])
+        self.first_token = fixed((weights["embeddings.class_embedding"] + position[0])[None, None])  # (1, 1, D)
+        self.pre_norm = Norm(under(weights, "pre_layrnorm."), shape.layer_norm_eps)
+        self.blocks = clip_blocks(weights, shape, first_only=True)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.patches(pixels).float() + self.patch_position  # (N, S - 1, D)
+        x = self.pre_norm(torch.cat([self.first_token.expand(len(patches), -1, -1), patches], dim=1))
+        for block in self.blocks:
+            x = block(x)
+        return x[:, 0]
+
+
+class FoldedText(nn.Module):
+    """Token ids (1, L) int64 -> projected text feature (1, P). Run once per task."""
+
+    def __init__(self, weights: Weights, projection: Weights, shape: TextShape, length: int) -> None:
+        super().__init__()
+        self.tokens = Tokens(weights["embeddings.token_embedding.weight"])
+        self.position = fixed(weights["embeddings.position_embedding.weight"][:length])
+        self.mask = fixed(torch.full((length, length), LATER).triu(1))
+        self.earliness = fixed(torch.arange(length, 0, -1).float())
+        self.blocks = clip_blocks(weights, shape, first_only=False)
+        self.final_norm = Norm(under(weights, "final_layer_norm."), shape.layer_norm_eps)
+        self.projection = Dense(projection["weight"], projection["bias"])
+        legacy = shape.eos_token_id == 2  # OpenAI's configs; transformers then looks for the highest id
+        self.eos = shape.vocab_size - 1 if legacy else shape.eos_token_id
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        x = self.tokens(token_ids).float() + self.position
+        for block in self.blocks:
+            x = block(x, self.mask)
+        first_eos = ((token_ids == self.eos).float() * self.earliness).argmax(-1)  # (1,), no ties
+        return self.projection(self.final_norm(x)[0].index_select(0, first_eos)).float()
+
+
+# -- frames --
+
+
+def resize_matrix(n_in: int, n_out: int) -> Tensor:
+    """(n_out, n_in) float64: what torchvision's antialiased bilinear Resize does along one axis."""
+    eye = torch.eye(n_in, dtype=torch.float64)[None, None]
+    size = (n_out, n_in)
+    return F.interpolate(eye, size=size, mode="bilinear", antialias=True, align_corners=False)[0, 0]
+
+
+def crop_window(size: int, crop: int | None) -> slice:
+    """Centred, its start rounded to even at .5, as torchvision's CenterCrop does with Python's round."""
+    start = 0 if crop is None else round((size - crop) / 2)
+    return slice(start, size if crop is None else start + crop)
+
+
+class Axis(nn.Module):
+    """Resize then crop along the first axis: (size, columns) -> (out, columns). A window when nothing is resized."""
+
+    def __init__(self, size: int, resized: int | None, crop: int | None) -> None:
+        super().__init__()
+        resized = resized or size
+        self.window = crop_window(resized, crop)
+        matrix = resize_matrix(size, resized)[self.window].float()  # (out, size)
+        self.matrix = None if resized == size else fixed(matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[self.window] if self.matrix is None else self.matrix @ x
+
+
+class Preprocess(nn.Module):
+    """One camera's frame (H, W, 3) uint8 -> normalised pixels (3, h, w).
+
+    The first operation is the cast: TensorRT takes uint8 as a network input and for nothing else. Scale and shift
+    stay two operations on float32 pixels instead of moving into half precision patch weights.
+    """
+
+    def __init__(self, size: tuple[int, int], config: PolicyConfig, scaling: Scaling) -> None:
+        super().__init__()
+        resize, crop = config.image_resize_shape or (None, None), config.image_crop_shape or (None, None)
+        self.rows, self.columns = (Axis(n, r, c) for n, r, c in zip(size, resize, crop, strict=True))
+        offset, scale = (torch.from_numpy(part).double().view(3, 1, 1) for part in scaling)
+        self.scale, self.shift = fixed((1 / (255 * scale)).float()), fixed((-offset / scale).float())
+
+    def forward(self, frame: Tensor) -> Tensor:
+        x = self.rows(frame.float().flatten(1)).unflatten(1, frame.shape[1:])  # (h, W, 3)
+        x = self.columns(x.transpose(0, 1).flatten(1)).unflatten(1, (-1, 3))  # (w, h, 3)
+        return x.permute(2, 1, 0) * self.scale + self.shift
+
+
+class FoldedVision(nn.Module):
+    """One uint8 frame (H, W, 3) per camera -> features (1, n_cam * D), cameras in order."""
+
+    def __init__(self, preprocess: Sequence[Preprocess], towers: Sequence[FoldedTower]) -> None:
+        super().__init__()
+        self.preprocess, self.towers = nn.ModuleList(preprocess), nn.ModuleList(towers)
+
+    def forward(self, *frames: Tensor) -> Tensor:
+        pixels = [prepare(frame)[None] for prepare, frame in zip(self.preprocess, frames, strict=True)]
+        if len(self.towers) == 1:
+            return self.towers[0](torch.cat(pixels)).reshape(1, -1)
+        return torch.cat([tower(p) for tower, p in zip(self.towers, pixels, strict=True)], dim=1)
+
+
+# -- denoiser --
+
+
+class DenoiserBlock(nn.Module):
+    """A block of the denoiser, its modulation given: x (1, T, D), six rows (1, D) -> (1, T, D)."""
+
+    def __init__(self, weights: Weights, heads: int) -> None:
+        super().__init__()
+        attention = {
+            name.removeprefix("attn.").removeprefix("multihead_attn."): w for name, w in weights.items()
+        }  # with RoPE LeRobot has its own attention, without it torch's
+        qkv = [attention.get(f"qkv_proj.{kind}", attention.get(f"in_proj_{kind}")) for kind in ("weight", "bias")]
+        self.qkv = Dense(*(scale_queries(w, heads) for w in qkv if w is not None))
+        self.out = Dense(attention["out_proj.weight"], attention["out_proj.bias"])
+        self.up = Dense(weights["mlp.0.weight"], weights["mlp.0.bias"])
+        self.down = Dense(weights["mlp.2.weight"], weights["mlp.2.bias"])
+        self.heads = heads
+
+    def forward(self, x: Tensor, modulation: Sequence[Tensor], rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
+        x = x + gate_a * self.attention(normed(x) * scale_a + shift_a, rope).float()
+        hidden = F.gelu(self.up(normed(x) * scale_m + shift_m), approximate="tanh")
+        return x + gate_m * self.down(hidden).float()
+
+    def attention(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        return self.out(attend(q, k, v))
+
+
+def scale_queries(qkv: Tensor, heads: int) -> Tensor:
+    """1/sqrt(head dim) into the query rows of a packed (3 D, ...) projection."""
+    width = qkv.shape[0] // 3
+    return torch.cat([qkv[:width] * (width // heads) ** -0.5, qkv[width:]])
+
+
+def normed(x: Tensor) -> Tensor:
+    """LayerNorm without parameters; 1e-6 is DiT's."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class FoldedDenoiser(nn.Module):
+    """State, text, noise and features of a chunk -> its actions, normalised. The whole sampler is inside."""
+
+    def __init__(self, weights: Weights, config: PolicyConfig) -> None:
+        super().__init__()
+        blocks = [under(weights, f"transformer_blocks.{i}.") for i in range(config.num_layers)]
+        self.config, self.objective = config, make_objective(config)
+        self.times = network_times(config)
+        self.of_time = fixed(time_modulation(weights, blocks, config, self.times))  # (K, layers * 6 D)
+        self.of_observation = observation_modulation(blocks, config)  # conditioning -> (1, layers * 6 D)
+        per_step = (len(self.of_observation.weight) - config.hidden_dim) // config.n_obs_steps
+        self.feature_dim = per_step - config.state_dim  # n_cam * D
+        self.input = Dense(weights["input_proj.weight"], weights["input_proj.bias"])
+        self.output = Dense(weights["output_proj.weight"], weights["output_proj.bias"])
+        self.position = fixed(weights["pos_embedding"]) if config.use_positional_encoding else None
+        self.blocks = nn.ModuleList(DenoiserBlock(block, config.num_heads) for block in blocks)
+        cos, sin = rope_tables(config.horizon, config.hidden_dim // config.num_heads, config.rope_base)
+        self.rope = nn.ParameterList([fixed(cos), fixed(sin)]) if config.use_rope else None
+
+    def forward(self, state: Tensor, text: Tensor, noise: Tensor, features: Tensor | None = None) -> Tensor:
+        """(1, n_obs, S) normalised, (1, P), (1, T, A), (1, n_obs, n_cam * D) -> (1, T, A)."""
+        seen = [] if features is None else [features.flatten(1)]
+        condition = F.silu(torch.cat([*seen, state.flatten(1), text], dim=1))
+        table = self.of_time + self.of_observation(condition).float()  # (K, layers * 6 D)
+        rows = iter(table.reshape(-1, self.config.hidden_dim).split(1))  # each (1, D), in the order of use
+
+        def denoise(x: Tensor, time: Tensor) -> Tensor:
+            return self.network(x, [[next(rows) for _ in range(6)] for _ in self.blocks])
+
+        return self.objective.sample(denoise, noise)
+
+    def network(self, actions: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
+        rope = None if self.rope is None else (self.rope[0], self.rope[1])
+        x = self.input(actions).float()
+        x = x if self.position is None else x + self.position
+        for block, modulation in zip(self.blocks, modulations, strict=True):
+            x = block(x, modulation, rope)
+        return self.output(x).float()
+
+
+def with_sampler(config: PolicyConfig, sampler: str, steps: int) -> PolicyConfig:
+    """The same policy, sampled in another way; a DDPM-trained one may be sampled by DDIM, and flow by either solver."""
+    if config.objective == "diffusion":
+        return replace(config, noise_scheduler_type=sampler.upper(), num_inference_steps=steps)
+    return replace(config, integration_method=sampler, num_integration_steps=steps)
+
+
+def network_times(config: PolicyConfig) -> list[float]:
+    """The times at which the sampler calls the network, in order."""
+    times: list[float] = []
+
+    def record(x: Tensor, time: Tensor) -> Tensor:
+        times.append(float(time[0]))
+        return x
+
+    make_objective(config).sample(record, torch.zeros(1, 1, 1))
+    return times
+
+
+def time_modulation(
+    weights: Weights, blocks: Sequence[Weights], config: PolicyConfig, times: Sequence[float]
+) -> Tensor:
+    """The constant part of every block's modulation, (K, layers * 6 D), with 1 added to the scales."""
+    sinusoid = SinusoidalTime(config.timestep_embed_dim)(torch.tensor(times))
+    hidden = F.gelu(F.linear(sinusoid, weights["time_mlp.1.weight"], weights["time_mlp.1.bias"]))
+    embedding = F.gelu(F.linear(hidden, weights["time_mlp.3.weight"], weights["time_mlp.3.bias"]))
+    columns = slice(0, config.timestep_embed_dim)
+    parts = [
+        F.linear(F.silu(embedding), block["adaLN_modulation.1.weight"][:, columns], block["adaLN_modulation.1.bias"])
+        for block in blocks
+    ]
+    table = torch.cat(parts, dim=1).detach().reshape(len(times), len(blocks), 6, config.hidden_dim).clone()
+    table[:, :, [1, 4]] += 1.0  # shift, scale, gate of attention, then of the MLP
+    return table.reshape(len(times), -1)
+
+
+def observation_modulation(blocks: Sequence[Weights], config: PolicyConfig) -> Dense:
+    """SiLU of [features of all steps, states of all steps, text] -> every block's modulation without its constant."""
+    weight = torch.cat([block["adaLN_modulation.1.weight"] for block in blocks]).detach()
+    per_step = weight[:, config.timestep_embed_dim :].unflatten(1, (config.n_obs_steps, -1))
+    state, features, text = per_step.split(
+        [config.state_dim, per_step.shape[2] - config.state_dim - config.hidden_dim, config.hidden_dim], dim=2
+    )  # the order within LeRobot's observation step
+    columns = torch.cat([features.flatten(1), state.flatten(1), text.sum(1)], dim=1)
+    return Dense(columns, torch.zeros(len(columns)))
+
+
+# -- a whole policy --
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The three modules of a bundle. `vision` is None for a policy without cameras."""
+
+    vision: FoldedVision | None
+    text: FoldedText
+    denoiser: FoldedDenoiser
+
+    def modules(self) -> dict[str, nn.Module]:
+        """By the name of their graph."""
+        vision = {} if self.vision is None else {"vision": self.vision}
+        return {**vision, "text": self.text, "denoiser": self.denoiser}
+
+
+def fold(policy: Policy, scaling: Mapping[str, Scaling]) -> Folded:
+    """A float32 policy; nothing is shared with it, so it may go afterwards. `scaling`: camera -> (offset, scale)."""
+    config, shape, weights = policy.config, policy.clip_shape, policy.state_dict()
+    encoder = under(weights, "observation_encoder.")
+    tower, projection = (
+        under(encoder, "text_encoder.text_encoder.text_model."),
+        under(encoder, "text_encoder.projection."),
+    )
+    return Folded(
+        vision=fold_vision(encoder, config, scaling, shape.vision) if config.cameras else None,
+        text=FoldedText(tower, projection, shape.text, config.tokenizer_max_length),
+        denoiser=FoldedDenoiser(under(weights, "noise_predictor."), config),
+    )
+
+
+def fold_vision(
+    encoder: Weights, config: PolicyConfig, scaling: Mapping[str, Scaling], shape: VisionShape
+) -> FoldedVision:
+    if config.use_separate_rgb_encoder_per_camera:
+        prefixes = [f"vision_encoders.{i}.model.vision_model." for i in range(len(config.cameras))]
+    else:
+        prefixes = ["vision_encoder.model.vision_model."]
+    towers = [FoldedTower(under(encoder, prefix), shape) for prefix in prefixes]
+    prepare = [Preprocess(size[:2], config, scaling[name]) for name, size in config.cameras.items()]
+    return FoldedVision(prepare, towers)

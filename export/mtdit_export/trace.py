@@ -1,0 +1,86 @@
+"""A folded module -> one ONNX file: opset 20, static shapes, weights inside, named and described.
+
+Knows torch's exporter and what has to be cleaned up after it. Refuses to know what the module computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor, nn
+
+from mtdit_export.errors import ExportError
+from mtdit_export.lint import OPSET, problems
+from mtdit_runtime.bundle import Graph
+from mtdit_runtime.bundle import Tensor as TensorInfo
+
+PROTOBUF_LIMIT = 2_000_000_000  # bytes; ONNX cannot hold more in one file
+
+
+def trace(
+    module: nn.Module, inputs: Mapping[str, Tensor], output: str, path: Path, metadata: Mapping[str, str]
+) -> Graph:
+    """Writes `path` and describes it. `inputs` are examples in the order of the module's arguments.
+
+    ExportError: more than 2 GB of weights, or something TensorRT 10.3 would refuse.
+    """
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    if size > PROTOBUF_LIMIT:
+        raise ExportError(f"{path.name} would hold {size / 1e9:.1f} GB, one ONNX file takes 2: export with --fp16")
+    with quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            input_names=list(inputs),
+            output_names=[output],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # only the old exporter returns nothing
+    model = program.model_proto
+    describe(model, path.stem, metadata)
+    if found := problems(model):
+        raise ExportError(f"{path.name} is not what TensorRT 10.3 takes: {found[0]}; please report this")
+    onnx.save(model, path)
+    return Graph(path.name, tensors(model.graph.input), tensors(model.graph.output))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The exporter narrates on stdout, through logging and through warnings. Errors still come out."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def describe(model: onnx.ModelProto, name: str, metadata: Mapping[str, str]) -> None:
+    """A lone file says what it is. Source lines and paths of the exporting machine go."""
+    model.graph.name, model.producer_name, model.doc_string = name, "mtdit", ""
+    helper.set_model_props(model, dict(metadata))
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
+def tensors(values: list[onnx.ValueInfoProto]) -> tuple[TensorInfo, ...]:
+    kinds = [(v.name, v.type.tensor_type) for v in values]
+    return tuple(
+        TensorInfo(
+            name, tuple(d.dim_value for d in kind.shape.dim), helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+        )
+        for name, kind in kinds
+    )

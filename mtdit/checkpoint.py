@@ -1,0 +1,315 @@
+"""Checkpoints on disk, in LeRobot's own layout, so that LeRobot loads ours and we load LeRobot's.
+
+    RUN/checkpoints/<step>/pretrained_model/   config.json  model.safetensors  train_config.json
+                                               policy_{pre,post}processor.json and the statistics they name
+                                               mtdit.json (joints, fps, tasks)  clip/ (CLIP's shape, tokenizer)
+    RUN/checkpoints/<step>/training_state/     what resuming needs
+    RUN/checkpoints/last -> <step>
+
+Knows files. Refuses to know how a policy is trained or run. Every checkpoint is written under another name and renamed,
+so a crash or a full disk leaves the one before it intact. Two things LeRobot does not write: mtdit.json, because a
+LeRobot checkpoint does not say which joints it moves, and clip/, so that a checkpoint can be exported without the CLIP
+it started from. LeRobot itself still wants the CLIPs of config.json where their names say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mtdit.config import (
+    ACTION,
+    STATE,
+    PolicyConfig,
+    policy_config_from_json,
+    policy_config_to_dict,
+    read_json,
+)
+from mtdit.encoders import clip_shapes, load_tokenizer
+from mtdit.policy import Policy
+from mtdit_robots.errors import UserError
+from mtdit_runtime.normalize import Stats
+
+CONFIG, WEIGHTS, TRAIN_CONFIG = "config.json", "model.safetensors", "train_config.json"
+PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
+PRETRAINED, TRAINING_STATE, CHECKPOINTS, LAST = "pretrained_model", "training_state", "checkpoints", "last"
+FACTS, CLIP = "mtdit.json", "clip"
+EPS = 1e-8  # LeRobot's, added to the standard deviation
+
+DatasetStats = Mapping[str, Mapping[str, NDArray[np.float32]]]  # feature -> min, max, mean, std ... -> values
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What a policy remembers of its demonstrations."""
+
+    dataset: str
+    fps: int
+    joints: tuple[str, ...]  # in the order of state and action, without ".pos"
+    tasks: tuple[str, ...]
+    max_speed: tuple[float, ...]  # units per second, 99.9th percentile of the commanded speed per joint
+    robot_type: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened pretrained_model folder. Weights and tokenizer are read when asked for."""
+
+    folder: Path
+    config: PolicyConfig
+    dataset_stats: DatasetStats
+    facts: DatasetFacts | None  # None for a checkpoint that LeRobot wrote
+
+    @property
+    def state_stats(self) -> Stats:
+        return feature_stats(self.config, self.dataset_stats, STATE)
+
+    @property
+    def action_stats(self) -> Stats:
+        return feature_stats(self.config, self.dataset_stats, ACTION)
+
+    def image_scaling(self, camera: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return image_scaling(self.config, self.dataset_stats, camera)
+
+    def policy(self, device: str | torch.device = "cpu") -> Policy:
+        """The trained policy, in eval mode. UserError when the weights are missing or are another network's."""
+        policy = Policy(self.config, clip_shapes(self.config, beside=self.folder / CLIP))
+        load_weights(policy, self.folder / WEIGHTS)
+        return policy.to(device).eval()
+
+    def tokenizer(self) -> Any:
+        """The tokenizer the policy was trained with: kept beside the weights, else by the text encoder's name."""
+        for kept in (self.folder / CLIP, self.folder / "tokenizer"):  # the second is LeRobot's, from 0.6.2 on
+            if (kept / "tokenizer.json").is_file():
+                return load_tokenizer(kept)
+        return load_tokenizer(self.config.text_encoder_name)
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a pretrained_model folder, a checkpoint, or the last checkpoint of a run; UserError when it is none."""
+    folder = find_pretrained(Path(path))
+    config = policy_config_from_json(folder / CONFIG)
+    facts = _read_facts(folder / FACTS) if (folder / FACTS).is_file() else None
+    return Checkpoint(folder, config, read_stats(folder), facts)
+
+
+def find_pretrained(path: Path) -> Path:
+    """The pretrained_model folder meant by a path to it, to one checkpoint, or to a whole run."""
+    for candidate in (path, path / PRETRAINED, path / LAST / PRETRAINED, path / CHECKPOINTS / LAST / PRETRAINED):
+        if (candidate / CONFIG).is_file() and not (candidate / CHECKPOINTS).is_dir():
+            return candidate
+    return find_last_checkpoint(path) / PRETRAINED
+
+
+def find_last_checkpoint(run: Path) -> Path:
+    """The newest complete checkpoint of a run, also when the `last` link is lost. UserError when there is none."""
+    last = run / CHECKPOINTS / LAST
+    if (last / PRETRAINED / CONFIG).is_file():
+        return last.resolve()
+    complete = [c.parent.parent for c in run.glob(f"{CHECKPOINTS}/[0-9]*/{PRETRAINED}/{CONFIG}")]
+    if complete:
+        return max(complete, key=lambda c: int(c.name))
+    if not run.exists():
+        raise UserError(f"no checkpoint at {run}: the folder does not exist; run `mtdit train` first")
+    raise UserError(f"no checkpoint in {run}: give a run, a checkpoint or a pretrained_model folder of `mtdit train`")
+
+
+def load_weights(policy: torch.nn.Module, path: Path) -> None:
+    """Strictly: every tensor must be there, with its shape, and none may be left over."""
+    weights = read_tensors(path)
+    own = policy.state_dict()
+    missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
+    shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
+    if missing or extra or shapes:
+        first = f"lacks {missing[0]}" if missing else f"has an unknown {extra[0]}" if extra else ""
+        first = first or f"has {shapes[0]} as {tuple(weights[shapes[0]].shape)}, not {tuple(own[shapes[0]].shape)}"
+        raise UserError(f"{path} does not fit its config.json: it {first}; use the files of one and the same training")
+    policy.load_state_dict(weights)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; copy the whole checkpoint folder") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); copy the checkpoint again or use an earlier one") from None
+
+
+def read_stats(folder: Path) -> DatasetStats:
+    """The dataset statistics that the preprocessor's normalizer holds."""
+    steps = read_json(folder / PREPROCESSOR).get("steps", [])
+    names = [s["state_file"] for s in steps if s.get("registry_name") == "normalizer_processor" and "state_file" in s]
+    if not names:
+        raise UserError(f"{folder / PREPROCESSOR} names no normalizer statistics; save the policy with its processors")
+    stats: dict[str, dict[str, NDArray[np.float32]]] = {}
+    for key, value in read_tensors(folder / names[0]).items():
+        feature, _, name = key.rpartition(".")
+        stats.setdefault(feature, {})[name] = value.float().numpy()
+    return stats
+
+
+def feature_stats(config: PolicyConfig, stats: DatasetStats, key: str) -> Stats:
+    """How one vector feature is normalised."""
+    feature = config.input_features.get(key) or config.output_features[key]
+    mode = config.normalization_mapping.get(feature.type, "IDENTITY")
+    if key not in stats:
+        raise UserError(f"the statistics lack {key!r}; recompute the dataset's meta/stats.json and train again")
+    return Stats.of(mode, stats[key])
+
+
+def image_scaling(
+    config: PolicyConfig, stats: DatasetStats, camera: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(offset, scale), each (3,): a pixel x in [0, 1] becomes (x - offset) / scale."""
+    known = stats.get(config.image_keys[camera], {})
+    mode = config.normalization_mapping.get("VISUAL", "IDENTITY")
+    if mode == "IDENTITY" or not known:
+        return np.zeros(3, np.float32), np.ones(3, np.float32)
+    s = Stats.of(mode, {name: np.asarray(v, np.float32).reshape(-1) for name, v in known.items()})
+    if mode == "MEAN_STD":
+        return s.low, s.high + np.float32(EPS)
+    half = np.maximum((s.high - s.low) / 2, np.float32(EPS / 2))
+    return s.low + half, half
+
+
+def facts_from_json(raw: Mapping[str, Any]) -> DatasetFacts:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    return DatasetFacts(**values)
+
+
+def _read_facts(path: Path) -> DatasetFacts:
+    try:
+        return facts_from_json(read_json(path))
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not what this version writes ({error}); train or export with one version") from None
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    checkpoint_files: PretrainedFiles,
+    training_state: Mapping[str, Mapping[str, Tensor]],
+    training_numbers: Mapping[str, Any],
+) -> Path:
+    """Writes RUN/checkpoints/<step> and moves `last` to it. Returns the checkpoint's folder.
+
+    training_state: file name -> tensors; training_numbers: what training_step.json holds, without the step.
+    """
+    final = run / CHECKPOINTS / f"{step:06d}"
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        save_pretrained(partial / PRETRAINED, checkpoint_files)
+        (partial / TRAINING_STATE).mkdir()
+        for name, tensors in training_state.items():
+            save_file(dict(tensors), partial / TRAINING_STATE / name)
+        _write_json(partial / TRAINING_STATE / "training_step.json", {"step": step, **training_numbers})
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"cannot write {final} ({error.strerror}); free some space, the checkpoint before is intact"
+        ) from None
+    _point_last_at(final)
+    return final
+
+
+@dataclass(frozen=True)
+class PretrainedFiles:
+    """What goes into one pretrained_model folder."""
+
+    policy: Policy
+    weights: Mapping[str, Tensor]  # the policy's, or their moving average
+    dataset_stats: DatasetStats
+    facts: DatasetFacts
+    tokenizer: Any
+    train_config: Mapping[str, Any]
+
+
+def save_pretrained(folder: Path, files: PretrainedFiles) -> None:
+    """Writes the files that LeRobot's from_pretrained and make_pre_post_processors read, and our two extras."""
+    (folder / CLIP).mkdir(parents=True)
+    config = files.policy.config
+    _write_json(folder / CONFIG, policy_config_to_dict(config))
+    _write_json(folder / TRAIN_CONFIG, files.train_config)
+    _write_json(folder / FACTS, asdict(files.facts))
+    _write_json(folder / CLIP / "config.json", files.policy.clip_shape.to_json())
+    files.tokenizer.save_pretrained(str(folder / CLIP))
+    save_file({k: v.detach().cpu().contiguous() for k, v in files.weights.items()}, folder / WEIGHTS, {"format": "pt"})
+    for name, steps in ((PREPROCESSOR, preprocessor_steps(config)), (POSTPROCESSOR, postprocessor_steps(config))):
+        for step in steps:
+            if "state_file" in step:
+                save_file(_flat_stats(files.dataset_stats), folder / step["state_file"])
+        _write_json(folder / name, {"name": name.removesuffix(".json"), "steps": steps})
+
+
+def preprocessor_steps(config: PolicyConfig) -> list[dict[str, Any]]:
+    """What LeRobot does to an observation before the policy sees it."""
+    tokenizer = {
+        "max_length": config.tokenizer_max_length,
+        "task_key": "task",
+        "padding_side": config.tokenizer_padding_side,
+        "padding": config.tokenizer_padding,
+        "truncation": config.tokenizer_truncation,
+        "tokenizer_name": config.text_encoder_name,
+    }
+    features = {**config.input_features, **config.output_features}
+    return [
+        {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
+        {"registry_name": "to_batch_processor", "config": {}},
+        {"registry_name": "tokenizer_processor", "config": tokenizer},
+        {"registry_name": "device_processor", "config": {"device": config.device or "cpu", "float_dtype": None}},
+        _normalizer("normalizer_processor", "policy_preprocessor_step_4_normalizer_processor", config, features),
+    ]
+
+
+def postprocessor_steps(config: PolicyConfig) -> list[dict[str, Any]]:
+    """What LeRobot does to an action before the robot sees it."""
+    file = "policy_postprocessor_step_0_unnormalizer_processor"
+    return [
+        _normalizer("unnormalizer_processor", file, config, config.output_features),
+        {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}},
+    ]
+
+
+def _normalizer(kind: str, file: str, config: PolicyConfig, features: Mapping[str, Any]) -> dict[str, Any]:
+    listed = {key: asdict(feature) for key, feature in features.items()}
+    settings = {"eps": EPS, "features": listed, "norm_map": dict(config.normalization_mapping)}
+    return {"registry_name": kind, "config": settings, "state_file": f"{file}.safetensors"}
+
+
+def _flat_stats(stats: DatasetStats) -> dict[str, Tensor]:
+    flat = {f"{key}.{name}": np.asarray(v, np.float32) for key, values in stats.items() for name, v in values.items()}
+    return {k: torch.from_numpy(np.array(v, ndmin=1, copy=True)) for k, v in flat.items()}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def _point_last_at(checkpoint: Path) -> None:
+    """Replaces the link in one step, so that there is always a last checkpoint."""
+    fresh = checkpoint.with_name(f".{LAST}.tmp")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(checkpoint.name)
+    os.replace(fresh, checkpoint.with_name(LAST))

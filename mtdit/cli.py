@@ -1,0 +1,442 @@
+"""The `mtdit` command: options in, one call to a stage, results printed.
+
+Knows every command's words and nothing of how it works. Each stage is imported inside its command, so `mtdit run` on
+the robot computer never meets torch. A mistake of the user's is one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mtdit.terminal import console, progress, stage_table, table
+from mtdit_export.errors import ExportError
+from mtdit_robots.errors import UserError
+from mtdit_robots.robot import Frame, Robot
+
+OUTPUTS = Path("outputs")
+RUN, BUNDLE = OUTPUTS / "train", OUTPUTS / "policy.mtdit"
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="From a LeRobot dataset to a moving SO-101: simulate, train, export, run, eval.",
+)  # fmt: skip
+
+# Which extra brings a module that turned out to be missing.
+EXTRA_OF = {
+    **dict.fromkeys(("onnxruntime", "cv2", "tokenizers"), "runtime"),
+    "mujoco": "twin",
+    **dict.fromkeys(("torch", "torchvision", "lerobot", "transformers", "accelerate", "open_clip"), "train"),
+    **dict.fromkeys(("pyarrow", "av"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript"), "export"),
+}
+
+
+class RobotKind(str, Enum):
+    twin = "twin"
+    so101 = "so101"
+
+
+class Clock(str, Enum):
+    real = "real"
+    lockstep = "lockstep"
+
+
+class Backend(str, Enum):
+    auto = "auto"
+    onnx = "onnx"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+
+
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file; - for standard output.")]
+Seed = Annotated[int, typer.Option(help="Makes the run repeatable.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left at --out.")]
+BundleOption = Annotated[Path, typer.Option("--bundle", help="The policy: a NAME.mtdit folder.")]
+BackendOption = Annotated[Backend, typer.Option(help="auto takes the fastest that really runs and says which.")]
+Calibration = Annotated[Path | None, typer.Option(help="LeRobot's calibration JSON of this arm.")]
+CameraList = Annotated[list[str] | None, typer.Option("--camera", help="name=device, e.g. top=/dev/video0; repeat.")]
+
+
+def main() -> None:
+    """Entry point. User errors and missing extras end in one line on stderr and exit code 2, a failed check in 1."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error))
+    except ExportError as error:
+        _fail(str(error), code=1)
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _fail(f'this command needs {error.name}, which is not installed: pip install "mtdit[{extra}]"')
+
+
+def _fail(message: str, code: int = 2) -> None:
+    print(f"mtdit: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+# -- the workstation
+
+
+@app.command()
+def simulate(
+    task: Annotated[list[str], typer.Option(help='Instruction, e.g. "open the drawer"; repeat for more.')],
+    out: Annotated[Path, typer.Option(help="Folder of the new LeRobotDataset.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Demonstrations per task.")] = 50,
+    seed: Seed = 0,
+    image_size: Annotated[int, typer.Option(min=16, max=640, help="Square camera frames of this many pixels.")] = 64,
+    overwrite: Overwrite = False,
+) -> None:
+    """Record scripted demonstrations in the twin as a LeRobotDataset v3."""
+    from mtdit_robots.twin.tasks import find_task
+
+    names = [find_task(name).name for name in task]
+    _make_room(out, overwrite, proof="meta/info.json")
+    from mtdit.simulate import simulate as record
+
+    with progress("recording") as bars:
+        bar = bars.add_task("", total=episodes * len(names))
+        report = record(
+            names, episodes, out, seed=seed, image_size=(image_size, image_size),
+            on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )  # fmt: skip
+    console.print(report.summary())
+    console.print(f"next: mtdit train --dataset {out}")
+
+
+@app.command()
+def train(
+    dataset: Annotated[str, typer.Option(help="LeRobotDataset v3: a folder or a repo id.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and curves.")] = RUN,
+    preset: Annotated[str, typer.Option(help="base: CLIP ViT-B/16 towers; tiny: small enough for a CPU.")] = "base",
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Finish, schedule and all, after this long.")] = None,
+    seed: Seed = 1000,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    init_from: Annotated[Path | None, typer.Option(help="Start from this checkpoint's weights.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="name=value of a policy field, LeRobot's names.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a Multitask DiT policy; its checkpoint loads in LeRobot."""
+    from mtdit.config import TrainConfig
+
+    given = {"steps": steps, "batch_size": batch_size}
+    config = TrainConfig(
+        dataset=dataset, output_dir=out, preset=preset, policy=dict(_fields(policy or [])), max_minutes=max_minutes,
+        seed=seed, resume=resume, init_from=init_from, **{k: v for k, v in given.items() if v is not None},
+    )  # fmt: skip
+    if not resume:
+        _make_room(out, overwrite, proof="checkpoints")
+    from mtdit.train import train as fit
+
+    checkpoint = fit(config)
+    console.print(f"checkpoint: {checkpoint}")
+    console.print(f"next: mtdit export {out} --fp16")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Training run or checkpoint folder.")] = RUN,
+    out: Annotated[Path, typer.Option(help="The bundle to write, NAME.mtdit.")] = BUNDLE,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Weights and matrix products in fp16.")] = False,
+    steps: Annotated[int, typer.Option(help="Denoising steps inside the graph.")] = 10,
+    sampler: Annotated[str | None, typer.Option(help="ddim; euler or rk4 for flow matching.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Check on this dataset's frames instead of random ones.")] = None,
+    json_out: Json = None,
+) -> None:
+    """Fold a checkpoint into ONNX graphs, verify them against the torch policy, write a bundle."""
+    from mtdit_export.export import export as write
+
+    report = write(checkpoint, out, steps, sampler, fp16, dataset, on_stage=console.print)
+    console.print(report.table())
+    console.print(f'next: mtdit run --robot twin --bundle {out} --task="{report.task}"')
+    _write_json(json_out, report.to_dict())
+
+
+# -- the robot computer
+
+
+@app.command()
+def run(
+    task: Annotated[str, typer.Option(help='The instruction, e.g. "open the drawer".')],
+    robot: Annotated[RobotKind, typer.Option(help="A real SO-101 or the simulated one.")] = RobotKind.twin,
+    bundle: BundleOption = BUNDLE,
+    port: Annotated[str | None, typer.Option(help="Serial port of a real arm.")] = None,
+    calibration: Calibration = None,
+    camera: CameraList = None,
+    backend: BackendOption = Backend.auto,
+    duration: Annotated[float | None, typer.Option(help="Seconds; default: until success or Ctrl-C.")] = None,
+    clock: Annotated[Clock, typer.Option(help="Of the twin: real time, or as fast as it goes.")] = Clock.real,
+    seed: Annotated[int, typer.Option(help="Of the denoising noise, and of the twin's placements.")] = 0,
+    prefetch: Annotated[
+        int | None, typer.Option(min=0, help="Ticks a chunk is asked ahead; default: measured.")
+    ] = None,
+    new_task: Annotated[bool, typer.Option("--new-task", help="Allow an instruction training has not seen.")] = False,
+    video: Annotated[Path | None, typer.Option(help="Film the run to this .mp4.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Record every tick to this file.")] = None,
+    json_out: Json = None,
+) -> None:
+    """Drive an arm from a bundle, without torch."""
+    from mtdit_runtime.bundle import open_bundle
+    from mtdit_runtime.loop import report_table
+    from mtdit_runtime.run import RunOptions, check_task, run_policy
+
+    manifest = open_bundle(bundle, check_files=False).manifest
+    check_task(manifest, task, new_task)
+    sizes = {c.name: (c.height, c.width) for c in manifest.cameras}
+    with _rig(robot, sizes, manifest.fps, task, seed, clock, port, calibration, camera) as rig:
+        report = run_policy(
+            RunOptions(
+                bundle=bundle, task=task, robot=rig.robot, backend=backend.value, duration_s=duration, seed=seed,
+                prefetch_ticks=prefetch, lockstep=clock is Clock.lockstep and robot is RobotKind.twin,
+                new_task=new_task, success=rig.success, log=log, video=video, overview=rig.overview if video else None,
+                home_s=0.0 if robot is RobotKind.twin else RunOptions.home_s, say=console.print,
+            )
+        )  # fmt: skip
+    console.print(report_table(report))
+    _write_json(json_out, report.to_dict())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command("eval")
+def evaluate(
+    task: Annotated[list[str], typer.Option(help="Task whose success is measured; repeat for more.")],
+    robot: Annotated[RobotKind, typer.Option(help="Only the twin knows success.")] = RobotKind.twin,
+    bundle: Annotated[Path | None, typer.Option(help="A NAME.mtdit folder.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="A training run or checkpoint instead: torch.")] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Scenes per task.")] = 50,
+    seed: Annotated[int, typer.Option(help="Picks the scenes; none of them is ever recorded.")] = 0,
+    instruction: Annotated[str | None, typer.Option(help="Tell the policy this instead of the task.")] = None,
+    max_s: Annotated[float, typer.Option(help="Simulated seconds an episode may take.")] = 12.0,
+    backend: BackendOption = Backend.auto,
+    json_out: Json = None,
+) -> None:
+    """Closed-loop success in the twin, in lock-step, with a 95 % Wilson interval."""
+    from mtdit_robots.twin.client import Twin
+    from mtdit_robots.twin.tasks import find_task
+    from mtdit_runtime.evaluate import evaluate as measure
+
+    if robot is not RobotKind.twin:
+        raise UserError("only the twin can tell success: use --robot twin, or watch `mtdit run` on the arm")
+    tasks = [find_task(name).name for name in task]
+    policy, sizes = _policy(bundle, checkpoint, backend)
+    reports = []
+    with Twin(image_size=_one_size(sizes), clock="lockstep") as twin, progress("{task.description}") as bars:
+        for name in tasks:
+            bar = bars.add_task(name, total=episodes)
+            reports.append(
+                measure(
+                    policy, twin, name, episodes, seed, max_s, instruction,
+                    on_episode=lambda _episode, _index, bar=bar: bars.advance(bar),
+                )
+            )  # fmt: skip
+    for report in reports:
+        console.print(str(report))
+    values = [report.to_dict() for report in reports]
+    _write_json(json_out, values[0] if len(values) == 1 else values)
+
+
+@app.command()
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="A NAME.mtdit folder.")] = BUNDLE,
+    backend: BackendOption = Backend.auto,
+    repeats: Annotated[int, typer.Option(min=2, help="Chunks to time.")] = 50,
+    json_out: Json = None,
+) -> None:
+    """Latency of a bundle on this computer, per stage."""
+    from mtdit_runtime.bench import bench as measure
+
+    result = measure(bundle, backend.value, repeats)
+    for line in result["backend"]:
+        console.print(line)
+    console.print(stage_table("", result["stages"]))
+    console.print(
+        f"cold start {result['cold_start_ms']:.0f} ms, peak memory {result['peak_memory_mb']} MB; "
+        f"a chunk lasts {result['budget_ms']:.0f} ms"
+    )
+    _write_json(json_out, result)
+
+
+@app.command()
+def doctor(
+    robot: Annotated[str, typer.Option(help="none, twin or so101.")] = "none",
+    port: Annotated[str | None, typer.Option(help="Serial port of a real arm; nothing is moved.")] = None,
+    json_out: Json = None,
+) -> None:
+    """What works on this computer, what does not, and the line that mends it."""
+    from mtdit_runtime.doctor import doctor as check
+    from mtdit_runtime.doctor import healthy, to_dict
+
+    if robot not in ("none", "twin", "so101"):
+        raise UserError(f"--robot {robot} is unknown: use none, twin or so101")
+    checks = check(robot, port)
+    rows = [(c.id, c.status, c.finding, c.remedy) for c in checks]
+    console.print(table("", ["check", "", "finding", "what to do"], rows))
+    _write_json(json_out, to_dict(checks))
+    if not healthy(checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def twin(
+    link: Annotated[Path | None, typer.Option(help="Make this name point to the port, e.g. /tmp/ttySIM0.")] = None,
+    task: Annotated[str, typer.Option(help="Whose table is laid.")] = "open the drawer",
+    seed: Seed = 0,
+    clock: Annotated[Clock, typer.Option(help="lockstep: one goal write is one tick.")] = Clock.real,
+    picture_to: Annotated[Path, typer.Option("--picture", help="Keep a picture here, refreshed.")] = OUTPUTS
+    / "twin.png",
+    calibration_to: Annotated[Path, typer.Option("--calibration", help="Write the twin's calibration JSON here.")] = (
+        OUTPUTS / "twin.json"
+    ),
+    seconds: Annotated[float | None, typer.Option(help="Stop by itself; default: Ctrl-C.")] = None,
+) -> None:
+    """Serve the simulated arm on a pseudo-terminal to any Feetech client, and show it."""
+    from mtdit.serve import serve
+
+    serve(task, seed, clock.value, link, picture_to, calibration_to, seconds)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Everything lands here.")] = OUTPUTS / "demo",
+    episodes: Annotated[int | None, typer.Option(min=1, help="Demonstrations per task.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Of training.")] = None,
+    eval_episodes: Annotated[int | None, typer.Option(min=1, help="Scenes per task.")] = None,
+) -> None:
+    """The whole road on this computer: record, train, export, run, evaluate."""
+    from mtdit.demo import DemoConfig
+    from mtdit.demo import demo as walk
+
+    given = {"episodes": episodes, "train_minutes": minutes, "eval_episodes": eval_episodes}
+    walk(DemoConfig(out=out, **{k: v for k, v in given.items() if v is not None}), say=console.print)
+
+
+# -- what several commands share
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A robot that is not connected yet, and what only the twin can add."""
+
+    robot: Robot
+    success: Callable[[], bool] | None = None
+    overview: Callable[[], Mapping[str, Frame]] | None = None
+
+
+@contextmanager
+def _rig(
+    kind: RobotKind, sizes: Mapping[str, tuple[int, int]], fps: int, task: str, seed: int, clock: Clock,
+    port: str | None, calibration: Path | None, cameras: list[str] | None,
+) -> Iterator[Rig]:  # fmt: skip
+    if kind is RobotKind.so101:
+        yield Rig(_so101(sizes, fps, port, calibration, cameras or []))
+        return
+    from mtdit_robots.twin.client import Twin
+    from mtdit_robots.twin.tasks import find_task
+
+    find_task(task)
+    with Twin(image_size=_one_size(sizes), clock=clock.value) as twin:
+        twin.reset(task, seed)
+        yield Rig(twin.robot(), twin.success, lambda: {"overview": twin.picture("overview", 240, 320)})
+
+
+def _so101(
+    sizes: Mapping[str, tuple[int, int]], fps: int, port: str | None, calibration: Path | None, cameras: list[str]
+) -> Robot:
+    from mtdit_robots import calibration as calibrations
+    from mtdit_robots.arm import So101Arm
+    from mtdit_robots.camera import OpenCvCamera
+
+    if port is None or calibration is None:
+        missing = "--port /dev/ttyACM0" if port is None else "--calibration my_arm.json"
+        raise UserError(f"a real arm needs {missing}: `mtdit doctor --robot so101` helps to find it")
+    devices = dict(_pairs("--camera", cameras))
+    for name in sizes:
+        if name not in devices:
+            raise UserError(f"the policy needs camera {name!r}: add --camera {name}=/dev/video0")
+    loaded = calibrations.load(calibration)
+    opened = [OpenCvCamera(name, devices[name], height, width, fps) for name, (height, width) in sizes.items()]
+    return So101Arm(port, loaded, opened)
+
+
+def _policy(bundle: Path | None, checkpoint: Path | None, backend: Backend) -> tuple[Any, dict[str, tuple[int, int]]]:
+    """A Policy and the size of its cameras' frames."""
+    if bundle is not None and checkpoint is not None:
+        raise UserError("--bundle and --checkpoint exclude each other: give one")
+    if checkpoint is not None:
+        from mtdit.checkpoint import open_checkpoint
+        from mtdit.rollout import TorchPolicy
+
+        trained = open_checkpoint(checkpoint)
+        return TorchPolicy(trained), {name: shape[:2] for name, shape in trained.config.cameras.items()}
+    from mtdit_runtime.bundle import open_bundle
+    from mtdit_runtime.engine import choose_engines
+    from mtdit_runtime.policy import BundlePolicy
+
+    opened = open_bundle(bundle or BUNDLE)
+    sizes = {c.name: (c.height, c.width) for c in opened.manifest.cameras}
+    return BundlePolicy(opened, choose_engines(opened, backend.value)), sizes
+
+
+def _one_size(sizes: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    """The twin draws all its cameras in one size."""
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"the twin's cameras share one size, the policy wants {dict(sizes)}: train on one size")
+    return next(iter(sizes.values()), (64, 64))
+
+
+def _pairs(option: str, words: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not sign:
+            raise UserError(f"{option} {word!r} has no value: write {option} name=value")
+        yield name, value
+
+
+def _fields(words: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Values are JSON where they parse as such, else plain words."""
+    for name, value in _pairs("--policy", words):
+        try:
+            yield name, json.loads(value)
+        except json.JSONDecodeError:
+            yield name, value
+
+
+def _make_room(out: Path, overwrite: bool, proof: str) -> None:
+    """Remove an earlier result, if asked, and only if `proof` shows that it is one."""
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"{out} exists: add --overwrite to replace it, or choose another --out")
+    if not (out / proof).exists():
+        raise UserError(f"{out} holds no {proof}, so it is not ours to replace: choose another --out")
+    shutil.rmtree(out)
+
+
+def _write_json(where: Path | None, value: Any) -> None:
+    if where is None:
+        return
+    text = json.dumps(value, indent=2) + "\n"
+    if str(where) == "-":
+        sys.stdout.write(text)
+    else:
+        where.parent.mkdir(parents=True, exist_ok=True)
+        where.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,394 @@
+"""What a policy is and how it is trained: two frozen dataclasses and the JSON they are kept in.
+
+Knows LeRobot's field names, defaults and rules for `multi_task_dit` (lerobot/policies/multi_task_dit/
+configuration_multi_task_dit.py). Refuses to know torch: the CLI reads this without importing it.
+
+`PolicyConfig()` has LeRobot's defaults, because a config.json that lacks a key means LeRobot's default. A new training
+starts from a preset instead (`PRESETS`), which differs where a LeRobot default is a trap:
+
+| field | LeRobot | ours | why |
+|---|---|---|---|
+| image_resize_shape | None | 240 x 240 before the 224 crop | without it only the middle 224x224 is seen |
+| noise_scheduler_type, num_inference_steps | DDPM, 100 | DDIM, 10 | a tenth of the network calls |
+| EMA of the weights | none | on | the averaged weights act more steadily |
+| random crop | one offset per batch | one per sample and camera | more variety for the same work |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mtdit_robots.errors import UserError
+
+STATE = "observation.state"
+ACTION = "action"
+IMAGES = "observation.images."
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+NORMALIZATIONS = ("MIN_MAX", "MEAN_STD", "IDENTITY")
+OPENAI_B16 = "openai/clip-vit-base-patch16"
+
+# Keys of LeRobot's base class that describe where a policy lives, not what it computes: read and dropped.
+_UNUSED_KEYS = frozenset(
+    ["use_peft", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path", "pretrained_revision"]
+)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One input or output: type STATE, VISUAL (shape C, H, W), ACTION or ENV."""
+
+    type: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Everything that fixes the policy's computation. Field names and defaults are LeRobot's."""
+
+    input_features: Mapping[str, Feature] = field(default_factory=dict)  # order of VISUAL entries = camera order
+    output_features: Mapping[str, Feature] = field(default_factory=dict)
+
+    n_obs_steps: int = 2
+    horizon: int = 32
+    n_action_steps: int = 24
+    objective: str = "diffusion"  # or flow_matching
+
+    noise_scheduler_type: str = "DDPM"  # or DDIM; only sampling differs
+    num_train_timesteps: int = 100
+    beta_schedule: str = "squaredcos_cap_v2"
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    prediction_type: str = "epsilon"  # or sample
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
+    num_inference_steps: int | None = None  # None: num_train_timesteps
+
+    sigma_min: float = 0.0
+    num_integration_steps: int = 100
+    integration_method: str = "euler"  # or rk4
+    timestep_sampling_strategy: str = "beta"  # or uniform
+    timestep_sampling_s: float = 0.999
+    timestep_sampling_alpha: float = 1.5
+    timestep_sampling_beta: float = 1.0
+
+    hidden_dim: int = 512
+    num_layers: int = 6
+    num_heads: int = 8
+    dropout: float = 0.1
+    use_positional_encoding: bool = False
+    timestep_embed_dim: int = 256
+    use_rope: bool = True
+    rope_base: float = 10000.0
+
+    vision_encoder_name: str = OPENAI_B16  # Hub name or folder; LeRobot wants "clip" in it
+    use_separate_rgb_encoder_per_camera: bool = False
+    vision_encoder_lr_multiplier: float = 0.1
+    image_resize_shape: tuple[int, int] | None = None  # H, W
+    image_crop_shape: tuple[int, int] | None = (224, 224)  # H, W, after the resize
+    image_crop_is_random: bool = True
+
+    text_encoder_name: str = OPENAI_B16
+    tokenizer_max_length: int = 77
+    tokenizer_padding: str = "max_length"
+    tokenizer_padding_side: str = "right"
+    tokenizer_truncation: bool = True
+
+    normalization_mapping: Mapping[str, str] = field(
+        default_factory=lambda: {"VISUAL": "MEAN_STD", "STATE": "MIN_MAX", "ACTION": "MIN_MAX"}
+    )
+
+    optimizer_lr: float = 2e-5
+    optimizer_betas: tuple[float, float] = (0.95, 0.999)
+    optimizer_eps: float = 1e-8
+    optimizer_weight_decay: float = 0.0
+    scheduler_name: str = "cosine"
+    scheduler_warmup_steps: int = 0
+    do_mask_loss_for_padding: bool = False
+    drop_n_last_frames: int | None = None  # None: horizon - n_action_steps - n_obs_steps + 1
+
+    device: str | None = None
+    use_amp: bool = False
+
+    def __post_init__(self) -> None:
+        if self.drop_n_last_frames is None:
+            object.__setattr__(self, "drop_n_last_frames", self.horizon - self.n_action_steps - self.n_obs_steps + 1)
+        _check_policy(self)
+
+    @property
+    def cameras(self) -> dict[str, tuple[int, int, int]]:
+        """Camera name -> (H, W, 3), in the order the network sees them."""
+        images = {k: f.shape for k, f in self.input_features.items() if f.type == "VISUAL"}
+        return {k.removeprefix(IMAGES): (s[1], s[2], s[0]) for k, s in images.items()}
+
+    @property
+    def image_keys(self) -> dict[str, str]:
+        """Camera name -> dataset key. LeRobot takes any VISUAL key, so the usual prefix may be absent."""
+        return {k.removeprefix(IMAGES): k for k, f in self.input_features.items() if f.type == "VISUAL"}
+
+    @property
+    def state_dim(self) -> int:
+        return self.input_features[STATE].shape[0]
+
+    @property
+    def action_dim(self) -> int:
+        return self.output_features[ACTION].shape[0]
+
+    @property
+    def inference_steps(self) -> int:
+        return self.num_train_timesteps if self.num_inference_steps is None else self.num_inference_steps
+
+
+def input_size(config: PolicyConfig, camera: str) -> tuple[int, int]:
+    """Height and width that reach the vision tower, after resize and crop."""
+    height, width, _ = config.cameras[camera]
+    return config.image_crop_shape or config.image_resize_shape or (height, width)
+
+
+def policy_config_from_json(path: Path) -> PolicyConfig:
+    """Reads LeRobot's config.json. UserError when it is missing, broken, of another policy type or invalid."""
+    raw = read_json(path)
+    if not isinstance(raw, dict) or raw.get("type") != "multi_task_dit":
+        found = raw.get("type") if isinstance(raw, dict) else None
+        raise UserError(f"{path}: policy type is {found!r}; only 'multi_task_dit' checkpoints are supported")
+    return policy_config_from_dict({k: v for k, v in raw.items() if k != "type"}, source=str(path))
+
+
+def policy_config_from_dict(raw: Mapping[str, Any], source: str = "policy options") -> PolicyConfig:
+    """LeRobot's JSON values -> PolicyConfig. UserError names the first key that does not exist or does not fit."""
+    known = {f.name: f for f in fields(PolicyConfig)}
+    unknown = sorted(set(raw) - set(known) - _UNUSED_KEYS)
+    if unknown:
+        raise UserError(f"{source}: unknown field {unknown[0]!r}; see the fields of PolicyConfig in mtdit/config.py")
+    values = {k: _from_json(k, v, source) for k, v in raw.items() if k in known}
+    return PolicyConfig(**values)
+
+
+def policy_config_to_dict(config: PolicyConfig) -> dict[str, Any]:
+    """What LeRobot's config.json holds, `type` first; MultiTaskDiTConfig parses it as it is."""
+    values = json.loads(json.dumps(asdict(config)))
+    return {"type": "multi_task_dit", **values, "push_to_hub": False, "repo_id": None}
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON, or a UserError that names the file."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give the folder that holds it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it from a backup or train again") from None
+
+
+def _from_json(name: str, value: Any, source: str) -> Any:
+    if name in ("input_features", "output_features"):
+        try:
+            return {k: Feature(f["type"], tuple(int(n) for n in f["shape"])) for k, f in (value or {}).items()}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(f"{source}: {name} must map each key to {{type, shape}}, got {value!r}") from None
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_types(config: PolicyConfig) -> None:
+    """The declared kind of every scalar field, so that a typo in a JSON file is named and not stumbled over."""
+    kinds = {"int": int, "float": (int, float), "str": str, "bool": bool, "int | None": (int, type(None))}
+    for f in fields(config):
+        value, kind = getattr(config, f.name), kinds.get(str(f.type))
+        wrong_bool = isinstance(value, bool) and str(f.type) != "bool"
+        if kind is not None and (wrong_bool or not isinstance(value, kind)):  # type: ignore[arg-type]
+            raise UserError(f"{f.name} must be {f.type}, got {value!r}")
+
+
+def _check_policy(c: PolicyConfig) -> None:
+    """Every rule as (it holds, what to say). The first that fails is the one the user reads."""
+    _check_types(c)
+    _check_one_of(c)
+    rules = [
+        *((getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}") for n in _POSITIVE_INTS),
+        (
+            c.n_action_steps <= c.horizon - c.n_obs_steps + 1,
+            f"n_action_steps must be at most horizon - n_obs_steps + 1 = {c.horizon - c.n_obs_steps + 1}, "
+            f"got {c.n_action_steps}",
+        ),
+        (c.drop_n_last_frames is not None and c.drop_n_last_frames >= 0, "drop_n_last_frames must not be negative"),
+        (
+            c.hidden_dim % max(c.num_heads, 1) == 0,
+            f"hidden_dim must be divisible by num_heads, got {c.hidden_dim} and {c.num_heads}",
+        ),
+        (
+            not c.use_rope or c.hidden_dim // max(c.num_heads, 1) % 2 == 0,
+            f"hidden_dim / num_heads must be even with use_rope, got {c.hidden_dim} / {c.num_heads}",
+        ),
+        (
+            c.timestep_embed_dim >= 4 and c.timestep_embed_dim % 2 == 0,
+            f"timestep_embed_dim must be even and at least 4, got {c.timestep_embed_dim}",
+        ),
+        (0.0 <= c.dropout < 1.0, f"dropout must be in [0, 1), got {c.dropout}"),
+        (c.rope_base > 0, f"rope_base must be positive, got {c.rope_base}"),
+        (
+            0.0 < c.beta_start <= c.beta_end < 1.0,
+            f"beta_start, beta_end must be 0 < start <= end < 1, got {c.beta_start}, {c.beta_end}",
+        ),
+        (c.clip_sample_range > 0, f"clip_sample_range must be positive, got {c.clip_sample_range}"),
+        (
+            1 <= c.inference_steps <= c.num_train_timesteps,
+            f"num_inference_steps must be 1..num_train_timesteps ({c.num_train_timesteps}), got {c.inference_steps}",
+        ),
+        (0.0 <= c.sigma_min <= 1.0, f"sigma_min must be in [0, 1], got {c.sigma_min}"),
+        (0.0 < c.timestep_sampling_s <= 1.0, f"timestep_sampling_s must be in (0, 1], got {c.timestep_sampling_s}"),
+        (c.timestep_sampling_alpha > 0, "timestep_sampling_alpha must be positive"),
+        (c.timestep_sampling_beta > 0, "timestep_sampling_beta must be positive"),
+        (c.optimizer_lr > 0, f"optimizer_lr must be positive, got {c.optimizer_lr}"),
+        (c.vision_encoder_lr_multiplier >= 0, "vision_encoder_lr_multiplier must not be negative"),
+        (c.scheduler_warmup_steps >= 0, "scheduler_warmup_steps must not be negative"),
+        (
+            "clip" in c.vision_encoder_name.lower(),
+            f"vision_encoder_name must be a CLIP model (LeRobot wants 'clip' in it), got {c.vision_encoder_name!r}",
+        ),
+        (
+            "clip" in c.text_encoder_name.lower(),
+            f"text_encoder_name must be a CLIP model (LeRobot wants 'clip' in it), got {c.text_encoder_name!r}",
+        ),
+        (c.tokenizer_padding_side == "right", "tokenizer_padding_side must be 'right': CLIP pools at the first EOS"),
+    ]
+    for holds, message in rules:
+        if not holds:
+            raise UserError(message)
+    _check_images(c)
+    _check_features(c)
+
+
+_POSITIVE_INTS = ("n_obs_steps", "horizon", "n_action_steps", "num_train_timesteps", "num_integration_steps",
+                  "hidden_dim", "num_layers", "num_heads", "tokenizer_max_length")  # fmt: skip
+_ONE_OF: dict[str, tuple[str, ...]] = {
+    "objective": ("diffusion", "flow_matching"),
+    "noise_scheduler_type": ("DDPM", "DDIM"),
+    "beta_schedule": BETA_SCHEDULES,
+    "prediction_type": ("epsilon", "sample"),
+    "integration_method": ("euler", "rk4"),
+    "timestep_sampling_strategy": ("beta", "uniform"),
+    "scheduler_name": ("cosine", "constant", "constant_with_warmup"),
+    "tokenizer_padding": ("max_length", "longest"),
+}
+
+
+def _check_one_of(c: PolicyConfig) -> None:
+    for name, choices in _ONE_OF.items():
+        if getattr(c, name) not in choices:
+            raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(c, name)!r}")
+    for kind, mode in c.normalization_mapping.items():
+        if mode not in NORMALIZATIONS:
+            raise UserError(f"normalization_mapping[{kind!r}] must be one of {', '.join(NORMALIZATIONS)}, got {mode!r}")
+
+
+def _check_images(c: PolicyConfig) -> None:
+    for name in ("image_resize_shape", "image_crop_shape"):
+        shape = getattr(c, name)
+        if shape is not None and (len(shape) != 2 or any(not isinstance(n, int) or n < 1 for n in shape)):
+            raise UserError(f"{name} must be two positive integers (height, width) or null, got {shape!r}")
+    for camera, (height, width, _) in c.cameras.items():
+        size, crop = c.image_resize_shape or (height, width), c.image_crop_shape
+        if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
+            raise UserError(
+                f"image_crop_shape {crop} does not fit into camera {camera!r} of {size}; "
+                "set image_resize_shape at least as large"
+            )
+
+
+def _check_features(c: PolicyConfig) -> None:
+    if not c.input_features and not c.output_features:
+        return  # a config without a dataset yet: `with_features` completes it
+    if STATE not in c.input_features or len(c.input_features[STATE].shape) != 1:
+        raise UserError(f"input_features must contain {STATE!r} with one dimension; record joint positions")
+    if ACTION not in c.output_features or len(c.output_features[ACTION].shape) != 1:
+        raise UserError(f"output_features must contain {ACTION!r} with one dimension; record actions")
+    for key, feature in c.input_features.items():
+        if feature.type == "VISUAL" and (len(feature.shape) != 3 or feature.shape[0] != 3):
+            raise UserError(f"input_features[{key!r}] must be RGB with shape (3, H, W), got {feature.shape}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. `policy` holds the PolicyConfig fields that differ from the preset."""
+
+    dataset: str  # folder of a LeRobotDataset v3, a folder of a FrameCache, or a repo id
+    output_dir: Path
+    preset: str = "base"
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 30_000
+    max_minutes: float | None = None  # stop and finish the learning-rate schedule at this wall time
+    batch_size: int = 64
+    noise_samples: int = 1  # (noise, timestep) draws per encoded observation; the expected loss is the same
+    seed: int = 1000
+    device: str = "auto"
+    amp: str = "no"  # no, bf16 or fp16
+    ema: bool = True
+    ema_max_decay: float = 0.9999
+    grad_clip_norm: float = 10.0
+    random_shift_px: int = 0  # shift each camera's frames by up to this, edge-padded, one offset per sample
+    log_every: int = 50
+    save_every: int = 5_000
+    imagenet_stats: bool = True  # normalise images by ImageNet's mean and std, not the dataset's
+    cache_dir: Path | None = None  # decoded frames; None: output_dir/frames
+    resume: bool = False
+    init_from: Path | None = None  # start from this checkpoint's weights
+
+    def __post_init__(self) -> None:
+        _check_train(self)
+
+
+def _check_train(c: TrainConfig) -> None:
+    rules = [
+        *((getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}")
+          for n in ("steps", "batch_size", "noise_samples", "log_every", "save_every")),
+        (c.preset in PRESETS, f"preset must be one of {', '.join(PRESETS)}, got {c.preset!r}"),
+        (c.amp in ("no", "bf16", "fp16"), f"amp must be one of no, bf16, fp16, got {c.amp!r}"),
+        (c.max_minutes is None or c.max_minutes > 0, f"max_minutes must be positive, got {c.max_minutes}"),
+        (0.0 <= c.ema_max_decay < 1.0, f"ema_max_decay must be in [0, 1), got {c.ema_max_decay}"),
+        (c.grad_clip_norm > 0, f"grad_clip_norm must be positive, got {c.grad_clip_norm}"),
+        (c.random_shift_px >= 0, f"random_shift_px must not be negative, got {c.random_shift_px}"),
+        (not (c.resume and c.init_from), "resume and init_from exclude each other; resume keeps the run's own weights"),
+    ]  # fmt: skip
+    for holds, message in rules:
+        if not holds:
+            raise UserError(message)
+
+
+_SAFE = {"noise_scheduler_type": "DDIM", "num_inference_steps": 10}
+PRESETS: dict[str, dict[str, Any]] = {
+    # LeRobot's network, with the safe differences of the table above. 240 -> 224 keeps 93 % of each side.
+    "base": {**_SAFE, "image_resize_shape": (240, 240)},
+    # A few million parameters from scratch on 64-pixel frames: tests, CPU demos. The tiny CLIP is made on the spot.
+    "tiny": {
+        **_SAFE, "n_obs_steps": 1, "horizon": 16, "n_action_steps": 8, "drop_n_last_frames": 0,
+        "hidden_dim": 128, "num_layers": 4, "num_heads": 4, "timestep_embed_dim": 64, "dropout": 0.0,
+        "image_resize_shape": (64, 64), "image_crop_shape": (64, 64), "use_separate_rgb_encoder_per_camera": False,
+        "optimizer_lr": 5e-4, "vision_encoder_lr_multiplier": 1.0, "scheduler_warmup_steps": 100,
+    },
+}  # fmt: skip
+
+
+# TrainConfig fields that go with a preset.
+_TRAINING: dict[str, dict[str, Any]] = {
+    "base": {},
+    "tiny": {"batch_size": 64, "noise_samples": 4, "random_shift_px": 2, "save_every": 1_000},
+}
+
+
+def training_defaults(preset: str) -> dict[str, Any]:
+    """The TrainConfig fields a preset sets; UserError for a preset that does not exist."""
+    if preset not in _TRAINING:
+        raise UserError(f"preset must be one of {', '.join(_TRAINING)}, got {preset!r}")
+    return dict(_TRAINING[preset])
+
+
+def with_features(
+    overrides: Mapping[str, Any], preset: str, inputs: Mapping[str, Feature], outputs: Mapping[str, Feature]
+) -> PolicyConfig:
+    """The preset, changed by `overrides` (JSON values), for a dataset with these features."""
+    merged = {**PRESETS[preset], **overrides}
+    config = policy_config_from_dict(merged)
+    return replace(config, input_features=dict(inputs), output_features=dict(outputs))

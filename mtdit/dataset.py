@@ -1,0 +1,264 @@
+"""Reads a LeRobotDataset v3 folder: metadata, states, actions and decoded frames.
+
+Knows the format on disk (meta/, data/*.parquet, videos/*.mp4). Refuses to know policies, windows and batches.
+Decodes each video once from front to back, which is far cheaper than seeking frame by frame.
+Source of the format: lerobot/datasets/{dataset_metadata,dataset_reader,video_utils}.py, codebase_version v3.0.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mtdit.config import ACTION, IMAGES, STATE, Feature, read_json
+from mtdit_robots.errors import UserError
+
+INFO, STATS = "meta/info.json", "meta/stats.json"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened dataset: everything but the frames is in memory. Rows are global frame numbers, sorted by episode."""
+
+    root: Path
+    fps: int
+    robot_type: str
+    joints: tuple[str, ...]  # names of the action's dimensions, without ".pos"
+    cameras: Mapping[str, tuple[int, int, int]]  # camera -> (H, W, 3), in the order of info.json
+    image_keys: Mapping[str, str]  # camera -> feature key
+    tasks: tuple[str, ...]
+    state: NDArray[np.float32]  # (N, J)
+    action: NDArray[np.float32]  # (N, A)
+    task: NDArray[np.int64]  # (N,) index into tasks
+    episode_ends: NDArray[np.int64]  # (E,) exclusive
+    stats: Mapping[str, Mapping[str, NDArray[np.float32]]]  # meta/stats.json, or computed when that is missing
+    info: Mapping[str, Any]
+    episodes: pa.Table
+
+    @property
+    def features(self) -> tuple[dict[str, Feature], dict[str, Feature]]:
+        """Input and output features as LeRobot's policy config names them."""
+        images = {self.image_keys[c]: Feature("VISUAL", (s[2], s[0], s[1])) for c, s in self.cameras.items()}
+        inputs = {STATE: Feature("STATE", (self.state.shape[1],)), **images}
+        ordered = {k: inputs[k] for k in self.info["features"] if k in inputs}
+        return ordered, {ACTION: Feature("ACTION", (self.action.shape[1],))}
+
+    @property
+    def max_speed(self) -> tuple[float, ...]:
+        """Units per second, 99.9th percentile of the commanded speed of each joint."""
+        steps = np.abs(np.diff(self.action, axis=0)) * self.fps
+        inside = np.delete(steps, self.episode_ends[:-1] - 1, axis=0)
+        return tuple(float(v) for v in np.quantile(inside, 0.999, axis=0)) if len(inside) else (0.0,) * len(self.joints)
+
+    def frames(self, camera: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Every (row, frame (H, W, 3) RGB) of a camera, each row once. UserError when a video ends early."""
+        key = self.image_keys[camera]
+        if self.info["features"][key]["dtype"] == "video":
+            return _video_frames(self, key)
+        return _png_frames(self, key)
+
+
+def find_dataset(name: str) -> Path:
+    """The folder of a dataset given as a folder or a Hub repo id. UserError says why it is none."""
+    folder = Path(name).expanduser()
+    if (folder / INFO).is_file():
+        return folder
+    if folder.is_dir():
+        raise UserError(f"{folder} is not a LeRobotDataset: it has no {INFO}; give the folder that contains meta/")
+    if folder.is_absolute() or name.count("/") != 1 or name.startswith("."):
+        raise UserError(f"no dataset at {folder}; record one with `mtdit simulate --out {folder}` or check the path")
+    return _from_hub(name)
+
+
+def _from_hub(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from lerobot.utils.constants import HF_LEROBOT_HOME
+
+    local = Path(HF_LEROBOT_HOME) / repo_id
+    if (local / INFO).is_file():
+        return local
+    try:
+        return Path(snapshot_download(repo_id, repo_type="dataset", local_dir=local))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise UserError(f"no dataset {repo_id!r}: neither a folder nor on the Hub ({reason})") from None
+
+
+def open_dataset(name: str) -> Dataset:
+    """Opens a LeRobotDataset v3. UserError names what is missing or broken."""
+    root = find_dataset(name)
+    info = read_json(root / INFO)
+    _check_info(root, info)
+    columns = _read_rows(root)
+    if len(columns["index"]) == 0:
+        raise UserError(f"{root} has no frames; record episodes first")
+    state, action = _vectors(root, columns, STATE), _vectors(root, columns, ACTION)
+    images = [k for k, f in info["features"].items() if f["dtype"] in ("video", "image")]
+    shapes = {k: _image_shape(root, k, info["features"][k]) for k in images}
+    return Dataset(
+        root=root,
+        fps=int(info["fps"]),
+        robot_type=str(info.get("robot_type") or ""),
+        joints=_names(info["features"][ACTION], action.shape[1]),
+        cameras={k.removeprefix(IMAGES): shapes[k] for k in images},
+        image_keys={k.removeprefix(IMAGES): k for k in images},
+        tasks=_tasks(root),
+        state=state,
+        action=action,
+        task=columns["task_index"].astype(np.int64),
+        episode_ends=np.append(np.flatnonzero(np.diff(columns["episode_index"])) + 1, len(state)).astype(np.int64),
+        stats=_stats(root, state, action),
+        info=info,
+        episodes=_read_table(root, "meta/episodes", "episodes"),
+    )
+
+
+def _check_info(root: Path, info: Any) -> None:
+    version = str(info.get("codebase_version", "?")) if isinstance(info, dict) else "?"
+    if not version.startswith("v3."):
+        raise UserError(f"{root} is a dataset of version {version}, v3.x is needed; convert it with LeRobot's script")
+    for key in (STATE, ACTION):
+        if key not in info.get("features", {}):
+            raise UserError(f"{root} has no feature {key!r}; record it, or rename the feature in meta/info.json")
+    if not isinstance(info.get("fps"), int) or info["fps"] <= 0:
+        raise UserError(f"{root}/{INFO}: fps must be a positive integer, got {info.get('fps')!r}")
+
+
+def _image_shape(root: Path, key: str, feature: Mapping[str, Any]) -> tuple[int, int, int]:
+    shape, names = list(feature["shape"]), list(feature.get("names") or [])
+    if names[:1] in (["channel"], ["channels"]) or (not names and shape[0] == 3):
+        shape = [*shape[1:], shape[0]]
+    if len(shape) != 3 or shape[2] != 3:
+        raise UserError(f"{root}: camera {key!r} has shape {feature['shape']}, RGB (H, W, 3) is needed")
+    return int(shape[0]), int(shape[1]), 3
+
+
+def _names(feature: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Dimension names; LeRobot writes a list, older recordings a dict with one list in it."""
+    names = feature.get("names")
+    if isinstance(names, dict):
+        names = next(iter(names.values()), None)
+    if not isinstance(names, list) or len(names) != count:
+        return tuple(f"joint_{i + 1}" for i in range(count))
+    return tuple(str(n).removesuffix(".pos") for n in names)
+
+
+def _read_rows(root: Path) -> dict[str, NDArray[Any]]:
+    """The columns training needs, sorted by row number."""
+    wanted = [STATE, ACTION, "index", "episode_index", "task_index"]
+    table = _read_table(root, "data", "frames", wanted).sort_by("index")
+    return {name: _to_numpy(table.column(name)) for name in wanted}
+
+
+def _read_table(root: Path, folder: str, what: str, columns: list[str] | None = None) -> pa.Table:
+    files = sorted((root / folder).glob("chunk-*/file-*.parquet"))
+    if not files:
+        raise UserError(f"{root} has no {what}: {folder}/chunk-000/file-000.parquet is missing; copy the whole dataset")
+    tables = [_read_parquet(file, columns) for file in files]
+    missing = [c for c in columns or [] if c not in tables[0].column_names]
+    if missing:
+        raise UserError(f"{files[0]} has no column {missing[0]!r}; the dataset and its meta/info.json do not match")
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _read_parquet(file: Path, columns: list[str] | None) -> pa.Table:
+    try:
+        return pq.ParquetFile(file).read(columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{file} cannot be read ({reason}); copy the dataset again") from None
+
+
+def _to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
+    if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
+        return np.array(column.to_pylist(), dtype=np.float32).reshape(len(column), -1)
+    return column.to_numpy()
+
+
+def _vectors(root: Path, columns: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.float32]:
+    values = columns[key].astype(np.float32).reshape(len(columns[key]), -1)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise UserError(f"{root}: {key} of frame {bad[0]} is not a finite number; remove that episode")
+    return values
+
+
+def _tasks(root: Path) -> tuple[str, ...]:
+    path = root / "meta/tasks.parquet"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; copy the whole dataset")
+    table = pq.read_table(path)
+    name = next((n for n in ("task", "__index_level_0__") if n in table.column_names), None)
+    if name is None:
+        raise UserError(f"{path} has no column 'task'; every episode needs an instruction")
+    rows = sorted(zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True))
+    return tuple(str(task) for _, task in rows)
+
+
+def _stats(
+    root: Path, state: NDArray[np.float32], action: NDArray[np.float32]
+) -> dict[str, dict[str, NDArray[np.float32]]]:
+    """meta/stats.json as arrays; what it lacks of state and action is computed from the rows."""
+    raw = read_json(root / STATS) if (root / STATS).is_file() else {}
+    stats = {k: {n: np.asarray(v, np.float32) for n, v in values.items()} for k, values in raw.items()}
+    for key, rows in ((STATE, state), (ACTION, action)):
+        known = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
+        stats[key] = {**known, **stats.get(key, {})}
+        if stats[key]["min"].shape != rows.shape[1:]:
+            shape = stats[key]["min"].shape
+            raise UserError(
+                f"{root}: statistics of {key} have shape {shape}, the rows {rows.shape[1:]}; recompute them"
+            )
+    return stats
+
+
+# --- frames -------------------------------------------------------------------------------------------------------
+
+
+def _video_frames(dataset: Dataset, key: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    table, names = dataset.episodes, [f"videos/{key}/{n}" for n in ("chunk_index", "file_index", "from_timestamp")]
+    chunks, files, starts = (table[n].to_pylist() for n in names)
+    first_rows = table["dataset_from_index"].to_pylist()
+    lengths = table["length"].to_pylist()
+    pattern = dataset.info["video_path"]
+    by_file: dict[str, dict[int, int]] = {}  # video -> its frame number -> row
+    for chunk, file, start, row, length in zip(chunks, files, starts, first_rows, lengths, strict=True):
+        path = pattern.format(video_key=key, chunk_index=chunk, file_index=file)
+        first = round(start * dataset.fps)
+        by_file.setdefault(path, {}).update({first + i: row + i for i in range(length)})
+    for path, rows in by_file.items():
+        yield from _decode(dataset.root / path, rows, dataset.fps)
+
+
+def _decode(path: Path, rows: dict[int, int], fps: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Frame numbers come from the time stamps, so a dropped frame is noticed and not shifted over."""
+    import av
+
+    left = dict(rows)
+    try:
+        with av.open(str(path)) as video:
+            for frame in video.decode(video=0):
+                row = left.pop(round(float(frame.time) * fps), None)
+                if row is not None:
+                    yield row, np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    except (av.error.FFmpegError, OSError) as error:
+        raise UserError(f"{path} cannot be decoded ({error}); copy the dataset again") from None
+    if left:
+        raise UserError(f"{path} lacks {len(left)} of {len(rows)} frames (first: {min(left)}); copy the dataset again")
+
+
+def _png_frames(dataset: Dataset, key: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    from PIL import Image
+
+    for file in sorted((dataset.root / "data").glob("chunk-*/file-*.parquet")):
+        table = pq.ParquetFile(file).read(columns=["index", key])
+        for row, image in zip(table["index"].to_pylist(), table[key].to_pylist(), strict=True):
+            yield row, np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))

@@ -1,0 +1,161 @@
+"""The whole road as a person would type it: record, train, export, run, evaluate, report.
+
+Knows the commands, where their results go, and which of them are already done. Refuses to know how any stage works:
+every stage is a `mtdit` command line in a process of its own, printed before it runs, so it can be repeated by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtdit_robots.errors import UserError
+
+TASKS = ("open the drawer", "push the red cube to the left")
+STAMPS = "stages"
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Sizes of the demonstration. The defaults fit 2 CPU cores and 30 minutes."""
+
+    out: Path = Path("outputs/demo")
+    episodes: int = 60  # demonstrations per task
+    train_minutes: float = 16.0  # of the 30; recording takes 3, the rest 4
+    eval_episodes: int = 30  # per task; 30 gives a Wilson interval of about +-15 points
+    run_seconds: float = 8.0
+    image_size: int = 64
+    seed: int = 0
+    run_seed: int = 100_000  # a scene no demonstration shows; eval has seeds of its own
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the road and the file that proves it is done."""
+
+    name: str
+    says: str
+    command: tuple[str, ...]
+    result: Path
+
+
+def stages(config: DemoConfig) -> list[Stage]:
+    """The road in order. Run and eval show scenes that no demonstration did."""
+    out, seed = config.out, config.seed
+    dataset, run, bundle = out / "dataset", out / "train", out / "policy.mtdit"
+    tasks = " ".join(f'--task "{task}"' for task in TASKS)
+    road = [
+        _stage(
+            "record", f"{config.episodes} scripted demonstrations of each of {len(TASKS)} tasks, in the twin",
+            f"simulate {tasks} --episodes {config.episodes} --image-size {config.image_size} --seed {seed} "
+            f"--out {dataset} --overwrite", dataset / "meta/info.json",
+        ),
+        _stage(
+            "train", f"a small policy from scratch on the CPU, {config.train_minutes:g} minutes",
+            f"train --dataset {dataset} --preset tiny --max-minutes {config.train_minutes:g} --seed {seed} "
+            f"--out {run} --overwrite", run / "checkpoints/last",
+        ),
+        _stage(
+            "export", "fp16 ONNX graphs with the sampler inside, checked against the torch policy",
+            f"export {run} --fp16 --dataset {dataset} --out {bundle}", bundle / "manifest.json",
+        ),
+    ]  # fmt: skip
+    return road + [stage for task in TASKS for stage in (run_stage(config, task), eval_stage(config, task))]
+
+
+def run_stage(config: DemoConfig, task: str) -> Stage:
+    name = config.out / f"run-{_slug(task)}"
+    options = f"--duration {config.run_seconds:g} --seed {config.run_seed} --video {name}.mp4 --json {name}.json"
+    return _stage(f"run {task}", "in real time, filmed", _on_twin("run", config, task, options), Path(f"{name}.json"))
+
+
+def eval_stage(config: DemoConfig, task: str) -> Stage:
+    path = config.out / f"eval-{_slug(task)}.json"
+    options = f"--episodes {config.eval_episodes} --seed {config.seed} --json {path}"
+    says = f"{config.eval_episodes} scenes it has not seen, in lock-step"
+    return _stage(f"eval {task}", says, _on_twin("eval", config, task, options), path)
+
+
+def _on_twin(command: str, config: DemoConfig, task: str, options: str) -> str:
+    return f'{command} --robot twin --bundle {config.out / "policy.mtdit"} --task "{task}" {options}'
+
+
+def _stage(name: str, says: str, line: str, result: Path) -> Stage:
+    return Stage(name, says, tuple(shlex.split(line)), result)
+
+
+def _slug(task: str) -> str:
+    return task.replace(" ", "-")
+
+
+def demo(config: DemoConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Walk the road, keep what is finished, write report.json, and return it.
+
+    Raises UserError naming the stage and its command when one fails; finished stages stay and are not repeated.
+    """
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / STAMPS).mkdir(exist_ok=True)
+    redo = False
+    for number, stage in enumerate(stages(config), start=1):
+        redo = redo or not _is_done(config.out, stage)
+        say(f"\n[{number}/{len(stages(config))}] {stage.name}: {stage.says}")
+        if redo:
+            _run(config.out, stage, say)
+        else:
+            say(f"    kept from an earlier demo ({_stamp(config.out, stage)})")
+    report = _report(config)
+    (config.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    _summary(report, config.out, say)
+    return report
+
+
+def _stamp(out: Path, stage: Stage) -> Path:
+    return out / STAMPS / f"{_slug(stage.name)}.json"
+
+
+def _is_done(out: Path, stage: Stage) -> bool:
+    stamp = _stamp(out, stage)
+    return stamp.is_file() and stage.result.exists() and json.loads(stamp.read_text())["command"] == list(stage.command)
+
+
+def _run(out: Path, stage: Stage, say: Callable[[str], None]) -> None:
+    _stamp(out, stage).unlink(missing_ok=True)
+    say(f"    $ mtdit {shlex.join(stage.command)}")
+    began = time.monotonic()
+    code = subprocess.run([sys.executable, "-m", "mtdit.cli", *stage.command], check=False).returncode
+    if code:
+        raise UserError(f"demo: stage {stage.name!r} ended with code {code}: see above, then run `make demo` again")
+    took_s = round(time.monotonic() - began, 1)
+    _stamp(out, stage).write_text(json.dumps({"command": stage.command, "took_s": took_s}) + "\n")
+    say(f"    done in {took_s:.0f} s")
+
+
+def _report(config: DemoConfig) -> dict[str, Any]:
+    """Rates and timings of every stage, from the files the stages wrote."""
+    stage_s = {s.name: json.loads(_stamp(config.out, s).read_text())["took_s"] for s in stages(config)}
+    tasks = {
+        task: {
+            "eval": json.loads(eval_stage(config, task).result.read_text()),
+            "run": json.loads(run_stage(config, task).result.read_text()),
+        }
+        for task in TASKS
+    }
+    machine = f"{platform.machine()}, Python {platform.python_version()}"
+    return {"tasks": tasks, "stage_s": stage_s, "total_s": round(sum(stage_s.values()), 1), "machine": machine}
+
+
+def _summary(report: dict[str, Any], out: Path, say: Callable[[str], None]) -> None:
+    say("\nThe policy that was just trained, on scenes it has not seen:")
+    for task, result in report["tasks"].items():
+        score = result["eval"]
+        interval = f"95 % interval {score['low']:.0%} to {score['high']:.0%}"
+        say(f"  {task}: {score['successes']}/{score['episodes']} ({interval})")
+    say(f"All stages took {report['total_s'] / 60:.0f} minutes. Videos: {out}/*.mp4  Report: {out}/report.json")

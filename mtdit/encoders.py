@@ -1,0 +1,382 @@
+"""CLIP's two towers and what the policy makes of them: one conditioning vector per observation history.
+
+Knows images, token ids, joint states and the shape of a CLIP. Refuses to know actions, objectives and files, except
+for `clip_shapes` and `load_clip`, which look a CLIP up by Hub name or local folder.
+
+Parameter names, and their order, are those of transformers' CLIPVisionModel and CLIPTextModel inside LeRobot's
+`observation_encoder`, so optimiser states match by number.
+Vision: the class token of the last layer *before* post_layernorm. Text: frozen, pooled at the first EOS, projected.
+
+B batch, S observation steps, N cameras, D vision width, W text width, P projected text (= hidden_dim).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import InterpolationMode, center_crop, resize  # type: ignore[import-untyped]
+
+from mtdit.config import OPENAI_B16, PolicyConfig, input_size, read_json
+from mtdit_robots.errors import UserError
+
+# --- the shape of a CLIP ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """Names and defaults of transformers' CLIPVisionConfig."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    image_size: int = 224
+    patch_size: int = 32
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """Names and defaults of transformers' CLIPTextConfig."""
+
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    vocab_size: int = 49408
+    max_position_embeddings: int = 77
+    eos_token_id: int = 49407  # 2 in OpenAI's own configs, which then means "the highest id"
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """Enough to build both towers without their weights."""
+
+    vision: VisionShape = field(default_factory=VisionShape)
+    text: TextShape = field(default_factory=TextShape)
+
+    def to_json(self) -> dict[str, Any]:
+        """A config.json that transformers' CLIPConfig reads."""
+        parts = {"vision_config": asdict(self.vision), "text_config": asdict(self.text)}
+        return {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 64, **parts}
+
+
+_OPENAI_TEXT = TextShape(eos_token_id=2)
+_OPENAI: dict[str, ClipShape] = {
+    OPENAI_B16: ClipShape(VisionShape(patch_size=16), _OPENAI_TEXT),
+    "openai/clip-vit-base-patch32": ClipShape(VisionShape(patch_size=32), _OPENAI_TEXT),
+    "openai/clip-vit-large-patch14": ClipShape(
+        VisionShape(1024, 4096, 24, 16, patch_size=14), TextShape(768, 3072, 12, 12, eos_token_id=2)
+    ),
+}
+
+
+def clip_shapes(config: PolicyConfig, beside: Path | None = None) -> ClipShape:
+    """The shape of the towers a config names; `beside` (a folder with config.json) wins over the names."""
+    if beside is not None and (beside / "config.json").is_file():
+        return _shape_from_json(read_json(beside / "config.json"))
+    return ClipShape(_shape_of(config.vision_encoder_name).vision, _shape_of(config.text_encoder_name).text)
+
+
+def _shape_of(name: str) -> ClipShape:
+    if Path(name).is_dir():
+        return _shape_from_json(read_json(Path(name) / "config.json"))
+    if name in _OPENAI:
+        return _OPENAI[name]
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return _shape_from_json(json.loads(Path(hf_hub_download(name, "config.json")).read_text()))
+    except Exception as error:
+        raise _no_clip(name, error) from None
+
+
+def _shape_from_json(raw: Mapping[str, Any]) -> ClipShape:
+    def pick(shape: type, values: Mapping[str, Any]) -> Any:
+        return shape(**{f.name: values[f.name] for f in fields(shape) if f.name in values})
+
+    return ClipShape(pick(VisionShape, raw.get("vision_config", {})), pick(TextShape, raw.get("text_config", {})))
+
+
+def _no_clip(name: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    return UserError(f"no CLIP called {name!r} ({reason}); give a local folder with a CLIP, or a Hub name while online")
+
+
+# --- the towers ---------------------------------------------------------------------------------------------------
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        q, k, v = (
+            projection(x).view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )  # each (B, heads, tokens, head dim)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, inner: int, activation: str) -> None:
+        super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise UserError(f"CLIP activation {activation!r} is not supported; use one of {', '.join(_ACTIVATIONS)}")
+        self.activation = _ACTIVATIONS[activation]
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class Layer(nn.Module):
+    def __init__(self, shape: VisionShape | TextShape, causal: bool) -> None:
+        super().__init__()
+        width, eps = shape.hidden_size, shape.layer_norm_eps
+        self.self_attn = Attention(width, shape.num_attention_heads, causal)
+        self.layer_norm1 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, shape.intermediate_size, shape.hidden_act)
+        self.layer_norm2 = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Stack(nn.Module):
+    def __init__(self, shape: VisionShape | TextShape, causal: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(shape, causal) for _ in range(shape.num_hidden_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class PatchEmbeddings(nn.Module):
+    def __init__(self, shape: VisionShape) -> None:
+        super().__init__()
+        width, patch = shape.hidden_size, shape.patch_size
+        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
+        self.position_embedding = nn.Embedding((shape.image_size // patch) ** 2 + 1, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patch_embedding(images).flatten(2).transpose(1, 2)  # (B, patches, D)
+        first = self.class_embedding.expand(images.shape[0], 1, -1)
+        return torch.cat([first, patches], dim=1) + self.position_embedding.weight
+
+
+class VisionTower(nn.Module):
+    """Normalised images (B, 3, size, size) -> class token (B, D), before post_layernorm."""
+
+    def __init__(self, shape: VisionShape) -> None:
+        super().__init__()
+        self.embeddings = PatchEmbeddings(shape)
+        self.pre_layrnorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)  # CLIP's own spelling
+        self.encoder = Stack(shape, causal=False)
+        self.post_layernorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)  # kept for the file, unused
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder(self.pre_layrnorm(self.embeddings(images)))[:, 0]
+
+
+class TokenEmbeddings(nn.Module):
+    def __init__(self, shape: TextShape) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.position_embedding = nn.Embedding(shape.max_position_embeddings, shape.hidden_size)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.token_embedding(token_ids) + self.position_embedding.weight[: token_ids.shape[1]]
+
+
+class TextTower(nn.Module):
+    """Token ids (B, L) -> feature at the first EOS (B, W). Causal, so what follows the EOS does not matter."""
+
+    def __init__(self, shape: TextShape) -> None:
+        super().__init__()
+        self.eos_token_id = shape.eos_token_id
+        self.embeddings = TokenEmbeddings(shape)
+        self.encoder = Stack(shape, causal=True)
+        self.final_layer_norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        x = self.final_layer_norm(self.encoder(self.embeddings(token_ids)))  # (B, L, W)
+        legacy = self.eos_token_id == 2
+        end = (token_ids if legacy else (token_ids == self.eos_token_id).int()).argmax(dim=-1)
+        return x[torch.arange(x.shape[0], device=x.device), end]
+
+
+# --- what the policy makes of them --------------------------------------------------------------------------------
+
+
+class VisionEncoder(nn.Module):
+    """The vision tower under the name LeRobot gives it."""
+
+    def __init__(self, shape: VisionShape) -> None:
+        super().__init__()
+        self.model = nn.ModuleDict({"vision_model": VisionTower(shape)})
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model["vision_model"](images)
+
+
+class TextEncoder(nn.Module):
+    """Frozen text tower and the learned projection of its feature."""
+
+    def __init__(self, shape: TextShape, projected: int) -> None:
+        super().__init__()
+        self.text_encoder = nn.ModuleDict({"text_model": TextTower(shape)})
+        self.text_encoder.requires_grad_(False)
+        self.projection = nn.Linear(shape.hidden_size, projected)
+
+    @torch.no_grad()
+    def pooled(self, token_ids: Tensor) -> Tensor:
+        return self.text_encoder["text_model"](token_ids)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.projection(pooled)
+
+
+class ObservationEncoder(nn.Module):
+    """Images, state and pooled text -> conditioning (B, S * (state + N * D + P)), oldest step first."""
+
+    def __init__(self, config: PolicyConfig, shape: ClipShape) -> None:
+        super().__init__()
+        check_image_sizes(config, shape.vision)
+        self.config = config
+        self.cameras = list(config.cameras)
+        if config.use_separate_rgb_encoder_per_camera:
+            self.vision_encoders = nn.ModuleList(VisionEncoder(shape.vision) for _ in self.cameras)
+        elif self.cameras:
+            self.vision_encoder = VisionEncoder(shape.vision)
+        self.text_encoder = TextEncoder(shape.text, config.hidden_dim)
+        features = len(self.cameras) * shape.vision.hidden_size
+        self.conditioning_dim = config.n_obs_steps * (config.state_dim + features + config.hidden_dim)
+
+    def features(self, images: Mapping[str, Tensor]) -> Tensor | None:
+        """Camera -> normalised frames (B, S, 3, H, W), any size; returns (B, S, N * D), None without cameras."""
+        if not self.cameras:
+            return None
+        ready = [self.prepare(images[camera]) for camera in self.cameras]  # N times (B, S, 3, size, size)
+        batch, steps = ready[0].shape[:2]
+        if self.config.use_separate_rgb_encoder_per_camera:
+            tokens = [e(x.flatten(0, 1)) for e, x in zip(self.vision_encoders, ready, strict=True)]
+            return torch.cat(tokens, dim=-1).unflatten(0, (batch, steps))
+        stacked = torch.stack(ready, dim=2)  # (B, S, N, 3, size, size)
+        return self.vision_encoder(stacked.flatten(0, 2)).reshape(batch, steps, -1)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Resize, then crop: in the middle, or while training at a place of its own for each sample."""
+        size, crop = self.config.image_resize_shape, self.config.image_crop_shape
+        if size is not None:
+            batch = images.flatten(0, 1)
+            batch = resize(batch, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+            images = batch.unflatten(0, images.shape[:2])
+        if crop is None or images.shape[-2:] == crop:
+            return images
+        if self.training and self.config.image_crop_is_random:
+            return random_crop(images, crop)
+        return center_crop(images, list(crop))
+
+    def forward(self, state: Tensor, features: Tensor | None, pooled_text: Tensor) -> Tensor:
+        """State (B, S, J) normalised, features (B, S, N * D), pooled text (B, W) -> conditioning (B, C)."""
+        text = self.text_encoder(pooled_text).unsqueeze(1).expand(-1, state.shape[1], -1)  # (B, S, P)
+        parts = [state, text] if features is None else [state, features, text]
+        return torch.cat(parts, dim=-1).flatten(1)
+
+
+def random_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (B, S, 3, H, W); one offset per sample, the same for its observation steps."""
+    height, width = size
+    tops = torch.randint(0, images.shape[-2] - height + 1, images.shape[:1]).tolist()
+    lefts = torch.randint(0, images.shape[-1] - width + 1, images.shape[:1]).tolist()
+    windows = zip(images, tops, lefts, strict=True)
+    return torch.stack([x[..., t : t + height, s : s + width] for x, t, s in windows])
+
+
+def check_image_sizes(config: PolicyConfig, shape: VisionShape) -> None:
+    """CLIP's position table has one row per patch, so every camera must arrive at its native size."""
+    for camera in config.cameras:
+        size = input_size(config, camera)
+        if size != (shape.image_size, shape.image_size):
+            raise UserError(
+                f"camera {camera!r} reaches the vision tower as {size[0]}x{size[1]}, but it wants "
+                f"{shape.image_size}x{shape.image_size}; set image_resize_shape and image_crop_shape accordingly"
+            )
+
+
+# --- weights ------------------------------------------------------------------------------------------------------
+
+
+def load_clip(encoder: ObservationEncoder) -> None:
+    """Fills the towers with the weights of the CLIPs the config names. UserError when one cannot be had."""
+    towers = [module for module in encoder.modules() if isinstance(module, VisionEncoder)]
+    if towers:
+        weights = _pretrained("CLIPVisionModel", encoder.config.vision_encoder_name)
+        for tower in towers:
+            tower.model.load_state_dict(weights)
+    weights = _pretrained("CLIPTextModel", encoder.config.text_encoder_name)
+    encoder.text_encoder.text_encoder.load_state_dict(weights)
+
+
+def _pretrained(kind: str, name: str) -> dict[str, Tensor]:
+    import transformers
+
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # a whole CLIP holds the other tower too; that is no news
+    transformers.logging.disable_progress_bar()
+    try:
+        model = getattr(transformers, kind).from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _no_clip(name, error) from None
+    finally:
+        transformers.logging.set_verbosity(before)
+    return {k: v for k, v in model.state_dict().items() if not k.endswith("position_ids")}
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """CLIP's tokenizer by Hub name or folder. UserError when there is none."""
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError) as error:
+        raise _no_clip(str(name), error) from None
+
+
+def tokenize(tokenizer: Any, texts: list[str], config: PolicyConfig) -> Tensor:
+    """Texts -> ids (len(texts), tokenizer_max_length) int64, padded on the right as LeRobot does."""
+    tokens = tokenizer(
+        texts,
+        padding=config.tokenizer_padding,
+        truncation=config.tokenizer_truncation,
+        max_length=config.tokenizer_max_length,
+        return_tensors="pt",
+    )
+    return tokens["input_ids"]

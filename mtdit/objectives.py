@@ -1,0 +1,174 @@
+"""What the denoiser is trained to predict, and how a chunk is drawn from it.
+
+Knows two objectives with one interface: `draw` the randomness of a training step, `loss` given it, `sample` given
+noise. Every sampler takes its noise as an argument, so two implementations can be compared chunk by chunk.
+Refuses to know the network: `denoise(x, time)` is any function (B, T, A), (B,) -> (B, T, A).
+
+Numerics equal diffusers' DDPMScheduler and DDIMScheduler with the arguments LeRobot passes (leading timesteps, eta 0,
+fixed_small variance), and LeRobot's flow matching.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtdit.config import PolicyConfig
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_objective(config: PolicyConfig) -> Diffusion | FlowMatching:
+    return Diffusion(config) if config.objective == "diffusion" else FlowMatching(config)
+
+
+def mean_loss(prediction: Tensor, target: Tensor, is_pad: Tensor | None) -> Tensor:
+    """Mean squared error; with `is_pad` (B, T) only over the actions that were really recorded."""
+    error = (prediction.float() - target) ** 2
+    if is_pad is None:
+        return error.mean()
+    valid = (~is_pad).unsqueeze(-1)  # (B, T, 1)
+    return (error * valid).sum() / (valid.sum() * error.shape[-1]).clamp_min(1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step: the network's time, and how much signal is left before and after it."""
+
+    time: int
+    alpha_bar: float
+    alpha_bar_next: float  # 1.0 after the last step
+
+
+class Diffusion:
+    """Denoising diffusion (DDPM) training with DDPM or DDIM sampling."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        self.config = config
+        self.alpha_bar = torch.cumprod(1.0 - betas(config), dim=0)  # (num_train_timesteps,) float32
+        self._alpha_bar = self.alpha_bar.tolist()  # numbers, so that a traced sampler holds constants
+
+    def draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise (B, T, A) and a timestep (B,) per sample, from torch's global generator."""
+        noise = torch.randn_like(actions)
+        time = torch.randint(0, self.config.num_train_timesteps, actions.shape[:1], device=actions.device)
+        return noise, time
+
+    def loss(self, denoise: Denoise, actions: Tensor, noise: Tensor, time: Tensor, is_pad: Tensor | None) -> Tensor:
+        alpha_bar = self.alpha_bar.to(actions.device)[time].view(-1, 1, 1)
+        noisy = alpha_bar.sqrt() * actions + (1 - alpha_bar).sqrt() * noise
+        target = noise if self.config.prediction_type == "epsilon" else actions
+        return mean_loss(denoise(noisy, time), target, is_pad)
+
+    def sample(self, denoise: Denoise, noise: Tensor, step_noise: Tensor | None = None) -> Tensor:
+        """Noise (B, T, A) -> actions. DDPM adds `step_noise` (steps - 1, B, T, A) on the way, drawn here if None."""
+        x = noise
+        for i, step in enumerate(self.steps()):
+            output = denoise(x, torch.full(x.shape[:1], step.time, device=x.device))
+            if self.config.noise_scheduler_type == "DDIM":
+                x = self.ddim_step(step, x, output)
+                continue
+            x = self.ddpm_mean(step, x, output)
+            if step.alpha_bar_next < 1.0:
+                fresh = torch.randn_like(x) if step_noise is None else step_noise[i]
+                x = x + math.sqrt(ddpm_variance(step)) * fresh
+        return x
+
+    def steps(self) -> list[Step]:
+        """`inference_steps` times, spaced evenly from high to low, ending at 0."""
+        stride = self.config.num_train_timesteps // self.config.inference_steps
+        times = [i * stride for i in reversed(range(self.config.inference_steps))]
+        signal = [self._alpha_bar[t] for t in times] + [1.0]
+        return [Step(t, signal[i], signal[i + 1]) for i, t in enumerate(times)]
+
+    def clean_and_noise(self, step: Step, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean actions (clipped) and the noise that the network's output stands for."""
+        signal, rest = math.sqrt(step.alpha_bar), math.sqrt(1.0 - step.alpha_bar)
+        if self.config.prediction_type == "epsilon":
+            clean, noise = (x - rest * output) / signal, output
+        else:
+            clean, noise = output, (x - signal * output) / rest
+        if self.config.clip_sample:
+            clean = clean.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        return clean, noise
+
+    def ddim_step(self, step: Step, x: Tensor, output: Tensor) -> Tensor:
+        """Deterministic step (arXiv 2010.02502, eta 0). The noise is not recomputed after clipping."""
+        clean, noise = self.clean_and_noise(step, x, output)
+        return math.sqrt(step.alpha_bar_next) * clean + math.sqrt(1.0 - step.alpha_bar_next) * noise
+
+    def ddpm_mean(self, step: Step, x: Tensor, output: Tensor) -> Tensor:
+        """Mean of the posterior (arXiv 2006.11239, eq. 7)."""
+        clean, _ = self.clean_and_noise(step, x, output)
+        alpha = step.alpha_bar / step.alpha_bar_next
+        of_clean = math.sqrt(step.alpha_bar_next) * (1.0 - alpha) / (1.0 - step.alpha_bar)
+        of_x = math.sqrt(alpha) * (1.0 - step.alpha_bar_next) / (1.0 - step.alpha_bar)
+        return of_clean * clean + of_x * x
+
+
+def ddpm_variance(step: Step) -> float:
+    alpha = step.alpha_bar / step.alpha_bar_next
+    return max((1.0 - step.alpha_bar_next) / (1.0 - step.alpha_bar) * (1.0 - alpha), 1e-20)
+
+
+def betas(config: PolicyConfig) -> Tensor:
+    """Noise added per training step, (num_train_timesteps,) float32."""
+    n, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
+    if config.beta_schedule == "linear":
+        return torch.linspace(start, end, n)
+    if config.beta_schedule == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, n) ** 2
+    if config.beta_schedule == "sigmoid":
+        return torch.sigmoid(torch.linspace(-6, 6, n)) * (end - start) + start
+    signal = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]  # squaredcos_cap_v2
+    return torch.tensor([min(1 - signal[i + 1] / signal[i], 0.999) for i in range(n)], dtype=torch.float32)
+
+
+class FlowMatching:
+    """A velocity field from noise at time 0 to actions at time 1 (arXiv 2210.02747)."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        self.config = config
+        grid = torch.linspace(0, 1, config.num_integration_steps + 1)
+        self._grid = list(zip(grid[:-1].tolist(), grid.diff().tolist(), strict=True))  # (time, dt) of each step
+
+    def draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise (B, T, A) and a time in [0, 1] (B,) per sample, from torch's global generator."""
+        noise, c = torch.randn_like(actions), self.config
+        if c.timestep_sampling_strategy == "uniform":
+            return noise, torch.rand(actions.shape[0], device=actions.device)
+        late = torch.distributions.Beta(c.timestep_sampling_alpha, c.timestep_sampling_beta)
+        return noise, c.timestep_sampling_s * (1.0 - late.sample(actions.shape[:1]).to(actions.device))
+
+    def loss(self, denoise: Denoise, actions: Tensor, noise: Tensor, time: Tensor, is_pad: Tensor | None) -> Tensor:
+        t, keep = time.view(-1, 1, 1), 1 - self.config.sigma_min
+        between = t * actions + (1 - keep * t) * noise
+        return mean_loss(denoise(between, time), actions - keep * noise, is_pad)
+
+    def sample(self, denoise: Denoise, noise: Tensor) -> Tensor:
+        """Integrates the velocity from noise (B, T, A) to actions; nothing is clipped."""
+
+        def velocity(x: Tensor, time: float) -> Tensor:
+            return denoise(x, torch.full(x.shape[:1], time, dtype=x.dtype, device=x.device))
+
+        step = euler_step if self.config.integration_method == "euler" else rk4_step
+        x = noise
+        for time, dt in self._grid:
+            x = step(velocity, x, time, dt)
+        return x
+
+
+def euler_step(velocity: Callable[[Tensor, float], Tensor], x: Tensor, time: float, dt: float) -> Tensor:
+    return x + dt * velocity(x, time)
+
+
+def rk4_step(velocity: Callable[[Tensor, float], Tensor], x: Tensor, time: float, dt: float) -> Tensor:
+    k1 = velocity(x, time)
+    k2 = velocity(x + dt / 2 * k1, time + dt / 2)
+    k3 = velocity(x + dt / 2 * k2, time + dt / 2)
+    k4 = velocity(x + dt * k3, time + dt)
+    return x + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)

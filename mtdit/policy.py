@@ -1,0 +1,110 @@
+"""The policy: an observation encoder, a denoiser and an objective, all in normalised numbers.
+
+Knows how the three fit together. Refuses to know datasets, files, units and robots: frames come in normalised, states
+and actions leave and enter in the range the statistics give them.
+
+`state_dict()` has exactly the keys and shapes of LeRobot's MultiTaskDiTPolicy, so weights load strictly both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mtdit.config import PolicyConfig
+from mtdit.dit import Denoiser
+from mtdit.encoders import ClipShape, ObservationEncoder, clip_shapes, load_clip
+from mtdit.objectives import Diffusion, make_objective
+
+VISION_PREFIX = "observation_encoder.vision_encoder"  # also the start of "...vision_encoders.0"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the policy sees, and for training also what it should do. Everything normalised, on one device."""
+
+    images: Mapping[str, Tensor]  # camera -> (B, S, 3, H, W) float
+    state: Tensor  # (B, S, J)
+    text: Tensor  # (B, W) from `Policy.pooled_text`
+    actions: Tensor | None = None  # (B, T, A)
+    is_pad: Tensor | None = None  # (B, T) bool: beyond the end of the episode
+
+
+class Policy(nn.Module):
+    """Built with random weights; `Policy.pretrained` takes CLIP's, `mtdit.checkpoint` a trained policy's."""
+
+    def __init__(self, config: PolicyConfig, shape: ClipShape | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.clip_shape = shape or clip_shapes(config)
+        self.observation_encoder = ObservationEncoder(config, self.clip_shape)
+        self.noise_predictor = Denoiser(config, self.observation_encoder.conditioning_dim)
+        self.objective = make_objective(config)
+
+    @classmethod
+    def pretrained(cls, config: PolicyConfig) -> Policy:
+        """A new policy whose towers hold the weights of the CLIPs that the config names."""
+        policy = cls(config)
+        load_clip(policy.observation_encoder)
+        return policy
+
+    def pooled_text(self, token_ids: Tensor) -> Tensor:
+        """Token ids (B, L) -> frozen text feature (B, W). Once per task is enough."""
+        return self.observation_encoder.text_encoder.pooled(token_ids)
+
+    def features(self, images: Mapping[str, Tensor]) -> Tensor | None:
+        """Camera -> (B, S, 3, H, W) normalised; returns (B, S, N * D), cameras in the config's order."""
+        return self.observation_encoder.features(images)
+
+    def conditioning(self, batch: Batch) -> Tensor:
+        """(B, C): what the denoiser knows about the observation."""
+        return self.observation_encoder(batch.state, self.features(batch.images), batch.text)
+
+    def loss(self, batch: Batch, noise_samples: int = 1) -> Tensor:
+        """Mean squared error over the chunk. Each observation is encoded once and denoised `noise_samples` times."""
+        assert batch.actions is not None, "a batch without actions has no loss"
+        conditioning = self.conditioning(batch).repeat_interleave(noise_samples, dim=0)
+        actions = batch.actions.repeat_interleave(noise_samples, dim=0)
+        masked = self.config.do_mask_loss_for_padding and batch.is_pad is not None
+        is_pad = batch.is_pad.repeat_interleave(noise_samples, dim=0) if masked else None  # type: ignore[union-attr]
+        noise, time = self.objective.draw(actions)
+        return self.objective.loss(self._denoise(conditioning), actions, noise, time, is_pad)
+
+    forward = loss  # what data-parallel wrappers call
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, noise: Tensor | None = None, step_noise: Tensor | None = None) -> Tensor:
+        """Actions (B, T, A), normalised. `noise` (B, T, A) and DDPM's `step_noise` are drawn when not given."""
+        conditioning = self.conditioning(batch)
+        if noise is None:
+            noise = torch.randn(len(conditioning), self.config.horizon, self.config.action_dim).to(conditioning)
+        return self.sample_from(conditioning, noise, step_noise)
+
+    @torch.no_grad()
+    def sample_from(self, conditioning: Tensor, noise: Tensor, step_noise: Tensor | None = None) -> Tensor:
+        """Conditioning (B, C), noise (B, T, A) -> actions (B, T, A)."""
+        if isinstance(self.objective, Diffusion):
+            return self.objective.sample(self._denoise(conditioning), noise, step_noise)
+        return self.objective.sample(self._denoise(conditioning), noise)
+
+    def executed(self, chunk: Tensor) -> Tensor:
+        """The part of a chunk (B, T, A) that is carried out: (B, n_action_steps, A), from the newest observation on."""
+        start = self.config.n_obs_steps - 1
+        return chunk[:, start : start + self.config.n_action_steps]
+
+    def parameter_groups(self) -> list[dict]:
+        """Adam's two groups as LeRobot makes them: all that learns but the vision towers, and those at a lower rate."""
+        lr = self.config.optimizer_lr
+        vision, other = list(self._learning(vision=True)), list(self._learning(vision=False))
+        return [{"params": other, "lr": lr}, {"params": vision, "lr": lr * self.config.vision_encoder_lr_multiplier}]
+
+    def _learning(self, vision: bool) -> Iterator[nn.Parameter]:
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and name.startswith(VISION_PREFIX) == vision:
+                yield parameter
+
+    def _denoise(self, conditioning: Tensor):  # type: ignore[no-untyped-def]
+        return lambda x, time: self.noise_predictor(x, time, conditioning)

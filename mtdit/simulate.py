@@ -1,0 +1,172 @@
+"""Scripted demonstrations in the twin, written as a LeRobotDataset v3.
+
+Knows how an episode becomes frames on disk. Refuses to know physics, tasks and training. A recorded frame is
+(observation at tick t, action commanded at tick t), the order in which the runtime's loop observes and commands;
+positions went through the servos' ticks, so they are what a real arm would have reported.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import av.logging
+import datasets
+import numpy as np
+from lerobot.configs.video import RGBEncoderConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from mtdit.config import ACTION, IMAGES, STATE
+from mtdit_robots.errors import UserError
+from mtdit_robots.so101 import JOINTS
+from mtdit_robots.twin.expert import demonstrate
+from mtdit_robots.twin.tasks import find_task
+from mtdit_robots.twin.world import CAMERAS, World
+
+FPS = 30
+ROBOT_TYPE = "so_follower"
+NOISE_RAD = 0.02  # on every other episode: shows how to come back to the path (DART)
+MOST_FAILURES = 0.5  # of the attempts, once there are enough of them to tell
+FEWEST_ATTEMPTS = 10
+
+# x264 is 5 times faster than SVT-AV1 here. A key frame every second frame, LeRobot's own choice, keeps random access
+# cheap.
+ENCODER = {"vcodec": "h264", "pix_fmt": "yuv420p", "g": 2, "crf": 18, "preset": "veryfast"}
+LONGEST_EPISODE = 4096  # frames that may wait for the encoder, so that it never drops one
+
+Frame = dict[str, Any]  # feature -> value, as LeRobotDataset.add_frame takes it
+Progress = Callable[[int, int], None]  # episodes done, episodes wanted
+
+
+@dataclass
+class SimulateReport:
+    """What was recorded. kept, failed: episodes per task; failed ones are not in the dataset."""
+
+    out: Path
+    kept: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
+    frames: int = 0
+    seconds: float = 0.0
+
+    def summary(self) -> str:
+        """One line per task and one for the whole."""
+        width = max(len(task) for task in self.kept)
+        lines = [f"{task:{width}}  {n} kept, {self.failed[task]} failed" for task, n in self.kept.items()]
+        total = sum(self.kept.values())
+        return "\n".join([*lines, f"{total} episodes, {self.frames} frames in {self.seconds:.0f} s -> {self.out}"])
+
+
+def simulate(
+    tasks: Sequence[str],
+    episodes: int,
+    out: Path,
+    seed: int = 0,
+    image_size: tuple[int, int] = (64, 64),
+    noise_rad: float = NOISE_RAD,
+    on_progress: Progress = lambda done, total: None,
+) -> SimulateReport:
+    """Record `episodes` successful demonstrations of every task, tasks taking turns, and return what happened.
+
+    Attempt k of each task is laid out by seed + k, so equal arguments give equal values. image_size: (height, width),
+    even. noise_rad: sigma of the noise on the commands of every other attempt; recorded actions are without it. The
+    folder appears when everything is in it. UserError: unknown task, existing folder, odd size, hopeless expert.
+    """
+    wanted = [find_task(task).name for task in tasks]
+    _check(wanted, episodes, out, image_size)
+    report = SimulateReport(out, dict.fromkeys(wanted, 0), dict.fromkeys(wanted, 0))
+    began = monotonic()
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    _hush()
+    dataset, world = _create(partial, image_size), World()
+    world.energise()
+    try:
+        for task in (task for _ in range(episodes) for task in wanted):
+            frames = _record_success(world, task, seed, image_size, noise_rad, report)
+            _save(dataset, frames)
+            report.kept[task] += 1
+            report.frames += len(frames)
+            on_progress(sum(report.kept.values()), episodes * len(wanted))
+    finally:
+        dataset.finalize()
+        world.close()
+    partial.rename(out)
+    report.seconds = monotonic() - began
+    return report
+
+
+def record(world: World, noise_rad: float, image_size: tuple[int, int]) -> list[Frame]:
+    """The frames of one demonstration of the world's task, whether it succeeds or not."""
+    frames = []
+    for step in demonstrate(world, noise_rad):
+        images = {IMAGES + camera: world.render(camera, *image_size) for camera in CAMERAS}
+        state, action = world.positions().astype(np.float32), step.action.astype(np.float32)
+        frames.append({STATE: state, ACTION: action, **images, "task": world.task.name})
+        world.command(step.sent)
+        world.step_tick()
+    return frames
+
+
+def _record_success(
+    world: World, task: str, seed: int, image_size: tuple[int, int], noise_rad: float, report: SimulateReport
+) -> list[Frame]:
+    """The next attempts at the task until one succeeds; failures are counted in the report."""
+    while True:
+        attempt = report.kept[task] + report.failed[task]
+        world.reset(task, seed + attempt)
+        frames = record(world, noise_rad if attempt % 2 else 0.0, image_size)
+        if world.success():
+            return frames
+        report.failed[task] += 1
+        if attempt >= FEWEST_ATTEMPTS and report.failed[task] > MOST_FAILURES * attempt:
+            raise UserError(
+                f"the expert failed {report.failed[task]} of {attempt + 1} attempts to {task!r}: use less noise_rad"
+            )
+
+
+def _check(tasks: Sequence[str], episodes: int, out: Path, image_size: tuple[int, int]) -> None:
+    if not tasks:
+        raise UserError("no task to record: name at least one, e.g. --task 'open the drawer'")
+    if len(set(tasks)) < len(tasks):
+        raise UserError("a task is named twice: name each one once and ask for more episodes")
+    if episodes < 1:
+        raise UserError(f"{episodes} episodes is nothing to record: ask for 1 or more")
+    if out.exists():
+        raise UserError(f"{out} exists already: choose another --out or remove it")
+    if any(side < 16 or side % 2 for side in image_size):
+        raise UserError(f"image size {image_size[0]}x{image_size[1]} cannot be encoded: use even sides of 16 or more")
+
+
+def _create(root: Path, image_size: tuple[int, int]) -> LeRobotDataset:
+    names = [f"{joint}.pos" for joint in JOINTS]
+    vector = {"dtype": "float32", "shape": (len(names),), "names": names}
+    image = {"dtype": "video", "shape": (*image_size, 3), "names": ["height", "width", "channels"]}
+    features = {ACTION: vector, STATE: vector, **{IMAGES + camera: image for camera in CAMERAS}}
+    return LeRobotDataset.create(
+        repo_id=f"mtdit/{root.stem}",
+        fps=FPS,
+        features={name: dict(feature) for name, feature in features.items()},
+        root=root,
+        robot_type=ROBOT_TYPE,
+        rgb_encoder=RGBEncoderConfig(**ENCODER),
+        video_backend="pyav",
+        streaming_encoding=True,
+        encoder_queue_maxsize=LONGEST_EPISODE,
+        encoder_threads=1,
+    )
+
+
+def _hush() -> None:
+    """Else every episode prints its encoder's statistics and a progress bar of its own."""
+    av.logging.set_libav_level(av.logging.ERROR)
+    datasets.disable_progress_bars()
+
+
+def _save(dataset: LeRobotDataset, frames: list[Frame]) -> None:
+    for frame in frames:
+        dataset.add_frame(dict(frame))
+    dataset.save_episode()

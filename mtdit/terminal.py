@@ -1,0 +1,63 @@
+"""What a person sees in the terminal: bars, tables, a small picture. Knows rich; refuses to know what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console()
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def progress(words: str = "{task.description}") -> Progress:
+    """A bar with count, elapsed and remaining time."""
+    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """Numbers to the right, words to the left; a status word gets its colour."""
+    out = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    cells = [[_cell(value) for value in row] for row in rows]
+    for i, column in enumerate(columns):
+        numbers = bool(cells) and all(row[i].plain.replace(".", "", 1).isdigit() for row in cells)
+        out.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for row in cells:
+        out.add_row(*row)
+    return out
+
+
+def stage_table(title: str, stages: Mapping[str, Mapping[str, float]]) -> Table:
+    """Stage -> {figure: value}, one column per figure."""
+    figures = list(dict.fromkeys(name for stage in stages.values() for name in stage))
+    return table(title, ["stage", *figures], ([name, *(s.get(f, "") for f in figures)] for name, s in stages.items()))
+
+
+def _cell(value: Any) -> Text:
+    word = str(value)
+    return Text(word, style=COLOURS.get(word, ""))
+
+
+def picture(frame: NDArray[np.uint8], columns: int = 72) -> Text:
+    """(H, W, 3) uint8 as half-block characters: two pixels a cell, so the aspect ratio is kept."""
+    height, width, _ = frame.shape
+    rows = max(2, round(columns * height / width)) // 2 * 2
+    y, x = np.arange(rows) * height // rows, np.arange(columns) * width // columns
+    small = frame[y][:, x]  # (rows, columns, 3)
+    text = Text()
+    for upper, lower in zip(small[0::2], small[1::2], strict=True):
+        for above, below in zip(upper, lower, strict=True):
+            text.append("▀", style=f"rgb({_rgb(above)}) on rgb({_rgb(below)})")
+        text.append("\n")
+    return text
+
+
+def _rgb(pixel: NDArray[np.uint8]) -> str:
+    return ",".join(str(int(v)) for v in pixel)

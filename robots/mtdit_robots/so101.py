@@ -1,0 +1,116 @@
+"""The SO-101's joints and units: calibrated positions from servo ticks and back.
+
+Knows joint order, ids, nominal limits and LeRobot's exact arithmetic. Refuses to know buses and files.
+Source: LeRobot `motors_bus.py`, `_normalize` and `_unnormalize`: degrees divide by 4095, `int()` truncates toward zero
+and a round trip may lose one tick. The order of operations is theirs too, so results are equal to the last bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+IDS = {joint: number for number, joint in enumerate(JOINTS, start=1)}
+
+# Degrees (gripper 0..100) from mid-range, the model's joint limits: TheRobotStudio SO101 "new calibration".
+NOMINAL_LIMITS = {
+    "shoulder_pan": (-110.0, 110.0),
+    "shoulder_lift": (-100.0, 100.0),
+    "elbow_flex": (-96.8, 96.8),
+    "wrist_flex": (-95.0, 95.0),
+    "wrist_roll": (-157.2, 162.8),
+    "gripper": (0.0, 100.0),
+}
+
+_MAX_TICK = 4095
+_IS_GRIPPER = np.array([joint == "gripper" for joint in JOINTS])
+
+Ticks = NDArray[np.int64]
+Values = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+def degrees_from_ticks(ticks: ArrayLike, low: Ticks, high: Ticks) -> Values:
+    """Degrees from the middle of the range. Not clamped; drive mode plays no part."""
+    return (_values(ticks) - (low + high) / 2) * 360 / _MAX_TICK
+
+
+def ticks_from_degrees(degrees: ArrayLike, low: Ticks, high: Ticks) -> Ticks:
+    """Not clamped: may leave the range, and go negative."""
+    return _truncated(_values(degrees) * _MAX_TICK / 360 + (low + high) / 2)
+
+
+def signed_percent_from_ticks(ticks: ArrayLike, low: Ticks, high: Ticks, reverse: Flags) -> Values:
+    """-100..100 over the range, clamped to it."""
+    percent = (np.clip(_values(ticks), low, high) - low) / (high - low) * 200 - 100
+    return np.where(reverse, -percent, percent)
+
+
+def ticks_from_signed_percent(percent: ArrayLike, low: Ticks, high: Ticks, reverse: Flags) -> Ticks:
+    """From -100..100, clamped to it."""
+    values = _values(percent)
+    bounded = np.clip(np.where(reverse, -values, values), -100.0, 100.0)
+    return _truncated((bounded + 100) / 200 * (high - low) + low)
+
+
+def percent_from_ticks(ticks: ArrayLike, low: Ticks, high: Ticks, reverse: Flags) -> Values:
+    """0..100 over the range, clamped to it."""
+    percent = (np.clip(_values(ticks), low, high) - low) / (high - low) * 100
+    return np.where(reverse, 100 - percent, percent)
+
+
+def ticks_from_percent(percent: ArrayLike, low: Ticks, high: Ticks, reverse: Flags) -> Ticks:
+    """From 0..100, clamped to it."""
+    values = _values(percent)
+    bounded = np.clip(np.where(reverse, 100 - values, values), 0.0, 100.0)
+    return _truncated(bounded / 100 * (high - low) + low)
+
+
+def _values(numbers: ArrayLike) -> Values:
+    return np.asarray(numbers, dtype=np.float64)
+
+
+def _truncated(ticks: Values) -> Ticks:
+    return np.trunc(ticks).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The calibrated ranges of the six joints and the unit of the body joints, as arrays in joint order.
+
+    low, high: (6,) ticks. reverse: (6,) bool, LeRobot's drive_mode. The gripper is always 0..100, the body joints are
+    degrees or -100..100 as LeRobot's `use_degrees` says.
+    """
+
+    low: Ticks
+    high: Ticks
+    reverse: Flags
+    use_degrees: bool = True
+
+    def __post_init__(self) -> None:
+        for joint, low, high in zip(JOINTS, self.low, self.high, strict=True):
+            if low >= high:
+                raise ValueError(f"{joint}: range {low}..{high} is empty")
+
+    def bounds(self) -> Values:
+        """(2, 6): the lowest and the highest position of each joint."""
+        return np.sort([self.positions(self.low), self.positions(self.high)], axis=0)
+
+    def positions(self, ticks: ArrayLike) -> Values:
+        """Positions (..., 6) of raw ticks (..., 6)."""
+        if self.use_degrees:
+            body = degrees_from_ticks(ticks, self.low, self.high)
+        else:
+            body = signed_percent_from_ticks(ticks, self.low, self.high, self.reverse)
+        return np.where(_IS_GRIPPER, percent_from_ticks(ticks, self.low, self.high, self.reverse), body)
+
+    def ticks(self, positions: ArrayLike) -> Ticks:
+        """Raw ticks (..., 6) of positions (..., 6); body joints in degrees are not clamped to the range."""
+        if self.use_degrees:
+            body = ticks_from_degrees(positions, self.low, self.high)
+        else:
+            body = ticks_from_signed_percent(positions, self.low, self.high, self.reverse)
+        return np.where(_IS_GRIPPER, ticks_from_percent(positions, self.low, self.high, self.reverse), body)

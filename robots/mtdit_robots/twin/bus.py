@@ -1,0 +1,228 @@
+"""A servo bus without servos: a pseudo-terminal whose far end answers as a chain of STS3215 would.
+
+Knows packets, who answers what, baud rates and wire time. Refuses to know physics: two callbacks tell the owner that
+goals were written and that somebody is about to read. Linux only (pseudo-terminals, TCGETS2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import select
+import struct
+import threading
+import time
+import tty
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from mtdit_robots.errors import UserError
+from mtdit_robots.feetech import (
+    ACTION,
+    BROADCAST,
+    FRAME_OVERHEAD,
+    MAX_LENGTH,
+    PING,
+    READ,
+    REG_WRITE,
+    SYNC_READ,
+    SYNC_WRITE,
+    WRITE,
+    Frame,
+    build,
+    take_frame,
+)
+from mtdit_robots.twin.registers import ServoRegisters
+
+_TCGETS2 = 0x802C542A
+_TERMIOS2 = struct.Struct("4I20s2I")  # flags, line and control characters, input speed, output speed
+
+
+def _nothing() -> None:
+    return None
+
+
+class VirtualBus:
+    """Servos behind a pseudo-terminal; any serial client may open `path`.
+
+    servos: the servos on the chain; which one answers is decided by their ID register, the keys are the owner's.
+    on_goal: called once per packet that wrote Goal_Position, after every servo has it.
+    before_read: called before READ and SYNC_READ are answered, to bring the present registers up to date.
+    wire_time: hold replies back for as long as request, return delays and replies occupy a real wire.
+    link: a symbolic link to `path`, removed at close.
+    log: when a list is given, every request that arrived intact is appended to it.
+    """
+
+    def __init__(
+        self,
+        servos: Mapping[int, ServoRegisters],
+        on_goal: Callable[[], None] = _nothing,
+        before_read: Callable[[], None] = _nothing,
+        wire_time: bool = False,
+        link: str | Path | None = None,
+        log: list[Frame] | None = None,
+    ) -> None:
+        self.servos = servos
+        self._on_goal, self._before_read = on_goal, before_read
+        self._wire_time, self._log = wire_time, log
+        self._input = bytearray()
+        # The slave end stays open here: were it closed with the client, the master would report a hang-up.
+        self._master, self._slave = pty.openpty()
+        tty.setraw(self._slave)
+        os.set_blocking(self._master, False)
+        self._poll = select.poll()
+        self._poll.register(self._master, select.POLLIN)
+        self.path = os.ttyname(self._slave)
+        self._link = self._make_link(link)
+
+    def fileno(self) -> int:
+        """The descriptor to poll for requests."""
+        return self._master
+
+    def serve(self, timeout_s: float = 0.0) -> int:
+        """Answer what has arrived, waiting at most `timeout_s` for it. Returns the number of requests handled."""
+        if not self._poll.poll(timeout_s * 1000):
+            return 0
+        with contextlib.suppress(BlockingIOError):
+            self._input += os.read(self._master, 65536)
+        n_requests = 0
+        while request := take_frame(self._input, max_id=BROADCAST, max_code=0xFF, max_length=MAX_LENGTH):
+            self._handle(request)
+            n_requests += 1
+        return n_requests
+
+    @contextlib.contextmanager
+    def serve_in_thread(self) -> Iterator[VirtualBus]:
+        """Serve from a thread of this process until the block ends, then close: for tests and small tools."""
+        stop = threading.Event()
+
+        def loop() -> None:
+            while not stop.is_set():
+                self.serve(0.02)
+
+        thread = threading.Thread(target=loop, name="virtual-bus")
+        thread.start()
+        try:
+            yield self
+        finally:
+            stop.set()
+            thread.join()
+            self.close()
+
+    def close(self) -> None:
+        """Take the port away. Safe to call twice."""
+        if self._master < 0:
+            return
+        if self._link is not None:
+            self._link.unlink(missing_ok=True)
+        os.close(self._master)
+        os.close(self._slave)
+        self._master = self._slave = -1
+
+    def _make_link(self, link: str | Path | None) -> Path | None:
+        if link is None:
+            return None
+        place = Path(link)
+        if place.is_symlink():
+            place.unlink()
+        try:
+            place.symlink_to(self.path)
+        except OSError as error:
+            raise UserError(f"cannot make the link {place} ({error.strerror}): choose another --link path") from error
+        return place
+
+    def _client_baud(self) -> int:
+        """Bits/s the client set, exact also for rates that have no termios constant."""
+        answer = fcntl.ioctl(self._slave, _TCGETS2, bytes(_TERMIOS2.size))
+        return int(_TERMIOS2.unpack(answer)[-1])
+
+    def _handle(self, request: Frame) -> None:
+        """Let every servo that hears the request act, then send the replies."""
+        if self._log is not None:
+            self._log.append(request)
+        baud = self._client_baud()
+        hearing = [servo for servo in self.servos.values() if servo.baud == baud]
+        if request.code in (READ, SYNC_READ):
+            self._before_read()
+        if request.code == SYNC_WRITE:
+            replies: list[tuple[float, bytes]] = []
+            wrote_goal = _sync_write(hearing, request.data)
+        elif request.code == SYNC_READ:
+            replies, wrote_goal = _sync_read(hearing, request.data), False
+        else:
+            replies, wrote_goal = _unicast(hearing, request)
+        if wrote_goal:
+            self._on_goal()
+        self._reply(request, replies, baud)
+
+    def _reply(self, request: Frame, replies: list[tuple[float, bytes]], baud: int) -> None:
+        """Write the replies, each given with its return delay in seconds."""
+        if self._wire_time:
+            n_bytes = FRAME_OVERHEAD + len(request.data) + sum(len(frame) for _, frame in replies)
+            time.sleep(n_bytes * 10 / baud + sum(delay_s for delay_s, _ in replies))
+        with contextlib.suppress(BlockingIOError):  # nobody reads: as on a wire, the bytes are gone
+            os.write(self._master, b"".join(frame for _, frame in replies))
+
+
+def _status(servo: ServoRegisters, servo_id: int, data: bytes = b"") -> tuple[float, bytes]:
+    return servo.return_delay_s, build(servo_id, servo.error, data)
+
+
+def _sync_write(servos: list[ServoRegisters], data: bytes) -> bool:
+    """Write each servo's share of a SYNC_WRITE. True when goals were written."""
+    if len(data) < 2:
+        return False
+    address, width = data[:2]
+    shares = [data[at : at + 1 + width] for at in range(2, len(data), 1 + width)]
+    wrote_goal = False
+    for share in shares:
+        for servo in servos:
+            if servo.servo_id == share[0]:
+                wrote_goal |= servo.write(address, share[1:])
+    return wrote_goal
+
+
+def _sync_read(servos: list[ServoRegisters], data: bytes) -> list[tuple[float, bytes]]:
+    """Replies to a SYNC_READ, in the order asked; a servo that is not there leaves a gap."""
+    if len(data) < 2:
+        return []
+    address, width = data[:2]
+    return [
+        _status(servo, servo_id, servo.read(address, width))
+        for servo_id in data[2:]
+        for servo in servos
+        if servo.servo_id == servo_id
+    ]
+
+
+def _unicast(servos: list[ServoRegisters], request: Frame) -> tuple[list[tuple[float, bytes]], bool]:
+    """PING, READ, WRITE, REG_WRITE, ACTION to one servo, or to all: (replies, goals were written)."""
+    addressed = [servo for servo in servos if request.servo in (servo.servo_id, BROADCAST)]
+    replies, wrote_goal = [], False
+    for servo in addressed:
+        servo_id = servo.servo_id  # the reply to a write of ID still carries the old one
+        answers = servo.answers_writes and request.servo != BROADCAST
+        if request.code == PING:
+            replies.append(_status(servo, servo_id))
+        elif request.code == READ and len(request.data) == 2 and request.servo != BROADCAST:
+            replies.append(_status(servo, servo_id, servo.read(*request.data)))
+        elif request.code in (WRITE, REG_WRITE, ACTION):
+            wrote_goal |= _write(servo, request)
+            if answers:
+                replies.append(_status(servo, servo_id))
+    return replies, wrote_goal
+
+
+def _write(servo: ServoRegisters, request: Frame) -> bool:
+    """Carry out WRITE, REG_WRITE or ACTION on one servo. True when it wrote Goal_Position."""
+    if request.code == ACTION:
+        return servo.action()
+    if not request.data:
+        return False
+    address, data = request.data[0], request.data[1:]
+    if request.code == WRITE:
+        return servo.write(address, data)
+    servo.stage(address, data)
+    return False

@@ -1,0 +1,94 @@
+"""The twin's six servos as register files: their calibration, and the traffic between registers and physics.
+
+Knows which register feeds which setting of `Servos` and back. Refuses to know packets and MuJoCo.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdit_robots.calibration import JointCalibration
+from mtdit_robots.so101 import IDS, JOINTS
+from mtdit_robots.sts3215 import REGISTERS, encode
+from mtdit_robots.twin import servo_model
+from mtdit_robots.twin.arm_figures import RANGES_RAD
+from mtdit_robots.twin.registers import ServoRegisters
+from mtdit_robots.twin.servos import FOLLOWER_P, GRIPPER_TORQUE, Servos
+
+MIDDLE_TICKS = 2047  # what LeRobot's homing makes every mid-range pose read
+
+
+def twin_calibration() -> dict[str, JointCalibration]:
+    """The twin's calibration as `lerobot-calibrate` would have made it: degrees are the model's joint angles.
+
+    Degrees divide by 4095 where the encoder has 4096 ticks, so they read 0.024 % large; wrist_roll keeps LeRobot's full
+    range 0..4095, whose middle is half a tick (0.04 degrees) off.
+    """
+    return {joint: _joint_calibration(joint) for joint in JOINTS}
+
+
+def _joint_calibration(joint: str) -> JointCalibration:
+    low_rad, high_rad = RANGES_RAD[joint]
+    if joint == "wrist_roll":
+        return JointCalibration(IDS[joint], 0, servo_model.CENTRE_TICKS - MIDDLE_TICKS, 0, 4095)
+    homing = round(servo_model.ticks_of((low_rad + high_rad) / 2)) - MIDDLE_TICKS
+    low, high = (servo_model.ticks_of(angle) - homing for angle in (low_rad, high_rad))
+    return JointCalibration(IDS[joint], 0, homing, math.ceil(low), math.floor(high))
+
+
+def twin_registers() -> dict[int, ServoRegisters]:
+    """Six servos as they come out of calibration: EEPROM written, torque off, other registers as from the factory."""
+    return {IDS[joint]: _calibrated(values) for joint, values in twin_calibration().items()}
+
+
+def _calibrated(values: JointCalibration) -> ServoRegisters:
+    servo = ServoRegisters(values.id)
+    _write(servo, "Lock", 0)
+    _write(servo, "Homing_Offset", values.homing_offset)
+    _write(servo, "Min_Position_Limit", values.range_min)
+    _write(servo, "Max_Position_Limit", values.range_max)
+    _write(servo, "Lock", 1)
+    return servo
+
+
+def energise(registers: Mapping[int, ServoRegisters]) -> None:
+    """Settings and torque switch as the driver leaves them after `connect()`: for worlds used without a bus."""
+    for servo in registers.values():
+        servo.set("P_Coefficient", int(FOLLOWER_P))
+        servo.set("Torque_Enable", 1)
+    registers[IDS["gripper"]].set("Max_Torque_Limit", int(1000 * GRIPPER_TORQUE))
+
+
+def carry_out(registers: Mapping[int, ServoRegisters], servos: Servos) -> None:
+    """Registers to physics: goals, gains, limits, switches."""
+    chain = list(registers.values())
+    servos.goal_rad = servo_model.angle_of(np.array([float(servo.goal_actual_ticks) for servo in chain]))
+    servos.p_coefficient = np.array([float(servo.p_gain) for servo in chain])
+    servos.torque_limit = np.array([servo.torque_limit for servo in chain])
+    servos.torque_enabled = np.array([servo.torque_enabled for servo in chain])
+    servos.apply_settings()
+
+
+def report(servos: Servos, registers: Mapping[int, ServoRegisters]) -> None:
+    """Physics to registers: position, velocity, load, temperature, voltage, current."""
+    ticks = servo_model.ticks_of(servos.angles_rad)
+    velocities = servos.velocities_rad_s * servo_model.TICKS_PER_RAD
+    columns = (ticks, velocities, servos.load, servos.temperature_c, servos.currents_a)
+    for servo, *row in zip(registers.values(), *columns, strict=True):
+        position, velocity, load, temperature, current = (float(value) for value in row)
+        servo.set_present(position, velocity, load, temperature, servo_model.SUPPLY_V, current)
+
+
+def set_goals(registers: Mapping[int, ServoRegisters], goal_ticks: NDArray[np.int64]) -> None:
+    """Goals (6,) in present ticks, in joint order, as one SYNC_WRITE would."""
+    for servo, goal in zip(registers.values(), goal_ticks, strict=True):
+        servo.set("Goal_Position", int(goal))
+
+
+def _write(servo: ServoRegisters, name: str, value: int) -> None:
+    register = REGISTERS[name]
+    servo.write(register.address, encode(register, value))

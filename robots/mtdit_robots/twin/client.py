@@ -1,0 +1,156 @@
+"""The twin as its user sees it: a port to open, cameras to read, a table to lay.
+
+Knows how to start the twin's process, talk to it and end it. Refuses to know physics and rendering: mujoco is never
+imported here. `robot()` is the real driver on the twin's port; nothing in it knows that the servos are simulated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from mtdit_robots.arm import So101Arm
+from mtdit_robots.calibration import JointCalibration
+from mtdit_robots.errors import UserError
+from mtdit_robots.twin.chain import twin_calibration
+from mtdit_robots.twin.frames import Frame, SharedFrames, TwinCamera, new_memory
+from mtdit_robots.twin.server import Control, Settings
+from mtdit_robots.twin.world import CAMERAS, OVERVIEW
+
+CLOCKS = ("real", "lockstep")
+START_TIMEOUT_S = 120.0  # the first start tries renderers, on a busy machine
+REPLY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 5.0
+BUS_TIMEOUT_S = 0.5  # the simulated servos may be kept waiting by a busy computer
+LOCKSTEP_BUS_TIMEOUT_S = 10.0  # replies wait for physics and pictures
+
+
+class Twin:
+    """A simulated SO-101 in a process of its own. Use it as a context manager, or call `close`.
+
+    clock: "real", or "lockstep": one goal write is one tick of 1/30 s, deterministic and faster than real time.
+    image_size: (height, width) of every camera. link: a name that shall point to the port, e.g. /tmp/ttySIM0.
+    wire_time: let packets take as long as on a 1 Mbit/s wire.
+    Raises UserError: unknown clock, mujoco missing, link impossible. OSError when the process does not start.
+    """
+
+    def __init__(
+        self,
+        clock: str = "real",
+        image_size: tuple[int, int] = (64, 64),
+        link: str | Path | None = None,
+        wire_time: bool = False,
+    ) -> None:
+        if clock not in CLOCKS:
+            raise UserError(f"the twin has no clock {clock!r}: use real or lockstep")
+        self.clock, self.image_size = clock, image_size
+        self.calibration: dict[str, JointCalibration] = twin_calibration()
+        memory = new_memory()
+        self._frames = SharedFrames(memory, CAMERAS, image_size)
+        ours, theirs = socket.socketpair()
+        settings = Settings(theirs.fileno(), memory, clock, image_size, str(link) if link else None, wire_time)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (what the process says on stderr, while it lives)
+        self._process = _start(settings, self._errors)
+        theirs.close()
+        os.close(memory)
+        ours.settimeout(START_TIMEOUT_S)
+        self._control = Control(ours)
+        hello = self._reply()
+        ours.settimeout(REPLY_TIMEOUT_S)
+        self.port: str = hello["port"]
+        self.renderer: str = hello["renderer"]["name"]
+
+    def robot(self) -> So101Arm:
+        """The driver on the twin's port, with its cameras; not connected yet. Make a new one after closing it."""
+        lockstep = self.clock == "lockstep"
+        cameras = [TwinCamera(name, self._frames, lockstep) for name in CAMERAS]
+        timeout_s = LOCKSTEP_BUS_TIMEOUT_S if lockstep else BUS_TIMEOUT_S
+        return So101Arm(self.port, self.calibration, cameras, timeout_s=timeout_s)
+
+    def reset(self, task: str, seed: int = 0) -> None:
+        """Lay the table for the instruction; the arm is put at rest. UserError names the nearest known instruction."""
+        self._ask("reset", task=task, seed=int(seed))
+
+    def success(self) -> bool:
+        """Whether the task is done right now."""
+        return bool(self._ask("success")["success"])
+
+    def status(self) -> dict[str, Any]:
+        """task, seed, tick, positions, drawer_m, cube_m, success, and late_s: how far real time ran away."""
+        return self._ask("status")
+
+    def picture(self, camera: str = OVERVIEW, height: int = 480, width: int = 640, fine: bool = False) -> Frame:
+        """(height, width, 3) uint8 RGB from any camera. fine: with shadows and smooth edges, 10 times slower."""
+        reply = self._ask("picture", camera=camera, height=height, width=width, fine=fine)
+        pixels = np.frombuffer(self._control.receive_bytes(reply["bytes"]), np.uint8)
+        return pixels.reshape(height, width, 3)
+
+    def close(self) -> None:
+        """End the process, by force if need be. Safe to call twice."""
+        if self._process.poll() is None:
+            with contextlib.suppress(OSError):
+                self._control.send({"do": "stop"})
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._control.close()
+        self._errors.close()
+
+    def __enter__(self) -> Twin:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, what: str, **details: Any) -> dict[str, Any]:
+        try:
+            self._control.send({"do": what, **details})
+        except OSError as error:
+            raise self._death() from error
+        return self._reply()
+
+    def _reply(self) -> dict[str, Any]:
+        try:
+            message = self._control.receive()
+        except TimeoutError as error:
+            self.close()
+            raise OSError("the twin's process does not answer: the computer may be overloaded, try again") from error
+        if message is None:
+            raise self._death()
+        if "user_error" in message:
+            raise UserError(message["user_error"])
+        return message
+
+    def _death(self) -> OSError:
+        """What the process said last, as an error."""
+        self._process.wait(STOP_TIMEOUT_S)
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        last_words = lines[-1] if lines else "it said nothing"
+        return OSError(f"the twin's process ended with code {self._process.returncode}: {last_words}")
+
+
+def _start(settings: Settings, errors: Any) -> subprocess.Popen[bytes]:
+    """In a session of its own: Ctrl-C reaches us first, and the arm is released in order."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mtdit_robots.twin.server", json.dumps(asdict(settings))],
+        pass_fds=(settings.control_fd, settings.frames_fd),
+        stdin=subprocess.DEVNULL,
+        stderr=errors,
+        start_new_session=True,
+    )

@@ -1,0 +1,78 @@
+"""Camera frames in memory that two processes share, without locks and without files.
+
+Knows where a frame lies and how to read one that is not being overwritten. Refuses to know rendering and clocks.
+Each camera has two slots that are written in turns: the newest frame stays whole while the next one is drawn.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Frame = NDArray[np.uint8]  # (H, W, 3) RGB
+
+FIRST_FRAME_S = 30.0
+
+
+def new_memory() -> int:
+    """A descriptor of anonymous memory; it vanishes with the last process that holds it."""
+    return os.memfd_create("mtdit-twin-frames")
+
+
+class SharedFrames:
+    """The frames of some cameras, all of one size. One process publishes, any number read.
+
+    fd: from `new_memory`, possibly inherited. image_size: (height, width).
+    """
+
+    def __init__(self, fd: int, cameras: Sequence[str], image_size: tuple[int, int]) -> None:
+        slot = [("tick", "<i8"), ("time_s", "<f8"), ("pixels", "u1", (*image_size, 3))]
+        layout = np.dtype([("count", "<i8"), ("slots", np.dtype(slot, align=True), (2,))], align=True)
+        size = layout.itemsize * len(cameras)
+        if os.fstat(fd).st_size < size:
+            os.ftruncate(fd, size)
+        self.cameras, self.image_size = tuple(cameras), image_size
+        self._records: NDArray[Any] = np.frombuffer(mmap.mmap(fd, size), layout)
+
+    def publish(self, camera: str, pixels: Frame, tick: int, time_s: float) -> None:
+        """Make a frame the latest one. time_s: `time.monotonic()` of its capture, the same clock in every process."""
+        record = self._records[self.cameras.index(camera)]
+        count = int(record["count"])
+        record["slots"][count % 2] = (tick, time_s, pixels)
+        record["count"] = count + 1
+
+    def read(self, camera: str) -> tuple[Frame, int, float]:
+        """The latest frame, its tick and its time. Waits for the very first one; OSError if none comes."""
+        record = self._records[self.cameras.index(camera)]
+        deadline_s = time.monotonic() + FIRST_FRAME_S
+        while time.monotonic() < deadline_s:
+            count = int(record["count"])
+            if count == 0:
+                time.sleep(0.005)
+                continue
+            slot = record["slots"][(count - 1) % 2].copy()
+            if int(record["count"]) == count:  # else the writer may have come round to this slot
+                return slot["pixels"], int(slot["tick"]), float(slot["time_s"])
+        raise OSError(f"twin camera {camera!r} gave no frame within {FIRST_FRAME_S:g} s")
+
+
+class TwinCamera:
+    """A `Camera` on shared frames. In lock-step the world waits for the reader, so a frame is never old."""
+
+    def __init__(self, name: str, frames: SharedFrames, lockstep: bool) -> None:
+        self.name = name
+        self.height, self.width = frames.image_size
+        self._frames, self._lockstep = frames, lockstep
+
+    def read(self) -> tuple[Frame, float]:
+        pixels, _, time_s = self._frames.read(self.name)
+        return pixels, 0.0 if self._lockstep else time.monotonic() - time_s
+
+    def close(self) -> None:
+        """Nothing to release: the memory is the twin's."""

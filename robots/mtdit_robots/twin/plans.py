@@ -1,0 +1,136 @@
+"""How a task is done, as way-points of the tool: looked at once, from the world as it stands.
+
+Knows where to grasp, push and let go. Refuses to know joints' dynamics and ticks: `expert` walks the way-points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdit_robots.twin.kinematics import ToolPose, azimuth, reachable
+from mtdit_robots.twin.scene import CUBE_HALF_M
+
+if TYPE_CHECKING:
+    from mtdit_robots.twin.world import World
+
+PITCHES_RAD = np.radians(range(90, 40, -5))  # straight down is best seen from above; a tilt reaches farther
+SHUT_RAD = -0.14  # a goal beyond the closed jaw: the torque limit sets the grip
+FIXED_FACE_M = 0.0079  # fixed jaw's inner face from the tool centre
+Point = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Waypoint:
+    """Be at `pose` with the jaw at `grip_rad`, `seconds` after the last way-point.
+
+    The way there is straight, or with `swing` an arc about the pan axis that keeps clear of the base.
+    """
+
+    pose: ToolPose
+    grip_rad: float
+    seconds: float
+    swing: bool = False
+
+
+Plan = list[Waypoint]
+
+
+def open_drawer(world: World) -> Plan:
+    """Straddle the handle, close, pull, let go."""
+    inwards = _direction(world.yaw("cabinet"))
+    grip = world.handle() - 0.004 * inwards + _up(-0.006)
+    pull = max(0.0, 0.088 - world.drawer_m())
+    out = grip - pull * inwards
+    open_rad, yaw = 0.16, world.yaw("cabinet")
+    pitch = _pitch([grip, grip + _up(0.05), out, out + _up(0.03)])
+    return [
+        Waypoint(ToolPose(grip + _up(0.05), pitch, yaw), open_rad, 1.2, swing=True),
+        Waypoint(ToolPose(grip, pitch, yaw), open_rad, 0.5),
+        Waypoint(ToolPose(grip, pitch, yaw), SHUT_RAD, 0.3),
+        Waypoint(ToolPose(out, pitch, yaw), SHUT_RAD, 1.1),
+        Waypoint(ToolPose(out, pitch, yaw), open_rad, 0.3),
+        Waypoint(ToolPose(out + _up(0.05), pitch, yaw), open_rad, 0.5),
+    ]
+
+
+def close_drawer(world: World) -> Plan:
+    """Put the closed fingers before the handle and push it home."""
+    inwards, yaw = _direction(world.yaw("cabinet")), world.yaw("cabinet")
+    touch = world.handle() + _up(-0.008)
+    before = touch - 0.035 * inwards
+    home = touch + (world.drawer_m() - 0.010) * inwards
+    pitch = _pitch([before, before + _up(0.055), home])
+    return [
+        Waypoint(ToolPose(before + _up(0.055), pitch, yaw), 0.0, 1.2, swing=True),
+        Waypoint(ToolPose(before, pitch, yaw), 0.0, 0.4),
+        Waypoint(ToolPose(home, pitch, yaw), 0.0, 1.1),
+        Waypoint(ToolPose(home, pitch, yaw), 0.0, 0.3),
+        Waypoint(ToolPose(home - 0.05 * inwards + _up(0.03), pitch, yaw), 0.0, 0.5),
+    ]
+
+
+def push_cube(world: World, side: int) -> Plan:
+    """Put the fingers beside the cube and sweep it sideways (side +1: left), pushing with both of them."""
+    cube = world.position("cube")
+    sweep = np.array([0.0, float(side), 0.0])
+    height = _up(0.016 - cube[2])
+    beside = cube - (CUBE_HALF_M + 0.032) * sweep + height
+    travel = 0.075 - side * (cube[1] - world.start["cube"][1])
+    end = cube + (max(travel, 0.0) - CUBE_HALF_M - 0.008) * sweep + height
+    pitch = _pitch([beside, beside + _up(0.05), end, end + _up(0.04)])
+    grip_rad, yaw = 0.02, 0.0  # one finger behind the other: two contacts keep the cube from turning
+    return [
+        Waypoint(ToolPose(beside + _up(0.05), pitch, yaw), grip_rad, 1.2, swing=True),
+        Waypoint(ToolPose(beside, pitch, yaw), grip_rad, 0.5),
+        Waypoint(ToolPose(end, pitch, yaw), grip_rad, 1.2),
+        Waypoint(ToolPose(end - 0.015 * sweep + _up(0.04), pitch, yaw), grip_rad, 0.5),
+    ]
+
+
+def put_cube_in_bowl(world: World) -> Plan:
+    """Grasp across the cube's nearest faces, carry it over the bowl, let go."""
+    cube, bowl = world.position("cube"), world.position("bowl")
+    yaw = _nearest_face(world.yaw("cube"), azimuth(cube))
+    # The fixed finger comes down 5 mm clear of its face, and the cube sits that much towards the moving one.
+    grasp = np.array([cube[0], cube[1], 0.014]) - (CUBE_HALF_M - FIXED_FACE_M + 0.005) * _direction(yaw)
+    above, over, into = grasp + _up(0.045), bowl + _up(0.095), bowl + _up(0.075)
+    open_rad, pitch, carry = 0.42, _pitch([grasp, above]), _pitch([over, into])
+    drop_yaw = azimuth(bowl)
+    return [
+        Waypoint(ToolPose(above, pitch, yaw), open_rad, 1.2, swing=True),
+        Waypoint(ToolPose(grasp, pitch, yaw), open_rad, 0.5),
+        Waypoint(ToolPose(grasp, pitch, yaw), SHUT_RAD, 0.4),
+        Waypoint(ToolPose(above, pitch, yaw), SHUT_RAD, 0.5),
+        Waypoint(ToolPose(over, carry, drop_yaw), SHUT_RAD, 1.0, swing=True),
+        Waypoint(ToolPose(into, carry, drop_yaw), SHUT_RAD, 0.3),
+        Waypoint(ToolPose(into, carry, drop_yaw), open_rad, 0.3),
+        Waypoint(ToolPose(over, carry, drop_yaw), open_rad, 0.4),
+    ]
+
+
+def _pitch(points: Sequence[Point]) -> float:
+    """The steepest pitch at which every point is in reach; the flattest if none is."""
+    for pitch in PITCHES_RAD:
+        if all(reachable(ToolPose(point, pitch, azimuth(point))) for point in points):
+            return float(pitch)
+    return float(PITCHES_RAD[-1])
+
+
+def _nearest_face(cube_yaw: float, bearing: float) -> float:
+    """Of the cube's four faces, the one that asks for the least wrist roll."""
+    quarter = math.pi / 2
+    return cube_yaw + quarter * round((bearing - cube_yaw) / quarter)
+
+
+def _direction(yaw: float) -> Point:
+    return np.array([math.cos(yaw), math.sin(yaw), 0.0])
+
+
+def _up(metres: float) -> Point:
+    return np.array([0.0, 0.0, metres])

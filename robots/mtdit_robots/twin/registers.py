@@ -1,0 +1,252 @@
+"""One simulated STS3215 as its register file: what can be read and written, and what a write does.
+
+Knows access rights, EEPROM and its lock, limits, homing offset and factory values. Refuses to know packets and physics:
+the bus reads and writes bytes, the physics reads goals and gains and reports the present state.
+"""
+
+from __future__ import annotations
+
+from mtdit_robots.sts3215 import (
+    BAUD_CODES,
+    MODEL_NUMBER,
+    REGISTER_FILE_SIZE,
+    REGISTERS,
+    TICKS_PER_TURN,
+    decode,
+    encode,
+)
+
+_FACTORY = {
+    "Firmware_Major_Version": 3,
+    "Firmware_Minor_Version": 10,
+    "Model_Number": MODEL_NUMBER,
+    "Return_Delay_Time": 250,
+    "Response_Status_Level": 1,
+    "Max_Position_Limit": 4095,
+    "Max_Temperature_Limit": 70,
+    "Max_Voltage_Limit": 140,
+    "Min_Voltage_Limit": 40,
+    "Max_Torque_Limit": 1000,
+    "Phase": 12,
+    "Unloading_Condition": 44,
+    "LED_Alarm_Condition": 47,
+    "P_Coefficient": 32,
+    "D_Coefficient": 32,
+    "Minimum_Startup_Force": 16,
+    "CW_Dead_Zone": 1,
+    "CCW_Dead_Zone": 1,
+    "Protection_Current": 500,
+    "Angular_Resolution": 1,
+    "Protective_Torque": 20,
+    "Protection_Time": 200,
+    "Overload_Torque": 80,
+    "Velocity_closed_loop_P_proportional_coefficient": 10,
+    "Over_Current_Protection_Time": 200,
+    "Velocity_closed_loop_I_integral_coefficient": 10,
+    "Moving_Velocity": 80,
+    "DTs": 10,
+    "Velocity_Unit_factor": 1,
+    "Maximum_Velocity_Limit": 68,
+    "Maximum_Acceleration": 0,
+    "Acceleration_Multiplier": 1,
+}
+
+_PHASE_MULTI_TURN = 0x10
+_MOVING_THRESHOLD_TICKS_S = 10.0
+_CURRENT_UNIT_A = 0.0065
+_BAUD_BY_CODE = {code: baud for baud, code in BAUD_CODES.items()}
+
+
+def _addresses(**rights: bool) -> frozenset[int]:
+    """Every address whose register has these `writable` / `eeprom` rights."""
+    chosen = [r for r in REGISTERS.values() if all(getattr(r, right) == wanted for right, wanted in rights.items())]
+    return frozenset(address for r in chosen for address in range(r.address, r.address + r.width))
+
+
+_WRITABLE = _addresses(writable=True)
+_EEPROM = _addresses(eeprom=True)
+_GOAL = frozenset((42, 43))
+
+
+class ServoRegisters:
+    """The register file of one servo, addresses 0..86, with factory values at first.
+
+    The bus uses `read`, `write`, `stage`, `action`, `servo_id`, `baud`, `error`, `answers_writes`, `return_delay_s`.
+    The physics uses the properties below and reports back through `set_present`. Actual ticks are those of the encoder;
+    every register speaks of Present = Actual - Homing_Offset.
+    """
+
+    def __init__(self, servo_id: int) -> None:
+        self._memory = bytearray(REGISTER_FILE_SIZE)
+        self._staged: tuple[int, bytes] | None = None
+        self._actual_ticks = 2048.0
+        for name, value in _FACTORY.items():
+            self.set(name, value)
+        self.set("ID", servo_id)
+        self._eeprom = bytes(self._memory)  # what a power cycle brings back
+        self.power_cycle()
+
+    # what the bus needs
+
+    def read(self, address: int, length: int) -> bytes:
+        """Raw bytes; addresses beyond the register file read 0."""
+        return bytes(self._memory[address : address + length]).ljust(length, b"\0")
+
+    def write(self, address: int, data: bytes) -> bool:
+        """Write raw bytes as a client would; read-only bytes stay. True when Goal_Position was written.
+
+        EEPROM bytes always take effect, and last over `power_cycle` only when Lock is 0.
+        """
+        locked = self.get("Lock") != 0
+        touched = set(range(address, address + len(data))) & _WRITABLE
+        for at in touched:
+            self._memory[at] = data[at - address]
+        if not locked and touched & _EEPROM:
+            self._eeprom = self._persisted(touched & _EEPROM)
+        self._refresh_position()
+        return bool(touched & _GOAL)
+
+    def stage(self, address: int, data: bytes) -> None:
+        """REG_WRITE: keep a write until `action`."""
+        self._staged = (address, data)
+
+    def action(self) -> bool:
+        """ACTION: carry out the staged write, if any. True when it wrote Goal_Position."""
+        staged, self._staged = self._staged, None
+        return staged is not None and self.write(*staged)
+
+    def power_cycle(self) -> None:
+        """Off and on again: EEPROM as persisted, SRAM as after power-up, torque off."""
+        self._memory[:] = self._eeprom
+        self._staged = None
+        self.set("Lock", 1)
+        self.set("Torque_Limit", self.get("Max_Torque_Limit"))
+        self.set_present(self._actual_ticks)
+        self.set("Goal_Position", self.get("Present_Position"))
+
+    def _persisted(self, addresses: set[int]) -> bytes:
+        kept = bytearray(self._eeprom)
+        for at in addresses:
+            kept[at] = self._memory[at]
+        return bytes(kept)
+
+    # registers by name, ignoring access rights: for the physics, for faults and for tests
+
+    def get(self, name: str) -> int:
+        register = REGISTERS[name]
+        return decode(register, self.read(register.address, register.width))
+
+    def set(self, name: str, value: int) -> None:
+        """Set a register behind the client's back; RAM only, read-only registers included."""
+        register = REGISTERS[name]
+        self._memory[register.address : register.address + register.width] = encode(register, value)
+
+    @property
+    def servo_id(self) -> int:
+        return self.get("ID")
+
+    @property
+    def baud(self) -> int | None:
+        """Bits/s, or None when Baud_Rate holds no known code: nobody can reach such a servo."""
+        return _BAUD_BY_CODE.get(self.get("Baud_Rate"))
+
+    @property
+    def answers_writes(self) -> bool:
+        return self.get("Response_Status_Level") != 0
+
+    @property
+    def return_delay_s(self) -> float:
+        """Pause before a reply."""
+        return self.get("Return_Delay_Time") * 2e-6
+
+    @property
+    def error(self) -> int:
+        """Error bits sent with every reply (sts3215.ERROR_BITS); the Status register."""
+        return self.get("Status")
+
+    @error.setter
+    def error(self, bits: int) -> None:
+        self.set("Status", bits)
+
+    # what the physics needs
+
+    @property
+    def torque_enabled(self) -> bool:
+        return self.get("Torque_Enable") != 0
+
+    @property
+    def torque_limit(self) -> float:
+        """Fraction 0..1 of the stall torque: the lower of Torque_Limit and Max_Torque_Limit."""
+        return min(self.get("Torque_Limit"), self.get("Max_Torque_Limit"), 1000) / 1000
+
+    @property
+    def p_gain(self) -> int:
+        return self.get("P_Coefficient")
+
+    @property
+    def i_gain(self) -> int:
+        return self.get("I_Coefficient")
+
+    @property
+    def d_gain(self) -> int:
+        return self.get("D_Coefficient")
+
+    @property
+    def operating_mode(self) -> int:
+        return self.get("Operating_Mode")
+
+    @property
+    def goal_velocity_ticks_s(self) -> int:
+        """Speed limit of the way to the goal; 0: none."""
+        return abs(self.get("Goal_Velocity"))
+
+    @property
+    def acceleration_ticks_s2(self) -> int:
+        """Acceleration limit of the way to the goal; 0: none."""
+        return self.get("Acceleration") * 100
+
+    @property
+    def goal_actual_ticks(self) -> int:
+        """Where the servo steers to, in encoder ticks: the goal within the position limits, plus the homing offset.
+
+        Both limits 0 mean "no limit", as on the real servo.
+        """
+        low, high = self.get("Min_Position_Limit"), self.get("Max_Position_Limit")
+        goal = self.get("Goal_Position")
+        if (low, high) != (0, 0):
+            goal = min(max(goal, low), high)
+        return goal + self.get("Homing_Offset")
+
+    def set_present(
+        self,
+        actual_ticks: float,
+        velocity_ticks_s: float = 0.0,
+        load: float = 0.0,
+        temperature_c: float = 25.0,
+        voltage_v: float = 7.4,
+        current: float = 0.0,
+    ) -> None:
+        """Report the state of the simulated servo.
+
+        actual_ticks: encoder position, may run beyond one turn. velocity_ticks_s: signed. load: -1..1 of the stall
+        torque. current: ampere. Values beyond what a register holds are clipped to it.
+        """
+        self._actual_ticks = actual_ticks
+        self._refresh_position()
+        self.set("Present_Velocity", _clipped(velocity_ticks_s, 32767))
+        self.set("Present_Load", _clipped(load * 1000, 1000))
+        self.set("Present_Voltage", _clipped(max(voltage_v, 0.0) * 10, 255))
+        self.set("Present_Temperature", _clipped(max(temperature_c, 0.0), 255))
+        self.set("Present_Current", _clipped(abs(current) / _CURRENT_UNIT_A, 65535))
+        self.set("Moving", int(abs(velocity_ticks_s) > _MOVING_THRESHOLD_TICKS_S))
+
+    def _refresh_position(self) -> None:
+        """Present = Actual - Homing_Offset, within one turn unless Phase says otherwise."""
+        present = round(self._actual_ticks) - self.get("Homing_Offset")
+        if not self.get("Phase") & _PHASE_MULTI_TURN:
+            present %= TICKS_PER_TURN
+        self.set("Present_Position", _clipped(present, 32767))
+
+
+def _clipped(value: float, magnitude: int) -> int:
+    return max(-magnitude, min(magnitude, round(value)))

@@ -1,0 +1,214 @@
+"""The twin's own process: the world behind a virtual servo bus, its cameras in shared memory, and a control channel.
+
+Knows how bus, physics, cameras and control share one thread, and the two clocks:
+- real: physics follows the wall clock in steps of 1/240 s; the bus is served between any two steps and pictures.
+- lockstep: time passes only when a goal is written to an energised arm: one packet, one tick of 1/30 s. Cameras are
+  drawn before anything else is answered, so equal commands give equal positions and frames, bit for bit.
+Refuses to know who is at the other end of the port.
+
+Started by `client.Twin`; ends when told to or when the control channel closes, that is, with its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mtdit_robots.errors import UserError
+from mtdit_robots.twin.bus import VirtualBus
+from mtdit_robots.twin.frames import SharedFrames
+from mtdit_robots.twin.render import choose_renderer
+from mtdit_robots.twin.scene import SUBSTEP_S, SUBSTEPS
+from mtdit_robots.twin.world import CAMERAS, World
+
+CATCH_UP_S = 0.1  # physics that is later than this skips ahead instead of rushing
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the parent decides. control_fd, frames_fd: inherited descriptors."""
+
+    control_fd: int
+    frames_fd: int
+    clock: str  # real | lockstep
+    image_size: tuple[int, int]
+    link: str | None
+    wire_time: bool
+
+    @staticmethod
+    def from_json(text: str) -> Settings:
+        values = json.loads(text)
+        height, width = values.pop("image_size")
+        return Settings(image_size=(height, width), **values)
+
+
+class Server:
+    def __init__(self, settings: Settings, control: Control) -> None:
+        self._control = control
+        self._lockstep = settings.clock == "lockstep"
+        self._world = World()
+        self._frames = SharedFrames(settings.frames_fd, CAMERAS, settings.image_size)
+        self._bus = VirtualBus(
+            self._world.registers, self._on_goal, self._world.report, settings.wire_time,
+            Path(settings.link) if settings.link else None,
+        )  # fmt: skip
+        self._poll = select.poll()
+        for fd in (self._bus.fileno(), control.fileno()):
+            self._poll.register(fd, select.POLLIN)
+        self._running = True
+        self._late_s = 0.0
+        self._next_step_s = time.monotonic()
+        self._show_all()
+
+    def run(self) -> None:
+        """Until told to stop or the parent is gone."""
+        self._control.send({"port": self._bus.path, "renderer": asdict(choose_renderer())})
+        try:
+            if self._lockstep:
+                while self._running:
+                    self._listen(None)
+            else:
+                self._real_time()
+        finally:
+            self._bus.close()
+            self._world.close()
+
+    # Clocks
+
+    def _real_time(self) -> None:
+        self._next_step_s = time.monotonic()
+        substep, to_draw = 0, deque[str]()
+        while self._running:
+            self._listen(max(0.0, self._next_step_s - time.monotonic()))
+            behind_s = time.monotonic() - self._next_step_s
+            if behind_s > CATCH_UP_S:
+                self._late_s += behind_s
+                self._next_step_s += behind_s
+            elif behind_s >= 0:
+                self._world.step_substep()
+                self._next_step_s += SUBSTEP_S
+                substep += 1
+                if substep % SUBSTEPS == 0:
+                    self._world.end_tick()
+                    to_draw = deque(CAMERAS)
+            if to_draw and self._next_step_s - time.monotonic() > 0:
+                self._show(to_draw.popleft())
+
+    def _on_goal(self) -> None:
+        """In lock-step a goal is what makes time pass; a limp arm gives no goals, so connecting costs no tick."""
+        if self._lockstep and any(servo.torque_enabled for servo in self._world.registers.values()):
+            self._world.step_tick()
+            self._show_all()
+
+    # What others ask for
+
+    def _listen(self, timeout_s: float | None) -> None:
+        """Serve bus and control as soon as one of them speaks, or return after the timeout. The bus goes first."""
+        ready = {fd for fd, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1000)}
+        if not ready:
+            return
+        if self._bus.serve() and not self._lockstep:
+            self._world.carry_out()
+        if self._control.fileno() in ready:
+            self._answer(self._control.receive())
+
+    def _answer(self, request: dict[str, Any] | None) -> None:
+        if request is None or request["do"] == "stop":
+            self._running = False
+            return
+        try:
+            if request["do"] == "picture":
+                self._send_picture(request)
+            else:
+                self._control.send(self._done(request))
+        except UserError as error:
+            self._control.send({"user_error": str(error)})
+
+    def _done(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["do"] == "reset":
+            self._world.reset(request["task"], request["seed"])
+            self._world.carry_out()
+            self._show_all()
+            self._next_step_s = time.monotonic()
+            return {}
+        if request["do"] == "success":
+            return {"success": self._world.success()}
+        if request["do"] == "status":
+            return self._status()
+        raise UserError(f"the twin knows no request {request['do']!r}")
+
+    def _status(self) -> dict[str, Any]:
+        world = self._world
+        return {
+            "task": world.task.name, "seed": world.seed, "tick": world.tick, "late_s": self._late_s,
+            "positions": world.positions().tolist(), "drawer_m": world.drawer_m(),
+            "cube_m": world.position("cube").tolist(), "success": world.success(),
+        }  # fmt: skip
+
+    def _send_picture(self, request: dict[str, Any]) -> None:
+        draw = self._world.picture if request["fine"] else self._world.render
+        picture = draw(request["camera"], request["height"], request["width"])
+        self._control.send({"bytes": picture.nbytes}, picture.tobytes())
+
+    # Cameras
+
+    def _show_all(self) -> None:
+        for camera in CAMERAS:
+            self._show(camera)
+
+    def _show(self, camera: str) -> None:
+        time_s = time.monotonic()
+        self._frames.publish(camera, self._world.render(camera, *self._frames.image_size), self._world.tick, time_s)
+
+
+class Control:
+    """JSON objects over a socket, one per line, raw bytes after it where the line says so."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._reader = connection.makefile("rb")
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: dict[str, Any], payload: bytes = b"") -> None:
+        self._socket.sendall(json.dumps(message).encode() + b"\n" + payload)
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message; None when the other side is gone."""
+        try:
+            line = self._reader.readline()
+        except ConnectionResetError:
+            return None
+        message: dict[str, Any] | None = json.loads(line) if line else None
+        return message
+
+    def receive_bytes(self, count: int) -> bytes:
+        return self._reader.read(count)
+
+    def close(self) -> None:
+        self._reader.close()
+        self._socket.close()
+
+
+def main() -> None:
+    """`python -m mtdit_robots.twin.server SETTINGS`, settings as JSON."""
+    settings = Settings.from_json(sys.argv[1])
+    control = Control(socket.socket(fileno=settings.control_fd))
+    try:
+        server = Server(settings, control)
+    except UserError as error:
+        control.send({"user_error": str(error)})
+        return
+    server.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The instructions the twin understands: how the table is laid, when a task is done, how the expert does it.
+
+Knows words and thresholds. Refuses to know physics and motion in time. All tasks share one scene and one distribution
+of layouts; left and right are the robot's own (left is +y).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mtdit_robots.errors import UserError
+from mtdit_robots.twin import plans
+from mtdit_robots.twin.plans import Plan
+from mtdit_robots.twin.scene import CUBE_HALF_M
+
+if TYPE_CHECKING:
+    from mtdit_robots.twin.world import World
+
+OPEN_M, CLOSED_M = 0.06, 0.01  # drawer
+PUSHED_M = 0.05
+LYING_TOLERANCE_M = 0.008  # cube's height above where it lies flat
+IN_BOWL_M, IN_BOWL_HEIGHT_M = 0.035, 0.040  # cube's centre from the bowl's
+
+SHUT = (0.0, 0.0)
+AJAR = (0.04, 0.07)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One instruction and what it means.
+
+    name: the words a policy is given. drawer_range_m: how far the drawer may stand open at the start. done: whether the
+    world shows it done. plan: the expert's way-points for the world as it stands.
+    """
+
+    name: str
+    drawer_range_m: tuple[float, float]
+    done: Callable[[World], bool]
+    plan: Callable[[World], Plan]
+
+
+def _opened(world: World) -> bool:
+    return world.drawer_m() > OPEN_M
+
+
+def _closed(world: World) -> bool:
+    return world.drawer_m() < CLOSED_M
+
+
+def _pushed(world: World, side: int) -> bool:
+    """The cube lies on the table, PUSHED_M or more to that side (+1 left, -1 right) of where it started."""
+    cube = world.position("cube")
+    on_table = abs(cube[2] - CUBE_HALF_M) < LYING_TOLERANCE_M
+    return bool(on_table and side * (cube[1] - world.start["cube"][1]) > PUSHED_M)
+
+
+def _in_bowl(world: World) -> bool:
+    off = world.position("cube") - world.position("bowl")
+    return bool(np.hypot(off[0], off[1]) < IN_BOWL_M and off[2] < IN_BOWL_HEIGHT_M)
+
+
+_ALL = (
+    Task("open the drawer", SHUT, _opened, plans.open_drawer),
+    Task("close the drawer", AJAR, _closed, plans.close_drawer),
+    Task("push the red cube to the left", SHUT, lambda w: _pushed(w, +1), lambda w: plans.push_cube(w, +1)),
+    Task("push the red cube to the right", SHUT, lambda w: _pushed(w, -1), lambda w: plans.push_cube(w, -1)),
+    Task("put the red cube in the bowl", SHUT, _in_bowl, plans.put_cube_in_bowl),
+)
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+
+
+def find_task(text: str) -> Task:
+    """The task of an instruction. UserError names the nearest known one."""
+    if text in TASKS:
+        return TASKS[text]
+    near = difflib.get_close_matches(text, TASKS, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else "use one of: " + ", ".join(repr(name) for name in TASKS)
+    raise UserError(f"the twin knows no task {text!r}; {hint}")

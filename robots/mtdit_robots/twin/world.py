@@ -1,0 +1,202 @@
+"""The simulated arm and table: physics, servos, layout and pictures, in this process.
+
+Knows how a tick passes and what stands where. Refuses to know packets, clocks and other processes: the server puts a
+bus in front of this, data generation and experts use it directly. Both command it through the same servo registers, so
+a position means the same either way. Everything follows from (task, seed, commands): no clock, no hidden randomness.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdit_robots import calibration as calibrations
+from mtdit_robots.so101 import JOINTS, Ranges
+from mtdit_robots.twin import chain
+from mtdit_robots.twin.layout import Layout, draw_layout
+from mtdit_robots.twin.render import Renderer, load_mujoco, make_renderer
+from mtdit_robots.twin.scene import SUBSTEP_S, SUBSTEPS, build_mjcf
+from mtdit_robots.twin.servos import Servos
+from mtdit_robots.twin.tasks import TASKS, Task, find_task
+
+CAMERAS = ("top", "wrist")  # what a policy sees
+OVERVIEW = "overview"  # for people
+SETTLE_STEPS = 60
+COARSE, FINE = False, True
+
+
+class World:
+    """One arm, one table. Starts as `reset(first task, seed 0)` with torque off, unless reset again.
+
+    Raises UserError when mujoco is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._mujoco = load_mujoco()
+        self.model = self._mujoco.MjModel.from_xml_string(build_mjcf())
+        self.data = self._mujoco.MjData(self.model)
+        self._scratch, self._torques = self._mujoco.MjData(self.model), np.zeros(self.model.nv)
+        self.servos = Servos(self.model, self.data)
+        self.registers = chain.twin_registers()
+        self.calibration = chain.twin_calibration()
+        self._ranges: Ranges = calibrations.ranges(self.calibration)
+        self._renderers: dict[bool, Renderer] = {}
+        self._fine: tuple[Any, Any] | None = None
+        self.tick = 0
+        self.reset(next(iter(TASKS)), 0)
+
+    # Episodes
+
+    def reset(self, task: str, seed: int) -> None:
+        """Lay the table for the instruction and hold the arm at rest there. UserError for an unknown instruction.
+
+        Settings of the servos (gains, torque) stay as they are; only goals move to the new pose.
+        """
+        self.task: Task = find_task(task)
+        self.seed = seed
+        self._place(draw_layout(seed, self.task.drawer_range_m))
+        for _ in range(SETTLE_STEPS):
+            self._mujoco.mj_step(self.model, self.data)
+        self.tick = 0
+        self.report()
+        chain.set_goals(self.registers, self._present_ticks())
+        self.data.time = 0.0
+        self._mujoco.mj_forward(self.model, self.data)
+        self.start = {name: self.position(name) for name in ("cube", "bowl")}
+
+    def success(self) -> bool:
+        """Whether the task is done right now."""
+        return self.task.done(self)
+
+    def energise(self) -> None:
+        """Torque on and gains as the driver sets them; only for worlds without a bus."""
+        chain.energise(self.registers)
+
+    # Time
+
+    def step_tick(self) -> None:
+        """Let one control period (1/30 s) pass with the present goals."""
+        self.carry_out()
+        for _ in range(SUBSTEPS):
+            self.step_substep()
+        self.end_tick()
+
+    def carry_out(self) -> None:
+        """Take goals and settings over from the registers."""
+        chain.carry_out(self.registers, self.servos)
+
+    def step_substep(self) -> None:
+        """1/240 s of physics."""
+        self.servos.slew()
+        self._mujoco.mj_step(self.model, self.data)
+
+    def end_tick(self) -> None:
+        """Count the tick and bring registers and everything that is drawn up to date."""
+        self.tick += 1
+        self.servos.warm(SUBSTEP_S * SUBSTEPS)
+        self._mujoco.mj_kinematics(self.model, self.data)
+        self._mujoco.mj_camlight(self.model, self.data)
+        self.report()
+
+    def report(self) -> None:
+        """Bring the servos' present registers up to date."""
+        chain.report(self.servos, self.registers)
+
+    # The arm, in the driver's units
+
+    def positions(self) -> NDArray[np.float64]:
+        """(6,) degrees, gripper 0..100, as the driver would read them: whole ticks."""
+        return self._ranges.positions(self._present_ticks())
+
+    def command(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Goals (6,) in the driver's units, through the driver's conversion; returns them after its limits."""
+        ranges = self._ranges
+        bounds = ranges.positions(ranges.low), ranges.positions(ranges.high)
+        sent: NDArray[np.float64] = np.clip(positions, *bounds)
+        chain.set_goals(self.registers, np.clip(ranges.ticks(sent), ranges.low, ranges.high))
+        return sent
+
+    def positions_of(self, angles_rad: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Joint angles (6,) rad in the driver's units, between ticks too."""
+        homing = np.array([self.calibration[joint].homing_offset for joint in JOINTS])
+        return self._ranges.positions(chain.servo_model.ticks_of(angles_rad) - homing)
+
+    def gravity_nm(self, angles_rad: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Torque (6,) that holds the arm still at those angles."""
+        self._scratch.qpos[:6] = angles_rad
+        self._mujoco.mj_kinematics(self.model, self._scratch)
+        self._mujoco.mj_comPos(self.model, self._scratch)
+        self._mujoco.mj_rne(self.model, self._scratch, 0, self._torques)
+        return self._torques[:6].copy()
+
+    def _present_ticks(self) -> NDArray[np.int64]:
+        return np.array([servo.get("Present_Position") for servo in self.registers.values()])
+
+    # The table; metres and radians, world frame
+
+    def position(self, body: str) -> NDArray[np.float64]:
+        """(3,) of "cube", "bowl", "cabinet"."""
+        return self.data.body(body).xpos.copy()
+
+    def yaw(self, body: str) -> float:
+        """Turn about the vertical."""
+        return math.atan2(self.data.body(body).xmat[3], self.data.body(body).xmat[0])
+
+    def handle(self) -> NDArray[np.float64]:
+        """(3,) middle of the drawer's handle."""
+        return self.data.site("handle").xpos.copy()
+
+    def drawer_m(self) -> float:
+        """How far the drawer stands open."""
+        return float(self.data.joint("drawer").qpos[0])
+
+    def _place(self, layout: Layout) -> None:
+        self._mujoco.mj_resetData(self.model, self.data)
+        x, y, yaw = layout.cabinet
+        cabinet = self.model.body("cabinet").id
+        self.model.body_pos[cabinet] = (x, y, 0)
+        self.model.body_quat[cabinet] = _turn(yaw)
+        self._put("cube", layout.cube)
+        self._put("bowl", layout.bowl)
+        self.data.joint("drawer").qpos[0] = layout.drawer_m
+        self.servos.hold_still(layout.arm_rad)
+
+    def _put(self, body: str, place: tuple[float, float, float]) -> None:
+        joint = self.model.body(body).jntadr[0]
+        start = self.model.jnt_qposadr[joint]
+        height = self.model.body(body).pos[2]
+        self.data.qpos[start : start + 7] = (place[0], place[1], height, *_turn(place[2]))
+
+    # Pictures
+
+    def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+        """What a policy's camera sees: (height, width, 3) uint8 RGB. camera: "top", "wrist", "overview"."""
+        if COARSE not in self._renderers:
+            self._renderers[COARSE] = make_renderer(self.model)
+        return self._renderers[COARSE].render(self.data, camera, height, width)
+
+    def picture(self, camera: str = OVERVIEW, height: int = 480, width: int = 640) -> NDArray[np.uint8]:
+        """The same view for people: shadows and smooth edges, 10 times slower."""
+        if self._fine is None:
+            model = self._mujoco.MjModel.from_xml_string(build_mjcf(fine=True))
+            self._fine = model, self._mujoco.MjData(model)
+            self._renderers[FINE] = make_renderer(model)
+        model, data = self._fine
+        model.body_pos[:], model.body_quat[:] = self.model.body_pos, self.model.body_quat
+        data.qpos[:] = self.data.qpos
+        self._mujoco.mj_forward(model, data)
+        return self._renderers[FINE].render(data, camera, height, width)
+
+    def close(self) -> None:
+        """Give the GL contexts back."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+        self._fine = None
+
+
+def _turn(yaw: float) -> tuple[float, float, float, float]:
+    return math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)

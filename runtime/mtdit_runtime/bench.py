@@ -1,0 +1,109 @@
+"""How fast a bundle is on this computer: per stage, per chunk, from cold, and how far two equal runs differ.
+
+Knows how to drive a policy with made-up observations. Refuses to know robots and success rates; noise frames cost an
+encoder exactly what real ones do.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import Bundle, open_bundle
+from mtdit_runtime.engine import choose_engines
+from mtdit_runtime.policy import BundlePolicy
+
+PERCENTILES = (50, 95, 99)
+WARM_UP = 3
+
+
+def bench(folder: Path, backend: str = "auto", repeats: int = 50, seed: int = 0) -> dict[str, Any]:
+    """Measure one bundle on one backend.
+
+    "tick" is the critical path of a chunk: one new observation per camera is encoded, the older ones are remembered,
+    the text is cached. Every figure is measured in two halves, A and B; their ratio says how much is noise.
+    """
+    if repeats < 2:
+        raise UserError(f"--repeats {repeats} is too few: use at least 2")
+    began = time.perf_counter()
+    bundle = open_bundle(folder)
+    engines = choose_engines(bundle, backend)
+    policy = BundlePolicy(bundle, engines)
+    scene = _Scene(bundle, seed)
+    policy.reset(_task(bundle), seed)
+    policy.observe(*scene.observe())
+    policy.chunk()
+    cold_s = time.perf_counter() - began
+    return {
+        "bundle": str(folder),
+        "backend": [engine.describe() for engine in (engines.vision, engines.denoiser) if engine is not None],
+        "precision": bundle.manifest.precision,
+        "cold_start_ms": round(cold_s * 1e3, 1),
+        "stages": _stages(policy, scene, repeats),
+        "budget_ms": round(1e3 * bundle.manifest.n_action_steps / bundle.manifest.fps, 1),
+        "peak_memory_mb": round(_peak_memory_mb()),
+        "machine": {"cpu": _cpu_name(), "python": platform.python_version(), "system": platform.platform()},
+    }
+
+
+class _Scene:
+    """Observations of the right shapes: uniform noise frames, positions in the middle of the training range."""
+
+    def __init__(self, bundle: Bundle, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._cameras = bundle.manifest.cameras
+        self._positions = np.array([(joint.low + joint.high) / 2 for joint in bundle.manifest.joints])
+
+    def observe(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        frames = {c.name: self._rng.integers(0, 256, (c.height, c.width, 3), np.uint8) for c in self._cameras}
+        return self._positions, frames
+
+
+def _task(bundle: Bundle) -> str:
+    return bundle.manifest.tasks[0] if bundle.manifest.tasks else "move"
+
+
+def _stages(policy: BundlePolicy, scene: _Scene, repeats: int) -> dict[str, dict[str, float]]:
+    def one_tick() -> float:
+        policy.prepare()()
+        policy.observe(*scene.observe())
+        return _seconds(policy.chunk)
+
+    for _ in range(WARM_UP):
+        one_tick()
+    policy.ledger.clear()
+    ticks_s = [one_tick() for _ in range(repeats)]
+    names = [name for name in ("vision", "denoiser") if policy.ledger.durations(name)]
+    return {**{name: _summary(policy.ledger.durations(name)) for name in names}, "tick": _summary(ticks_s)}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _summary(durations_s: list[float]) -> dict[str, float]:
+    half = len(durations_s) // 2
+    a, b = np.median(durations_s[:half]), np.median(durations_s[half:])
+    points = dict(zip((f"p{p}_ms" for p in PERCENTILES), np.percentile(durations_s, PERCENTILES) * 1e3, strict=True))
+    return {**{name: round(float(ms), 3) for name, ms in points.items()}, "b_over_a": round(float(b / a), 3)}
+
+
+def _peak_memory_mb() -> float:
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / (1 << 20) if sys.platform == "darwin" else kilobytes / (1 << 10)
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,285 @@
+"""What runs a graph: one class per backend, and the choice between them.
+
+Knows ONNX Runtime and TensorRT. Refuses to know what the tensors mean. A backend that was asked for and does not really
+run is an error, never a silent fall-back; `auto` says what it chose and why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import ENGINES, Bundle, Graph
+
+BACKENDS = ("auto", "onnx", "cuda", "tensorrt")
+MAX_THREADS = 4  # a batch-1 chunk gains nothing beyond, and the control loop needs a core to itself
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Engine(Protocol):
+    """A graph that can be called. Not re-entrant; the arrays it returns are the caller's."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Tensor name -> array, for the graph's inputs and outputs."""
+        ...
+
+    def describe(self) -> str:
+        """One line for people: backend, device, version."""
+        ...
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The engines of a bundle. The text encoder is opened only for a task that training has not seen."""
+
+    vision: Engine | None  # None: the policy has no cameras
+    denoiser: Engine
+    open_text: Callable[[], Engine]
+    reason: str  # what was chosen and why, one line
+
+
+def choose_engines(bundle: Bundle, backend: str = "auto") -> Engines:
+    """Open vision and denoiser on `backend`.
+
+    `auto` takes TensorRT if engines for this very device lie in the bundle, else CUDA if it really runs, else the CPU.
+    Raises UserError when a backend asked for by name does not run here.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"backend {backend!r} is unknown: use one of {', '.join(BACKENDS)}")
+    if backend != "auto":
+        return _open(bundle, backend, f"{backend}, as asked")
+    passed_over: list[str] = []
+    for candidate in ("tensorrt", "cuda"):
+        engines = _try_open(bundle, candidate, passed_over)
+        if engines is not None:
+            return engines
+    return _open(bundle, "onnx", "; ".join(["auto: CPU", *passed_over]))
+
+
+def _try_open(bundle: Bundle, backend: str, passed_over: list[str]) -> Engines | None:
+    try:
+        return _open(bundle, backend, "; ".join([f"auto: {backend}", *passed_over]))
+    except UserError as error:
+        passed_over.append(f"not {backend} ({error})")
+        return None
+
+
+def _open(bundle: Bundle, backend: str, reason: str) -> Engines:
+    graphs = bundle.manifest.graphs
+
+    def on_cpu(name: str) -> Engine:
+        return OnnxEngine(bundle.path(graphs[name].file), graphs[name], name)
+
+    def on_backend(name: str) -> Engine:
+        if backend == "tensorrt":
+            return TensorRTEngine(find_plan(bundle, name), graphs[name], name)
+        return OnnxEngine(bundle.path(graphs[name].file), graphs[name], name, cuda=backend == "cuda")
+
+    vision = on_backend("vision") if "vision" in graphs else None
+    return Engines(vision, on_backend("denoiser"), lambda: on_cpu("text"), reason)
+
+
+def _zeros(graph: Graph) -> Arrays:
+    return {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in graph.inputs}
+
+
+class OnnxEngine:
+    """ONNX Runtime, on the CPU or, with `cuda`, on the GPU.
+
+    Threads wait asleep instead of spinning: the control loop shares these cores.
+    """
+
+    def __init__(self, path: Path, graph: Graph, name: str, cuda: bool = False, threads: int | None = None) -> None:
+        ort = _import_onnxruntime()
+        self.name, self._version = name, ort.__version__
+        self._outputs = [tensor.name for tensor in graph.outputs]
+        self._threads = threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
+        if cuda:
+            _check_cuda_build(ort)
+        provider = "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
+        try:
+            self._session = ort.InferenceSession(str(path), self._options(ort), providers=[provider])
+            self._session.disable_fallback()
+            self._provider = self._session.get_providers()[0]
+            if self._provider == provider:
+                self(_zeros(graph))  # the list of providers is a promise, a run is the proof
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            raise UserError(f"ONNX Runtime cannot run {path} ({_first_line(error)}): {_remedy(cuda)}") from error
+        if self._provider != provider:
+            raise UserError(f"ONNX Runtime fell back to {self._provider} for {path.name}: {_remedy(cuda)}")
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+
+    def describe(self) -> str:
+        device = "CUDA" if self._provider.startswith("CUDA") else f"CPU, {self._threads} threads"
+        return f"{self.name}: ONNX Runtime {self._version}, {device}"
+
+    def _options(self, ort: Any) -> Any:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; a provider that does not load is reported by us
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError('onnxruntime is not installed: pip install "mtdit[runtime]"') from error
+    return onnxruntime
+
+
+def _check_cuda_build(ort: Any) -> None:
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise UserError(f"this onnxruntime has no CUDA: {_remedy(cuda=True)}")
+    if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN from pip's nvidia packages, onnxruntime >= 1.21
+        with suppress(OSError):  # absent there: the session then finds the system's, or reports what is missing
+            ort.preload_dlls()
+
+
+def _remedy(cuda: bool) -> str:
+    if cuda:
+        return 'pip uninstall onnxruntime, then pip install "mtdit[gpu]" (on a Jetson use --backend tensorrt)'
+    return "re-run `mtdit export`, or update onnxruntime"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def engine_key(bundle: Bundle, gpu: str, compute_capability: tuple[int, int], tensorrt_version: str) -> str:
+    """Folder name of the engines that fit exactly these graphs on exactly this device: <sm>-<trt>-<precision>-<hash>.
+
+    TensorRT plans hold for one version of the library and one kind of GPU; anything else is rebuilt.
+    """
+    m = bundle.manifest
+    digests = [m.files[m.graphs[name].file] for name in sorted(m.graphs)]
+    digest = hashlib.sha256("\n".join([gpu, *digests]).encode()).hexdigest()[:12]
+    return f"sm{compute_capability[0]}{compute_capability[1]}-trt{tensorrt_version}-{m.precision}-{digest}"
+
+
+def device_key(bundle: Bundle) -> str:
+    """`engine_key` for the GPU and the TensorRT of this computer. Raises UserError when it has none."""
+    trt, cudart = _import_tensorrt()
+    props = _cuda(cudart, cudart.cudaGetDeviceProperties(0))
+    gpu = props.name.decode() if isinstance(props.name, bytes) else str(props.name)
+    return engine_key(bundle, gpu, (props.major, props.minor), trt.__version__)
+
+
+def find_plan(bundle: Bundle, graph: str) -> Path:
+    """The plan of `graph` built for this device. Raises UserError when there is none."""
+    plan = bundle.path(ENGINES) / device_key(bundle) / f"{graph}.plan"
+    if not plan.is_file():
+        raise UserError(f"no TensorRT engine for this GPU in {bundle.folder}: run `mtdit build {bundle.folder}` here")
+    return plan
+
+
+def _import_tensorrt() -> tuple[Any, Any]:
+    try:
+        import tensorrt
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise UserError(
+            f'{error.name} is not installed: pip install "mtdit[tensorrt]", on a Jetson apt install python3-libnvinfer'
+        ) from error
+    return tensorrt, runtime
+
+
+def _cuda(cudart: Any, result: tuple[Any, ...]) -> Any:
+    """Unpack what a cuda.bindings call returned: (error, value...)."""
+    error, *values = result
+    if error != cudart.cudaError_t.cudaSuccess:
+        text = cudart.cudaGetErrorString(error)[1].decode()
+        raise UserError(f"CUDA: {text} ({error.name}): check `nvidia-smi`, or use --backend onnx")
+    return values[0] if values else None
+
+
+class TensorRTEngine:
+    """A TensorRT plan with static shapes, replayed as one CUDA graph: upload, inference and download.
+
+    Uses only what TensorRT 10.3 to 11 share (named tensors, `execute_async_v3`). Host buffers are pinned and every
+    address is fixed, so the captured graph stays valid. Buffers are freed with the process, which opens engines once.
+    """
+
+    def __init__(self, plan: Path, graph: Graph, name: str) -> None:
+        self._trt, self._cudart = _import_tensorrt()
+        self.name, self._plan, self._graph = name, plan, graph
+        logger = self._trt.Logger(self._trt.Logger.ERROR)
+        self._runtime = self._trt.Runtime(logger)  # must outlive the engine
+        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self._engine is None:
+            raise UserError(f"TensorRT {self._trt.__version__} cannot load {plan}: run `mtdit build` here again")
+        self._context = self._engine.create_execution_context()
+        self._stream = self._check(self._cudart.cudaStreamCreate())
+        self._host: Arrays = {}
+        self._device: dict[str, int] = {}
+        for tensor in (*graph.inputs, *graph.outputs):
+            self._allocate(tensor.name)
+        self._launch = self._capture()
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        for tensor in self._graph.inputs:
+            np.copyto(self._host[tensor.name], inputs[tensor.name], casting="same_kind")
+        self._check(self._cudart.cudaGraphLaunch(self._launch, self._stream))
+        self._check(self._cudart.cudaStreamSynchronize(self._stream))
+        return {tensor.name: self._host[tensor.name].copy() for tensor in self._graph.outputs}
+
+    def describe(self) -> str:
+        return f"{self.name}: TensorRT {self._trt.__version__}, {self._plan.parent.name}"
+
+    def _check(self, result: tuple[Any, ...]) -> Any:
+        return _cuda(self._cudart, result)
+
+    def _allocate(self, name: str) -> None:
+        """A pinned host array and a device buffer for one tensor, both at addresses that never change."""
+        shape = tuple(self._engine.get_tensor_shape(name))
+        dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+        n_bytes = int(np.prod(shape)) * dtype.itemsize
+        pinned = int(self._check(self._cudart.cudaHostAlloc(n_bytes, self._cudart.cudaHostAllocDefault)))
+        raw = (ctypes.c_uint8 * n_bytes).from_address(pinned)
+        self._host[name] = np.frombuffer(raw, dtype).reshape(shape)
+        self._host[name][...] = 0
+        self._device[name] = int(self._check(self._cudart.cudaMalloc(n_bytes)))
+        self._context.set_tensor_address(name, self._device[name])
+
+    def _enqueue(self) -> None:
+        kind = self._cudart.cudaMemcpyKind
+        for tensor in self._graph.inputs:
+            self._copy(self._device[tensor.name], tensor.name, kind.cudaMemcpyHostToDevice)
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise UserError(f"TensorRT cannot run {self._plan}: run `mtdit build` here again")
+        for tensor in self._graph.outputs:
+            self._copy(self._device[tensor.name], tensor.name, kind.cudaMemcpyDeviceToHost)
+
+    def _copy(self, device: int, name: str, kind: Any) -> None:
+        host = self._host[name]
+        up = kind == self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        to, source = (device, host.ctypes.data) if up else (host.ctypes.data, device)
+        self._check(self._cudart.cudaMemcpyAsync(to, source, host.nbytes, kind, self._stream))
+
+    def _capture(self) -> Any:
+        """One plain run first: TensorRT may still set itself up then, which a capture does not allow."""
+        self._enqueue()
+        self._check(self._cudart.cudaStreamSynchronize(self._stream))
+        mode = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._check(self._cudart.cudaStreamBeginCapture(self._stream, mode))
+        self._enqueue()
+        graph = self._check(self._cudart.cudaStreamEndCapture(self._stream))
+        return self._check(self._cudart.cudaGraphInstantiate(graph, 0))

@@ -1,0 +1,271 @@
+"""From what the robot saw to a chunk of joint positions.
+
+Knows the observation history, which frames have to be encoded and when, the text feature, and normalisation. Refuses to
+know clocks, queues, safety and robots. What a request needs is frozen when it is made, so that it may be computed in
+another thread while observations keep coming.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdit_robots.errors import UserError
+from mtdit_robots.robot import Frame, Positions
+from mtdit_runtime.bundle import (
+    ACTION_KEY,
+    ACTIONS,
+    FEATURES,
+    NOISE,
+    STATE,
+    STATE_KEY,
+    TEXT_FEATURE,
+    TOKEN_IDS,
+    TOKENIZER,
+    Bundle,
+    frame_input,
+)
+from mtdit_runtime.engine import Engine, Engines
+from mtdit_runtime.ledger import Ledger
+from mtdit_runtime.normalize import Stats
+from mtdit_runtime.tokens import load_tokens
+
+Chunk = NDArray[np.float64]  # (horizon, J) degrees, gripper 0..100
+Noise = NDArray[np.float32]  # (horizon, J) standard normal
+
+T = TypeVar("T")
+
+
+class Policy(Protocol):
+    """What the queue, the loop and the evaluation ask of a policy, whatever computes it.
+
+    The call order is reset, then every tick observe, and request or chunk when actions run out.
+    """
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """In the order of positions and actions."""
+        ...
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Without "observation.images."."""
+        ...
+
+    @property
+    def n_obs_steps(self) -> int: ...
+
+    @property
+    def horizon(self) -> int: ...
+
+    @property
+    def n_action_steps(self) -> int: ...
+
+    @property
+    def fps(self) -> int: ...
+
+    def reset(self, task: str, seed: int) -> None:
+        """Forget the history; from here on follow `task`, with noise from `np.random.default_rng(seed)`."""
+
+    def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
+        """Every tick, also while actions remain. Cheap. The first observation fills the whole history.
+
+        positions: (J,) degrees. frames: camera -> (H, W, 3) uint8 RGB, kept by reference and never written to;
+        the caller must not write to them either.
+        """
+
+    def request(self, noise: Noise | None = None) -> Callable[[], Chunk]:
+        """Freeze history, task and noise now; calling the result, in any thread, computes the (horizon, J) chunk."""
+        ...
+
+    def prepare(self) -> Callable[[], None]:
+        """Freeze now what a request after the next `observe` will need; calling the result computes it ahead."""
+        ...
+
+    def chunk(self, noise: Noise | None = None) -> Chunk:
+        """`request(noise)()`: (horizon, J) in degrees; row n_obs_steps-1 belongs to the newest observation."""
+        ...
+
+
+def draw_noise(rng: np.random.Generator, horizon: int, n_joints: int) -> Noise:
+    """A chunk's noise. Every Policy draws through here, so equal seeds mean equal noise whatever the backend."""
+    return rng.standard_normal((horizon, n_joints), dtype=np.float32)
+
+
+class History(Generic[T]):
+    """The last observations of a policy, LeRobot's deques: fed every tick, the first one repeated to fill.
+
+    Source: LeRobot `policies/utils.py::populate_queues`. With `spacing_ticks` > 1 the steps lie that far apart.
+    """
+
+    def __init__(self, n_obs_steps: int, spacing_ticks: int = 1) -> None:
+        self._spacing = spacing_ticks
+        self._items: deque[T] = deque(maxlen=(n_obs_steps - 1) * spacing_ticks + 1)
+
+    def clear(self) -> None:
+        self._items.clear()
+
+    def push(self, item: T) -> None:
+        self._items.extend([item] * (1 if self._items else self._items.maxlen or 1))
+
+    def steps(self) -> list[T]:
+        """The n_obs_steps items of a request made now, oldest first."""
+        if not self._items:
+            raise RuntimeError("observe() must come before the first chunk")
+        return list(self._items)[:: self._spacing]
+
+    def steps_after_next(self) -> list[T]:
+        """Those of `steps()` after the next push that are known already."""
+        return list(self._items)[1 :: self._spacing]
+
+
+@dataclass
+class _Moment:
+    """One observation inside the policy. Frames are dropped once their feature is known."""
+
+    state: NDArray[np.float32]  # (J,) normalised
+    frames: Mapping[str, Frame]
+    feature: NDArray[np.float32] | None = None  # (n_cam * D,)
+
+
+class BundlePolicy:
+    """A Policy computed by a bundle's graphs.
+
+    Each frame is encoded at most once, and only if a chunk needs it. `frames_encoded`, `texts_encoded` and `ledger`
+    (stages vision, text, denoiser) say what was really done.
+    """
+
+    def __init__(self, bundle: Bundle, engines: Engines) -> None:
+        m = bundle.manifest
+        self.joints = tuple(joint.name for joint in m.joints)
+        self.cameras = tuple(camera.name for camera in m.cameras)
+        self.n_obs_steps, self.horizon, self.n_action_steps, self.fps = (
+            m.n_obs_steps,
+            m.horizon,
+            m.n_action_steps,
+            m.fps,
+        )
+        self.ledger = Ledger()
+        self.frames_encoded = self.texts_encoded = 0
+        self._bundle, self._engines = bundle, engines
+        self._state_stats, self._action_stats = _stats(bundle, STATE_KEY), _stats(bundle, ACTION_KEY)
+        self._shapes = {camera.name: (camera.height, camera.width, 3) for camera in m.cameras}
+        self._denoiser_inputs = {tensor.name for tensor in m.graphs["denoiser"].inputs}
+        self._texts: dict[str, NDArray[np.float32]] = dict(bundle.task_features)
+        self._text: NDArray[np.float32] | None = None
+        self._history: History[_Moment] = History(m.n_obs_steps, m.obs_spacing_ticks)
+        self._rng = np.random.default_rng(0)
+        self._lock = threading.Lock()  # engines are not re-entrant
+
+    def reset(self, task: str, seed: int) -> None:
+        self._history.clear()
+        self._rng = np.random.default_rng(seed)
+        if task not in self._texts:
+            self._texts[task] = self._encode_text(task)
+        self._text = self._texts[task]
+
+    def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
+        self._check(positions, frames)
+        self._history.push(_Moment(self._state_stats.normalize(positions), frames))
+
+    def request(self, noise: Noise | None = None) -> Callable[[], Chunk]:
+        steps, text = self._history.steps(), self._text
+        if text is None:
+            raise RuntimeError("reset() must come before the first chunk")
+        drawn = draw_noise(self._rng, self.horizon, len(self.joints)) if noise is None else noise
+        return lambda: self._denoise(steps, text, drawn)
+
+    def prepare(self) -> Callable[[], None]:
+        steps = self._history.steps_after_next()
+
+        def encode_ahead() -> None:
+            for moment in steps:
+                self._feature(moment)
+
+        return encode_ahead
+
+    def chunk(self, noise: Noise | None = None) -> Chunk:
+        return self.request(noise)()
+
+    def _denoise(self, steps: Sequence[_Moment], text: NDArray[np.float32], noise: Noise) -> Chunk:
+        inputs = {
+            FEATURES: np.stack([self._feature(moment) for moment in steps])[None],  # (1, n_obs, n_cam * D)
+            STATE: np.stack([moment.state for moment in steps])[None],  # (1, n_obs, J)
+            TEXT_FEATURE: text[None],  # (1, P)
+            NOISE: np.asarray(noise, np.float32)[None],  # (1, horizon, J)
+        }
+        asked = {name: array for name, array in inputs.items() if name in self._denoiser_inputs}
+        with self._lock, self.ledger.time("denoiser"):
+            actions = self._engines.denoiser(asked)[ACTIONS][0]  # (horizon, J) normalised
+        return self._action_stats.unnormalize(actions).astype(np.float64)
+
+    def _feature(self, moment: _Moment) -> NDArray[np.float32]:
+        """(n_cam * D,) of one observation, encoded on the first call."""
+        with self._lock:
+            if moment.feature is None:
+                moment.feature = self._encode(moment.frames)
+                moment.frames = {}
+            return moment.feature
+
+    def _encode(self, frames: Mapping[str, Frame]) -> NDArray[np.float32]:
+        if self._engines.vision is None:
+            return np.zeros(0, np.float32)
+        with self.ledger.time("vision"):
+            feature = self._engines.vision({frame_input(name): frames[name] for name in self.cameras})[FEATURES][0]
+        self.frames_encoded += len(self.cameras)
+        return feature
+
+    def _encode_text(self, task: str) -> NDArray[np.float32]:
+        graph = self._bundle.manifest.graphs["text"]
+        tokens = load_tokens(self._bundle.path(TOKENIZER), length=graph.inputs[0].shape[-1])
+        engine: Engine = self._engines.open_text()
+        with self.ledger.time("text"):
+            feature = engine({TOKEN_IDS: tokens(task)})[TEXT_FEATURE][0]  # (P,)
+        self.texts_encoded += 1
+        return feature
+
+    def _check(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
+        if positions.shape != (len(self.joints),):
+            raise UserError(f"the robot gave {positions.shape} positions, the policy needs {len(self.joints)} joints")
+        for name, shape in self._shapes.items():
+            if name not in frames:
+                raise UserError(f"no frame of camera {name!r}: connect it or rename a camera to {name!r}")
+            if frames[name].shape != shape:
+                raise UserError(
+                    f"camera {name!r} gives {_size(frames[name].shape)}, the policy was trained on {_size(shape)}: "
+                    "set the camera to that size"
+                )
+
+
+def check_robot(policy: Policy, joints: Sequence[str], cameras: Sequence[str]) -> None:
+    """Raises UserError unless the robot has the policy's joints in order and all of its cameras."""
+    for i, (wanted, got) in enumerate(zip(policy.joints, joints, strict=False)):
+        if wanted != got:
+            raise UserError(
+                f"joint {i + 1} of the robot is {got!r}, the policy expects {wanted!r}: use the arm it was trained on"
+            )
+    if len(policy.joints) != len(joints):
+        raise UserError(
+            f"the policy moves {len(policy.joints)} joints ({', '.join(policy.joints)}), the robot has {len(joints)}"
+            ": use the arm it was trained on"
+        )
+    missing = [name for name in policy.cameras if name not in cameras]
+    if missing:
+        has = ", ".join(cameras) or "none"
+        raise UserError(f"the policy needs camera {missing[0]!r}, the robot has {has}: add it or rename a camera")
+
+
+def _stats(bundle: Bundle, key: str) -> Stats:
+    if key not in bundle.stats:
+        raise UserError(f"{bundle.folder}: the statistics lack {key!r}: re-run `mtdit export`")
+    return bundle.stats[key]
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}" if len(shape) == 3 and shape[2] == 3 else f"an array of shape {shape}"

@@ -1,0 +1,189 @@
+"""From a checkpoint to a bundle, as a user types it, and every way to type it wrong."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtdit.checkpoint import open_checkpoint
+from mtdit_export.export import export, known_facts, matching_dataset, sampled, tokenizer_folder
+from mtdit_robots.errors import UserError
+from mtdit_robots.so101 import JOINTS
+from mtdit_runtime.bundle import Bundle, open_bundle
+
+
+def test_bundle_opens_and_says_what_the_policy_is(bundle: Path) -> None:
+    m = open_bundle(bundle).manifest
+    assert (m.name, m.precision, m.opset, m.fps) == ("small", "fp32", 20, 30)
+    assert (m.n_obs_steps, m.horizon, m.n_action_steps) == (2, 16, 8)
+    assert (m.sampler.kind, m.sampler.steps, m.sampler.timesteps) == ("ddim", 4, (75.0, 50.0, 25.0, 0.0))
+    assert m.sampler.clip_range == 1.0
+    assert tuple(joint.name for joint in m.joints) == JOINTS
+    assert [joint.unit for joint in m.joints] == ["degrees"] * 5 + ["percent"]
+    assert (m.joints[0].low, m.joints[0].high, m.joints[0].max_speed) == (-40.0, 20.0, 90.0)
+    assert [(c.name, c.height, c.width, c.resize, c.crop) for c in m.cameras] == [
+        ("top", 60, 80, (41, 47), (32, 32)),
+        ("wrist", 60, 80, (41, 47), (32, 32)),
+    ]
+    assert m.tasks == ("open the drawer", "push the red cube to the left")
+    assert {"golden/0.npz", "golden/1.npz", "tokenizer.json", "tasks.npz"} <= set(m.files)
+    assert m.provenance["dataset"] == "demo"
+
+
+def test_fp16_halves_the_files(bundle: Path, half_bundle: Path) -> None:
+    for name in ("vision", "text", "denoiser"):
+        full, half = ((b / f"{name}.onnx").stat().st_size for b in (bundle, half_bundle))
+        assert half < 0.65 * full
+
+
+def test_stages_are_told_and_a_bundle_is_replaced_as_a_whole(workshop: Any, tmp_path: Path) -> None:
+    checkpoint = workshop.checkpoint(tmp_path / "blind", workshop.config(cameras=(), num_layers=1))
+    out, lines = tmp_path / "p.mtdit", list[str]()
+    export(checkpoint, out, steps=1)
+    report = export(checkpoint, out, steps=2, on_stage=lines.append)
+    assert open_bundle(out).manifest.sampler.steps == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["blind", "p.mtdit"]
+    words = ("folded", "traced text", "traced denoiser", "verified")
+    assert len(lines) == len(words)
+    assert all(line.startswith(word) for line, word in zip(lines, words, strict=True))
+    told = report.to_dict()
+    assert told["task"] == "open the drawer"
+    assert told["stages"]["denoiser"]["parameters"] > 0
+    assert told["stages"]["denoiser"]["latency_ms"] > 0
+    assert report.table().row_count == len(told["stages"]) == 4
+
+
+@pytest.fixture
+def lerobots_checkpoint(checkpoint: Path, tmp_path: Path) -> Path:
+    """Without the two things that LeRobot does not write."""
+    folder = tmp_path / "lerobot" / "pretrained_model"
+    shutil.copytree(checkpoint, folder)
+    (folder / "mtdit.json").unlink()
+    shutil.rmtree(folder / "clip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short episodes written by LeRobot, with the policy's cameras."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    vector = {"dtype": "float32", "shape": (6,), "names": [f"{joint}.pos" for joint in JOINTS]}
+    camera = {"dtype": "image", "shape": (60, 80, 3), "names": ["height", "width", "channels"]}
+    images = {f"observation.images.{name}": camera for name in ("top", "wrist")}
+    folder = tmp_path_factory.mktemp("recordings") / "drawer"
+    dataset = LeRobotDataset.create(
+        "mtdit/drawer", 15, {"action": vector, "observation.state": vector, **images}, root=folder, use_videos=False
+    )
+    rng = np.random.default_rng(0)
+    for task in ("close the drawer", "wave"):
+        for _ in range(6):
+            state = rng.uniform(-20, 20, 6).astype(np.float32)
+            pictures = {key: rng.integers(0, 256, (60, 80, 3), np.uint8) for key in images}
+            dataset.add_frame({"observation.state": state, "action": state, "task": task, **pictures})
+        dataset.save_episode()
+    dataset.finalize()
+    return folder
+
+
+def test_lerobots_checkpoint_takes_its_facts_from_the_dataset(
+    lerobots_checkpoint: Path, recording: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p.mtdit"
+    export(lerobots_checkpoint, out, steps=1, dataset=recording)
+    m = open_bundle(out).manifest
+    assert (m.fps, m.tasks) == (15, ("close the drawer", "wave"))
+    assert m.verification["frames"] == "frames of drawer"
+    assert sorted(p.name for p in (out / "reference").iterdir()) == ["top.png", "wrist.png"]
+    with np.load(out / "golden/0.npz") as golden, np.load(out / "golden/1.npz") as later:
+        assert golden["frame.top"].std() > 60  # noise, as recorded
+        np.testing.assert_array_equal(golden["frame.top"][0], golden["frame.top"][1])  # the first frame, repeated
+        assert not np.array_equal(later["frame.top"][0], later["frame.top"][1])
+
+
+def test_lerobots_checkpoint_alone_does_not_say_enough(lerobots_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not say its joints, rate and tasks: add --dataset"):
+        export(lerobots_checkpoint, tmp_path / "p.mtdit")
+
+
+def test_tokenizer_without_a_clip_folder_is_the_common_one(checkpoint: Path, tmp_path: Path) -> None:
+    opened = open_checkpoint(checkpoint)
+    with tokenizer_folder(opened) as kept:
+        known = (kept / "tokenizer.json").read_bytes()
+    named = replace(opened.config, text_encoder_name="openai/clip-vit-base-patch16")
+    with tokenizer_folder(replace(opened, folder=tmp_path, config=named)) as made:
+        assert (made / "tokenizer.json").read_bytes() == known
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("steps", [0, -1, 101])
+def test_steps_out_of_range(checkpoint: Path, tmp_path: Path, steps: int) -> None:
+    with pytest.raises(UserError, match=rf"--steps {steps} is out of range: this policy takes 1 to 100"):
+        export(checkpoint, tmp_path / "p.mtdit", steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("objective", "sampler"), [("diffusion", "euler"), ("diffusion", "ddpm"), ("flow_matching", "ddim")]
+)
+def test_sampler_must_fit_the_objective(workshop: Any, objective: str, sampler: str) -> None:
+    with pytest.raises(UserError, match=f"--sampler {sampler} does not fit a {objective} policy: use"):
+        sampled(workshop.config(objective=objective), sampler, 4)
+
+
+def test_default_sampler_follows_the_objective(workshop: Any) -> None:
+    assert sampled(workshop.config(noise_scheduler_type="DDPM"), None, 5).noise_scheduler_type == "DDIM"
+    assert (
+        sampled(workshop.config(objective="flow_matching", integration_method="rk4"), None, 5).integration_method
+        == "rk4"
+    )
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run `mtdit train` first"):
+        export(tmp_path / "nothing", tmp_path / "p.mtdit")
+
+
+def test_out_is_something_else(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday/photo.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="exists and is not a bundle"):
+        export(checkpoint, tmp_path / "holiday")
+    assert (tmp_path / "holiday/photo.jpg").exists()
+
+
+def test_dataset_of_another_robot(workshop: Any, recording: Path) -> None:
+    with pytest.raises(UserError, match="camera 'side' is no such camera, the policy wants"):
+        matching_dataset(str(recording), workshop.config(cameras=("top", "side")))
+
+
+def test_no_dataset(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no dataset at"):
+        export(checkpoint, tmp_path / "p.mtdit", dataset=tmp_path / "nothing")
+
+
+def test_facts_of_the_checkpoint_come_first(checkpoint: Path) -> None:
+    opened = open_checkpoint(checkpoint)
+    assert known_facts(opened, None) is opened.facts
+
+
+def test_missing_extra_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["mtdit", "export", str(checkpoint), "--out", str(tmp_path / "p.mtdit")]
+    code = f"import sys; sys.modules['onnx'] = None; sys.argv = {arguments!r}\nfrom mtdit.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0
+    assert "mtdit[export]" in done.stderr
+
+
+def test_bundle_is_readable_by_others(bundle: Path) -> None:
+    """A bundle is copied to a robot and read by another user there."""
+    opened: Bundle = open_bundle(bundle)
+    for name in opened.manifest.files:
+        assert opened.path(name).stat().st_mode & 0o044 == 0o044, name

@@ -1,0 +1,128 @@
+"""The gates: what passes, what fails, and that a failure leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtdit.checkpoint import open_checkpoint
+from mtdit_export.errors import ExportError
+from mtdit_export.export import export
+from mtdit_export.precision import FP16, FP32
+from mtdit_export.verify import FP32_LIMIT, Candidate, Probe, failures, figures, synthetic_probes
+from mtdit_runtime.bundle import open_bundle, sha256
+from mtdit_runtime.engine import choose_engines
+
+
+def stage(max_error: float, largest: float = 1.0, rms_error: float = 0.0, spread: float = 1.0) -> dict[str, float]:
+    return {"max_error": max_error, "largest": largest, "rms_error": rms_error, "spread": spread}
+
+
+def test_exact_graphs_pass_both_gates() -> None:
+    stages = {name: stage(0.0) for name in ("vision", "text", "denoiser", "chunk", "robot")}
+    assert failures(stages, FP32) == failures(stages, FP16) == []
+
+
+@pytest.mark.parametrize("name", ["vision", "text", "denoiser", "chunk"])
+@pytest.mark.parametrize("error", [1.1e-4, float("inf"), float("nan")])
+def test_fp32_stage_over_its_limit_is_named(name: str, error: float) -> None:
+    stages = {**{n: stage(0.0) for n in ("vision", "text", "denoiser", "chunk", "robot")}, name: stage(error)}
+    (line,) = failures(stages, FP32)
+    assert line.startswith(f"{name}: max error")
+
+
+def test_features_are_judged_against_their_size() -> None:
+    stages = {"vision": stage(9 * FP32_LIMIT, largest=10.0), "denoiser": stage(0.0), "chunk": stage(0.0)}
+    assert failures(stages, FP32) == []
+
+
+@pytest.mark.parametrize(
+    ("robot", "broken"),
+    [
+        (stage(0.09, rms_error=0.019, spread=1.0), []),
+        (stage(0.09, rms_error=0.03, spread=1.0), ["rms error"]),
+        (stage(0.11, rms_error=0.01, spread=1.0), ["max error"]),
+        (stage(0.09, rms_error=0.015, spread=0.001), []),  # hardly varies, but a quarter of a servo tick is nothing
+        (stage(float("nan"), rms_error=float("nan")), ["rms error", "max error"]),
+    ],
+)
+def test_fp16_is_judged_in_degrees_and_against_the_spread(robot: dict[str, float], broken: list[str]) -> None:
+    found = failures({"robot": robot}, FP16)
+    assert len(found) == len(broken)
+    assert all(word in line for word, line in zip(broken, found, strict=True))
+
+
+def test_a_single_nan_is_an_infinite_error() -> None:
+    got = np.array([0.0, np.nan], np.float32)
+    assert figures([(got, np.zeros(2, np.float32))])["max_error"] == np.inf
+
+
+@pytest.mark.parametrize("fixture", ["bundle", "half_bundle"])
+def test_record_in_the_manifest_holds_every_stage(fixture: str, request: pytest.FixtureRequest) -> None:
+    manifest = open_bundle(request.getfixturevalue(fixture)).manifest
+    stages = manifest.verification["stages"]
+    assert list(stages) == ["vision", "text", "denoiser", "chunk", "robot"]
+    assert failures(stages, manifest.precision) == []
+    if manifest.precision == FP32:
+        assert stages["chunk"]["max_error"] < 1e-5
+
+
+def test_golden_files_replay(bundle: Path) -> None:
+    """What lies in golden/ is enough to check every stage without torch."""
+    opened = open_bundle(bundle)
+    candidate = Candidate(opened)
+    for path in sorted((bundle / "golden").glob("*.npz")):
+        with np.load(path, allow_pickle=False) as file:
+            golden = dict(file)
+        frames = {c.name: golden[f"frame.{c.name}"] for c in opened.manifest.cameras}
+        probe = Probe(frames, golden["positions"], str(golden["task"]), golden["noise"])
+        ids, text = candidate.text(probe.task)
+        np.testing.assert_array_equal(ids, golden["token_ids"])
+        np.testing.assert_allclose(text, golden["text"], atol=1e-5)
+        np.testing.assert_allclose(candidate.features(probe), golden["features"], atol=1e-5)
+        actions = candidate.actions(golden["state"], golden["text"], probe.noise, golden["features"])
+        np.testing.assert_allclose(actions, golden["actions"], atol=1e-4)
+        np.testing.assert_allclose(candidate.positions(probe), golden["actions_units"], atol=1e-2)
+
+
+def test_task_features_are_the_text_graphs(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    candidate = Candidate(opened)
+    assert list(opened.task_features) == list(opened.manifest.tasks)
+    for task, feature in opened.task_features.items():
+        np.testing.assert_allclose(candidate.text(task)[1][0], feature, atol=1e-5)
+
+
+def test_probes_are_repeatable_and_within_the_training_range(checkpoint: Path) -> None:
+    opened = open_checkpoint(checkpoint)
+    first, second = (synthetic_probes(opened, ["a", "b"], count=3, seed=5) for _ in range(2))
+    assert [p.task for p in first] == ["a", "b", "a"]
+    for one, two in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.frames["top"], two.frames["top"])
+        assert one.positions.min() >= -40.0
+        assert one.positions.max() <= 40.0
+
+
+@pytest.fixture(scope="module")
+def wild_checkpoint(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its joints turn a thousand times, so that fp16's rounding is far more than a tenth of a degree."""
+    folder = tmp_path_factory.mktemp("wild") / "pretrained_model"
+    config = workshop.config(cameras=(), num_layers=1, num_train_timesteps=10)
+    return workshop.checkpoint(folder, config, span=360_000.0)
+
+
+def test_failing_gate_keeps_the_bundle_before_and_nothing_else(wild_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "wild.mtdit"
+    report = export(wild_checkpoint, out, steps=1)
+    assert list(report.stages) == ["text", "denoiser", "chunk", "robot"]
+    assert choose_engines(open_bundle(out), "onnx").vision is None
+    before = {p: sha256(p) for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(ExportError, match=r"fp16 graphs are not the trained policy: robot: .*export without --fp16"):
+        export(wild_checkpoint, out, steps=1, fp16=True)
+    assert {p: sha256(p) for p in out.rglob("*") if p.is_file()} == before
+    assert json.loads((out / "manifest.json").read_text())["precision"] == FP32
+    assert [p.name for p in tmp_path.iterdir()] == ["wild.mtdit"]

@@ -1,0 +1,80 @@
+"""LeRobot's own policy with random weights, and ours with the same ones: what the oracle tests compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
+from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
+
+from mtdit.config import PolicyConfig, policy_config_from_dict
+from mtdit.encoders import load_tokenizer, tokenize
+from mtdit.policy import Batch, Policy
+
+CAMERAS = ("top", "wrist", "side")
+SMALL: dict[str, Any] = {
+    "horizon": 12, "n_action_steps": 6, "hidden_dim": 32, "num_layers": 2, "num_heads": 2, "timestep_embed_dim": 16,
+    "image_resize_shape": (70, 68), "image_crop_shape": (64, 64), "image_crop_is_random": False, "dropout": 0.0,
+    "num_train_timesteps": 30,
+}  # fmt: skip
+
+
+def lerobot_policy(clip: Path, cameras: int, **options: Any) -> MultiTaskDiTPolicy:
+    """Random weights everywhere: LeRobot's AdaLN starts at zero, which would hide everything behind it."""
+    images = {f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, 80, 96)) for c in CAMERAS[:cameras]}
+    config = MultiTaskDiTConfig(
+        input_features={"observation.state": PolicyFeature(FeatureType.STATE, (6,)), **images},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (6,))},
+        vision_encoder_name=str(clip),
+        text_encoder_name=str(clip),
+        device="cpu",
+        **{**SMALL, **options},
+    )
+    policy = MultiTaskDiTPolicy(config).eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "adaLN" in name:
+                parameter.normal_(std=0.02, generator=generator)
+    return policy
+
+
+def our_config(theirs: MultiTaskDiTPolicy) -> PolicyConfig:
+    """The same configuration, through LeRobot's own JSON."""
+    import draccus
+    from lerobot.configs.policies import PreTrainedConfig
+
+    raw = draccus.encode(theirs.config, PreTrainedConfig)
+    return policy_config_from_dict({k: v for k, v in raw.items() if k != "type"})
+
+
+def our_policy(theirs: MultiTaskDiTPolicy) -> Policy:
+    ours = Policy(our_config(theirs)).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return ours
+
+
+def batches(ours: Policy, clip: Path, size: int = 3) -> tuple[dict[str, torch.Tensor], Batch]:
+    """The same random observations and actions as LeRobot's batch and as ours."""
+    c, generator = ours.config, torch.Generator().manual_seed(11)
+    texts = ["open the drawer", "push the red cube to the left", "close the drawer"]
+    ids = tokenize(load_tokenizer(clip), texts[:size], c)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    state, actions = draw(size, c.n_obs_steps, 6), draw(size, c.horizon, 6).clamp(-1, 1)
+    images = {camera: draw(size, c.n_obs_steps, 3, 80, 96) for camera in c.cameras}
+    is_pad = torch.arange(c.horizon).repeat(size, 1) > torch.tensor([[20], [8], [5]])[:size]
+    theirs = {
+        "observation.state": state,
+        "action": actions,
+        "action_is_pad": is_pad,
+        "observation.language.tokens": ids,
+        "observation.language.attention_mask": torch.ones_like(ids, dtype=torch.bool),
+        **{f"observation.images.{camera}": x for camera, x in images.items()},
+    }
+    return theirs, Batch(images, state, ours.pooled_text(ids), actions, is_pad)

@@ -1,0 +1,104 @@
+"""Recorded demonstrations: repeatable, readable by LeRobot, and in the order in which the runtime acts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from mtdit.simulate import SimulateReport, record, simulate
+from mtdit_robots.errors import UserError
+from mtdit_robots.so101 import JOINTS
+from mtdit_robots.twin.world import World
+
+TASKS = ("open the drawer", "push the red cube to the left")
+SIZE = (32, 48)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SimulateReport, list[tuple[int, int]]]:
+    out, seen = tmp_path_factory.mktemp("simulate") / "set", []
+    report = simulate(TASKS, 2, out, seed=5, image_size=SIZE, on_progress=lambda done, total: seen.append((done, total)))
+    return out, report, seen
+
+
+def rows(out: Path) -> dict[str, np.ndarray]:
+    table = pq.read_table(sorted((out / "data").rglob("*.parquet"))[0])
+    return {name: np.array(table[name].to_pylist()) for name in table.column_names}
+
+
+def test_report_and_progress(recorded) -> None:  # type: ignore[no-untyped-def]
+    out, report, seen = recorded
+    assert report.kept == dict.fromkeys(TASKS, 2)
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert report.frames == len(rows(out)["index"])
+    assert str(out) in report.summary()
+
+
+def test_lerobot_reads_it(recorded) -> None:  # type: ignore[no-untyped-def]
+    out, report, _ = recorded
+    dataset = LeRobotDataset("mtdit/set", root=out)
+    assert (len(dataset), dataset.num_episodes, dataset.fps) == (report.frames, 4, 30)
+    assert dataset.meta.robot_type == "so_follower"
+    assert dataset.meta.features["action"]["names"] == [f"{joint}.pos" for joint in JOINTS]
+    assert [dataset[int(i)]["task"] for i in dataset.meta.episodes["dataset_from_index"]] == [*TASKS, *TASKS]
+    frame = dataset[10]
+    assert frame["observation.images.top"].shape == frame["observation.images.wrist"].shape == (3, *SIZE)
+    assert set(dataset.meta.stats) >= {"action", "observation.state", "observation.images.top"}
+
+
+def test_equal_seeds_give_equal_values(recorded, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    out, _, _ = recorded
+    simulate(TASKS, 2, tmp_path / "again", seed=5, image_size=SIZE)
+    simulate(TASKS, 2, tmp_path / "other", seed=6, image_size=SIZE)
+    first, again, other = rows(out), rows(tmp_path / "again"), rows(tmp_path / "other")
+    assert first.keys() == again.keys()
+    assert all((first[name] == again[name]).all() for name in first)
+    assert not np.array_equal(first["observation.state"], other["observation.state"])
+
+
+def test_videos_hold_what_the_cameras_saw_tick_by_tick(recorded) -> None:  # type: ignore[no-untyped-def]
+    """Frame t of the file is the picture before command t, up to compression."""
+    out, _, _ = recorded
+    dataset, world = LeRobotDataset("mtdit/set", root=out), World()
+    world.energise()
+    world.reset(TASKS[0], 5)
+    frames = record(world, 0.0, SIZE)
+    world.close()
+    for tick in (0, 40, len(frames) - 1):
+        row = dataset[tick]
+        assert (row["observation.state"].numpy() == frames[tick]["observation.state"]).all()
+        assert (row["action"].numpy() == frames[tick]["action"]).all()
+        seen = (row["observation.images.wrist"].permute(1, 2, 0).numpy() * 255).astype(int)
+        assert np.abs(seen - frames[tick]["observation.images.wrist"]).mean() < 8
+
+
+def test_states_are_whole_ticks_and_actions_lead(recorded) -> None:  # type: ignore[no-untyped-def]
+    data = rows(recorded[0])
+    ticks = data["observation.state"][:, :4] * 4095 / 360  # wrist_roll's middle is half a tick
+    assert np.abs(ticks - ticks.round()).max() < 1e-3
+    assert (data["observation.state"][:, 5] >= 0).all()
+    assert (data["observation.state"][:, 5] <= 100).all()
+    moved = np.abs(data["action"][:, 0] - data["observation.state"][:, 0])
+    assert 1 < moved.max() < 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tasks": ["open drawer"]}, "did you mean 'open the drawer'"),
+        ({"tasks": []}, "name at least one"),
+        ({"tasks": ["open the drawer"] * 2}, "named twice"),
+        ({"episodes": 0}, "ask for 1 or more"),
+        ({"image_size": (33, 32)}, "use even sides"),
+        ({"out": Path("/tmp")}, "exists already"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_recorded(arguments: dict, message: str, tmp_path: Path) -> None:
+    options = {"tasks": ["open the drawer"], "episodes": 1, "out": tmp_path / "set", **arguments}
+    with pytest.raises(UserError, match=message):
+        simulate(**options)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,238 @@
+"""The trainer: exact resume, time budget, interruption, averages, and what can go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtdit.checkpoint import PRETRAINED, TRAINING_STATE, open_checkpoint, read_tensors
+from mtdit.config import PolicyConfig, TrainConfig
+from mtdit.train import LIVE, LOG, Average, Report, learning_rate_factor, pick_device, train
+from mtdit_robots.errors import UserError
+
+SMALL = {"hidden_dim": 32, "num_layers": 1, "num_heads": 2, "timestep_embed_dim": 16, "scheduler_warmup_steps": 2}
+
+
+class Quiet:
+    """Keeps the reports instead of drawing them."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+
+    def say(self, line: str) -> None: ...
+
+    def decoded(self, done: int, total: int) -> None: ...
+
+    def stepped(self, report: Report) -> None:
+        self.reports.append(report)
+
+
+@pytest.fixture(scope="module")
+def frames(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mtdit.data import frame_cache
+
+    return frame_cache(str(dataset_folder), tmp_path_factory.mktemp("cache") / "frames", (64, 64)).folder
+
+
+def config_for(frames: Path, out: Path, clip: Path, **options: Any) -> TrainConfig:
+    policy = {**SMALL, "vision_encoder_name": str(clip), "text_encoder_name": str(clip), **options.pop("policy", {})}
+    chosen = {"steps": 6, "batch_size": 4, "log_every": 1, "save_every": 3, "random_shift_px": 2, "device": "cpu"}
+    return TrainConfig(str(frames), out, preset="tiny", policy=policy, **{**chosen, **options})
+
+
+def run(config: TrainConfig) -> tuple[Path, list[float]]:
+    watcher = Quiet()
+    checkpoint = train(config, watcher)
+    return checkpoint, [r.loss for r in watcher.reports]
+
+
+def test_resume_is_exact(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """Losses, weights and averages of a run that stopped half-way equal those of one that did not. Dropout is on."""
+    policy = {"dropout": 0.2}
+    whole = config_for(frames, tmp_path / "whole", clip_folder, policy=policy, noise_samples=2)
+    straight, losses = run(whole)
+    halves = replace(whole, output_dir=tmp_path / "halves")
+    _, first = run(replace(halves, steps=6, max_minutes=None, save_every=3))
+    for name in ("000006", "last"):
+        link = tmp_path / "halves/checkpoints" / name
+        link.unlink() if link.is_symlink() else link.rename(tmp_path / name)
+    resumed, second = run(replace(halves, resume=True))
+    assert first == losses
+    assert second == losses[3:]
+    for file in (f"{PRETRAINED}/model.safetensors", f"{TRAINING_STATE}/{LIVE}"):
+        expected, found = read_tensors(straight / file), read_tensors(resumed / file)
+        assert all(torch.equal(found[k], v) for k, v in expected.items()), file
+    logged = [json.loads(line)["step"] for line in (tmp_path / "halves" / LOG).read_text().splitlines()]
+    assert logged == [1, 2, 3, 4, 5, 6]
+
+
+def test_average_is_saved_for_use_and_live_weights_for_resuming(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    checkpoint, _ = run(config_for(frames, tmp_path, clip_folder))
+    used = read_tensors(checkpoint / PRETRAINED / "model.safetensors")
+    live = read_tensors(checkpoint / TRAINING_STATE / LIVE)
+    differs = {k for k in live if not torch.equal(used[k], live[k])}
+    assert differs
+    assert not any("text_model" in k for k in differs), "the frozen text tower has no average"
+    plain, _ = run(config_for(frames, tmp_path / "plain", clip_folder, ema=False, steps=3))
+    used, live = (read_tensors(plain / p) for p in (f"{PRETRAINED}/model.safetensors", f"{TRAINING_STATE}/{LIVE}"))
+    assert all(torch.equal(used[k], live[k]) for k in live)
+
+
+def test_loss_falls(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    options = {"steps": 60, "batch_size": 8, "save_every": 1000, "noise_samples": 4, "random_shift_px": 0}
+    policy = {"optimizer_lr": 2e-3, "scheduler_warmup_steps": 5}
+    _, losses = run(config_for(frames, tmp_path, clip_folder, policy=policy, **options))
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:5]) * 2, losses
+
+
+def test_bf16_trains(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    checkpoint, losses = run(config_for(frames, tmp_path, clip_folder, amp="bf16", steps=2))
+    assert all(loss > 0 for loss in losses)
+    weights = read_tensors(checkpoint / PRETRAINED / "model.safetensors")
+    assert {v.dtype for v in weights.values()} == {torch.float32}
+
+
+def test_time_budget_ends_the_run_and_its_schedule(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    watcher = Quiet()
+    options = {"steps": 1_000_000, "max_minutes": 0.05, "save_every": 1_000_000, "policy": {"scheduler_warmup_steps": 0}}
+    checkpoint = train(config_for(frames, tmp_path, clip_folder, **options), watcher)
+    last = watcher.reports[-1]
+    assert checkpoint.name == f"{last.step:06d}"
+    assert last.step < 100_000
+    rates = [r.lr for r in watcher.reports]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.5 * rates[0]
+
+
+def test_init_from_starts_at_the_checkpoints_weights(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    first, _ = run(config_for(frames, tmp_path / "a", clip_folder, steps=3))
+    options = {"init_from": first, "steps": 1, "ema": False}
+    second, _ = run(config_for(frames, tmp_path / "b", clip_folder, **options))
+    start = open_checkpoint(first).policy().state_dict()
+    moved = open_checkpoint(second).policy().state_dict()
+    assert all((moved[k] - v).abs().max() < 1e-3 for k, v in start.items()), "one warm-up step moves little"
+
+
+def test_interrupt_saves_and_ends_in_order(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    config = config_for(frames, tmp_path, clip_folder, steps=100_000, save_every=100_000)
+    script = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\nfrom mtdit.config import TrainConfig\nfrom mtdit.train import train\n"
+        f"print('ended with', train(TrainConfig({config.dataset!r}, Path({str(tmp_path)!r}), preset='tiny', "
+        f"policy={dict(config.policy)!r}, steps=100_000, batch_size=4, log_every=1, device='cpu')))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    log = tmp_path / LOG
+    while not (log.is_file() and log.stat().st_size > 300) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    step = int(os.readlink(tmp_path / "checkpoints/last"))
+    assert 2 <= step < 100_000, output
+    assert step == json.loads(log.read_text().splitlines()[-1])["step"]
+
+
+# --- small pieces -------------------------------------------------------------------------------------------------
+
+
+def test_schedule_is_lerobots() -> None:
+    from diffusers.optimization import get_scheduler
+
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler("cosine", optimizer, num_warmup_steps=5, num_training_steps=40)
+    config = PolicyConfig(scheduler_warmup_steps=5)
+    for step in range(40):
+        assert learning_rate_factor(config, step, 40) == pytest.approx(theirs.get_last_lr()[0], abs=1e-7)
+        optimizer.step()
+        theirs.step()
+
+
+def test_schedule_follows_the_time_when_that_is_further() -> None:
+    config = PolicyConfig()
+    assert learning_rate_factor(config, 10, 1000, fraction=0.5) == pytest.approx(0.5)
+    assert learning_rate_factor(config, 500, 1000, fraction=0.1) == pytest.approx(0.5)
+    assert learning_rate_factor(config, 10, 1000, fraction=1.2) == pytest.approx(0.0)
+    assert learning_rate_factor(PolicyConfig(scheduler_name="constant"), 999, 1000) == 1.0
+
+
+def test_average_is_short_at_first(clip_folder: Path) -> None:
+    from lerobot_oracle import lerobot_policy, our_policy
+
+    policy = our_policy(lerobot_policy(clip_folder, 0))
+    average = Average(policy, max_decay=0.99)
+    name = "noise_predictor.output_proj.bias"
+    with torch.no_grad():
+        policy.get_parameter(name).fill_(1.0)
+    average.weights[name].zero_()
+    average.update(policy, step=0)
+    assert average.weights[name].tolist() == [1.0] * 6, "decay 0: takes the weights as they are"
+    average.weights[name].zero_()
+    average.update(policy, step=10**9)
+    torch.testing.assert_close(average.weights[name], torch.full((6,), 0.01))
+
+
+# --- what can be wrong --------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    config = config_for(frames, tmp_path, clip_folder, steps=3)
+    run(config)
+    wild = replace(config, resume=True, steps=10, policy={})
+    state = tmp_path / "checkpoints/000003" / TRAINING_STATE / LIVE
+    from safetensors.torch import save_file
+
+    weights = read_tensors(state)
+    save_file({k: v * float("nan") if "output_proj.bias" in k else v for k, v in weights.items()}, state)
+    with pytest.raises(UserError, match="not finite at step 4"):
+        run(wild)
+    assert os.readlink(tmp_path / "checkpoints/last") == "000003"
+
+
+def test_nothing_to_resume(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint"):
+        run(config_for(frames, tmp_path / "new", clip_folder, resume=True))
+
+
+def test_devices() -> None:
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(UserError, match="device"):
+        pick_device("abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no CUDA GPU"):
+            pick_device("cuda")
+
+
+def test_a_clip_that_is_not_there(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    policy = {"vision_encoder_name": str(tmp_path / "my-clip")}
+    with pytest.raises(UserError, match="no CLIP called"):
+        run(config_for(frames, tmp_path, clip_folder, policy=policy))
+
+
+def test_frames_that_miss_the_towers_size(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    policy = {"image_resize_shape": [64, 64], "image_crop_shape": [60, 60]}
+    with pytest.raises(UserError, match="60x60, but it wants 64x64"):
+        run(config_for(frames, tmp_path, clip_folder, policy=policy))
+
+
+def test_init_from_another_arm(frames: Path, clip_folder: Path, tmp_path: Path, dataset_folder: Path) -> None:
+    first, _ = run(config_for(frames, tmp_path / "a", clip_folder, steps=1))
+    path = first / PRETRAINED / "config.json"
+    raw = json.loads(path.read_text())
+    del raw["input_features"]["observation.images.wrist"]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"trained on .*dataset has .*wrist"):
+        run(config_for(frames, tmp_path / "b", clip_folder, init_from=first))

@@ -1,0 +1,132 @@
+"""Calibration files: LeRobot's bytes, and every mistake a hand can make in one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lerobot.robots.so_follower import SO101Follower, SO101FollowerConfig
+
+from mtdit_robots.calibration import Calibration, check, differences, find, load, ranges, save
+from mtdit_robots.errors import UserError
+
+EXAMPLE = Path(__file__).parents[2] / "calibration" / "example_so101.json"
+
+
+def test_lerobot_reads_and_writes_the_very_same_file(tmp_path: Path, calibration: Calibration) -> None:
+    save(calibration, tmp_path / "arm.json")
+    assert (tmp_path / "arm.json").read_bytes() == EXAMPLE.read_bytes()
+    robot = SO101Follower(SO101FollowerConfig(port="/dev/null", id="arm", calibration_dir=tmp_path))
+    assert {joint: dataclasses.asdict(c) for joint, c in calibration.items()} == {
+        joint: dataclasses.asdict(c) for joint, c in robot.calibration.items()
+    }
+    robot._save_calibration()
+    assert (tmp_path / "arm.json").read_bytes() == EXAMPLE.read_bytes()
+
+
+def renamed(old: str, new: str) -> Callable[[Any], Any]:
+    return lambda content: {new if joint == old else joint: value for joint, value in content.items()}
+
+
+def changed(joint: str, **values: object) -> Callable[[Any], Any]:
+    return lambda content: {**content, joint: {**content[joint], **values}}
+
+
+def dropped(joint: str, key: str) -> Callable[[Any], Any]:
+    return lambda content: {**content, joint: {k: v for k, v in content[joint].items() if k != key}}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (renamed("wrist_flex", "wrist_flx"), "unknown joint 'wrist_flx', did you mean 'wrist_flex'?"),
+        (renamed("wrist_flex", "xyz"), "unknown joint 'xyz', known: shoulder_pan, shoulder_lift"),
+        (lambda c: {j: v for j, v in c.items() if j != "gripper"}, "missing joint: gripper; run `lerobot-calibrate`"),
+        (lambda c: {**c, "left_arm": c["gripper"]}, "unknown joint 'left_arm'"),
+        (lambda c: list(c), "holds no object of joints"),
+        (lambda c: {**c, "gripper": 5}, "gripper holds no object with id, drive_mode"),
+        (changed("gripper", rang_min=3), "unknown key of gripper 'rang_min', did you mean 'range_min'?"),
+        (dropped("elbow_flex", "range_max"), "missing key of elbow_flex: range_max"),
+        (changed("elbow_flex", range_max=3000.5), "elbow_flex range_max is 3000.5, must be an integer"),
+        (changed("elbow_flex", range_max="3000"), "elbow_flex range_max is '3000', must be an integer"),
+        (changed("elbow_flex", drive_mode=True), "elbow_flex drive_mode is True, must be an integer"),
+        (changed("elbow_flex", drive_mode=2), "elbow_flex drive_mode is 2, must be 0 or 1"),
+        (changed("gripper", id=5), "gripper id is 5, an SO-101 has 6 there"),
+        (changed("gripper", homing_offset=-2048), "gripper homing_offset -2048 is beyond +-2047"),
+        (changed("gripper", range_max=4096), "gripper range 2021..4096 leaves 0..4095"),
+        (changed("gripper", range_min=-1), "gripper range -1..3487 leaves 0..4095"),
+        (changed("gripper", range_min=3400), "gripper range 3400..3487 is narrower than 200 ticks"),
+        (changed("gripper", range_min=3500), "gripper range 3500..3487 is narrower than 200 ticks"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage: Callable[[Any], Any], message: str) -> None:
+    place = tmp_path / "arm.json"
+    place.write_text(json.dumps(damage(json.loads(EXAMPLE.read_text()))))
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
+        load(place)
+    assert str(place) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_and_no_json(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no calibration file .*arm.json: run `lerobot-calibrate`"):
+        load(tmp_path / "arm.json")
+    (tmp_path / "arm.json").write_text("{")
+    with pytest.raises(UserError, match="cannot read the calibration file"):
+        load(tmp_path / "arm.json")
+    with pytest.raises(UserError, match="cannot read the calibration file"):
+        load(tmp_path)
+
+
+def test_check_and_ranges_refuse_a_calibration_made_in_code(calibration: Calibration) -> None:
+    check(calibration)
+    assert ranges(calibration).low.tolist() == [784, 902, 941, 968, 0, 2021]
+    wrong = {**calibration, "gripper": dataclasses.replace(calibration["gripper"], range_max=2022)}
+    for refuse in (check, ranges):
+        with pytest.raises(UserError, match=r"gripper range 2021\.\.2022 is narrower"):
+            refuse(wrong)
+
+
+def test_find_looks_in_both_of_lerobots_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_LEROBOT_CALIBRATION", str(tmp_path / "calibration"))
+    old, new = (tmp_path / "calibration" / "robots" / name for name in ("so101_follower", "so_follower"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    (old / "blue.json").touch()
+    assert find("blue") == old / "blue.json"
+    (new / "blue.json").touch()
+    assert find("blue") == new / "blue.json"
+    with pytest.raises(UserError, match=r"no calibration of a robot 'bleu' .*did you mean 'blue'"):
+        find("bleu")
+    with pytest.raises(UserError, match=r"no calibration of a robot 'xyz' .*there is blue: run"):
+        find("xyz")
+
+
+@pytest.mark.parametrize(
+    ("variable", "below"),
+    [("HF_HOME", "lerobot/calibration"), ("HF_LEROBOT_HOME", "calibration"), ("HF_LEROBOT_CALIBRATION", "")],
+)
+def test_find_follows_the_hf_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, below: str
+) -> None:
+    for name in ("HF_HOME", "HF_LEROBOT_HOME", "HF_LEROBOT_CALIBRATION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    place = tmp_path / below / "robots" / "so_follower" / "arm.json"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    assert find("arm") == place
+
+
+def test_differences_name_joint_and_field(calibration: Calibration) -> None:
+    assert differences(calibration, calibration) == []
+    held = dataclasses.replace(calibration["gripper"], homing_offset=0, range_min=1, id=3, drive_mode=1)
+    assert differences(calibration, {**calibration, "gripper": held}) == [
+        "gripper homing_offset: file 1163, servo 0",
+        "gripper range_min: file 2021, servo 1",
+    ]

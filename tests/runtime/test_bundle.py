@@ -1,0 +1,252 @@
+"""Bundles: what is written opens again, and nothing that was tampered with does; only a UserError ever comes out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import MANIFEST, Bundle, new_bundle, open_bundle, save_task_features, sha256, write_manifest
+from mtdit_runtime.normalize import Stats, load_stats, save_stats
+
+
+@pytest.fixture
+def copy(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A bundle that may be spoilt."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "copy.mtdit"))
+
+
+@pytest.fixture
+def edited(copy: Path) -> Callable[[Callable[[Any], Any]], Path]:
+    """The copy with its manifest changed."""
+
+    def edit(change: Callable[[Any], Any]) -> Path:
+        data = json.loads((copy / MANIFEST).read_text())
+        change(data)
+        (copy / MANIFEST).write_text(json.dumps(data))
+        return copy
+
+    return edit
+
+
+def test_a_bundle_opens_as_it_was_written(bundle: Bundle) -> None:
+    m = bundle.manifest
+    assert [joint.name for joint in m.joints] == ["pan", "lift", "grip"]
+    assert (m.horizon, m.n_obs_steps, m.n_action_steps, m.fps) == (12, 2, 6, 30)
+    assert m.graphs["vision"].inputs[0].name == "frame.top"
+    assert set(m.files) == {
+        "vision.onnx",
+        "text.onnx",
+        "denoiser.onnx",
+        "tokenizer.json",
+        "tasks.npz",
+        "stats.safetensors",
+    }
+    assert set(bundle.task_features) == set(m.tasks)
+    assert bundle.stats["action"].mode == "MIN_MAX"
+
+
+def test_moving_a_bundle_changes_nothing(copy: Path, bundle: Bundle) -> None:
+    assert open_bundle(copy).manifest == bundle.manifest
+
+
+def test_engines_lie_outside_the_checksums(copy: Path) -> None:
+    (copy / "engines/sm87").mkdir(parents=True)
+    (copy / "engines/sm87/denoiser.plan").write_bytes(b"built here")
+    before = open_bundle(copy).manifest.files
+    assert write_manifest(copy, open_bundle(copy).manifest).files == before
+
+
+@pytest.mark.parametrize("name", ["denoiser.onnx", "tasks.npz", "stats.safetensors", "tokenizer.json"])
+def test_a_changed_file_is_found(copy: Path, name: str) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} does not match its checksum"):
+        open_bundle(copy)
+    open_bundle(copy, check_files=False)
+
+
+def test_a_missing_file_is_found(copy: Path) -> None:
+    (copy / "text.onnx").unlink()
+    for check_files in (True, False):
+        with pytest.raises(UserError, match=r"text\.onnx is missing"):
+            open_bundle(copy, check_files)
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "golden/../../secret"])
+def test_paths_do_not_leave_the_folder(edited: Any, copy: Path, path: str) -> None:
+    (copy.parent / "secret").write_text("x")
+    folder = edited(lambda m: m["files"].update({path: sha256(copy.parent / "secret")}))
+    with pytest.raises(UserError, match="lies outside the bundle"):
+        open_bundle(folder)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "", ".", "two\nlines", "/" * 300, "~/x", "\udc80"])
+def test_strange_paths_are_user_errors_too(edited: Any, path: str) -> None:
+    with pytest.raises(UserError) as error:
+        open_bundle(edited(lambda m: m["files"].update({path: "0" * 64})))
+    assert "\n" not in str(error.value)
+
+
+def test_links_do_not_leave_the_folder(edited: Any, copy: Path) -> None:
+    (copy.parent / "secret").write_text("x")
+    (copy / "link").symlink_to(copy.parent / "secret")
+    folder = edited(lambda m: m["files"].update({"link": sha256(copy.parent / "secret")}))
+    with pytest.raises(UserError, match="lies outside the bundle"):
+        open_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema_version=2), "schema version 2, this mtdit reads 1"),
+        (lambda m: m.pop("schema_version"), "schema version None"),
+        (lambda m: m.update(surprise=1), "surprise is unknown"),
+        (lambda m: m.pop("fps"), "fps is missing"),
+        (lambda m: m.update(fps="30"), "fps must be int, not str"),
+        (lambda m: m.update(fps=True), "fps must be int, not bool"),
+        (lambda m: m.update(fps=0), "fps is 0"),
+        (lambda m: m.update(joints=[]), "no joints"),
+        (lambda m: m["joints"][1].pop("unit"), r"joints\[1\]\.unit is missing"),
+        (lambda m: m["joints"][0].update(low="a"), r"joints\[0\]\.low must be float"),
+        (lambda m: m["cameras"][0].update(resize=[1, 2, 3]), r"resize must have 2 entries"),
+        (lambda m: m["graphs"].pop("denoiser"), "graph 'denoiser' is missing"),
+        (lambda m: m["graphs"].pop("vision"), "graph 'vision' is missing"),
+        (lambda m: m["files"].pop("denoiser.onnx"), "denoiser.onnx has no checksum"),
+        (lambda m: m.update(n_action_steps=12), "exceeds horizon"),
+        (lambda m: m.update(graphs=7), "graphs must be dict, not int"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_named(edited: Any, change: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_bundle(edited(change))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 5000])
+def test_a_manifest_that_is_none(copy: Path, content: bytes) -> None:
+    (copy / MANIFEST).write_bytes(content)
+    with pytest.raises(UserError, match=MANIFEST):
+        open_bundle(copy)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=20,
+)
+SETTINGS = {
+    "max_examples": 150,
+    "deadline": None,
+    "print_blob": True,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture],
+}
+
+
+def opens_or_explains(folder: Path, data: Any) -> None:
+    (folder / MANIFEST).write_text(json.dumps(data))
+    try:
+        open_bundle(folder)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017, one line is the contract
+
+
+@given(data=ANYTHING)
+@settings(**SETTINGS)
+def test_any_json_as_manifest(copy: Path, data: Any) -> None:
+    opens_or_explains(copy, data)
+
+
+@given(data=st.data(), value=ANYTHING)
+@settings(**SETTINGS)
+def test_any_value_anywhere_in_a_manifest(copy: Path, bundle_folder: Path, data: Any, value: Any) -> None:
+    manifest = json.loads((bundle_folder / MANIFEST).read_text())
+    place: Any = manifest
+    while True:
+        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+        if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = value
+    opens_or_explains(copy, manifest)
+
+
+@given(content=st.binary(max_size=60))
+@settings(**SETTINGS)
+def test_any_bytes_as_manifest(copy: Path, content: bytes) -> None:
+    (copy / MANIFEST).write_bytes(content)
+    with pytest.raises(UserError):
+        open_bundle(copy)
+
+
+def test_no_such_bundle_suggests_a_neighbour(copy: Path) -> None:
+    with pytest.raises(UserError, match=r"did you mean .*copy\.mtdit"):
+        open_bundle(copy.with_name("cpy.mtdit"))
+    with pytest.raises(UserError, match="run `mtdit export` first"):
+        open_bundle(copy.parent / "nowhere/x.mtdit")
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
+        open_bundle(tmp_path)
+
+
+def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
+    def export() -> None:
+        with new_bundle(tmp_path / "x.mtdit") as scratch:
+            (scratch / "denoiser.onnx").write_bytes(b"half")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        export()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_bundle_is_replaced_only_by_a_finished_one(copy: Path) -> None:
+    with pytest.raises(RuntimeError), new_bundle(copy):
+        raise RuntimeError
+    open_bundle(copy)
+    with new_bundle(copy) as scratch:
+        (scratch / MANIFEST).write_text("new")
+    assert sorted(p.name for p in copy.iterdir()) == [MANIFEST]
+
+
+def test_another_folder_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("x")
+    with pytest.raises(UserError, match="is not a bundle"), new_bundle(tmp_path):
+        pass
+    assert (tmp_path / "precious.txt").exists()
+
+
+def test_task_features_come_back(tmp_path: Path) -> None:
+    features = {"öffne die Schublade": np.arange(4, dtype=np.float32), "b": np.ones(4, np.float32)}
+    save_task_features(tmp_path / "tasks.npz", features)
+    with np.load(tmp_path / "tasks.npz", allow_pickle=False) as file:
+        assert file["tasks"].tolist() == list(features)
+        np.testing.assert_array_equal(file["features"], np.stack(list(features.values())))
+
+
+@pytest.mark.parametrize("mode", ["MIN_MAX", "MEAN_STD", "IDENTITY"])
+def test_stats_come_back(tmp_path: Path, mode: str) -> None:
+    stats = Stats(mode, np.array([1.0, 2.0], np.float32), np.array([3.0, 2.0], np.float32))
+    save_stats(tmp_path / "stats.safetensors", {"action": stats})
+    loaded = load_stats(tmp_path / "stats.safetensors")["action"]
+    assert loaded.mode == mode
+    x = np.array([[2.5, 2.0], [-7.0, 2.0]])
+    np.testing.assert_array_equal(loaded.normalize(x), stats.normalize(x))
+    np.testing.assert_allclose(loaded.unnormalize(loaded.normalize(x)), x, atol=1e-5)
+
+
+def test_min_max_numerics_are_lerobots() -> None:
+    """Source: LeRobot normalize_processor.py. A dimension that never moved: its value is -1, anything else explodes."""
+    stats = Stats("MIN_MAX", np.array([0.0, 5.0], np.float32), np.array([10.0, 5.0], np.float32))
+    np.testing.assert_allclose(stats.normalize([[2.5, 5.0], [20.0, 5.001]]), [[-0.5, -1.0], [3.0, 2.0e5]], rtol=2e-3)
+    np.testing.assert_allclose(stats.unnormalize([[1.0, 1.0]]), [[10.0, 5.0]])

@@ -1,0 +1,90 @@
+"""Backends: what runs here runs right, what does not says so and is never replaced in silence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import Bundle
+from mtdit_runtime.engine import OnnxEngine, choose_engines, engine_key
+
+NO_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
+
+
+def test_onnx_engine_computes(bundle: Bundle, toy: Any) -> None:
+    graph = bundle.manifest.graphs["vision"]
+    engine = OnnxEngine(bundle.path(graph.file), graph, "vision")
+    frames = {c: np.random.default_rng(1).integers(0, 256, (4, 6, 3), np.uint8) for c in ("top", "wrist")}
+    out = engine({f"frame.{c}": frame for c, frame in frames.items()})
+    assert list(out) == ["features"]
+    np.testing.assert_allclose(out["features"][0], toy.vision(frames), rtol=1e-5)
+    assert "vision: ONNX Runtime" in engine.describe()
+    assert "CPU" in engine.describe()
+
+
+def test_auto_says_what_it_passed_over_and_why(bundle: Bundle) -> None:
+    engines = choose_engines(bundle)
+    assert engines.reason.startswith("auto: ")
+    if NO_CUDA:
+        assert "not tensorrt (" in engines.reason
+        assert "not cuda (this onnxruntime has no CUDA" in engines.reason
+    assert choose_engines(bundle, "onnx").reason == "onnx, as asked"
+
+
+def test_a_backend_asked_for_that_cannot_run_is_an_error(bundle: Bundle) -> None:
+    for backend in ("cuda", "tensorrt") if NO_CUDA else ():
+        with pytest.raises(UserError, match="pip install"):
+            choose_engines(bundle, backend)
+
+
+def test_a_broken_graph_is_an_error(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"not a graph")
+    with pytest.raises(UserError, match=r"cannot run .*bad\.onnx"):
+        OnnxEngine(tmp_path / "bad.onnx", bundle.manifest.graphs["vision"], "vision")
+
+
+def test_a_graph_that_is_not_what_the_manifest_says_is_an_error(bundle: Bundle) -> None:
+    with pytest.raises(UserError, match="re-run `mtdit export`"):
+        OnnxEngine(bundle.path("text.onnx"), bundle.manifest.graphs["vision"], "vision")
+
+
+def test_the_text_encoder_is_opened_only_when_asked(bundle: Bundle) -> None:
+    engines = choose_engines(bundle, "onnx")
+    assert engines.open_text().name == "text"
+
+
+def test_engine_keys_change_with_whatever_makes_a_plan_invalid(bundle: Bundle) -> None:
+    key = engine_key(bundle, "Orin", (8, 7), "10.3.0")
+    assert key.startswith("sm87-trt10.3.0-fp32-")
+    others = {
+        engine_key(bundle, "Thor", (8, 7), "10.3.0"),
+        engine_key(bundle, "Orin", (11, 0), "10.3.0"),
+        engine_key(bundle, "Orin", (8, 7), "10.16.2"),
+    }
+    bundle.manifest.files["denoiser.onnx"] = "0" * 64
+    others.add(engine_key(bundle, "Orin", (8, 7), "10.3.0"))
+    assert len(others - {key}) == 4
+
+
+def test_without_onnxruntime_the_message_installs_it(bundle_folder: Path) -> None:
+    code = f"""
+import sys
+sys.modules["onnxruntime"] = None
+from pathlib import Path
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import open_bundle
+from mtdit_runtime.engine import choose_engines
+try:
+    choose_engines(open_bundle(Path({str(bundle_folder)!r})), "onnx")
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == 'onnxruntime is not installed: pip install "mtdit[runtime]"', done.stderr

@@ -1,0 +1,146 @@
+"""Success rates: the interval, the seeds, what is told and what is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import Bundle
+from mtdit_runtime.evaluate import SEED_STRIDE, episode_seed, evaluate, wilson_interval
+from mtdit_runtime.policy import BundlePolicy
+
+TASK, OTHER = "open the drawer", "close the drawer"
+
+
+@dataclass
+class ScriptedTwin:
+    """A scripted robot that counts as successful while the first joint is above `goal`."""
+
+    arm: Any
+    goal: float = 9.0
+    resets: list[tuple[str, int]] = field(default_factory=list)
+
+    def robot(self) -> Any:
+        return self.arm
+
+    def reset(self, task: str, seed: int) -> None:
+        self.resets.append((task, seed))
+        self.arm.observed = 0
+        self.arm.pose = self.arm.goal = np.random.default_rng(seed).uniform(-20, 20, 3)
+
+    def success(self) -> bool:
+        return bool(self.arm.pose[0] > self.goal)
+
+
+@pytest.fixture
+def twin(scripted_robot: Any) -> ScriptedTwin:
+    return ScriptedTwin(scripted_robot())
+
+
+# Newcombe 1998, Statistics in Medicine 17:857, table I, method 3.
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_interval(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_interval_solves_its_equation() -> None:
+    for n in (3, 20, 1000):
+        for successes in range(1, n, max(1, n // 7)):
+            for bound in wilson_interval(successes, n):
+                assert abs(successes / n - bound) == pytest.approx(
+                    1.959964 * (bound * (1 - bound) / n) ** 0.5, rel=1e-6
+                )
+
+
+@pytest.mark.parametrize(("successes", "n"), [(-1, 3), (4, 3), (0, 0)])
+def test_impossible_counts(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match="successes of"):
+        wilson_interval(successes, n)
+
+
+def test_equal_runs_are_equal_and_seeds_are_the_evaluations_own(policy: BundlePolicy, twin: ScriptedTwin) -> None:
+    twin.goal = 13.0
+    first, second = (evaluate(policy, twin, TASK, 6, seed=3, max_s=1.0, success_ticks=1) for _ in range(2))
+    assert first.each == second.each
+    assert 0 < first.successes < 6
+    assert [seed for _, seed in twin.resets[:6]] == [episode_seed(3, i) for i in range(6)]
+    assert min(seed for _, seed in twin.resets) > 100_000
+    assert first.rate == first.successes / 6
+    assert (first.low, first.high) == wilson_interval(first.successes, 6)
+    assert not twin.arm.connected
+
+
+def test_prefetch_is_deterministic_too(policy: BundlePolicy, twin: ScriptedTwin) -> None:
+    first, second = (evaluate(policy, twin, TASK, 3, max_s=1.0, prefetch_ticks=2) for _ in range(2))
+    assert first.each == second.each
+
+
+def test_success_ends_an_episode_early(policy: BundlePolicy, twin: ScriptedTwin) -> None:
+    twin.goal = -1e3
+    report = evaluate(policy, twin, TASK, 2, max_s=5.0, success_ticks=4)
+    assert report.successes == 2
+    assert report.mean_success_s == pytest.approx(3 / 30)
+    assert "2/2 = 100 %" in str(report).replace("100%", "100 %")
+
+
+def test_failures_last_their_time(policy: BundlePolicy, twin: ScriptedTwin) -> None:
+    twin.goal = 1e3
+    report = evaluate(policy, twin, TASK, 2, max_s=0.5)
+    assert (report.successes, report.mean_success_s) == (0, None)
+    assert [episode.duration_s for episode in report.each] == pytest.approx([0.5, 0.5])
+
+
+def test_another_instruction_is_told_while_the_task_is_measured(policy: BundlePolicy, twin: ScriptedTwin) -> None:
+    told: list[str] = []
+    reset = policy.reset
+    policy.reset = lambda task, seed: (told.append(task), reset(task, seed))[1]  # type: ignore[method-assign, assignment]
+    report = evaluate(policy, twin, TASK, 2, max_s=0.2, instruction=OTHER)
+    assert told == [OTHER, OTHER]
+    assert {task for task, _ in twin.resets} == {TASK}
+    assert (report.task, report.instruction) == (TASK, OTHER)
+    assert "told: 'close the drawer'" in str(report)
+
+
+def test_limits_are_kept_if_given(policy: BundlePolicy, bundle: Bundle, twin: ScriptedTwin) -> None:
+    evaluate(policy, twin, TASK, 1, max_s=0.5, joints=bundle.manifest.joints)
+    steps = np.abs(np.diff(np.array(twin.arm.commands), axis=0))
+    assert steps.max() <= 300 * 1.5 / 30 + 1e-9
+
+
+def test_episodes_are_reported_as_they_end(policy: BundlePolicy, twin: ScriptedTwin) -> None:
+    seen: list[tuple[int, int]] = []
+    evaluate(policy, twin, TASK, 3, max_s=0.1, on_episode=lambda episode, index: seen.append((episode.seed, index)))
+    assert seen == [(episode_seed(0, i), i) for i in range(3)]
+
+
+def test_a_dead_twin_is_no_failure_of_the_policy(policy: BundlePolicy, twin: ScriptedTwin) -> None:
+    twin.arm.failing = frozenset(range(5, 1000))
+    with pytest.raises(OSError, match="the twin stopped answering"):
+        evaluate(policy, twin, TASK, 2)
+    assert not twin.arm.connected
+
+
+@pytest.mark.parametrize("episodes", [0, SEED_STRIDE + 1])
+def test_impossible_numbers_of_episodes(policy: BundlePolicy, twin: ScriptedTwin, episodes: int) -> None:
+    with pytest.raises(UserError, match="--episodes"):
+        evaluate(policy, twin, TASK, episodes)
+
+
+def test_a_twin_without_the_camera(policy: BundlePolicy, twin: ScriptedTwin) -> None:
+    twin.arm.cameras = ("top",)
+    with pytest.raises(UserError, match="needs camera 'wrist'"):
+        evaluate(policy, twin, TASK, 1)
+
+
+def test_report_is_json(policy: BundlePolicy, twin: ScriptedTwin) -> None:
+    import json
+
+    data = json.loads(json.dumps(evaluate(policy, twin, TASK, 2, max_s=0.1).to_dict()))
+    assert data["episodes"] == len(data["each"]) == 2

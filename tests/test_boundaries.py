@@ -1,0 +1,52 @@
+"""Who may import whom, proved by running it: the robot side comes up where torch cannot even be found."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import mtdit_robots
+import mtdit_runtime
+
+FORBIDDEN = ("torch", "lerobot", "transformers", "diffusers", "onnx", "onnxscript", "accelerate")
+ROBOT_SIDE = sorted(
+    m.name
+    for package in (mtdit_runtime, mtdit_robots)
+    for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+)
+BLOCK = f"""
+import sys
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {FORBIDDEN!r}:
+            raise AssertionError("reached " + name)
+sys.meta_path.insert(0, Wall())
+"""
+
+
+def run_behind_wall(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", BLOCK + code], capture_output=True, text=True, timeout=300)
+
+
+def test_robot_side_has_modules() -> None:
+    assert len(ROBOT_SIDE) > 20
+
+
+@pytest.mark.parametrize("names", [ROBOT_SIDE, ["mtdit.cli", "mtdit_export.build"]], ids=["robot side", "entry"])
+def test_imports_never_reach_torch(names: list[str]) -> None:
+    done = run_behind_wall("".join(f"import {name}\n" for name in names))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["--help", "run --help", "doctor --robot none", "twin --help"])
+def test_commands_run_where_torch_is_absent(command: str) -> None:
+    code = f"sys.argv = ['mtdit', *{command.split()!r}]\nfrom mtdit.cli import main\nmain()\n"
+    done = run_behind_wall(code)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_wall_stands() -> None:
+    assert "reached torch" in run_behind_wall("import torch\n").stderr
