@@ -225,11 +225,9 @@ def save_checkpoint(
         _write_json(partial / TRAINING_STATE / "training_step.json", {"step": step, **training_numbers})
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(
-            f"cannot write {final} ({error.strerror}); free some space, the checkpoint before is intact"
-        ) from None
+        raise UserError(f"cannot write {final} ({error}); free some space, the checkpoint before is intact") from None
     _point_last_at(final)
     return final
 

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import Progress, TaskID
 
 from mtdit.terminal import console, progress, stage_table, table
 from mtdit_export.errors import ExportError
@@ -131,12 +133,12 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Train a Multitask DiT policy; its checkpoint loads in LeRobot."""
-    from mtdit.config import TrainConfig
+    from mtdit.config import TrainConfig, training_defaults
 
-    given = {"steps": steps, "batch_size": batch_size}
+    given = {name: value for name, value in (("steps", steps), ("batch_size", batch_size)) if value is not None}
     config = TrainConfig(
         dataset=dataset, output_dir=out, preset=preset, policy=dict(_fields(policy or [])), max_minutes=max_minutes,
-        seed=seed, resume=resume, init_from=init_from, **{k: v for k, v in given.items() if v is not None},
+        seed=seed, resume=resume, init_from=init_from, **{**training_defaults(preset), **given},
     )  # fmt: skip
     if not resume:
         _make_room(out, overwrite, proof="checkpoints")
@@ -241,7 +243,7 @@ def evaluate(
             reports.append(
                 measure(
                     policy, twin, name, episodes, seed, max_s, instruction,
-                    on_episode=lambda _episode, _index, bar=bar: bars.advance(bar),
+                    on_episode=partial(_advance, bars, bar),
                 )
             )  # fmt: skip
     for report in reports:
@@ -321,11 +323,15 @@ def demo(
     from mtdit.demo import DemoConfig
     from mtdit.demo import demo as walk
 
-    given = {"episodes": episodes, "train_minutes": minutes, "eval_episodes": eval_episodes}
+    given: dict[str, Any] = {"episodes": episodes, "train_minutes": minutes, "eval_episodes": eval_episodes}
     walk(DemoConfig(out=out, **{k: v for k, v in given.items() if v is not None}), say=console.print)
 
 
 # -- what several commands share
+
+
+def _advance(bars: Progress, bar: TaskID, *_: Any) -> None:
+    bars.advance(bar)
 
 
 @dataclass(frozen=True)
@@ -360,6 +366,7 @@ def _so101(
     from mtdit_robots import calibration as calibrations
     from mtdit_robots.arm import So101Arm
     from mtdit_robots.camera import OpenCvCamera
+    from mtdit_robots.feetech import Bus
 
     if port is None or calibration is None:
         missing = "--port /dev/ttyACM0" if port is None else "--calibration my_arm.json"
@@ -369,6 +376,7 @@ def _so101(
         if name not in devices:
             raise UserError(f"the policy needs camera {name!r}: add --camera {name}=/dev/video0")
     loaded = calibrations.load(calibration)
+    Bus(port).close()  # a wrong port is told at once, before the cameras have taken their seconds
     opened = [OpenCvCamera(name, devices[name], height, width, fps) for name, (height, width) in sizes.items()]
     return So101Arm(port, loaded, opened)
 

@@ -63,7 +63,11 @@ class FrameCache:
 
 
 def frame_cache(
-    dataset: str, folder: Path, size: tuple[int, int] | None, on_progress: OnProgress | None = None
+    dataset: str,
+    folder: Path,
+    size: tuple[int, int] | None,
+    on_progress: OnProgress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> FrameCache:
     """The cache of `dataset` in `folder`, decoded now unless it is there already. `dataset` may itself be a cache.
 
@@ -76,7 +80,10 @@ def frame_cache(
         cache = open_cache(folder)
         if cache.info.fingerprint == fingerprint(root, size):
             return cache
-    return _write_cache(open_dataset(dataset), folder, size, on_progress)
+    opened = open_dataset(dataset)
+    if say is not None:
+        say(f"decoding {dataset} once, {cache_bytes(opened, size) / 1e6:.0f} MB in {folder}")
+    return _write_cache(opened, folder, size, on_progress)
 
 
 def fingerprint(root: Path, size: tuple[int, int] | None) -> str:
@@ -227,6 +234,7 @@ class Loader:
     batch_size: int
     seed: int
     random_shift_px: int = 0
+    random_brightness: float = 0.0
 
     def __post_init__(self) -> None:
         self.state = torch.from_numpy(feature_stats(self.config, self.stats, STATE).normalize(self.cache.state))
@@ -260,7 +268,11 @@ class Loader:
         """Frames (B, S, H, W, 3) -> normalised (B, S, 3, H, W)."""
         if self.random_shift_px:
             frames = random_shift(frames, self.random_shift_px)
-        return normalized_images(torch.from_numpy(frames).to(self.device), *self.scaling[camera])
+        offset, scale = self.scaling[camera]
+        images = normalized_images(torch.from_numpy(frames).to(self.device), offset, scale)
+        if self.random_brightness:
+            images = random_brightness(images, offset, scale, self.random_brightness)
+        return images
 
 
 def normalized_images(frames: Tensor, offset: NDArray[np.float32], scale: NDArray[np.float32]) -> Tensor:
@@ -279,6 +291,13 @@ def random_shift(frames: NDArray[np.uint8], most_px: int) -> NDArray[np.uint8]:
     down, right = torch.randint(0, 2 * p + 1, (2, len(frames))).tolist()
     moved = [x[:, y : y + height, z : z + width] for x, y, z in zip(padded, down, right, strict=True)]
     return np.stack(moved)
+
+
+def random_brightness(images: Tensor, offset: NDArray[np.float32], scale: NDArray[np.float32], spread: float) -> Tensor:
+    """Normalised images (B, S, 3, H, W) as if each sample's pixels had been multiplied by its own 1 + N(0, spread)."""
+    factor = (1 + spread * torch.randn(len(images))).to(images.device).view(-1, 1, 1, 1, 1)
+    black = torch.from_numpy(-offset / scale).to(images.device).view(3, 1, 1)  # what a pixel of 0 becomes
+    return black + factor * (images - black)
 
 
 def with_imagenet_stats(stats: DatasetStats, image_keys: Sequence[str]) -> DatasetStats:

@@ -129,14 +129,12 @@ class Attention(nn.Module):
         self.heads, self.causal = heads, causal
         self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        q, k, v = (
-            projection(x).view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )  # each (B, heads, tokens, head dim)
+    def forward(self, x: Tensor, asking: Tensor) -> Tensor:
+        """Tokens (B, L, W) and those of them whose answer is wanted (B, Q, W) -> (B, Q, W)."""
+        q, k, v = self.q_proj(asking), self.k_proj(x), self.v_proj(x)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, L, head dim)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -161,8 +159,10 @@ class Layer(nn.Module):
         self.mlp = Mlp(width, shape.intermediate_size, shape.hidden_act)
         self.layer_norm2 = nn.LayerNorm(width, eps=eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
+    def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
+        """Tokens (B, L, W) -> the first `wanted` of them, all if None."""
+        normed = self.layer_norm1(x)
+        x = x[:, :wanted] + self.self_attn(normed, normed[:, :wanted])
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -171,10 +171,11 @@ class Stack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(shape, causal) for _ in range(shape.num_hidden_layers))
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
+    def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
+        """Only the last layer can be spared the work for tokens nobody wants; the others need all of them."""
+        for layer in self.layers[:-1]:
             x = layer(x)
-        return x
+        return self.layers[-1](x, wanted)
 
 
 class PatchEmbeddings(nn.Module):
@@ -202,7 +203,7 @@ class VisionTower(nn.Module):
         self.post_layernorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)  # kept for the file, unused
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.encoder(self.pre_layrnorm(self.embeddings(images)))[:, 0]
+        return self.encoder(self.pre_layrnorm(self.embeddings(images)), wanted=1)[:, 0]
 
 
 class TokenEmbeddings(nn.Module):

@@ -89,9 +89,7 @@ class TorchPolicy:
         return self.request(noise)()
 
     @torch.no_grad()
-    def _chunk(
-        self, steps: list[_Moment], text: Tensor, noise: Noise, on_the_way: NDArray[np.float32] | None
-    ) -> Chunk:
+    def _chunk(self, steps: list[_Moment], text: Tensor, noise: Noise, on_the_way: NDArray[np.float32] | None) -> Chunk:
         state = torch.stack([moment.state for moment in steps])[None].to(self.device)  # (1, S, J)
         features = torch.stack([self._feature(moment) for moment in steps])[None] if self.cameras else None
         conditioning = self.policy.observation_encoder(state, features, text)

@@ -28,7 +28,7 @@ def serve(
     with Twin(clock=clock, link=link) as twin:
         twin.reset(task, seed)
         calibration_to.parent.mkdir(parents=True, exist_ok=True)
-        calibrations.save(calibration_to, twin.calibration)
+        calibrations.save(twin.calibration, calibration_to)
         console.print(f"port        {twin.port}" + (f"  also {link}" if link else ""))
         console.print(f"calibration {calibration_to}")
         console.print(f"picture     {picture_to}")

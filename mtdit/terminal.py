@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-console = Console()
+console = Console(markup=False, highlight=False, soft_wrap=True)
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 

@@ -23,12 +23,13 @@ from mtdit_robots.errors import UserError
 
 TINY = ClipShape(
     VisionShape(
-        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=8
+        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=16
     ),
     TextShape(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2),
 )
 EOS = "<|endoftext|>"
 CONTEXT = 77
+TEXT_SEED = 34
 
 
 def make_tiny_clip(folder: Path, shape: ClipShape = TINY, seed: int = 0) -> Path:
@@ -54,9 +55,11 @@ def tiny_weights(shape: ClipShape, seed: int) -> dict[str, Tensor]:
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        vision, text = VisionTower(shape.vision), TextTower(shape.text)
+        vision = VisionTower(shape.vision)
         _init_vision(vision)
-        _init_text(text, shape.text)
+        torch.manual_seed(seed + TEXT_SEED)
+        text = TextTower(shape.text)
+        _init_text(text)
     finally:
         torch.random.set_rng_state(state)
     towers = {"vision_model": vision, "text_model": text}
@@ -76,18 +79,20 @@ def _init_vision(tower: VisionTower) -> None:
     nn.init.normal_(tower.embeddings.patch_embedding.weight, std=fan_in**-0.5)
 
 
-def _init_text(tower: TextTower, shape: TextShape) -> None:
+def _init_text(tower: TextTower) -> None:
     """Loud words, quiet EOS and positions: the feature read at the EOS is then what attention gathered from the words.
 
-    With CLIP's own initialisation every instruction gives nearly the same feature (cosine above 0.99).
+    With CLIP's own initialisation every instruction gives nearly the same feature (cosine above 0.99); so does an
+    unlucky seed. TEXT_SEED is the luckiest of 120: at most 0.63 between any two of ten table-top instructions.
     """
     embeddings = tower.embeddings
     nn.init.normal_(embeddings.token_embedding.weight, std=1.0)
     nn.init.normal_(embeddings.position_embedding.weight, std=0.05)
     embeddings.token_embedding.weight.data[-2:] *= 0.05  # <|startoftext|>, <|endoftext|>
-    for module in tower.modules():
+    for name, module in tower.named_modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=1.5 * module.in_features**-0.5)
+            sharp = 1.5 if name.endswith(("q_proj", "k_proj")) else 1.0
+            nn.init.normal_(module.weight, std=sharp * module.in_features**-0.5)
             nn.init.zeros_(module.bias)
 
 

@@ -22,11 +22,15 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from mtdit.checkpoint import (
+    CLIP,
     TRAINING_STATE,
+    WEIGHTS,
+    Checkpoint,
     DatasetStats,
     PretrainedFiles,
     find_last_checkpoint,
@@ -35,14 +39,24 @@ from mtdit.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from mtdit.config import PRESETS, PolicyConfig, TrainConfig, read_json, with_features
+from mtdit.config import (
+    PRESETS,
+    PolicyConfig,
+    TrainConfig,
+    policy_config_from_dict,
+    policy_config_to_dict,
+    read_json,
+    with_features,
+)
 from mtdit.data import FrameCache, Loader, frame_cache, with_imagenet_stats
-from mtdit.encoders import load_tokenizer, tokenize
+from mtdit.encoders import clip_shapes, load_tokenizer, tokenize
 from mtdit.policy import Policy
 from mtdit.tiny import make_tiny_clip
 from mtdit_robots.errors import UserError
 
 LOG = "train_log.jsonl"
+TINY_CLIP = "clip-tiny"
+ENCODERS = {"vision_encoder_name", "text_encoder_name"}
 OPTIMIZER, LIVE = "optimizer_state.safetensors", "live_weights.safetensors"
 
 
@@ -81,9 +95,11 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
     with console_reporter() if reporter is None else _as_is(reporter) as shown:
         resumed = find_last_checkpoint(config.output_dir) if config.resume else None
         device = pick_device(config.device)
+        if config.amp == "fp16" and device.type != "cuda":
+            raise UserError(f"amp fp16 needs a CUDA GPU, the device is {device.type}; use amp bf16 or no")
         policy_config = _policy_config(config, resumed)
         cache_dir = config.cache_dir or config.output_dir / "frames"
-        cache = frame_cache(config.dataset, cache_dir, policy_config.image_resize_shape, shown.decoded)
+        cache = frame_cache(config.dataset, cache_dir, policy_config.image_resize_shape, shown.decoded, shown.say)
         policy_config = _for_dataset(policy_config, cache, device)
         policy, stats = _start(config, policy_config, cache, resumed)
         tokenizer = _tokenizer(policy_config, config.init_from or resumed)
@@ -94,18 +110,34 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
 
 
 def _policy_config(config: TrainConfig, resumed: Path | None) -> PolicyConfig:
-    """The policy without its features: of the checkpoint this run goes on from, else preset and options."""
+    """The policy before it meets the dataset: the checkpoint's this run goes on from, else the preset; then options."""
     earlier = resumed or config.init_from
-    if earlier is not None:
-        return open_checkpoint(earlier).config
-    overrides = dict(config.policy)
-    for name in ("vision_encoder_name", "text_encoder_name"):
-        wanted = overrides.get(name, "tiny" if config.preset == "tiny" else None)
-        if wanted == "tiny":
-            overrides[name] = str(make_tiny_clip(config.output_dir.absolute() / "clip-tiny"))
-        elif wanted is not None and Path(wanted).is_dir():
-            overrides[name] = str(Path(wanted).absolute())
-    return with_features(overrides, config.preset, {}, {})
+    if earlier is None:
+        standard = {"vision_encoder_name": "tiny", "text_encoder_name": "tiny"} if config.preset == "tiny" else {}
+        return with_features(_with_clip_folders({**standard, **config.policy}, config), config.preset, {}, {})
+    checkpoint = open_checkpoint(earlier)
+    fields = {k: v for k, v in policy_config_to_dict(checkpoint.config).items() if k != "type"}
+    return policy_config_from_dict(
+        {**fields, **_own_tiny_clip(checkpoint, config), **_with_clip_folders(config.policy, config)}
+    )
+
+
+def _with_clip_folders(options: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Options with `tiny` made and local folders spelled out, so that LeRobot finds them from anywhere."""
+    found = dict(options)
+    for name in ENCODERS & found.keys():
+        if found[name] == "tiny":
+            found[name] = str(make_tiny_clip(config.output_dir.absolute() / TINY_CLIP))
+        elif Path(found[name]).is_dir():
+            found[name] = str(Path(found[name]).absolute())
+    return found
+
+
+def _own_tiny_clip(checkpoint: Checkpoint, config: TrainConfig) -> dict[str, str]:
+    """A tiny CLIP of the checkpoint is made again in this run, since the earlier run's may be gone."""
+    names = [name for name in ENCODERS if Path(getattr(checkpoint.config, name)).name == TINY_CLIP]
+    shape = clip_shapes(checkpoint.config, beside=checkpoint.folder / CLIP) if names else None
+    return {name: str(make_tiny_clip(config.output_dir.absolute() / TINY_CLIP, shape)) for name in names if shape}
 
 
 def _for_dataset(config: PolicyConfig, cache: FrameCache, device: torch.device) -> PolicyConfig:
@@ -151,7 +183,10 @@ def _loader(config: TrainConfig, policy: Policy, cache: FrameCache, stats: Datas
     device = next(policy.parameters()).device
     ids = tokenize(tokenizer, list(cache.info.facts.tasks), policy.config)
     text = policy.pooled_text(ids.to(device))
-    return Loader(cache, policy.config, stats, text, config.batch_size, config.seed, config.random_shift_px)
+    return Loader(
+        cache, policy.config, stats, text, config.batch_size, config.seed,
+        random_shift_px=config.random_shift_px, random_brightness=config.random_brightness,
+    )  # fmt: skip
 
 
 def pick_device(name: str) -> torch.device:
@@ -179,6 +214,7 @@ def fit(
     on_report: Callable[[Report], None],
 ) -> Path:
     """The training loop. Returns the folder of the checkpoint it ended with."""
+    AcceleratorState._reset_state()  # one process may train twice, with another precision
     accelerator = Accelerator(mixed_precision=config.amp, cpu=loader.device.type == "cpu")
     optimizer = make_optimizer(policy, loader.device)
     average = Average(policy, config.ema_max_decay) if config.ema else None
@@ -298,12 +334,11 @@ class Log:
             file.write(json.dumps(asdict(report)) + "\n")
         self.on_report(report)
         self.check()
+        self.losses = []
 
     def check(self) -> None:
         """UserError as soon as a loss is known not to be finite: nothing after it can be trusted."""
-        losses = torch.stack(self.losses) if self.losses else torch.zeros(1)
-        self.losses = []
-        if not torch.isfinite(losses).all():
+        if self.losses and not torch.isfinite(torch.stack(self.losses)).all():
             raise UserError(
                 f"the loss is not finite at step {self.step}; the last checkpoint is good: "
                 "resume it with a lower optimizer_lr, or without amp"
@@ -379,8 +414,7 @@ def _restore(
         states.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     if average is not None:
-        saved = open_checkpoint(resumed)
-        weights = read_tensors(saved.folder / "model.safetensors")
+        weights = read_tensors(open_checkpoint(resumed).folder / WEIGHTS)
         average.weights = {n: weights[n].to(p.device) for n, p in policy.named_parameters() if n in average.weights}
     return int(numbers["step"]), float(numbers["elapsed_s"])
 

@@ -59,6 +59,10 @@ class Dense(nn.Module):
         return x.to(self.weight.dtype) @ self.weight + self.bias
 
 
+def dense(weights: Weights, name: str) -> Dense:
+    return Dense(weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+
 class Patches(nn.Module):
     """Pixels (N, 3, H, W) -> patch embeddings (N, S - 1, D), in the precision of the weight (D, 3, patch, patch)."""
 
@@ -112,29 +116,37 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
+def packed(*projections: Sequence[Tensor]) -> Dense:
+    """Several (weight, bias) of the same input as one product, their outputs side by side."""
+    weights, biases = zip(*projections, strict=True)
+    return Dense(torch.cat(weights), torch.cat(biases))
+
+
 class ClipBlock(nn.Module):
     """Pre-norm transformer block on a float32 residual stream. `first_only`: the output is the first token's."""
 
-    def __init__(self, weights: Weights, shape: TowerShape, first_only: bool = False) -> None:
+    def __init__(self, weights: Weights, shape: TowerShape, first_only: bool) -> None:
         super().__init__()
         q, k, v = ([weights[f"self_attn.{n}_proj.{kind}"] for kind in ("weight", "bias")] for n in "qkv")
-        scale = (q[0].shape[0] // shape.num_attention_heads) ** -0.5
-        q = [scale * w for w in q]
-        self.q = Dense(*q) if first_only else None
-        self.kv = Dense(*(torch.cat(w) for w in zip(*([k, v] if first_only else [q, k, v]), strict=True)))
-        self.out = Dense(weights["self_attn.out_proj.weight"], weights["self_attn.out_proj.bias"])
+        q = [(len(q[0]) // shape.num_attention_heads) ** -0.5 * part for part in q]
+        self.first_only = first_only
+        if first_only:
+            self.q, self.kv = packed(q), packed(k, v)
+        else:
+            self.qkv = packed(q, k, v)
+        self.out = dense(weights, "self_attn.out_proj")
         self.norm1, self.norm2 = (Norm(under(weights, f"layer_norm{i}."), shape.layer_norm_eps) for i in (1, 2))
-        self.up = Dense(weights["mlp.fc1.weight"], weights["mlp.fc1.bias"])
-        self.down = Dense(weights["mlp.fc2.weight"], weights["mlp.fc2.bias"])
+        self.up = dense(weights, "mlp.fc1")
+        self.down = dense(weights, "mlp.fc2")
         self.heads, self.activation = shape.num_attention_heads, ACTIVATIONS[shape.hidden_act]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         normed = self.norm1(x)
-        if self.q is None:
-            q, k, v = split_heads(self.kv(normed), 3, self.heads)
+        if self.first_only:
+            x, (q,) = x[:, :1], split_heads(self.q(normed[:, :1]), 1, self.heads)
+            k, v = split_heads(self.kv(normed), 2, self.heads)
         else:
-            x, (k, v) = x[:, :1], split_heads(self.kv(normed), 2, self.heads)
-            (q,) = split_heads(self.q(normed[:, :1]), 1, self.heads)
+            q, k, v = split_heads(self.qkv(normed), 3, self.heads)
         x = x + self.out(attend(q, k, v, mask)).float()
         return x + self.down(self.activation(self.up(self.norm2(x)))).float()
 
@@ -264,9 +276,9 @@ class DenoiserBlock(nn.Module):
         }  # with RoPE LeRobot has its own attention, without it torch's
         qkv = [attention.get(f"qkv_proj.{kind}", attention.get(f"in_proj_{kind}")) for kind in ("weight", "bias")]
         self.qkv = Dense(*(scale_queries(w, heads) for w in qkv if w is not None))
-        self.out = Dense(attention["out_proj.weight"], attention["out_proj.bias"])
-        self.up = Dense(weights["mlp.0.weight"], weights["mlp.0.bias"])
-        self.down = Dense(weights["mlp.2.weight"], weights["mlp.2.bias"])
+        self.out = dense(attention, "out_proj")
+        self.up = dense(weights, "mlp.0")
+        self.down = dense(weights, "mlp.2")
         self.heads = heads
 
     def forward(self, x: Tensor, modulation: Sequence[Tensor], rope: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -305,8 +317,8 @@ class FoldedDenoiser(nn.Module):
         self.of_observation = observation_modulation(blocks, config)  # conditioning -> (1, layers * 6 D)
         per_step = (len(self.of_observation.weight) - config.hidden_dim) // config.n_obs_steps
         self.feature_dim = per_step - config.state_dim  # n_cam * D
-        self.input = Dense(weights["input_proj.weight"], weights["input_proj.bias"])
-        self.output = Dense(weights["output_proj.weight"], weights["output_proj.bias"])
+        self.input = dense(weights, "input_proj")
+        self.output = dense(weights, "output_proj")
         self.position = fixed(weights["pos_embedding"]) if config.use_positional_encoding else None
         self.blocks = nn.ModuleList(DenoiserBlock(block, config.num_heads) for block in blocks)
         cos, sin = rope_tables(config.horizon, config.hidden_dim // config.num_heads, config.rope_base)

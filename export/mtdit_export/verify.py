@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def _noise(rng: np.random.Generator, config: PolicyConfig) -> Array:
 
 
 class Reference:
-    """The torch policy of a checkpoint, with the tokenizer in `tokenizer`, sampled as its config says."""
+    """The torch policy of a checkpoint, sampled as its config says. Tokens are padded as the graph wants them."""
 
     def __init__(self, policy: Policy, checkpoint: Checkpoint, tokenizer: Any) -> None:
         self.policy, self.checkpoint, self.tokenizer = policy, checkpoint, tokenizer
@@ -155,7 +155,7 @@ class Reference:
     @torch.no_grad()
     def text(self, task: str) -> tuple[NDArray[np.int64], Array]:
         """Token ids (1, L) and the projected feature (1, P)."""
-        ids = tokenize(self.tokenizer, [task], self.config)
+        ids = tokenize(self.tokenizer, [task], replace(self.config, tokenizer_padding="max_length"))
         return ids.numpy(), self._project(self.policy.pooled_text(ids)).numpy()
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ camera's own pixels. OpenCV is imported where a camera is opened.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import Any, Protocol
@@ -110,6 +111,7 @@ class OpenCvCamera:
 
 def _open(name: str, device: int | str, height: int, width: int, fps: float) -> Any:
     """An opened cv2.VideoCapture of exactly this size. UserError otherwise."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # its warnings would bury the one line that helps
     try:
         import cv2
     except ImportError as error:

@@ -97,8 +97,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+ONE_OBSERVATION = "absolute positions, one observation"
+
+
+@pytest.mark.parametrize(("name", "half"), [*((name, False) for name in CONFIGS), (ONE_OBSERVATION, True)])
 def test_every_kind_of_policy_is_traced(workshop: Any, tmp_path: Path, name: str, half: bool) -> None:
     """Vision and denoiser, the sampler shortened to two steps; onnxruntime computes what torch does."""
     config = workshop.config(num_layers=1, **CONFIGS[name])

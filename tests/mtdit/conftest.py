@@ -49,9 +49,7 @@ def write_dataset(folder: Path, use_videos: bool) -> Path:
             state = (start + 20 * np.sin(i / 9 + np.arange(6))).astype(np.float32)
             frame = {k: _picture(state, i, k) for k in images}
             action = state + rng.normal(0, 0.1, 6).astype(np.float32)
-            dataset.add_frame(
-                {"observation.state": state, "action": action, "task": TASKS[episode % 2], **frame}
-            )
+            dataset.add_frame({"observation.state": state, "action": action, "task": TASKS[episode % 2], **frame})
         dataset.save_episode()
     dataset.finalize()
     return folder

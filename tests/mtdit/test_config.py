@@ -110,6 +110,7 @@ def test_files_that_are_not_our_config(text: str | None, says: str, tmp_path: Pa
     [
         {"steps": 0}, {"batch_size": 0}, {"noise_samples": 0}, {"preset": "huge"}, {"amp": "int8"},
         {"max_minutes": 0.0}, {"ema_max_decay": 1.0}, {"grad_clip_norm": 0.0}, {"random_shift_px": -1},
+        {"random_brightness": 1.0},
     ],
     ids=lambda o: next(iter(o)),
 )  # fmt: skip

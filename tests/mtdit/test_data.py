@@ -18,6 +18,7 @@ from mtdit.data import (
     frame_cache,
     normalized_images,
     open_cache,
+    random_brightness,
     random_shift,
     rows_of_step,
     usable_rows,
@@ -123,6 +124,20 @@ def test_random_shift_moves_whole_samples() -> None:
     assert (moved[:, 0] == moved[:, 1]).all(), "the steps of one sample move together"
 
 
+def test_random_brightness_scales_pixels_not_normalised_values() -> None:
+    frames = torch.randint(0, 256, (16, 1, 4, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    offset, scale = np.array([0.4, 0.5, 0.6], np.float32), np.array([0.2, 0.3, 0.25], np.float32)
+    torch.manual_seed(0)
+    bright = random_brightness(normalized_images(frames, offset, scale), offset, scale, 0.2)
+    shape = (3, 1, 1)
+    pixels = bright * torch.from_numpy(scale).view(shape) + torch.from_numpy(offset).view(shape)
+    factors = (pixels / (frames.movedim(-1, -3).clamp_min(1) / 255)).flatten(1)
+    torch.manual_seed(0)
+    expected = (1 + 0.2 * torch.randn(16))[:, None]
+    seen = frames.movedim(-1, -3).flatten(1) > 0
+    assert ((factors - expected)[seen].abs() < 1e-3).all()
+
+
 def test_images_are_normalised_per_channel() -> None:
     frames = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 3)
     offset, scale = np.array([0, 0.1, 0.5], np.float32), np.array([1, 0.5, 0.25], np.float32)
@@ -139,10 +154,14 @@ def broken(dataset_folder: Path, tmp_path: Path) -> Path:
 
 def refuses(folder: Path | str, says: str) -> None:
     with pytest.raises(UserError, match=says) as caught:
-        dataset = open_dataset(str(folder))
-        for camera in dataset.cameras:
-            list(dataset.frames(camera))
+        read_all(folder)
     assert "\n" not in str(caught.value)
+
+
+def read_all(folder: Path | str) -> None:
+    dataset = open_dataset(str(folder))
+    for camera in dataset.cameras:
+        list(dataset.frames(camera))
 
 
 def edit_info(folder: Path, **changes: object) -> None:

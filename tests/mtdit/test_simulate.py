@@ -17,11 +17,15 @@ from mtdit_robots.twin.world import World
 TASKS = ("open the drawer", "push the red cube to the left")
 SIZE = (32, 48)
 
+Recorded = tuple[Path, SimulateReport, list[tuple[int, int]]]  # folder, report, progress calls
+
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SimulateReport, list[tuple[int, int]]]:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     out, seen = tmp_path_factory.mktemp("simulate") / "set", []
-    report = simulate(TASKS, 2, out, seed=5, image_size=SIZE, on_progress=lambda done, total: seen.append((done, total)))
+    report = simulate(
+        TASKS, 2, out, seed=5, image_size=SIZE, on_progress=lambda done, total: seen.append((done, total))
+    )
     return out, report, seen
 
 
@@ -30,7 +34,7 @@ def rows(out: Path) -> dict[str, np.ndarray]:
     return {name: np.array(table[name].to_pylist()) for name in table.column_names}
 
 
-def test_report_and_progress(recorded) -> None:  # type: ignore[no-untyped-def]
+def test_report_and_progress(recorded: Recorded) -> None:
     out, report, seen = recorded
     assert report.kept == dict.fromkeys(TASKS, 2)
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -38,7 +42,7 @@ def test_report_and_progress(recorded) -> None:  # type: ignore[no-untyped-def]
     assert str(out) in report.summary()
 
 
-def test_lerobot_reads_it(recorded) -> None:  # type: ignore[no-untyped-def]
+def test_lerobot_reads_it(recorded: Recorded) -> None:
     out, report, _ = recorded
     dataset = LeRobotDataset("mtdit/set", root=out)
     assert (len(dataset), dataset.num_episodes, dataset.fps) == (report.frames, 4, 30)
@@ -50,7 +54,7 @@ def test_lerobot_reads_it(recorded) -> None:  # type: ignore[no-untyped-def]
     assert set(dataset.meta.stats) >= {"action", "observation.state", "observation.images.top"}
 
 
-def test_equal_seeds_give_equal_values(recorded, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_equal_seeds_give_equal_values(recorded: Recorded, tmp_path: Path) -> None:
     out, _, _ = recorded
     simulate(TASKS, 2, tmp_path / "again", seed=5, image_size=SIZE)
     simulate(TASKS, 2, tmp_path / "other", seed=6, image_size=SIZE)
@@ -60,7 +64,7 @@ def test_equal_seeds_give_equal_values(recorded, tmp_path: Path) -> None:  # typ
     assert not np.array_equal(first["observation.state"], other["observation.state"])
 
 
-def test_videos_hold_what_the_cameras_saw_tick_by_tick(recorded) -> None:  # type: ignore[no-untyped-def]
+def test_videos_hold_what_the_cameras_saw_tick_by_tick(recorded: Recorded) -> None:
     """Frame t of the file is the picture before command t, up to compression."""
     out, _, _ = recorded
     dataset, world = LeRobotDataset("mtdit/set", root=out), World()
@@ -76,7 +80,7 @@ def test_videos_hold_what_the_cameras_saw_tick_by_tick(recorded) -> None:  # typ
         assert np.abs(seen - frames[tick]["observation.images.wrist"]).mean() < 8
 
 
-def test_states_are_whole_ticks_and_actions_lead(recorded) -> None:  # type: ignore[no-untyped-def]
+def test_states_are_whole_ticks_and_actions_lead(recorded: Recorded) -> None:
     data = rows(recorded[0])
     ticks = data["observation.state"][:, :4] * 4095 / 360  # wrist_roll's middle is half a tick
     assert np.abs(ticks - ticks.round()).max() < 1e-3

@@ -13,15 +13,9 @@ from mtdit.config import PolicyConfig
 from mtdit.encoders import TextTower, VisionTower, load_tokenizer, tokenize
 from mtdit.tiny import TINY, make_tiny_clip, tiny_weights
 from mtdit_robots.errors import UserError
+from mtdit_robots.twin.tasks import TASKS
 
-TEXTS = [
-    "open the drawer",
-    "close the drawer",
-    "push the red cube to the left",
-    "push the red cube to the right",
-    "put the red cube in the bowl",
-    "put the sponge in the bowl",
-]
+TEXTS = [*TASKS, "put the sponge in the bowl", "move the blue cube to the left"]
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +33,14 @@ def towers() -> tuple[VisionTower, TextTower]:
 
 def test_tokens_are_clips(token_ids: torch.Tensor) -> None:
     assert token_ids.shape == (len(TEXTS), 77)
+    assert TEXTS[0] == "open the drawer"
     assert token_ids[0, :6].tolist() == [49406, 1488, 518, 23219, 49407, 49407]
 
 
 def test_instructions_are_far_apart(token_ids: torch.Tensor) -> None:
     features = F.normalize(towers()[1](token_ids), dim=-1)
     cosine = (features @ features.T).fill_diagonal_(-1)
-    assert float(cosine.max()) < 0.9, f"{cosine}"
+    assert float(cosine.max()) < 0.7, f"{cosine}"
 
 
 def test_transformers_computes_the_same(clip_folder: Path, token_ids: torch.Tensor) -> None:

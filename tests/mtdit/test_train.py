@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +73,7 @@ def test_resume_is_exact(frames: Path, clip_folder: Path, tmp_path: Path) -> Non
     assert logged == [1, 2, 3, 4, 5, 6]
 
 
-def test_average_is_saved_for_use_and_live_weights_for_resuming(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_average_is_saved_for_use_and_live_weights_beside_it(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
     checkpoint, _ = run(config_for(frames, tmp_path, clip_folder))
     used = read_tensors(checkpoint / PRETRAINED / "model.safetensors")
     live = read_tensors(checkpoint / TRAINING_STATE / LIVE)
@@ -89,10 +86,10 @@ def test_average_is_saved_for_use_and_live_weights_for_resuming(frames: Path, cl
 
 
 def test_loss_falls(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
-    options = {"steps": 60, "batch_size": 8, "save_every": 1000, "noise_samples": 4, "random_shift_px": 0}
+    options = {"steps": 40, "batch_size": 4, "save_every": 1000, "noise_samples": 4, "random_shift_px": 0}
     policy = {"optimizer_lr": 2e-3, "scheduler_warmup_steps": 5}
     _, losses = run(config_for(frames, tmp_path, clip_folder, policy=policy, **options))
-    assert sum(losses[-10:]) < 0.7 * sum(losses[:5]) * 2, losses
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5]), losses
 
 
 def test_bf16_trains(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
@@ -104,7 +101,12 @@ def test_bf16_trains(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
 
 def test_time_budget_ends_the_run_and_its_schedule(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
     watcher = Quiet()
-    options = {"steps": 1_000_000, "max_minutes": 0.05, "save_every": 1_000_000, "policy": {"scheduler_warmup_steps": 0}}
+    options = {
+        "steps": 1_000_000,
+        "max_minutes": 0.05,
+        "save_every": 1_000_000,
+        "policy": {"scheduler_warmup_steps": 0},
+    }
     checkpoint = train(config_for(frames, tmp_path, clip_folder, **options), watcher)
     last = watcher.reports[-1]
     assert checkpoint.name == f"{last.step:06d}"
@@ -123,25 +125,49 @@ def test_init_from_starts_at_the_checkpoints_weights(frames: Path, clip_folder: 
     assert all((moved[k] - v).abs().max() < 1e-3 for k, v in start.items()), "one warm-up step moves little"
 
 
-def test_interrupt_saves_and_ends_in_order(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
-    config = config_for(frames, tmp_path, clip_folder, steps=100_000, save_every=100_000)
-    script = (
-        "import torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path\nfrom mtdit.config import TrainConfig\nfrom mtdit.train import train\n"
-        f"print('ended with', train(TrainConfig({config.dataset!r}, Path({str(tmp_path)!r}), preset='tiny', "
-        f"policy={dict(config.policy)!r}, steps=100_000, batch_size=4, log_every=1, device='cpu')))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
-    log = tmp_path / LOG
-    while not (log.is_file() and log.stat().st_size > 300) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
-    step = int(os.readlink(tmp_path / "checkpoints/last"))
-    assert 2 <= step < 100_000, output
-    assert step == json.loads(log.read_text().splitlines()[-1])["step"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_in_order(number: int, frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    class Impatient(Quiet):
+        def stepped(self, report: Report) -> None:
+            super().stepped(report)
+            if report.step == 3:
+                signal.raise_signal(number)
+
+    before = signal.getsignal(number)
+    watcher = Impatient()
+    checkpoint = train(config_for(frames, tmp_path, clip_folder, steps=1000, save_every=1000), watcher)
+    assert checkpoint.name == "000003"
+    assert [r.step for r in watcher.reports] == [1, 2, 3]
+    assert signal.getsignal(number) is before, "the signal means again what it meant before"
+
+
+def test_lerobot_loads_what_was_trained(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """A run with the tiny preset alone: its own CLIP, named by config.json."""
+    from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
+
+    options = {"vision_encoder_name": "tiny", "text_encoder_name": "tiny"}
+    checkpoint, _ = run(config_for(frames, tmp_path, clip_folder, steps=1, policy=options))
+    theirs = MultiTaskDiTPolicy.from_pretrained(checkpoint / PRETRAINED, strict=True).state_dict()
+    ours = open_checkpoint(tmp_path).policy().state_dict()
+    assert all(torch.equal(ours[k], v) for k, v in theirs.items())
+
+
+def test_init_from_a_run_that_was_moved_makes_its_own_clip(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    options = {"vision_encoder_name": "tiny", "text_encoder_name": "tiny"}
+    run(config_for(frames, tmp_path / "a", clip_folder, steps=1, policy=options))
+    (tmp_path / "a").rename(tmp_path / "moved")
+    second, _ = run(config_for(frames, tmp_path / "b", clip_folder, steps=1, init_from=tmp_path / "moved"))
+    assert open_checkpoint(second).config.vision_encoder_name == str(tmp_path / "b/clip-tiny")
+    assert (tmp_path / "b/clip-tiny/model.safetensors").is_file()
+
+
+def test_options_change_what_a_checkpoint_goes_on_with(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    first, _ = run(config_for(frames, tmp_path / "a", clip_folder, steps=1))
+    policy = {"optimizer_lr": 1e-5, "scheduler_warmup_steps": 0}
+    second, _ = run(config_for(frames, tmp_path / "b", clip_folder, steps=1, init_from=first, policy=policy))
+    assert open_checkpoint(second).config.optimizer_lr == 1e-5
+    with pytest.raises(UserError, match="does not fit"):
+        run(config_for(frames, tmp_path / "c", clip_folder, init_from=first, policy={"num_layers": 2}))
 
 
 # --- small pieces -------------------------------------------------------------------------------------------------
@@ -214,6 +240,11 @@ def test_devices() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no CUDA GPU"):
             pick_device("cuda")
+
+
+def test_fp16_needs_a_gpu(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="bf16"):
+        run(config_for(frames, tmp_path, clip_folder, amp="fp16"))
 
 
 def test_a_clip_that_is_not_there(frames: Path, clip_folder: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ ARM: tuple[Link, ...] = (
         "upper_arm", (30.40, -SIDE, 54.20), 0.103, (8.38, 18.41, 89.85), (147.3, 142.5, 40.8, -0.01, -19.8, 0.04),
         joint="shoulder_lift", axis=(0, 1, 0), range_rad=(-1.74533, 1.74533),
         shapes=(
-            Shape("cylinder", (15, 24), (0, SIDE, 0), euler=ACROSS),
+            Shape("cylinder", (15, 25), (0, SIDE, 0), euler=ACROSS),
             Shape("cylinder", (9, 27), (0, SIDE, 0), STEEL, "look", ACROSS),
             Shape("box", (12, 24, 50), (2, SIDE, 58)),
             Shape("box", (22.7, 19.8, 12.4), (15.5, SIDE, 112.6), SERVO, "look"),
@@ -92,7 +92,7 @@ ARM: tuple[Link, ...] = (
         "lower_arm", (28.00, 0, 112.57), 0.104, (98.07, 18.28, 3.24), (28.7, 145.3, 159.8, -1.26, -7.41, -0.05),
         joint="elbow_flex", axis=(0, 1, 0), range_rad=(-1.69, 1.69),
         shapes=(
-            Shape("cylinder", (15, 24), (0, SIDE, 0), euler=ACROSS),
+            Shape("cylinder", (15, 25), (0, SIDE, 0), euler=ACROSS),
             Shape("cylinder", (9, 27), (0, SIDE, 0), STEEL, "look", ACROSS),
             Shape("box", (50, 24, 11), (58, SIDE, 0)),
             Shape("box", (22.7, 19.8, 12.4), (118, SIDE, 5.2), SERVO, "look"),

@@ -66,7 +66,11 @@ class Twin:
         os.close(memory)
         ours.settimeout(START_TIMEOUT_S)
         self._control = Control(ours)
-        hello = self._reply()
+        try:
+            hello = self._reply()
+        except BaseException:
+            self.close()
+            raise
         ours.settimeout(REPLY_TIMEOUT_S)
         self.port: str = hello["port"]
         self.renderer: str = hello["renderer"]["name"]
@@ -101,11 +105,7 @@ class Twin:
         if self._process.poll() is None:
             with contextlib.suppress(OSError):
                 self._control.send({"do": "stop"})
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._await_end()
         self._control.close()
         self._errors.close()
 
@@ -136,9 +136,16 @@ class Twin:
             raise UserError(message["user_error"])
         return message
 
+    def _await_end(self) -> None:
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
     def _death(self) -> OSError:
         """What the process said last, as an error."""
-        self._process.wait(STOP_TIMEOUT_S)
+        self._await_end()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         last_words = lines[-1] if lines else "it said nothing"

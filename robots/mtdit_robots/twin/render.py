@@ -9,6 +9,7 @@ is only half there can abort the process, hence each candidate is tried in a pro
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import importlib.util
 import math
@@ -108,15 +109,26 @@ class GlRenderer:
     def render(self, data: Any, camera: str, height: int, width: int) -> NDArray[np.uint8]:
         context = self._contexts.get((height, width))
         if context is None:
-            context = self._contexts[height, width] = load_mujoco().Renderer(self._model, height, width)
+            context = self._add_context(height, width)
         context.update_scene(data, camera)
         picture: NDArray[np.uint8] = context.render()
         return picture
 
     def close(self) -> None:
-        for context in self._contexts.values():
-            context.close()
-        self._contexts.clear()
+        _close_all(self._contexts)
+
+    def _add_context(self, height: int, width: int) -> Any:
+        context = load_mujoco().Renderer(self._model, height, width)
+        if not self._contexts:  # MuJoCo ends GL at exit; a context that is still open then complains
+            atexit.register(_close_all, self._contexts)
+        self._contexts[height, width] = context
+        return context
+
+
+def _close_all(contexts: dict[tuple[int, int], Any]) -> None:
+    for context in contexts.values():
+        context.close()
+    contexts.clear()
 
 
 class RayRenderer:
@@ -200,7 +212,7 @@ def _probe(name: str) -> tuple[bool, str]:
         if line.startswith("GL:"):
             return True, line[3:].strip()
     errors = done.stderr.strip().splitlines()
-    return False, errors[-1][:120] if errors else f"died with code {done.returncode}"
+    return False, errors[-1].partition(". ")[0][:120] if errors else f"died with code {done.returncode}"
 
 
 def _require_mujoco() -> None:

@@ -31,6 +31,8 @@ TICK_S = 1 / 30  # one control period
 SUBSTEPS = 8  # physics steps per tick
 SUBSTEP_S = TICK_S / SUBSTEPS  # 1/240 s
 
+LARGEST_PICTURE = (960, 1280)  # height, width
+
 CUBE_HALF_M = 0.015
 BOWL_BASE_M, BOWL_RIM_M, BOWL_HEIGHT_M = 0.034, 0.054, 0.034
 DRAWER_TRAVEL_M = 0.09
@@ -67,7 +69,7 @@ def build_mjcf(*, fine: bool = False) -> str:
 
 def _add_visual(root: ET.Element, fine: bool) -> None:
     visual = _add(root, "visual")
-    _add(visual, "global", offwidth="1280", offheight="960")
+    _add(visual, "global", offwidth=str(LARGEST_PICTURE[1]), offheight=str(LARGEST_PICTURE[0]))
     stacks = {"numslices": "32", "numstacks": "16"} if fine else {"numslices": "12", "numstacks": "6"}
     _add(visual, "quality", offsamples="8" if fine else "0", shadowsize="4096" if fine else "256", **stacks)
     _add(visual, "map", znear="0.01", zfar="50")

@@ -134,7 +134,6 @@ class Server:
     def _done(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["do"] == "reset":
             self._world.reset(request["task"], request["seed"])
-            self._world.carry_out()
             self._show_all()
             self._next_step_s = time.monotonic()
             return {}

@@ -82,6 +82,10 @@ class Servos:
         moved = self._data.ctrl + np.clip(self.goal_rad - self._data.ctrl, -step, step)
         self._data.ctrl[:] = np.where(self.torque_enabled, moved, self._data.qpos[self._qpos])
 
+    def cool_down(self) -> None:
+        """As after a night switched off."""
+        self.temperature_c = np.full(6, servo_model.ROOM_C)
+
     def warm(self, seconds: float) -> None:
         """Copper loss over `seconds` at the present currents."""
         self.temperature_c = servo_model.warmed_c(self.temperature_c, self.currents_a, seconds)

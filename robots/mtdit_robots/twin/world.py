@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots import calibration as calibrations
+from mtdit_robots.errors import UserError
 from mtdit_robots.so101 import JOINTS, Ranges
-from mtdit_robots.twin import chain
+from mtdit_robots.twin import chain, servo_model
 from mtdit_robots.twin.layout import Layout, draw_layout
 from mtdit_robots.twin.render import Renderer, load_mujoco, make_renderer
-from mtdit_robots.twin.scene import SUBSTEP_S, SUBSTEPS, build_mjcf
+from mtdit_robots.twin.scene import LARGEST_PICTURE, SUBSTEP_S, SUBSTEPS, build_mjcf
 from mtdit_robots.twin.servos import Servos
 from mtdit_robots.twin.tasks import TASKS, Task, find_task
 
@@ -51,18 +52,23 @@ class World:
     # Episodes
 
     def reset(self, task: str, seed: int) -> None:
-        """Lay the table for the instruction and hold the arm at rest there. UserError for an unknown instruction.
+        """Lay the table for the instruction and put the arm at rest. UserError for an unknown instruction.
 
-        Settings of the servos (gains, torque) stay as they are; only goals move to the new pose.
+        Settings of the servos (gains, torque) stay as they are; only goals move to the new pose. An arm without torque
+        is propped up there until it is switched on, else it would have fallen among the objects by then.
         """
         self.task: Task = find_task(task)
         self.seed = seed
-        self._place(draw_layout(seed, self.task.drawer_range_m))
+        layout = draw_layout(seed, self.task.drawer_range_m)
+        self._place(layout)
+        self._prop_rad: NDArray[np.float64] | None = layout.arm_rad
         for _ in range(SETTLE_STEPS):
-            self._mujoco.mj_step(self.model, self.data)
+            self.step_substep()
         self.tick = 0
+        self.servos.cool_down()
         self.report()
         chain.set_goals(self.registers, self._present_ticks())
+        self.carry_out()
         self.data.time = 0.0
         self._mujoco.mj_forward(self.model, self.data)
         self.start = {name: self.position(name) for name in ("cube", "bowl")}
@@ -87,11 +93,15 @@ class World:
     def carry_out(self) -> None:
         """Take goals and settings over from the registers."""
         chain.carry_out(self.registers, self.servos)
+        if self.servos.torque_enabled.any():
+            self._prop_rad = None
 
     def step_substep(self) -> None:
         """1/240 s of physics."""
         self.servos.slew()
         self._mujoco.mj_step(self.model, self.data)
+        if self._prop_rad is not None:
+            self.servos.hold_still(self._prop_rad)
 
     def end_tick(self) -> None:
         """Count the tick and bring registers and everything that is drawn up to date."""
@@ -122,7 +132,7 @@ class World:
     def positions_of(self, angles_rad: NDArray[np.float64]) -> NDArray[np.float64]:
         """Joint angles (6,) rad in the driver's units, between ticks too."""
         homing = np.array([self.calibration[joint].homing_offset for joint in JOINTS])
-        return self._ranges.positions(chain.servo_model.ticks_of(angles_rad) - homing)
+        return self._ranges.positions(servo_model.ticks_of(angles_rad) - homing)
 
     def gravity_nm(self, angles_rad: NDArray[np.float64]) -> NDArray[np.float64]:
         """Torque (6,) that holds the arm still at those angles."""
@@ -173,13 +183,18 @@ class World:
     # Pictures
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """What a policy's camera sees: (height, width, 3) uint8 RGB. camera: "top", "wrist", "overview"."""
+        """What a policy's camera sees: (height, width, 3) uint8 RGB. camera: "top", "wrist", "overview".
+
+        UserError for another camera or an impossible size.
+        """
+        _check_view(camera, height, width)
         if COARSE not in self._renderers:
             self._renderers[COARSE] = make_renderer(self.model)
         return self._renderers[COARSE].render(self.data, camera, height, width)
 
     def picture(self, camera: str = OVERVIEW, height: int = 480, width: int = 640) -> NDArray[np.uint8]:
         """The same view for people: shadows and smooth edges, 10 times slower."""
+        _check_view(camera, height, width)
         if self._fine is None:
             model = self._mujoco.MjModel.from_xml_string(build_mjcf(fine=True))
             self._fine = model, self._mujoco.MjData(model)
@@ -196,6 +211,15 @@ class World:
             renderer.close()
         self._renderers.clear()
         self._fine = None
+
+
+def _check_view(camera: str, height: int, width: int) -> None:
+    if camera not in (*CAMERAS, OVERVIEW):
+        raise UserError(f"the twin has no camera {camera!r}: use one of {', '.join((*CAMERAS, OVERVIEW))}")
+    if not (0 < height <= LARGEST_PICTURE[0] and 0 < width <= LARGEST_PICTURE[1]):
+        raise UserError(
+            f"a picture of {width}x{height} cannot be drawn: at most {LARGEST_PICTURE[1]}x{LARGEST_PICTURE[0]}"
+        )
 
 
 def _turn(yaw: float) -> tuple[float, float, float, float]:

@@ -35,7 +35,9 @@ def test_link_lengths_and_tool_point_at_zero(world: World) -> None:
 
 
 def test_total_mass(world: World) -> None:
-    arm = [world.model.body(name).id for name in ("base", "shoulder", "upper_arm", "lower_arm", "wrist", "gripper", "jaw")]
+    arm = [
+        world.model.body(name).id for name in ("base", "shoulder", "upper_arm", "lower_arm", "wrist", "gripper", "jaw")
+    ]
     assert world.model.body_mass[arm].sum() == pytest.approx(0.632, abs=1e-3)
 
 
@@ -46,11 +48,17 @@ def test_jaw_gap_closes_and_opens(world: World) -> None:
         place(world, np.array([0, 0, 0, 0, 0, grip]))
         pads = np.flatnonzero(world.model.geom_condim == 4)
         fixed, moving = (
-            [g for g in pads if world.model.body(world.model.geom_bodyid[g]).name == body] for body in ("gripper", "jaw")
+            [g for g in pads if world.model.body(world.model.geom_bodyid[g]).name == body]
+            for body in ("gripper", "jaw")
         )
         gaps.append(min(_distance(world, a, b) for a in fixed for b in moving))
     assert gaps[0] == pytest.approx(0.0158, abs=0.002)
     assert -0.002 < gaps[1] < 0.005
+
+
+def _pads(world: World, body: str) -> np.ndarray:
+    gripping = (world.model.geom_bodyid == world.model.body(body).id) & (world.model.geom_condim == 4)
+    return np.flatnonzero(gripping)
 
 
 def _distance(world: World, a: int, b: int) -> float:
@@ -64,7 +72,7 @@ def test_closed_form_agrees_with_the_model(world: World) -> None:
         angles = rng.uniform(low, high)
         place(world, angles)
         assert np.linalg.norm(tool_pose(angles).position - world.data.site("tcp").xpos) < 4e-4
-    assert kinematics.UPPER_M + kinematics.FORE_M + kinematics.TOOL_M == pytest.approx(0.4076, abs=1e-3)
+    assert pytest.approx(0.4076, abs=1e-3) == kinematics.UPPER_M + kinematics.FORE_M + kinematics.TOOL_M
 
 
 def test_solve_inverts_tool_pose() -> None:

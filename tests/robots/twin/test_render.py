@@ -41,7 +41,9 @@ except UserError as error:
 
 def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name not in (OVERRIDE, "MUJOCO_GL")}
-    return subprocess.run([sys.executable, "-c", code], env={**clean, **env}, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**clean, **env}, capture_output=True, text=True, timeout=300
+    )
 
 
 def drawn(renderer: str) -> tuple[str, float, float, float, float]:

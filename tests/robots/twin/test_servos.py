@@ -126,4 +126,7 @@ def test_the_servos_keep_their_calibration_over_a_power_cycle() -> None:
         servo = registers[IDS[joint]]
         servo.power_cycle()
         assert servo.get("Homing_Offset") == values.homing_offset
-        assert (servo.get("Min_Position_Limit"), servo.get("Max_Position_Limit")) == (values.range_min, values.range_max)
+        assert (servo.get("Min_Position_Limit"), servo.get("Max_Position_Limit")) == (
+            values.range_min,
+            values.range_max,
+        )

@@ -23,6 +23,8 @@ from mtdit_robots.twin.world import CAMERAS, World
 SIZE = (32, 40)
 TASK = "push the red cube to the right"
 
+Demonstration = tuple[list[np.ndarray], list[np.ndarray], list[dict[str, np.ndarray]]]  # sent, positions, frames
+
 
 @pytest.fixture(scope="module")
 def lockstep() -> Iterator[Twin]:
@@ -31,7 +33,7 @@ def lockstep() -> Iterator[Twin]:
 
 
 @pytest.fixture(scope="module")
-def demonstration() -> tuple[list[np.ndarray], list[np.ndarray], list[dict[str, np.ndarray]]]:
+def demonstration() -> Demonstration:
     """What was sent, and what the in-process world showed before each command."""
     world = World()
     world.energise()
@@ -68,7 +70,9 @@ def same(seen: list[Observation], positions: list[np.ndarray], frames: list[dict
     )
 
 
-def test_lockstep_equals_the_world_in_process_bit_for_bit_and_twice(lockstep: Twin, demonstration) -> None:  # type: ignore[no-untyped-def]
+def test_lockstep_equals_the_world_in_process_bit_for_bit_and_twice(
+    lockstep: Twin, demonstration: Demonstration
+) -> None:
     """The driver's bytes, the pty and the shared frames add nothing and lose nothing."""
     sent, positions, frames = demonstration
     for _ in range(2):
@@ -118,7 +122,7 @@ def test_real_time_moves_on_by_itself_and_keeps_about_pace(tmp_path: Path) -> No
         robot.connect()
         first = robot.observe()
         began, tick = time.monotonic(), twin.status()["tick"]
-        robot.command(first.positions + [-20, 0, 0, 0, 0, 20])
+        robot.command(first.positions + np.array([-20, 0, 0, 0, 0, 20]))
         time.sleep(1.5)
         last = robot.observe()
         passed, ticks = time.monotonic() - began, twin.status()["tick"] - tick
@@ -175,6 +179,13 @@ def test_a_dead_process_is_reported_as_such() -> None:
 def test_an_unknown_clock_is_refused() -> None:
     with pytest.raises(UserError, match="no clock 'fast': use real or lockstep"):
         Twin(clock="fast")
+
+
+def test_an_impossible_picture_is_the_users_mistake(lockstep: Twin) -> None:
+    with pytest.raises(UserError, match="no camera 'front': use one of top, wrist, overview"):
+        lockstep.picture("front")
+    with pytest.raises(UserError, match="4000x3000 cannot be drawn: at most 1280x960"):
+        Twin(image_size=(3000, 4000))
 
 
 def test_an_impossible_link_is_the_users_mistake(tmp_path: Path) -> None:

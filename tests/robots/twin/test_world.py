@@ -46,6 +46,23 @@ def test_commands_are_clamped_to_the_calibrated_range_and_reached(world: World) 
     assert abs(world.positions()[0] - sent[0]) < 1.5
 
 
+def test_without_torque_the_arm_stays_propped_up_until_it_is_switched_on() -> None:
+    world = World()
+    world.reset("open the drawer", 6)
+    start = world.positions()
+    for _ in range(60):
+        world.step_tick()
+    assert (world.positions() == start).all()
+    world.energise()
+    world.step_tick()
+    for servo in world.registers.values():
+        servo.set("Torque_Enable", 0)
+    for _ in range(20):
+        world.step_tick()
+    assert np.abs(world.positions() - start).max() > 5
+    world.close()
+
+
 def test_a_reset_holds_the_new_pose(world: World) -> None:
     world.reset("open the drawer", 6)
     start = world.positions()

@@ -1,0 +1,178 @@
+"""What a person types: every mistake is one line with the fix and exit code 2, and the whole road works end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def mtdit(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mtdit.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=cwd)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Exit code 2, one line on stderr, no traceback, and every part of the message there."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which dataset/, train/ and policy.mtdit were made by the commands of the README."""
+    folder = tmp_path_factory.mktemp("road")
+    task = ("--task", "open the drawer", "--task", "push the red cube to the left")
+    for words in (
+        ("simulate", *task, "--episodes", "1", "--out", "dataset"),
+        ("train", "--dataset", "dataset", "--preset", "tiny", "--steps", "2", "--batch-size", "2", "--out", "train"),
+        ("export", "train", "--fp16", "--dataset", "dataset", "--out", "policy.mtdit"),
+    ):
+        done = mtdit(*words, cwd=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_missing_dataset(tmp_path: Path) -> None:
+    assert_one_line(mtdit("train", "--dataset", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")), "nothing")
+
+
+def test_dataset_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    assert_one_line(mtdit("train", "--dataset", str(tmp_path / "folder"), "--out", str(tmp_path / "out")), "folder")
+
+
+@pytest.mark.parametrize("command", ["simulate", "eval"])
+def test_unknown_task_suggests_the_nearest(command: str, tmp_path: Path) -> None:
+    more = ("--out", str(tmp_path / "d")) if command == "simulate" else ()
+    assert_one_line(mtdit(command, "--task", "open the drawr", *more), "did you mean 'open the drawer'?")
+
+
+def test_run_of_an_unknown_task_suggests_the_nearest(run_folder: Path) -> None:
+    done = mtdit("run", "--bundle", "policy.mtdit", "--task", "open the drawr", cwd=run_folder)
+    assert_one_line(done, "did you mean 'open the drawer'?")
+
+
+@pytest.mark.parametrize("command", [("run", "--task", "open the drawer", "--bundle"), ("bench",)])
+def test_no_bundle(command: tuple[str, ...], tmp_path: Path) -> None:
+    assert_one_line(mtdit(*command, str(tmp_path / "x.mtdit")), "no bundle at", "mtdit export")
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    assert_one_line(mtdit("export", str(tmp_path / "none")), "no checkpoint", "mtdit train")
+
+
+def so101(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    cameras = ("--camera", "top=/dev/video90", "--camera", "wrist=/dev/video91")
+    words = ("run", "--robot", "so101", "--bundle", "policy.mtdit", "--task", "open the drawer", *cameras, *more)
+    return mtdit(*words, cwd=folder)
+
+
+def write_calibration(path: Path, wrong: str | None = None) -> Path:
+    joints = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
+    entries = {
+        ("shoulder_pam" if joint == wrong else joint): {
+            "id": i, "drive_mode": 0, "homing_offset": 0, "range_min": 800, "range_max": 3300,
+        }
+        for i, joint in enumerate(joints, start=1)
+    }  # fmt: skip
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def test_wrong_joint_in_a_calibration(run_folder: Path, tmp_path: Path) -> None:
+    path = write_calibration(tmp_path / "arm.json", wrong="shoulder_pan")
+    assert_one_line(so101(run_folder, "--port", "/dev/null", "--calibration", str(path)), "shoulder_pa")
+
+
+def test_port_that_does_not_exist(run_folder: Path, tmp_path: Path) -> None:
+    path = write_calibration(tmp_path / "arm.json")
+    done = so101(run_folder, "--port", "/dev/ttyNOPE", "--calibration", str(path))
+    assert_one_line(done, "/dev/ttyNOPE")
+
+
+def test_port_that_is_busy(run_folder: Path, tmp_path: Path) -> None:
+    import serial
+
+    ours, theirs = pty.openpty()
+    name = os.ttyname(theirs)
+    path = write_calibration(tmp_path / "arm.json")
+    with serial.Serial(name, exclusive=True):
+        done = so101(run_folder, "--port", name, "--calibration", str(path))
+    os.close(ours)
+    os.close(theirs)
+    assert_one_line(done, name, "in use")
+
+
+def test_arm_without_a_port(run_folder: Path) -> None:
+    assert_one_line(so101(run_folder), "--port")
+
+
+def test_missing_extra_names_its_install_line(run_folder: Path) -> None:
+    """onnxruntime cannot be found: as in an installation without the runtime extra."""
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "sys.argv = ['mtdit', 'bench', 'policy.mtdit']\n"
+        "from mtdit.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=run_folder)
+    assert_one_line(done, 'pip install "mtdit[runtime]"')
+
+
+def test_an_output_folder_that_is_not_ours_stays(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.txt").write_text("years of work")
+    out = str(tmp_path / "thesis")
+    assert_one_line(mtdit("simulate", "--task", "open the drawer", "--out", out), "--overwrite")
+    assert_one_line(mtdit("simulate", "--task", "open the drawer", "--out", out, "--overwrite"), "not ours")
+    assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work"
+
+
+def test_policy_field_without_a_value(tmp_path: Path) -> None:
+    done = mtdit("train", "--dataset", "x", "--policy", "horizon", "--out", str(tmp_path / "o"))
+    assert_one_line(done, "--policy name=value")
+
+
+def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
+    robot = ("--robot", "twin", "--bundle", "policy.mtdit", "--task", "open the drawer")
+    done = mtdit("run", *robot, "--clock", "lockstep", "--duration", "1", "--video", "run.mp4", "--json", "run.json",
+                 cwd=run_folder)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((run_folder / "run.json").read_text())["ticks"] == 30
+    assert (run_folder / "run.mp4").stat().st_size > 1000
+    rates = {}
+    for name, source in (("bundle", "policy.mtdit"), ("checkpoint", "train")):
+        options = ("--task", "open the drawer", "--episodes", "1", "--max-s", "1", "--json", f"{name}.json")
+        done = mtdit("eval", "--robot", "twin", f"--{name}", source, *options, cwd=run_folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        rates[name] = json.loads((run_folder / f"{name}.json").read_text())
+    assert [e["seed"] for e in rates["bundle"]["each"]] == [e["seed"] for e in rates["checkpoint"]["each"]]
+    done = mtdit("bench", "policy.mtdit", "--repeats", "4", "--json", "-", cwd=run_folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"denoiser"' in done.stdout
+
+
+def test_twin_serves_a_port_a_calibration_and_a_picture(tmp_path: Path) -> None:
+    import cv2
+
+    options = ("--link", "tty", "--picture", "twin.png", "--calibration", "twin.json", "--seconds", "2")
+    done = mtdit("twin", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "port" in done.stdout
+    assert set(json.loads((tmp_path / "twin.json").read_text())) >= {"shoulder_pan", "gripper"}
+    assert cv2.imread(str(tmp_path / "twin.png")).std() > 10
+
+
+def test_doctor_of_an_arm_that_is_not_there_fails_with_advice() -> None:
+    done = mtdit("doctor", "--robot", "so101", "--port", "/dev/ttyNOPE")
+    assert done.returncode == 1
+    assert "/dev/ttyNOPE" in done.stdout

@@ -1,0 +1,31 @@
+"""Make a bundle from an untrained tiny policy: `python tests/tiny_bundle.py OUT.mtdit`. For checks that need any bundle."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from mtdit.config import TrainConfig
+from mtdit.simulate import simulate
+from mtdit.train import train
+from mtdit_export.export import export
+
+TASK = "open the drawer"
+
+
+def make_tiny_run(folder: Path) -> Path:
+    """Record two episodes and train for two steps: the real road, as short as it gets. Returns the run's folder."""
+    simulate([TASK], episodes=2, out=folder / "dataset")
+    train(TrainConfig(dataset=str(folder / "dataset"), output_dir=folder / "run", preset="tiny", steps=2, batch_size=2))
+    return folder / "run"
+
+
+def make_tiny_bundle(out: Path) -> Path:
+    with tempfile.TemporaryDirectory() as scratch:
+        export(make_tiny_run(Path(scratch)), out, fp16=True)
+    return out
+
+
+if __name__ == "__main__":
+    print(make_tiny_bundle(Path(sys.argv[1])))
