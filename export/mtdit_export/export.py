@@ -80,7 +80,8 @@ class ExportReport:
 
     def _row(self, stage: str) -> list[str]:
         known = self.stages[stage]
-        return [stage, *(form(known[key]) if key in known else "" for _, key, form in COLUMNS[1:])]
+        label = f"{stage}, degrees" if stage == "robot" else stage
+        return [label, *(form(known[key]) if key in known else "" for _, key, form in COLUMNS[1:])]
 
 
 COLUMNS: list[tuple[str, str, Callable[[float], str]]] = [
@@ -165,8 +166,9 @@ def matching_dataset(name: str, config: PolicyConfig) -> Dataset:
         if dataset.cameras.get(camera) != shape:
             has = dataset.cameras.get(camera, "no such camera")
             raise UserError(f"{name}: camera {camera!r} is {has}, the policy wants {shape}: give its training dataset")
-    if dataset.state.shape[1] != config.state_dim:
-        raise UserError(f"{name} has {dataset.state.shape[1]} joints, the policy {config.state_dim}: give its dataset")
+    sizes, wanted = (dataset.state.shape[1], dataset.action.shape[1]), (config.state_dim, config.action_dim)
+    if sizes != wanted:
+        raise UserError(f"{name}: state and action have {sizes} dimensions, the policy's {wanted}: give its dataset")
     return dataset
 
 
@@ -302,9 +304,7 @@ def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
 # -- after --
 
 
-def checked_stages(
-    bundle: Bundle, probes: Sequence[Probe], expected: Sequence[Expected]
-) -> dict[str, dict[str, float]]:
+def checked_stages(bundle: Bundle, probes: Sequence[Probe], expected: Sequence[Expected]) -> Stages:
     """The figures of every stage. ExportError when a gate fails."""
     result = verify(bundle, probes, expected)
     if result.failures:
