@@ -228,7 +228,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"LeRobot's default / ours per tick: **{result['ratio_vs_lerobot_default']:.1f}x**; "
             f"denoiser alone: **{result['denoiser_ratio']:.1f}x**.",
             "",
-            f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads for either side, "
+            f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} thread(s) for either side, "
             f"load average {hardware['load_before']} when it began; {result['repeats']} repeats, taken in turns.",
             ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
             "Made by `python benchmarks/chunk_latency.py`.",

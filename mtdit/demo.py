@@ -28,8 +28,8 @@ class DemoConfig:
     """Sizes of the demonstration. The defaults fit 2 CPU cores and 30 minutes."""
 
     out: Path = Path("outputs/demo")
-    episodes: int = 60  # demonstrations per task
-    train_minutes: float = 16.0  # of the 30; recording takes 3, the rest 4
+    episodes: int = 80  # demonstrations per task
+    train_minutes: float = 15.0  # of the 30; recording takes 3, the rest 5
     eval_episodes: int = 30  # per task; 30 gives a Wilson interval of about +-15 points
     run_seconds: float = 8.0
     image_size: int = 64
