@@ -7,6 +7,7 @@ every stage is a `mtdit` command line in a process of its own, printed before it
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -130,7 +131,8 @@ def _run(out: Path, stage: Stage, say: Callable[[str], None]) -> None:
     _stamp(out, stage).unlink(missing_ok=True)
     say(f"    $ mtdit {shlex.join(stage.command)}")
     began = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", "mtdit.cli", *stage.command], check=False).returncode
+    live = {**os.environ, "PYTHONUNBUFFERED": "1"}  # progress shows up in a log file as well
+    code = subprocess.run([sys.executable, "-m", "mtdit.cli", *stage.command], check=False, env=live).returncode
     if code:
         raise UserError(f"demo: stage {stage.name!r} ended with code {code}: see above, then run `make demo` again")
     took_s = round(time.monotonic() - began, 1)

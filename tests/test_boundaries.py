@@ -19,10 +19,15 @@ ROBOT_SIDE = sorted(
 )
 BLOCK = f"""
 import sys
+from importlib.machinery import ModuleSpec
 class Wall:
+    # Looking whether a package is there is allowed, loading it is not.
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {FORBIDDEN!r}:
-            raise AssertionError("reached " + name)
+        return ModuleSpec(name, self) if name.partition(".")[0] in {FORBIDDEN!r} else None
+    def create_module(self, spec):
+        raise AssertionError("reached " + spec.name)
+    def exec_module(self, module):
+        pass
 sys.meta_path.insert(0, Wall())
 """
 
