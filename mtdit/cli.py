@@ -71,7 +71,7 @@ CameraList = Annotated[list[str] | None, typer.Option("--camera", help="name=dev
 
 
 def main() -> None:
-    """Entry point. User errors and missing extras end in one line on stderr and exit code 2, a failed check in 1."""
+    """Entry point. User errors and missing extras end in one line on stderr and exit code 2, failures in 1."""
     # torch's threads wait asleep: spinning at barriers makes training 4 times slower as soon as a core is shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -80,6 +80,8 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except ExportError as error:
+        _fail(str(error), code=1)
+    except OSError as error:  # a twin or an arm that died, a full disk
         _fail(str(error), code=1)
     except ModuleNotFoundError as error:
         extra = EXTRA_OF.get((error.name or "").partition(".")[0])

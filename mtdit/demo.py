@@ -157,7 +157,10 @@ def _report(config: DemoConfig) -> dict[str, Any]:
 def _summary(report: dict[str, Any], out: Path, say: Callable[[str], None]) -> None:
     say("\nThe policy that was just trained, on scenes it has not seen:")
     for task, result in report["tasks"].items():
-        score = result["eval"]
+        score, run = result["eval"], result["run"]
         interval = f"95 % interval {score['low']:.0%} to {score['high']:.0%}"
         say(f"  {task}: {score['successes']}/{score['episodes']} ({interval})")
+        chunk_ms = run["stages"].get("chunk", {}).get("p50_ms", 0.0)
+        late = f"{run['late_ticks']} late ticks of {run['ticks']}, a chunk took {chunk_ms:.0f} ms"
+        say(f"    filmed: {run['reason']} after {run['duration_s']:.1f} s, {late}")
     say(f"All stages took {report['total_s'] / 60:.0f} minutes. Videos: {out}/*.mp4  Report: {out}/report.json")

@@ -46,6 +46,14 @@ def test_missing_dataset(tmp_path: Path) -> None:
     assert_one_line(mtdit("train", "--dataset", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")), "nothing")
 
 
+def test_a_machine_that_fails_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = mtdit("doctor", "--json", str(tmp_path / "file" / "report.json"))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("mtdit: ")
+
+
 def test_dataset_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     assert_one_line(mtdit("train", "--dataset", str(tmp_path / "folder"), "--out", str(tmp_path / "out")), "folder")

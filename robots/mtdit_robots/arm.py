@@ -88,6 +88,7 @@ class So101Arm:
         Registers are written only when they differ, and read back. On failure the arm and the cameras are released.
         """
         with self._opened() as bus:
+            self._check_cameras()
             self._check_calibration(bus)
             self._configure(bus)
             _check_health(bus)
@@ -106,7 +107,7 @@ class So101Arm:
         self._close_bus()
 
     def observe(self) -> Observation:
-        """Positions in one bus exchange, then each camera's latest frame. OSError when a servo or camera is silent."""
+        """Positions in one bus exchange, then each camera's latest frame. OSError when a servo is silent."""
         ticks = _read(self._connected(), "Present_Position")
         time_s = time.monotonic()
         frames, ages = {}, {}
@@ -179,6 +180,14 @@ class So101Arm:
         if self._bus is None:
             raise BusError(f"the arm on {self._port} is not connected")
         return self._bus
+
+    def _check_cameras(self) -> None:
+        """UserError for a camera without a picture: better told now than with torque on."""
+        for camera in self._cameras:
+            try:
+                camera.read()
+            except OSError as error:
+                raise UserError(f"{error}, then try again") from error
 
     def _check_calibration(self, bus: Bus) -> None:
         """UserError unless the servos hold what the file says: another arm's file would move this one wrongly."""

@@ -18,11 +18,15 @@ from mtdit_robots.errors import UserError
 
 Frame = NDArray[np.uint8]  # (H, W, 3) RGB
 
+_CLOSE_S = 2.0  # a device that hangs keeps its thread for V4L2's 10 s or longer; nobody waits for that
 _MISSES = 10  # frames in a row: a damaged JPEG now and then is normal on USB, a camera that went away is not
 
 
 class Camera(Protocol):
-    """An open camera. `read` never waits for a new frame; it may wait for the very first one."""
+    """An open camera. `read` never waits for a new frame; it may wait for the very first one.
+
+    A camera that stops goes on giving its last frame, older and older: whoever acts on frames watches their age.
+    """
 
     @property
     def name(self) -> str: ...
@@ -34,7 +38,7 @@ class Camera(Protocol):
     def width(self) -> int: ...
 
     def read(self) -> tuple[Frame, float]:
-        """The latest frame (H, W, 3) uint8 RGB and its age in seconds. OSError when the camera stopped."""
+        """The latest frame (H, W, 3) uint8 RGB and its age in seconds. OSError when there has never been one."""
         ...
 
     def close(self) -> None:
@@ -71,17 +75,17 @@ class OpenCvCamera:
     def read(self) -> tuple[Frame, float]:
         with self._changed:
             self._changed.wait_for(lambda: self._latest is not None or self._failure, timeout=self._first_frame_s)
-            if self._failure:
-                raise OSError(f"camera {self.name!r} ({self._device}): {self._failure}")
             if self._latest is None:
-                raise OSError(f"camera {self.name!r} ({self._device}) gave no frame within {self._first_frame_s:g} s")
+                problem = self._failure or f"gave no frame within {self._first_frame_s:g} s; check its USB cable"
+                raise OSError(f"camera {self.name!r} ({self._device}) {problem}")
             frame, arrived_s = self._latest
         return frame, time.monotonic() - arrived_s
 
     def close(self) -> None:
         self._stop.set()
-        self._thread.join()
-        self._capture.release()
+        self._thread.join(_CLOSE_S)
+        if not self._thread.is_alive():
+            self._capture.release()
 
     def __enter__(self) -> OpenCvCamera:
         return self
@@ -101,7 +105,8 @@ class OpenCvCamera:
                 if not arrived:
                     self._failure = "stopped delivering frames; check its USB cable"
                 elif image.shape != (self.height, self.width, 3):
-                    self._failure = f"delivers {image.shape[1]}x{image.shape[0]}, asked for {self.width}x{self.height}"
+                    got, wanted = f"{image.shape[1]}x{image.shape[0]}", f"{self.width}x{self.height}"
+                    self._failure = f"delivers {got}, not {wanted}; set it to that size"
                 else:
                     self._latest = (np.ascontiguousarray(image[..., ::-1]), now_s)  # BGR -> RGB
                 self._changed.notify_all()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import types
@@ -45,6 +46,7 @@ STATE = "state"  # (1, n_obs, S) float32, normalised
 NOISE = "noise"  # (1, horizon, A) float32, standard normal
 ACTIONS = "actions"  # (1, horizon, A) float32, normalised
 
+UNITS = ("degrees", "percent")
 STATE_KEY, ACTION_KEY = "observation.state", "action"  # LeRobot's feature names, the keys of the stats file
 
 
@@ -84,7 +86,7 @@ class Joint:
     """One action dimension. Range and speed are what the demonstrations did, not what the arm could do."""
 
     name: str
-    unit: str  # degrees | percent
+    unit: str  # one of UNITS
     low: float  # lowest action in training
     high: float  # highest action in training
     max_speed: float  # units per second, 99.9th percentile of |action[t+1] - action[t]| * fps in training
@@ -250,12 +252,19 @@ def _check_consistency(manifest: Manifest, folder: Path) -> None:
     problems += ["graph 'vision' is missing"] if manifest.cameras and "vision" not in manifest.graphs else []
     sizes = {n: getattr(manifest, n) for n in ("n_obs_steps", "horizon", "n_action_steps", "fps", "obs_spacing_ticks")}
     problems += [f"{n} is {v}" for n, v in sizes.items() if v < 1]
+    problems += [f"joint {j.name!r} has an impossible unit, range or speed" for j in manifest.joints if not _is_sane(j)]
     if not manifest.joints:
         problems.append("no joints")
     if manifest.n_obs_steps - 1 + manifest.n_action_steps > manifest.horizon:
         problems.append("n_obs_steps - 1 + n_action_steps exceeds horizon")
     if problems:
         raise UserError(f"{folder}/{MANIFEST}: {problems[0]}: re-run `mtdit export`")
+
+
+def _is_sane(joint: Joint) -> bool:
+    """Limits are made of these numbers; a NaN would pass every comparison there."""
+    is_finite = all(math.isfinite(value) for value in (joint.low, joint.high, joint.max_speed))
+    return is_finite and joint.low <= joint.high and joint.max_speed >= 0 and joint.unit in UNITS
 
 
 def _parse_manifest(text: bytes, folder: Path) -> Manifest:

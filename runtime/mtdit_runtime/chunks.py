@@ -191,7 +191,8 @@ class ChunkQueue:
         old = self._plan
         if old is not None:
             continuation = old.actions[min(self._tick - old.start, len(old.actions) - 1)]
-            np.maximum(self.seam_jump, np.abs(new.actions[self._tick - new.start] - continuation), out=self.seam_jump)
+            jump = np.abs(new.actions[self._tick - new.start] - continuation)
+            np.fmax(self.seam_jump, jump, out=self.seam_jump)  # not NaN: that is the guards' business, and no JSON
             self.seams += 1
 
     def _action(self, held: Positions) -> Positions:

@@ -17,7 +17,7 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Robot
 from mtdit_runtime.bundle import Joint
 from mtdit_runtime.chunks import ChunkQueue
-from mtdit_runtime.loop import LockstepClock, LoopConfig, RunReport, Tick, run
+from mtdit_runtime.loop import LockstepClock, LoopConfig, RunReport, Tick, check_lockstep, run
 from mtdit_runtime.policy import Policy, check_robot
 from mtdit_runtime.safety import Limits, Safety, SafetyConfig
 
@@ -102,10 +102,12 @@ def evaluate(
 
     instruction: what the policy is told, if not the task: following another instruction must not succeed.
     joints: limits to keep, as on a robot; None measures the policy as it is. on_episode(episode, index) after each.
-    Raises UserError: bad counts, a twin that lacks a joint or camera, an unknown task. OSError: the twin died.
+    Raises UserError: bad counts, a rate that is not the twin's, a twin that lacks a joint or camera, an unknown task.
+    OSError: the twin died.
     """
     if not 1 <= episodes <= SEED_STRIDE:
         raise UserError(f"--episodes {episodes}: choose 1 to {SEED_STRIDE}")
+    check_lockstep(policy.fps)
     began = time.monotonic()
     robot = twin.robot()
     check_robot(policy, robot.joints, robot.cameras)

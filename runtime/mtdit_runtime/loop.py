@@ -22,6 +22,7 @@ import numpy as np
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Observation, Positions, Robot
+from mtdit_robots.twin.scene import TICK_S
 from mtdit_runtime.chunks import ChunkQueue
 from mtdit_runtime.ledger import Ledger
 from mtdit_runtime.safety import Safety, Stop
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 REASONS = ("duration", "success", "interrupted", "stale camera", "bus", "policy error", "blocked")
 GOOD_REASONS = ("duration", "success", "interrupted")
 UNSAFE_TO_MOVE = ("bus", "blocked")  # no ride home after these
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a supervisor, a lost terminal or ssh
+LOCKSTEP_FPS = round(1 / TICK_S)
 
 
 class Clock(Protocol):
@@ -63,12 +66,21 @@ class LockstepClock:
         self._now_s = max(self._now_s, time_s)
 
 
+def check_lockstep(fps: float) -> None:
+    """Raises UserError for a policy of another rate: in lock-step it would see the arm move at the wrong speed."""
+    if fps != LOCKSTEP_FPS:
+        raise UserError(
+            f"the policy runs at {fps:g} Hz, a lock-step tick of the twin is 1/{LOCKSTEP_FPS} s: "
+            "use `mtdit run --clock real`"
+        )
+
+
 @dataclass(frozen=True)
 class LoopConfig:
     fps: float
     duration_s: float | None = None  # None: until success or Ctrl-C
     success_ticks: int = 3  # success must last, a cube rolling through the goal is none
-    max_bus_errors: int = 10  # failed ticks in a row; a third of a second at 30 Hz
+    max_bus_errors: int = 10  # failed ticks in a row: 0.3 s of a cable that is out, 1.7 s of a servo that is silent
     home_s: float = 0.0  # at the end move back to the start pose within about this time; 0: stay
 
 
@@ -146,26 +158,44 @@ def run(
 
 
 class _Interrupts:
-    count = 0  # Ctrl-C and SIGTERM so far: one ends the run, a second one the ride home
+    """Signals so far: one ends the run, a second one the ride home, a third one whatever hangs."""
+
+    count = 0
+
+    def note(self, _signal: int, _frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count > 2:
+            raise KeyboardInterrupt
 
 
 @contextmanager
 def _interrupts() -> Iterator[_Interrupts]:
-    """Count Ctrl-C and SIGTERM instead of dying of them. Only the main thread may; elsewhere nothing changes."""
+    """Count the signals that end a run instead of dying of them."""
     interrupts = _Interrupts()
+    with _handled_by(interrupts.note):
+        yield interrupts
 
-    def note(_signal: int, _frame: FrameType | None) -> None:
-        interrupts.count += 1
 
+@contextmanager
+def dying_in_order() -> Iterator[None]:
+    """SIGTERM and a lost terminal raise KeyboardInterrupt, as Ctrl-C does: else no `finally` would release the arm."""
+    with _handled_by(signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Only the main thread may handle signals; elsewhere nothing changes. What `nohup` ignores stays ignored."""
     if threading.current_thread() is not threading.main_thread():
-        yield interrupts
+        yield
         return
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    ends = [s for s in ENDING_SIGNALS if s is signal.SIGINT or signal.getsignal(s) is not signal.SIG_IGN]
+    before = {s: signal.signal(s, handler) for s in ends}
     try:
-        yield interrupts
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextmanager
@@ -227,13 +257,16 @@ class _Loop:
         try:
             tick = self._tick()
         except OSError as error:
-            self.bus_errors += 1
-            self.bus_errors_in_row += 1
-            if self.bus_errors_in_row >= self.config.max_bus_errors:
-                raise Stop("bus", str(error)) from error
+            self._count_bus_error(error)
             return None
         self.bus_errors_in_row = 0
         return tick
+
+    def _count_bus_error(self, error: OSError) -> None:
+        self.bus_errors += 1
+        self.bus_errors_in_row += 1
+        if self.bus_errors_in_row >= self.config.max_bus_errors:
+            raise Stop("bus", str(error)) from error
 
     def _tick(self) -> Tick:
         began = time.perf_counter()
@@ -303,16 +336,25 @@ class _Loop:
         start, interrupts = self.safety.last.copy(), self.interrupts.count
         way = self.home - start
         ticks = math.ceil(max(self.config.home_s * self.config.fps, np.max(np.abs(way) / self.safety.limits.max_step)))
+        done = 0
         try:
-            for i in range(1, ticks + 1):
-                self.safety.check_tracking(self.robot.observe().positions, self.clock.now_s())
-                self.safety.accepted(self.robot.command(start + way * (i / ticks)))
+            while done < ticks and self.interrupts.count == interrupts:
+                done += self._moved(start + way * ((done + 1) / ticks))
                 self.clock.wait_until(self.clock.now_s() + self.period_s)
-                if self.interrupts.count > interrupts:
-                    break
-        except (OSError, Stop) as error:
-            self.exit_errors.append(f"on the way home: {error}")
+        except Stop as stop:
+            self.exit_errors.append(f"on the way home: {stop}")
             self.rest()
+
+    def _moved(self, goal: Positions) -> bool:
+        """One tick of the ride. False after an error of the bus: without torque the arm would drop from mid-air."""
+        try:
+            self.safety.check_tracking(self.robot.observe().positions, self.clock.now_s())
+            self.safety.accepted(self.robot.command(goal))
+        except OSError as error:
+            self._count_bus_error(error)
+            return False
+        self.bus_errors_in_row = 0
+        return True
 
     def report(self, end: Stop) -> RunReport:
         queue, safety, joints = self.queue, self.safety, self.queue.policy.joints

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,17 @@ from mtdit_robots.robot import Frame, Robot
 from mtdit_runtime.bundle import Bundle, Manifest, open_bundle
 from mtdit_runtime.chunks import ChunkQueue, auto_prefetch
 from mtdit_runtime.engine import Engines, choose_engines
-from mtdit_runtime.loop import Clock, LockstepClock, LoopConfig, RealClock, RunReport, Tick, run
+from mtdit_runtime.loop import (
+    Clock,
+    LockstepClock,
+    LoopConfig,
+    RealClock,
+    RunReport,
+    Tick,
+    check_lockstep,
+    dying_in_order,
+    run,
+)
 from mtdit_runtime.policy import BundlePolicy, check_robot
 from mtdit_runtime.record import Recorder
 from mtdit_runtime.safety import Limits, Safety, SafetyConfig
@@ -56,21 +67,20 @@ def run_policy(options: RunOptions) -> RunReport:
 
     Raises UserError for whatever the user must mend: bundle, task, backend, joints, cameras, port.
     """
-    say, robot = options.say, options.robot
-    bundle = open_bundle(options.bundle)
-    check_task(bundle.manifest, options.task, options.new_task)
-    engines = choose_engines(bundle, options.backend)
-    say_engines(engines, say)
-    policy = BundlePolicy(bundle, engines)
-    check_robot(policy, robot.joints, robot.cameras)
-    queue = ChunkQueue(policy, _prefetch(bundle, engines, options), wait=options.lockstep)
-    queue.reset(options.task, options.seed)
-    try:
+    with dying_in_order(), ExitStack() as after_release, closing(options.robot) as robot:
+        bundle = open_bundle(options.bundle)
+        check_task(bundle.manifest, options.task, options.new_task)
+        if options.lockstep:
+            check_lockstep(bundle.manifest.fps)
+        engines = choose_engines(bundle, options.backend)
+        say_engines(engines, options.say)
+        policy = BundlePolicy(bundle, engines)
+        check_robot(policy, robot.joints, robot.cameras)
+        queue = ChunkQueue(policy, _prefetch(bundle, engines, options), wait=options.lockstep)
+        after_release.callback(queue.close)  # it may wait for a chunk; the arm must not
+        queue.reset(options.task, options.seed)
         robot.connect()
         return _drive(bundle.manifest, queue, options)
-    finally:
-        robot.close()
-        queue.close()
 
 
 def check_task(manifest: Manifest, task: str, allow_new: bool) -> None:

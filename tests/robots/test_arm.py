@@ -60,6 +60,17 @@ def fails_to_connect(chain: Chain, calibration: Calibration, message: str, **set
     assert not any(servo.torque_enabled for servo in chain.servos.values())
 
 
+def test_a_camera_without_a_picture_is_told_before_torque_comes_on(chain: Chain, calibration: Calibration) -> None:
+    class Dark(StillCamera):
+        def read(self) -> tuple[Frame, float]:
+            raise OSError("camera 'top' (0) gave no frame within 5 s; check its USB cable")
+
+    camera = Dark()
+    fails_to_connect(chain, calibration, "check its USB cable, then try again", cameras=[camera])
+    assert not chain.writes(GOAL)
+    assert camera.closed
+
+
 def test_connect_observe_command_hold_close(chain: Chain, calibration: Calibration) -> None:
     camera = StillCamera()
     arm = arm_on(chain, calibration, cameras=[camera])

@@ -248,3 +248,18 @@ def test_impossible_prefetch_is_refused(k: int) -> None:
 )
 def test_auto_prefetch(latency_s: float, ticks: int) -> None:
     assert auto_prefetch(latency_s, fps=30, n_action_steps=24) == ticks
+
+
+def test_a_chunk_of_nonsense_leaves_no_nan_in_the_report() -> None:
+    policy = CountingPolicy()
+    request = policy.request
+
+    def broken(noise: Any = None) -> Callable[[], Any]:
+        compute = request(noise)
+        return (lambda: compute() * np.nan) if policy.asked == 2 else compute
+
+    policy.request = broken  # type: ignore[method-assign]
+    queue = ChunkQueue(policy, 0)
+    queue.reset("", 0)
+    play(queue, 3 * N_ACT)
+    assert np.isfinite(queue.seam_jump).all()

@@ -133,6 +133,13 @@ def test_impossible_numbers_of_episodes(policy: BundlePolicy, twin: ScriptedTwin
         evaluate(policy, twin, TASK, episodes)
 
 
+def test_another_rate_than_the_twins(policy: BundlePolicy, twin: ScriptedTwin) -> None:
+    policy.fps = 50
+    with pytest.raises(UserError, match="runs at 50 Hz"):
+        evaluate(policy, twin, TASK, 1)
+    assert not twin.arm.connected
+
+
 def test_a_twin_without_the_camera(policy: BundlePolicy, twin: ScriptedTwin) -> None:
     twin.arm.cameras = ("top",)
     with pytest.raises(UserError, match="needs camera 'wrist'"):

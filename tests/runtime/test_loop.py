@@ -79,9 +79,31 @@ def test_ctrl_c_ends_the_run_and_the_handler_is_put_back(drive: Any, robot: Any)
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_sigterm_too(drive: Any, robot: Any) -> None:
-    robot.on_observe = lambda tick: tick == 3 and os.kill(os.getpid(), signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_supervisor_or_a_lost_terminal_too(drive: Any, robot: Any, number: signal.Signals) -> None:
+    robot.on_observe = lambda tick: tick == 3 and os.kill(os.getpid(), number)
     assert drive(LoopConfig(FPS)).reason == "interrupted"
+
+
+def test_nohup_is_respected(drive: Any, robot: Any) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        robot.on_observe = lambda tick: tick == 3 and os.kill(os.getpid(), signal.SIGHUP)
+        assert drive(LoopConfig(FPS, duration_s=0.5)).reason == "duration"
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_third_ctrl_c_leaves_what_hangs(drive: Any, robot: Any) -> None:
+    def press(tick: int) -> None:
+        for _ in range(3 * (tick == 5)):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    robot.on_observe = press
+    with pytest.raises(KeyboardInterrupt):
+        drive(LoopConfig(FPS))
+    assert robot.holds == 1
 
 
 def test_single_bus_errors_are_survived_and_counted(drive: Any, robot: Any) -> None:
@@ -189,8 +211,15 @@ def test_trouble_on_the_way_home_is_reported_and_held(drive: Any, robot: Any) ->
     robot.failing = frozenset(range(33, 99))
     report = drive(LoopConfig(FPS, duration_s=1.0, home_s=0.5))
     assert report.reason == "duration"
-    assert report.exit_errors == ("on the way home: no answer in observation 33",)
+    assert report.exit_errors == ("on the way home: bus: no answer in observation 42",)
     assert robot.holds == 2
+
+
+def test_the_ride_home_survives_single_bus_errors(drive: Any, robot: Any) -> None:
+    robot.failing = frozenset({33, 34, 37})
+    report = drive(LoopConfig(FPS, duration_s=1.0, home_s=0.5))
+    assert (report.exit_errors, report.bus_errors) == ((), 3)
+    np.testing.assert_allclose(robot.commands[-1], [10.0, -5.0, 20.0], atol=1e-9)
 
 
 def test_a_second_ctrl_c_ends_the_ride_home(drive: Any, robot: Any) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 
 from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import MANIFEST
 from mtdit_runtime.record import load_log
 from mtdit_runtime.run import RunOptions, run_policy
 
@@ -100,6 +105,37 @@ def test_a_robot_that_cannot_connect_is_released(options: Any, scripted_robot: A
     with pytest.raises(UserError, match="ttyACM9"):
         run_policy(run)
     assert run.robot.closed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_right_after_torque_came_on_releases_the_arm(options: Any, number: signal.Signals) -> None:
+    def kill_when_connected(line: str) -> None:
+        if run.robot.connected:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    run = options(say=kill_when_connected)
+    with pytest.raises(KeyboardInterrupt):
+        run_policy(run)
+    assert not run.robot.connected
+    assert signal.getsignal(number) is before
+
+
+def test_cameras_of_a_robot_that_does_not_fit_are_released(options: Any, scripted_robot: Any) -> None:
+    robot = scripted_robot(joints=("pan", "grip", "lift"))
+    robot.connected = True  # as cameras are before the arm
+    with pytest.raises(UserError, match="joint 2"):
+        run_policy(options(robot=robot))
+    assert not robot.connected
+
+
+def test_lock_step_has_one_rate(options: Any, bundle_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle_folder, tmp_path / "slow.mtdit")
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps({**manifest, "fps": 15}))
+    with pytest.raises(UserError, match=r"runs at 15 Hz, a lock-step tick of the twin is 1/30 s: use .* real"):
+        run_policy(options(bundle=copy))
+    assert run_policy(options(bundle=copy, lockstep=False, duration_s=0.2, home_s=0)).reason == "duration"
 
 
 def test_no_bundle(options: Any, tmp_path: Path) -> None:

@@ -97,8 +97,10 @@ class Twin:
     def picture(self, camera: str = OVERVIEW, height: int = 480, width: int = 640, fine: bool = False) -> Frame:
         """(height, width, 3) uint8 RGB from any camera. fine: with shadows and smooth edges, 10 times slower."""
         reply = self._ask("picture", camera=camera, height=height, width=width, fine=fine)
-        pixels = np.frombuffer(self._control.receive_bytes(reply["bytes"]), np.uint8)
-        return pixels.reshape(height, width, 3)
+        pixels = self._control.receive_bytes(reply["bytes"])
+        if len(pixels) < reply["bytes"]:
+            raise self._death()
+        return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
 
     def close(self) -> None:
         """End the process, by force if need be. Safe to call twice."""
@@ -145,6 +147,8 @@ class Twin:
 
     def _death(self) -> OSError:
         """What the process said last, as an error."""
+        if self._errors.closed:
+            return OSError("the twin was closed: start a new one")
         self._await_end()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()

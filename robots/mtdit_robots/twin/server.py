@@ -181,12 +181,12 @@ class Control:
         self._socket.sendall(json.dumps(message).encode() + b"\n" + payload)
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message; None when the other side is gone."""
+        """The next message; None when the other side is gone, be it in mid-sentence."""
         try:
             line = self._reader.readline()
         except ConnectionResetError:
             return None
-        message: dict[str, Any] | None = json.loads(line) if line else None
+        message: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
         return message
 
     def receive_bytes(self, count: int) -> bytes:

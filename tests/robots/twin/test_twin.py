@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Observation
 from mtdit_robots.twin.client import Twin
 from mtdit_robots.twin.expert import demonstrate
+from mtdit_robots.twin.server import Control
 from mtdit_robots.twin.world import CAMERAS, World
 
 SIZE = (32, 40)
@@ -174,6 +176,23 @@ def test_a_dead_process_is_reported_as_such() -> None:
         twin._process.kill()
         with pytest.raises(OSError, match="the twin's process ended with code -9"):
             twin.success()
+
+
+def test_a_closed_twin_says_so() -> None:
+    twin = Twin(image_size=SIZE)
+    twin.close()
+    for ask in (twin.success, twin.status, twin.picture):
+        with pytest.raises(OSError, match="the twin was closed"):
+            ask()
+
+
+def test_a_process_that_dies_in_mid_sentence() -> None:
+    ours, theirs = socket.socketpair()
+    control = Control(ours)
+    theirs.sendall(b'{"success": tr')
+    theirs.close()
+    assert control.receive() is None
+    control.close()
 
 
 def test_an_unknown_clock_is_refused() -> None:
