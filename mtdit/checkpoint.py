@@ -153,7 +153,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_stats(folder: Path) -> DatasetStats:
     """The dataset statistics that the preprocessor's normalizer holds."""
-    steps = read_json(folder / PREPROCESSOR).get("steps", [])
+    raw = read_json(folder / PREPROCESSOR)
+    steps = [step for step in raw.get("steps", []) if isinstance(step, dict)] if isinstance(raw, dict) else []
     names = [s["state_file"] for s in steps if s.get("registry_name") == "normalizer_processor" and "state_file" in s]
     if not names:
         raise UserError(f"{folder / PREPROCESSOR} names no normalizer statistics; save the policy with its processors")

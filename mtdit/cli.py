@@ -6,11 +6,12 @@ the robot computer never meets torch. A mistake of the user's is one line and ex
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -28,11 +29,18 @@ from mtdit_robots.robot import Frame, Robot
 
 OUTPUTS = Path("outputs")
 RUN, BUNDLE = OUTPUTS / "train", OUTPUTS / "policy.mtdit"
+MAX_SEED = 2**31 - 1
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="From a LeRobot dataset to a moving SO-101: simulate, train, export, run, eval.",
 )  # fmt: skip
+
+UsageError = typer.BadParameter.__mro__[1]  # click's; typer carries click along under a private name
+
+# What a stage leaves in its --out, and what of it is worth asking before it is replaced.
+DATASET_PARTS, DATASET_PROOF = {"meta", "data", "videos", "images"}, "meta/info.json"
+RUN_CACHES, RUN_PROOF = {"clip-tiny", "frames", ".frames.partial", "train_log.jsonl"}, "checkpoints"
 
 # Which extra brings a module that turned out to be missing.
 EXTRA_OF = {
@@ -62,7 +70,7 @@ class Backend(str, Enum):
 
 
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file; - for standard output.")]
-Seed = Annotated[int, typer.Option(help="Makes the run repeatable.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Makes the run repeatable.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left at --out.")]
 BundleOption = Annotated[Path, typer.Option("--bundle", help="The policy: a NAME.mtdit folder.")]
 BackendOption = Annotated[Backend, typer.Option(help="auto takes the fastest that really runs and says which.")]
@@ -76,13 +84,19 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="mtdit", standalone_mode=False))
     except UserError as error:
         _fail(str(error))
+    except UsageError as error:
+        _fail(f"{error.format_message().rstrip('.')}: see {error.ctx.command_path if error.ctx else 'mtdit'} --help")
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", code=130)
     except ExportError as error:
         _fail(str(error), code=1)
-    except OSError as error:  # a twin or an arm that died, a full disk
-        _fail(str(error), code=1)
+    except OSError as error:
+        if error.filename is not None or error.errno == errno.ENOSPC:
+            _fail(f"{error.filename or 'the disk'}: {error.strerror}: choose another place, or make room there")
+        _fail(str(error), code=1)  # a twin or an arm that died
     except ModuleNotFoundError as error:
         extra = EXTRA_OF.get((error.name or "").partition(".")[0])
         if extra is None:
@@ -111,7 +125,7 @@ def simulate(
     from mtdit_robots.twin.tasks import find_task
 
     names = [find_task(name).name for name in task]
-    _make_room(out, overwrite, proof="meta/info.json")
+    _make_room(out, overwrite, DATASET_PROOF, DATASET_PARTS)
     from mtdit.simulate import simulate as record
 
     with progress("recording") as bars:
@@ -128,12 +142,16 @@ def simulate(
 def train(
     dataset: Annotated[str, typer.Option(help="LeRobotDataset v3: a folder or a repo id.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and curves.")] = RUN,
-    preset: Annotated[str, typer.Option(help="base: CLIP ViT-B/16 towers; tiny: small enough for a CPU.")] = "base",
+    preset: Annotated[
+        str | None, typer.Option(help="base (default): CLIP ViT-B/16 towers; tiny: small enough for a CPU.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Finish, schedule and all, after this long.")] = None,
-    seed: Seed = 1000,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Makes the run repeatable.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with that run's options.")
+    ] = False,
     init_from: Annotated[Path | None, typer.Option(help="Start from this checkpoint's weights.")] = None,
     policy: Annotated[list[str] | None, typer.Option(help="name=value of a policy field, LeRobot's names.")] = None,
     overwrite: Overwrite = False,
@@ -141,16 +159,20 @@ def train(
     """Train a Multitask DiT policy; its checkpoint loads in LeRobot."""
     from mtdit.config import TrainConfig, training_defaults
 
-    given = {name: value for name, value in (("steps", steps), ("batch_size", batch_size)) if value is not None}
+    asked = {"preset": preset, "steps": steps, "batch_size": batch_size, "max_minutes": max_minutes, "seed": seed}
+    options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if not resume:
+        options = {**training_defaults(preset or TrainConfig.preset), **options}
     config = TrainConfig(
-        dataset=dataset, output_dir=out, preset=preset, policy=dict(_fields(policy or [])), max_minutes=max_minutes,
-        seed=seed, resume=resume, init_from=init_from, **{**training_defaults(preset), **given},
+        dataset=dataset, output_dir=out, policy=dict(_fields(policy or [])), resume=resume, init_from=init_from,
+        **options,
     )  # fmt: skip
     if not resume:
-        _make_room(out, overwrite, proof="checkpoints")
+        _make_room(out, overwrite, RUN_PROOF, {RUN_PROOF}, RUN_CACHES)
+    from mtdit.train import resumed_config
     from mtdit.train import train as fit
 
-    checkpoint = fit(config)
+    checkpoint = fit(resumed_config(config, options) if resume else config)
     console.print(f"checkpoint: {checkpoint}")
     console.print(f"next: mtdit export {out} --fp16")
 
@@ -186,9 +208,9 @@ def run(
     calibration: Calibration = None,
     camera: CameraList = None,
     backend: BackendOption = Backend.auto,
-    duration: Annotated[float | None, typer.Option(help="Seconds; default: until success or Ctrl-C.")] = None,
+    duration: Annotated[float | None, typer.Option(min=0.0, help="Seconds; default: until success or Ctrl-C.")] = None,
     clock: Annotated[Clock, typer.Option(help="Of the twin: real time, or as fast as it goes.")] = Clock.real,
-    seed: Annotated[int, typer.Option(help="Of the denoising noise, and of the twin's placements.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the denoising noise and the twin's placements.")] = 0,
     prefetch: Annotated[
         int | None, typer.Option(min=0, help="Ticks a chunk is asked ahead; default: measured.")
     ] = None,
@@ -227,9 +249,9 @@ def evaluate(
     bundle: Annotated[Path | None, typer.Option(help="A NAME.mtdit folder.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="A training run or checkpoint instead: torch.")] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Scenes per task.")] = 50,
-    seed: Annotated[int, typer.Option(help="Picks the scenes; none of them is ever recorded.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=100_000, help="Picks the scenes; none of them is ever recorded.")] = 0,
     instruction: Annotated[str | None, typer.Option(help="Tell the policy this instead of the task.")] = None,
-    max_s: Annotated[float, typer.Option(help="Simulated seconds an episode may take.")] = 12.0,
+    max_s: Annotated[float, typer.Option(min=0.1, help="Simulated seconds an episode may take.")] = 12.0,
     backend: BackendOption = Backend.auto,
     json_out: Json = None,
 ) -> None:
@@ -430,14 +452,24 @@ def _fields(words: Iterable[str]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _make_room(out: Path, overwrite: bool, proof: str) -> None:
-    """Remove an earlier result, if asked, and only if `proof` shows that it is one."""
-    if not out.exists() or not any(out.iterdir()):
+def _make_room(out: Path, overwrite: bool, proof: str, parts: Set[str], caches: Set[str] = frozenset()) -> None:
+    """Remove an earlier result, if asked, and only if `proof` shows that it is one and nothing else lies beside it.
+
+    A folder of nothing but `caches` is a run that never began: it is used again as it is.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UserError(f"{out} is not a folder: choose another --out")
+    found = {path.name for path in out.iterdir()} if out.exists() else set()
+    if not found or found <= caches:
         return
     if not overwrite:
         raise UserError(f"{out} exists: add --overwrite to replace it, or choose another --out")
-    if not (out / proof).exists():
-        raise UserError(f"{out} holds no {proof}, so it is not ours to replace: choose another --out")
+    others = sorted(found - parts - caches)
+    if others or not (out / proof).exists():
+        why = f"holds {others[0]}" if others else f"has no {proof}"
+        raise UserError(f"{out} {why}, so it is not ours to replace: choose another --out")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise UserError(f"{out} is the folder you are in: leave it first, or choose another --out")
     shutil.rmtree(out)
 
 

@@ -16,6 +16,7 @@ starts from a preset instead (`PRESETS`), which differs where a LeRobot default 
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -162,7 +163,9 @@ def policy_config_from_dict(raw: Mapping[str, Any], source: str = "policy option
     known = {f.name: f for f in fields(PolicyConfig)}
     unknown = sorted(set(raw) - set(known) - _UNUSED_KEYS)
     if unknown:
-        raise UserError(f"{source}: unknown field {unknown[0]!r}; see the fields of PolicyConfig in mtdit/config.py")
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(sorted(known))}"
+        raise UserError(f"{source}: unknown field {unknown[0]!r}; {hint}")
     values = {k: _from_json(k, v, source) for k, v in raw.items() if k in known}
     return PolicyConfig(**values)
 
@@ -252,6 +255,13 @@ def _check_policy(c: PolicyConfig) -> None:
             "clip" in c.text_encoder_name.lower(),
             f"text_encoder_name must be a CLIP model (LeRobot wants 'clip' in it), got {c.text_encoder_name!r}",
         ),
+        (c.tokenizer_max_length <= 77, f"tokenizer_max_length must be at most CLIP's 77, got {c.tokenizer_max_length}"),
+        (
+            isinstance(c.optimizer_betas, tuple)
+            and len(c.optimizer_betas) == 2
+            and all(isinstance(b, (int, float)) and 0.0 <= b < 1.0 for b in c.optimizer_betas),
+            f"optimizer_betas must be two numbers in [0, 1), e.g. [0.95, 0.999], got {c.optimizer_betas!r}",
+        ),
         (c.tokenizer_padding_side == "right", "tokenizer_padding_side must be 'right': CLIP pools at the first EOS"),
     ]
     for holds, message in rules:
@@ -279,6 +289,8 @@ def _check_one_of(c: PolicyConfig) -> None:
     for name, choices in _ONE_OF.items():
         if getattr(c, name) not in choices:
             raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(c, name)!r}")
+    if not isinstance(c.normalization_mapping, Mapping):
+        raise UserError(f"normalization_mapping must map feature types to modes, got {c.normalization_mapping!r}")
     for kind, mode in c.normalization_mapping.items():
         if mode not in NORMALIZATIONS:
             raise UserError(f"normalization_mapping[{kind!r}] must be one of {', '.join(NORMALIZATIONS)}, got {mode!r}")
@@ -287,8 +299,9 @@ def _check_one_of(c: PolicyConfig) -> None:
 def _check_images(c: PolicyConfig) -> None:
     for name in ("image_resize_shape", "image_crop_shape"):
         shape = getattr(c, name)
-        if shape is not None and (len(shape) != 2 or any(not isinstance(n, int) or n < 1 for n in shape)):
-            raise UserError(f"{name} must be two positive integers (height, width) or null, got {shape!r}")
+        pair = isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int and n >= 1 for n in shape)
+        if shape is not None and not pair:
+            raise UserError(f"{name} must be two positive integers, e.g. [240, 320], or null, got {shape!r}")
     for camera, (height, width, _) in c.cameras.items():
         size, crop = c.image_resize_shape or (height, width), c.image_crop_shape
         if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):

@@ -86,6 +86,12 @@ def frame_cache(
     return _write_cache(opened, folder, size, on_progress)
 
 
+def check_dataset(dataset: str) -> None:
+    """UserError at once when `dataset` is neither a dataset nor a cache."""
+    if not (Path(dataset) / CACHE).is_file():
+        find_dataset(dataset)
+
+
 def fingerprint(root: Path, size: tuple[int, int] | None) -> str:
     """Changes with the dataset's metadata and with the size its frames are stored in."""
     digest = hashlib.sha256(repr(size).encode())

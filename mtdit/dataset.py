@@ -22,6 +22,7 @@ from mtdit.config import ACTION, IMAGES, STATE, Feature, read_json
 from mtdit_robots.errors import UserError
 
 INFO, STATS = "meta/info.json", "meta/stats.json"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"  # where LeRobot puts them
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,10 @@ def _check_info(root: Path, info: Any) -> None:
     version = str(info.get("codebase_version", "?")) if isinstance(info, dict) else "?"
     if not version.startswith("v3."):
         raise UserError(f"{root} is a dataset of version {version}, v3.x is needed; convert it with LeRobot's script")
+    if not isinstance(info.get("features"), dict):
+        raise UserError(f"{root}/{INFO} lists no features; copy the dataset again")
     for key in (STATE, ACTION):
-        if key not in info.get("features", {}):
+        if key not in info["features"]:
             raise UserError(f"{root} has no feature {key!r}; record it, or rename the feature in meta/info.json")
     if not isinstance(info.get("fps"), int) or info["fps"] <= 0:
         raise UserError(f"{root}/{INFO}: fps must be a positive integer, got {info.get('fps')!r}")
@@ -195,7 +198,7 @@ def _tasks(root: Path) -> tuple[str, ...]:
     path = root / "meta/tasks.parquet"
     if not path.is_file():
         raise UserError(f"{path} does not exist; copy the whole dataset")
-    table = pq.read_table(path)
+    table = _read_parquet(path, None)
     name = next((n for n in ("task", "__index_level_0__") if n in table.column_names), None)
     if name is None:
         raise UserError(f"{path} has no column 'task'; every episode needs an instruction")
@@ -208,7 +211,10 @@ def _stats(
 ) -> dict[str, dict[str, NDArray[np.float32]]]:
     """meta/stats.json as arrays; what it lacks of state and action is computed from the rows."""
     raw = read_json(root / STATS) if (root / STATS).is_file() else {}
-    stats = {k: {n: np.asarray(v, np.float32) for n, v in values.items()} for k, values in raw.items()}
+    try:
+        stats = {k: {n: np.asarray(v, np.float32) for n, v in values.items()} for k, values in raw.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{root / STATS} is not a table of statistics; remove it and they are computed") from None
     for key, rows in ((STATE, state), (ACTION, action)):
         known = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
         stats[key] = {**known, **stats.get(key, {})}
@@ -228,7 +234,7 @@ def _video_frames(dataset: Dataset, key: str) -> Iterator[tuple[int, NDArray[np.
     chunks, files, starts = (table[n].to_pylist() for n in names)
     first_rows = table["dataset_from_index"].to_pylist()
     lengths = table["length"].to_pylist()
-    pattern = dataset.info["video_path"]
+    pattern = dataset.info.get("video_path") or VIDEO_PATH
     by_file: dict[str, dict[int, int]] = {}  # video -> its frame number -> row
     for chunk, file, start, row, length in zip(chunks, files, starts, first_rows, lengths, strict=True):
         path = pattern.format(video_key=key, chunk_index=chunk, file_index=file)

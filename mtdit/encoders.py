@@ -101,7 +101,10 @@ def _shape_of(name: str) -> ClipShape:
         raise _no_clip(name, error) from None
 
 
-def _shape_from_json(raw: Mapping[str, Any]) -> ClipShape:
+def _shape_from_json(raw: Any) -> ClipShape:
+    if not isinstance(raw, dict):
+        raise UserError("a CLIP's config.json holds no settings; copy the checkpoint again")
+
     def pick(shape: type, values: Mapping[str, Any]) -> Any:
         return shape(**{f.name: values[f.name] for f in fields(shape) if f.name in values})
 

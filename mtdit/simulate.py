@@ -8,7 +8,8 @@ positions went through the servos' ticks, so they are what a real arm would have
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -79,24 +80,34 @@ def simulate(
     _check(wanted, episodes, out, image_size)
     report = SimulateReport(out, dict.fromkeys(wanted, 0), dict.fromkeys(wanted, 0))
     began = monotonic()
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     _hush()
-    dataset, world = _create(partial, image_size), World()
-    world.energise()
-    try:
-        for task in (task for _ in range(episodes) for task in wanted):
-            frames = _record_success(world, task, seed, image_size, noise_rad, report)
-            _save(dataset, frames)
-            report.kept[task] += 1
-            report.frames += len(frames)
-            on_progress(sum(report.kept.values()), episodes * len(wanted))
-    finally:
-        dataset.finalize()
-        world.close()
-    partial.rename(out)
+    with _new_folder(out) as partial:
+        dataset, world = _create(partial, out.name, image_size), World()
+        world.energise()
+        try:
+            for task in (task for _ in range(episodes) for task in wanted):
+                frames = _record_success(world, task, seed, image_size, noise_rad, report)
+                _save(dataset, frames)
+                report.kept[task] += 1
+                report.frames += len(frames)
+                on_progress(sum(report.kept.values()), episodes * len(wanted))
+        finally:
+            dataset.finalize()
+            world.close()
     report.seconds = monotonic() - began
     return report
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A path that becomes `out` when the block ends without an error, and vanishes otherwise, Ctrl-C included."""
+    partial = out.absolute().with_name(f".{out.absolute().name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def record(world: World, noise_rad: float, image_size: tuple[int, int]) -> list[Frame]:
@@ -135,19 +146,19 @@ def _check(tasks: Sequence[str], episodes: int, out: Path, image_size: tuple[int
         raise UserError("a task is named twice: name each one once and ask for more episodes")
     if episodes < 1:
         raise UserError(f"{episodes} episodes is nothing to record: ask for 1 or more")
-    if out.exists():
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} exists already: choose another --out or remove it")
     if any(side < 16 or side % 2 for side in image_size):
         raise UserError(f"image size {image_size[0]}x{image_size[1]} cannot be encoded: use even sides of 16 or more")
 
 
-def _create(root: Path, image_size: tuple[int, int]) -> LeRobotDataset:
+def _create(root: Path, name: str, image_size: tuple[int, int]) -> LeRobotDataset:
     names = [f"{joint}.pos" for joint in JOINTS]
     vector = {"dtype": "float32", "shape": (len(names),), "names": names}
     image = {"dtype": "video", "shape": (*image_size, 3), "names": ["height", "width", "channels"]}
     features = {ACTION: vector, STATE: vector, **{IMAGES + camera: image for camera in CAMERAS}}
     return LeRobotDataset.create(
-        repo_id=f"mtdit/{root.stem}",
+        repo_id=f"mtdit/{name}",
         fps=FPS,
         features={name: dict(feature) for name, feature in features.items()},
         root=root,

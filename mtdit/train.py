@@ -14,9 +14,9 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,8 @@ from torch import Tensor
 
 from mtdit.checkpoint import (
     CLIP,
+    PRETRAINED,
+    TRAIN_CONFIG,
     TRAINING_STATE,
     WEIGHTS,
     Checkpoint,
@@ -48,7 +50,7 @@ from mtdit.config import (
     read_json,
     with_features,
 )
-from mtdit.data import FrameCache, Loader, frame_cache, with_imagenet_stats
+from mtdit.data import FrameCache, Loader, check_dataset, frame_cache, with_imagenet_stats
 from mtdit.encoders import clip_shapes, load_tokenizer, tokenize
 from mtdit.policy import Policy
 from mtdit.tiny import make_tiny_clip
@@ -94,6 +96,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
     """
     with console_reporter() if reporter is None else _as_is(reporter) as shown:
         resumed = find_last_checkpoint(config.output_dir) if config.resume else None
+        check_dataset(config.dataset)
         device = pick_device(config.device)
         if config.amp == "fp16" and device.type != "cuda":
             raise UserError(f"amp fp16 needs a CUDA GPU, the device is {device.type}; use amp bf16 or no")
@@ -107,6 +110,17 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
         loader = _loader(config, policy.to(device), cache, stats, tokenizer)
         files = PretrainedFiles(policy, {}, stats, cache.info.facts, tokenizer, _as_json(config))
         return fit(config, policy, loader, files, resumed, shown.stepped)
+
+
+def resumed_config(config: TrainConfig, given: Collection[str]) -> TrainConfig:
+    """The config with everything but its `given` fields as the run that it resumes was started with."""
+    path = find_last_checkpoint(config.output_dir) / PRETRAINED / TRAIN_CONFIG
+    raw = read_json(path)
+    if not isinstance(raw, dict) or "noise_samples" not in raw:
+        raise UserError(f"{path} is not of `mtdit train`: start a new run with --init-from {config.output_dir}")
+    own = {"dataset", "output_dir", "resume", "init_from", "policy", "cache_dir", *given}
+    kept = {f.name: raw[f.name] for f in fields(TrainConfig) if f.name in raw and f.name not in own}
+    return replace(config, **kept, policy={**raw.get("policy", {}), **config.policy})
 
 
 def _policy_config(config: TrainConfig, resumed: Path | None) -> PolicyConfig:
