@@ -37,7 +37,7 @@ from mtdit.config import (
     policy_config_to_dict,
     read_json,
 )
-from mtdit.encoders import clip_shapes, load_tokenizer
+from mtdit.encoders import clip_shapes, load_tokenizer, save_tokenizer
 from mtdit.policy import Policy
 from mtdit_robots.errors import UserError
 from mtdit_runtime.normalize import Stats
@@ -253,7 +253,7 @@ def save_pretrained(folder: Path, files: PretrainedFiles) -> None:
     _write_json(folder / TRAIN_CONFIG, files.train_config)
     _write_json(folder / FACTS, asdict(files.facts))
     _write_json(folder / CLIP / "config.json", files.policy.clip_shape.to_json())
-    files.tokenizer.save_pretrained(str(folder / CLIP))
+    save_tokenizer(files.tokenizer, folder / CLIP)
     save_file({k: v.detach().cpu().contiguous() for k, v in files.weights.items()}, folder / WEIGHTS, {"format": "pt"})
     for name, steps in ((PREPROCESSOR, preprocessor_steps(config)), (POSTPROCESSOR, postprocessor_steps(config))):
         for step in steps:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.progress import Progress, TaskID
@@ -36,7 +36,7 @@ app = typer.Typer(
     help="From a LeRobot dataset to a moving SO-101: simulate, train, export, run, eval.",
 )  # fmt: skip
 
-UsageError = typer.BadParameter.__mro__[1]  # click's; typer carries click along under a private name
+UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  # click's; typer hides its name
 
 # What a stage leaves in its --out, and what of it is worth asking before it is replaced.
 DATASET_PARTS, DATASET_PROOF = {"meta", "data", "videos", "images"}, "meta/info.json"
@@ -89,7 +89,7 @@ def main() -> None:
         _fail(str(error))
     except UsageError as error:
         _fail(f"{error.format_message().rstrip('.')}: see {error.ctx.command_path if error.ctx else 'mtdit'} --help")
-    except (typer.Abort, KeyboardInterrupt):
+    except typer.Abort:
         _fail("interrupted", code=130)
     except ExportError as error:
         _fail(str(error), code=1)
@@ -210,7 +210,9 @@ def run(
     backend: BackendOption = Backend.auto,
     duration: Annotated[float | None, typer.Option(min=0.0, help="Seconds; default: until success or Ctrl-C.")] = None,
     clock: Annotated[Clock, typer.Option(help="Of the twin: real time, or as fast as it goes.")] = Clock.real,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the denoising noise and the twin's placements.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of the denoising noise, and of the twin's placements.")
+    ] = 0,
     prefetch: Annotated[
         int | None, typer.Option(min=0, help="Ticks a chunk is asked ahead; default: measured.")
     ] = None,
@@ -457,7 +459,7 @@ def _make_room(out: Path, overwrite: bool, proof: str, parts: Set[str], caches: 
 
     A folder of nothing but `caches` is a run that never began: it is used again as it is.
     """
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
+    if out.exists() and not out.is_dir():
         raise UserError(f"{out} is not a folder: choose another --out")
     found = {path.name for path in out.iterdir()} if out.exists() else set()
     if not found or found <= caches:
@@ -468,6 +470,8 @@ def _make_room(out: Path, overwrite: bool, proof: str, parts: Set[str], caches: 
     if others or not (out / proof).exists():
         why = f"holds {others[0]}" if others else f"has no {proof}"
         raise UserError(f"{out} {why}, so it is not ours to replace: choose another --out")
+    if out.is_symlink():
+        raise UserError(f"{out} is a link: give the folder it points to, or choose another --out")
     if Path.cwd().is_relative_to(out.resolve()):
         raise UserError(f"{out} is the folder you are in: leave it first, or choose another --out")
     shutil.rmtree(out)

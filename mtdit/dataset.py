@@ -267,4 +267,4 @@ def _png_frames(dataset: Dataset, key: str) -> Iterator[tuple[int, NDArray[np.ui
     for file in sorted((dataset.root / "data").glob("chunk-*/file-*.parquet")):
         table = pq.ParquetFile(file).read(columns=["index", key])
         for row, image in zip(table["index"].to_pylist(), table[key].to_pylist(), strict=True):
-            yield row, np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
+            yield row, np.array(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))

@@ -30,7 +30,7 @@ class DemoConfig:
 
     out: Path = Path("outputs/demo")
     episodes: int = 80  # demonstrations per task
-    train_minutes: float = 15.0  # of the 30; recording takes 3, the rest 5
+    train_minutes: float = 18.0  # of the 30; recording takes 2 to 5, the rest 3
     eval_episodes: int = 30  # per task; 30 gives a Wilson interval of about +-15 points
     run_seconds: float = 8.0
     image_size: int = 64

@@ -12,6 +12,7 @@ B batch, S observation steps, N cameras, D vision width, W text width, P project
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -372,6 +373,14 @@ def load_tokenizer(name: str | Path) -> Any:
         return CLIPTokenizer.from_pretrained(str(name))
     except (OSError, ValueError) as error:
         raise _no_clip(str(name), error) from None
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """OSError when it cannot be written; the tokenizers library says so with a bare Exception."""
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:
+        raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error), str(folder)) from error
 
 
 def tokenize(tokenizer: Any, texts: list[str], config: PolicyConfig) -> Tensor:

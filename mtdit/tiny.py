@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mtdit.encoders import ClipShape, TextShape, TextTower, VisionShape, VisionTower
+from mtdit.encoders import ClipShape, TextShape, TextTower, VisionShape, VisionTower, save_tokenizer
 from mtdit_robots.errors import UserError
 
 TINY = ClipShape(
@@ -108,7 +108,7 @@ def write_tokenizer(folder: Path) -> None:
     special = {"unk_token": EOS, "bos_token": "<|startoftext|>", "eos_token": EOS, "pad_token": EOS}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT, **special}
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
-    CLIPTokenizer.from_pretrained(str(source)).save_pretrained(str(folder))
+    save_tokenizer(CLIPTokenizer.from_pretrained(str(source)), folder)
     shutil.rmtree(source)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,69 @@ def test_an_output_folder_that_is_not_ours_stays(tmp_path: Path) -> None:
     assert_one_line(mtdit("simulate", "--task", "open the drawer", "--out", out), "--overwrite")
     assert_one_line(mtdit("simulate", "--task", "open the drawer", "--out", out, "--overwrite"), "not ours")
     assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work"
+
+
+def test_a_project_with_checkpoints_of_its_own_stays(tmp_path: Path) -> None:
+    (tmp_path / "project/checkpoints").mkdir(parents=True)
+    (tmp_path / "project/model.py").write_text("years of work")
+    done = mtdit("train", "--dataset", "x", "--out", str(tmp_path / "project"), "--overwrite")
+    assert_one_line(done, "model.py", "not ours")
+    assert (tmp_path / "project/model.py").is_file()
+
+
+def test_a_linked_output_folder_stays(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(run_folder / "dataset")
+    done = mtdit("simulate", "--task", "open the drawer", "--out", str(tmp_path / "link"), "--overwrite")
+    assert_one_line(done, "is a link")
+    assert (run_folder / "dataset/meta/info.json").is_file()
+
+
+@pytest.mark.parametrize("command", [("simulate", "--task", "open the drawer"), ("train", "--dataset", "x")])
+def test_an_output_that_is_a_file(command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert_one_line(mtdit(*command, "--out", str(tmp_path / "file"), "--overwrite"), "not a folder")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_an_output_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    done = mtdit("simulate", "--task", "open the drawer", "--episodes", "1", "--out", str(tmp_path / "file/set"))
+    assert_one_line(done, "file/", "choose another place")
+
+
+def test_a_training_that_never_began_is_simply_repeated(run_folder: Path, tmp_path: Path) -> None:
+    options = ("--preset", "tiny", "--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "run"))
+    dataset = ("--dataset", str(run_folder / "dataset"))
+    assert_one_line(mtdit("train", *dataset, *options, "--policy", "horizo=8"), "did you mean 'horizon'?")
+    (tmp_path / "run/clip-tiny").mkdir(parents=True, exist_ok=True)
+    done = mtdit("train", *dataset, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_one_line(mtdit("train", *dataset, *options), "--overwrite")
+
+
+def test_resume_goes_on_as_the_run_began(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder / "train", tmp_path / "run", symlinks=True)
+    options = ("--dataset", str(run_folder / "dataset"), "--out", str(tmp_path / "run"), "--resume", "--steps", "3")
+    done = mtdit("train", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kept = json.loads((tmp_path / "run/checkpoints/000003/pretrained_model/train_config.json").read_text())
+    assert (kept["preset"], kept["batch_size"], kept["steps"]) == ("tiny", 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("simulat",), "simulat"),
+        (("simulate", "--task", "open the drawer"), "--out"),
+        (("simulate", "--task", "open the drawer", "--out", "o", "--seed", "-1"), "--seed"),
+        (("simulate", "--task", "open the drawer", "--out", "o", "--episodes", "many"), "--episodes"),
+        (("run", "--task", "open the drawer", "--duration", "-1"), "--duration"),
+        (("eval", "--task", "open the drawer", "--max-s", "0"), "--max-s"),
+        (("bench", "--backend", "tensort"), "tensorrt"),
+    ],
+)
+def test_a_slip_of_the_pen_is_one_line(words: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    assert_one_line(mtdit(*words, cwd=tmp_path), says, "--help")
 
 
 def test_policy_field_without_a_value(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Make a bundle from an untrained tiny policy: `python tests/tiny_bundle.py OUT.mtdit`. For checks that need any bundle."""
+"""A bundle of an untrained tiny policy, for checks that need any bundle: `python tests/tiny_bundle.py OUT.mtdit`."""
 
 from __future__ import annotations
 

@@ -279,6 +279,10 @@ def test_damaged_files(saved: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be read"):
         open_checkpoint(saved).policy()
+    (folder / "clip/config.json").write_text("[]")
+    with pytest.raises(UserError, match="CLIP"):
+        open_checkpoint(saved).policy()
+    (folder / "clip/config.json").unlink()
     weights.unlink()
     with pytest.raises(UserError, match="does not exist"):
         open_checkpoint(saved).policy()
@@ -286,6 +290,9 @@ def test_damaged_files(saved: Path) -> None:
     with pytest.raises(UserError, match=r"mtdit\.json"):
         open_checkpoint(saved)
     (folder / "mtdit.json").unlink()
+    (folder / "policy_preprocessor.json").write_text("[]")
+    with pytest.raises(UserError, match="no normalizer statistics"):
+        open_checkpoint(saved)
     (folder / "policy_preprocessor.json").write_text('{"steps": []}')
     with pytest.raises(UserError, match="no normalizer statistics"):
         open_checkpoint(saved)

@@ -203,6 +203,21 @@ def test_missing_files(broken: Path) -> None:
     refuses(broken, "file-000.parquet is missing")
 
 
+def test_damaged_tables(broken: Path) -> None:
+    (broken / "meta/stats.json").write_text("[]")
+    refuses(broken, "remove it")
+    (broken / "meta/stats.json").unlink()
+    (broken / "meta/tasks.parquet").write_bytes(b"junk")
+    refuses(broken, "tasks.parquet cannot be read")
+    (broken / "meta/info.json").write_text('{"codebase_version": "v3.0"}')
+    refuses(broken, "lists no features")
+
+
+def test_videos_are_found_where_lerobot_puts_them(broken: Path) -> None:
+    edit_info(broken, video_path=None)
+    read_all(broken)
+
+
 def test_statistics_are_computed_when_missing(broken: Path) -> None:
     (broken / "meta/stats.json").unlink()
     dataset = open_dataset(str(broken))

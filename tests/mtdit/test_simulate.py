@@ -34,6 +34,21 @@ def rows(out: Path) -> dict[str, np.ndarray]:
     return {name: np.array(table[name].to_pylist()) for name in table.column_names}
 
 
+def test_an_interrupted_recording_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(TASKS[:1], 2, tmp_path / "set", image_size=SIZE, on_progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    simulate(TASKS[:1], 1, tmp_path / "set", image_size=SIZE)
+    assert (tmp_path / "set/meta/info.json").is_file()
+
+
 def test_report_and_progress(recorded: Recorded) -> None:
     out, report, seen = recorded
     assert report.kept == dict.fromkeys(TASKS, 2)

@@ -14,7 +14,7 @@ import torch
 
 from mtdit.checkpoint import PRETRAINED, TRAINING_STATE, open_checkpoint, read_tensors
 from mtdit.config import PolicyConfig, TrainConfig
-from mtdit.train import LIVE, LOG, Average, Report, learning_rate_factor, pick_device, train
+from mtdit.train import LIVE, LOG, Average, Report, learning_rate_factor, pick_device, resumed_config, train
 from mtdit_robots.errors import UserError
 
 SMALL = {"hidden_dim": 32, "num_layers": 1, "num_heads": 2, "timestep_embed_dim": 16, "scheduler_warmup_steps": 2}
@@ -227,6 +227,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     with pytest.raises(UserError, match="not finite at step 4"):
         run(wild)
     assert os.readlink(tmp_path / "checkpoints/last") == "000003"
+
+
+def test_resuming_takes_the_runs_own_options(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """Who types only --dataset, --out and --resume gets the run that was interrupted, not the defaults."""
+    began = config_for(frames, tmp_path / "run", clip_folder, steps=2, noise_samples=3, random_brightness=0.05)
+    run(began)
+    bare = TrainConfig(str(frames), tmp_path / "run", resume=True, steps=5)
+    assert resumed_config(bare, ["steps"]) == replace(began, resume=True, steps=5)
+    assert resumed_config(bare, []).steps == 2
 
 
 def test_nothing_to_resume(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
