@@ -17,7 +17,8 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: making $(VENV) (about 6 GB: torch comes with its CUDA libraries)"
 	@if [ -x $(PY) ]; then :; \
-	elif [ -n "$(PYTHON312)" ]; then "$(PYTHON312)" -m venv $(VENV); \
+	elif [ -n "$(PYTHON312)" ]; then "$(PYTHON312)" -m venv $(VENV) || { rm -f $(PY); \
+		echo "setup: no environment with $(PYTHON312): on Debian and Ubuntu, apt install python3.12-venv" >&2; exit 2; }; \
 	elif command -v uv >/dev/null; then uv venv --python 3.12 --seed $(VENV); \
 	else echo "setup: python3.12 was not found; install it or uv, or run: make PYTHON312=/path/to/python3.12" >&2; exit 2; fi
 	@if command -v uv >/dev/null; then uv pip install --python $(PY) -e '.[dev]' -c constraints.txt; \

@@ -47,12 +47,21 @@ def test_missing_dataset(tmp_path: Path) -> None:
     assert_one_line(mtdit("train", "--dataset", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")), "nothing")
 
 
-def test_a_machine_that_fails_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = mtdit("doctor", "--json", str(tmp_path / "file" / "report.json"))
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("mtdit: ")
+    assert_one_line(mtdit("doctor", "--json", str(tmp_path / "file/report.json")), "file: ", "choose another place")
+
+
+def test_a_machine_that_fails_is_one_line_and_exit_code_1() -> None:
+    """As when the twin or the arm dies: an OSError that is about no path."""
+    code = (
+        "import sys, mtdit.cli as c\n"
+        "@c.app.command()\n"
+        "def die() -> None: raise OSError('the twin stopped answering')\n"
+        "sys.argv = ['mtdit', 'die']; c.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "mtdit: the twin stopped answering\n")
 
 
 def test_dataset_that_is_none(tmp_path: Path) -> None:

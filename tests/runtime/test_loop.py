@@ -73,7 +73,7 @@ def test_success_must_last(drive: Any) -> None:
 def test_ctrl_c_ends_the_run_and_the_handler_is_put_back(drive: Any, robot: Any) -> None:
     before = signal.getsignal(signal.SIGINT)
     robot.on_observe = lambda tick: tick == 10 and os.kill(os.getpid(), signal.SIGINT)
-    report = drive(LoopConfig(FPS))
+    report = drive(LoopConfig(FPS, duration_s=60.0))
     assert (report.reason, report.ok) == ("interrupted", True)
     assert report.ticks == 11
     assert signal.getsignal(signal.SIGINT) is before
@@ -81,8 +81,12 @@ def test_ctrl_c_ends_the_run_and_the_handler_is_put_back(drive: Any, robot: Any)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_supervisor_or_a_lost_terminal_too(drive: Any, robot: Any, number: signal.Signals) -> None:
-    robot.on_observe = lambda tick: tick == 3 and os.kill(os.getpid(), number)
-    assert drive(LoopConfig(FPS)).reason == "interrupted"
+    before = signal.signal(number, signal.SIG_DFL)  # whoever runs the tests may ignore it
+    try:
+        robot.on_observe = lambda tick: tick == 3 and os.kill(os.getpid(), number)
+        assert drive(LoopConfig(FPS, duration_s=60.0)).reason == "interrupted"
+    finally:
+        signal.signal(number, before)
 
 
 def test_nohup_is_respected(drive: Any, robot: Any) -> None:
