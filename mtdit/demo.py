@@ -57,16 +57,16 @@ def stages(config: DemoConfig) -> list[Stage]:
         _stage(
             "record", f"{config.episodes} scripted demonstrations of each of {len(TASKS)} tasks, in the twin",
             f"simulate {tasks} --episodes {config.episodes} --image-size {config.image_size} --seed {seed} "
-            f"--out {dataset} --overwrite", dataset / "meta/info.json",
+            f"--out {_word(dataset)} --overwrite", dataset / "meta/info.json",
         ),
         _stage(
             "train", f"a small policy from scratch on the CPU, {config.train_minutes:g} minutes",
-            f"train --dataset {dataset} --preset tiny --max-minutes {config.train_minutes:g} --seed {seed} "
-            f"--out {run} --overwrite", run / "checkpoints/last",
+            f"train --dataset {_word(dataset)} --preset tiny --max-minutes {config.train_minutes:g} --seed {seed} "
+            f"--out {_word(run)} --overwrite", run / "checkpoints/last",
         ),
         _stage(
             "export", "fp16 ONNX graphs with the sampler inside, checked against the torch policy",
-            f"export {run} --fp16 --dataset {dataset} --out {bundle}", bundle / "manifest.json",
+            f"export {_word(run)} --fp16 --dataset {_word(dataset)} --out {_word(bundle)}", bundle / "manifest.json",
         ),
     ]  # fmt: skip
     return road + [stage for task in TASKS for stage in (run_stage(config, task), eval_stage(config, task))]
@@ -74,19 +74,25 @@ def stages(config: DemoConfig) -> list[Stage]:
 
 def run_stage(config: DemoConfig, task: str) -> Stage:
     name = config.out / f"run-{_slug(task)}"
-    options = f"--duration {config.run_seconds:g} --seed {config.run_seed} --video {name}.mp4 --json {name}.json"
+    options = f"--duration {config.run_seconds:g} --seed {config.run_seed}"
+    options += f" --video {_word(f'{name}.mp4')} --json {_word(f'{name}.json')}"
     return _stage(f"run {task}", "in real time, filmed", _on_twin("run", config, task, options), Path(f"{name}.json"))
 
 
 def eval_stage(config: DemoConfig, task: str) -> Stage:
     path = config.out / f"eval-{_slug(task)}.json"
-    options = f"--episodes {config.eval_episodes} --seed {config.seed} --json {path}"
+    options = f"--episodes {config.eval_episodes} --seed {config.seed} --json {_word(path)}"
     says = f"{config.eval_episodes} scenes it has not seen, in lock-step"
     return _stage(f"eval {task}", says, _on_twin("eval", config, task, options), path)
 
 
 def _on_twin(command: str, config: DemoConfig, task: str, options: str) -> str:
-    return f'{command} --robot twin --bundle {config.out / "policy.mtdit"} --task "{task}" {options}'
+    return f'{command} --robot twin --bundle {_word(config.out / "policy.mtdit")} --task "{task}" {options}'
+
+
+def _word(path: Path | str) -> str:
+    """The path as one word of a command line, spaces and all."""
+    return shlex.quote(str(path))
 
 
 def _stage(name: str, says: str, line: str, result: Path) -> Stage:

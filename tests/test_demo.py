@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,13 @@ def test_a_changed_stage_runs_again_and_all_after_it(walked: tuple[DemoConfig, l
     kept = sum("kept" in line for line in said)
     assert kept == [s.name for s in stages(config)].index(first.name)
     assert json.loads(first.result.read_text())["episodes"] == 2
+
+
+def test_a_folder_with_a_space_stays_one_word() -> None:
+    out = Path("my demo")
+    for stage in stages(DemoConfig(out=out)):
+        assert any(word.startswith("my demo/") for word in stage.command), stage.command
+        assert "my" not in stage.command
 
 
 def test_a_command_is_one_that_a_person_can_type() -> None:
