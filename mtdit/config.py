@@ -206,10 +206,22 @@ def _check_types(config: PolicyConfig) -> None:
 
 
 def _check_policy(c: PolicyConfig) -> None:
-    """Every rule as (it holds, what to say). The first that fails is the one the user reads."""
+    """The first rule that does not hold is the one the user reads."""
     _check_types(c)
     _check_one_of(c)
-    rules = [
+    for holds, message in (*_network_rules(c), *_sampling_rules(c), *_optimizer_rules(c), *_text_rules(c)):
+        if not holds:
+            raise UserError(message)
+    _check_images(c)
+    _check_features(c)
+
+
+Rule = tuple[bool, str]  # whether it holds, what to say if not
+
+
+def _network_rules(c: PolicyConfig) -> list[Rule]:
+    """Sizes of the denoiser and of a chunk."""
+    return [
         *((getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}") for n in _POSITIVE_INTS),
         (
             c.n_action_steps <= c.horizon - c.n_obs_steps + 1,
@@ -231,6 +243,12 @@ def _check_policy(c: PolicyConfig) -> None:
         ),
         (0.0 <= c.dropout < 1.0, f"dropout must be in [0, 1), got {c.dropout}"),
         (c.rope_base > 0, f"rope_base must be positive, got {c.rope_base}"),
+    ]
+
+
+def _sampling_rules(c: PolicyConfig) -> list[Rule]:
+    """Noise schedule, denoising steps, flow matching."""
+    return [
         (
             0.0 < c.beta_start <= c.beta_end < 1.0,
             f"beta_start, beta_end must be 0 < start <= end < 1, got {c.beta_start}, {c.beta_end}",
@@ -244,9 +262,27 @@ def _check_policy(c: PolicyConfig) -> None:
         (0.0 < c.timestep_sampling_s <= 1.0, f"timestep_sampling_s must be in (0, 1], got {c.timestep_sampling_s}"),
         (c.timestep_sampling_alpha > 0, "timestep_sampling_alpha must be positive"),
         (c.timestep_sampling_beta > 0, "timestep_sampling_beta must be positive"),
+    ]
+
+
+def _optimizer_rules(c: PolicyConfig) -> list[Rule]:
+    """Rates and momenta."""
+    return [
         (c.optimizer_lr > 0, f"optimizer_lr must be positive, got {c.optimizer_lr}"),
         (c.vision_encoder_lr_multiplier >= 0, "vision_encoder_lr_multiplier must not be negative"),
         (c.scheduler_warmup_steps >= 0, "scheduler_warmup_steps must not be negative"),
+        (
+            isinstance(c.optimizer_betas, tuple)
+            and len(c.optimizer_betas) == 2
+            and all(isinstance(b, (int, float)) and 0.0 <= b < 1.0 for b in c.optimizer_betas),
+            f"optimizer_betas must be two numbers in [0, 1), e.g. [0.95, 0.999], got {c.optimizer_betas!r}",
+        ),
+    ]
+
+
+def _text_rules(c: PolicyConfig) -> list[Rule]:
+    """The towers' names and the tokenizer."""
+    return [
         (
             "clip" in c.vision_encoder_name.lower(),
             f"vision_encoder_name must be a CLIP model (LeRobot wants 'clip' in it), got {c.vision_encoder_name!r}",
@@ -256,19 +292,8 @@ def _check_policy(c: PolicyConfig) -> None:
             f"text_encoder_name must be a CLIP model (LeRobot wants 'clip' in it), got {c.text_encoder_name!r}",
         ),
         (c.tokenizer_max_length <= 77, f"tokenizer_max_length must be at most CLIP's 77, got {c.tokenizer_max_length}"),
-        (
-            isinstance(c.optimizer_betas, tuple)
-            and len(c.optimizer_betas) == 2
-            and all(isinstance(b, (int, float)) and 0.0 <= b < 1.0 for b in c.optimizer_betas),
-            f"optimizer_betas must be two numbers in [0, 1), e.g. [0.95, 0.999], got {c.optimizer_betas!r}",
-        ),
         (c.tokenizer_padding_side == "right", "tokenizer_padding_side must be 'right': CLIP pools at the first EOS"),
     ]
-    for holds, message in rules:
-        if not holds:
-            raise UserError(message)
-    _check_images(c)
-    _check_features(c)
 
 
 _POSITIVE_INTS = ("n_obs_steps", "horizon", "n_action_steps", "num_train_timesteps", "num_integration_steps",

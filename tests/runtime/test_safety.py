@@ -119,12 +119,14 @@ def test_a_joint_that_catches_up_is_not_blocked() -> None:
     for tick in range(100):
         measured = np.array([30.0 if tick % 20 == 19 else 5.0, 50.0])
         guard.accepted(guard.command(wanted, measured, tick / FPS))
+    assert guard.last.tolist() == wanted.tolist()
 
 
 def test_a_gripper_closed_on_something_is_not_blocked() -> None:
     guard = far(CONFIG)
     for tick in range(100):
         guard.accepted(guard.command(np.array([0.0, 0.0]), np.array([0.0, 60.0]), tick / FPS))
+    assert guard.last.tolist() == [0, 0]
 
 
 def test_holding_repeats_the_last_command_and_still_watches() -> None:
