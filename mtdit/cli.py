@@ -157,7 +157,7 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Train a Multitask DiT policy; its checkpoint loads in LeRobot."""
-    from mtdit.config import TrainConfig, training_defaults
+    from mtdit.train_config import TrainConfig, training_defaults
 
     asked = {"preset": preset, "steps": steps, "batch_size": batch_size, "max_minutes": max_minutes, "seed": seed}
     options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What a policy is and how it is trained: two frozen dataclasses and the JSON they are kept in.
+"""What a policy is: a frozen dataclass and the JSON it is kept in.
 
 Knows LeRobot's field names, defaults and rules for `multi_task_dit` (lerobot/policies/multi_task_dit/
 configuration_multi_task_dit.py). Refuses to know torch: the CLI reads this without importing it.
@@ -348,55 +348,6 @@ def _check_features(c: PolicyConfig) -> None:
             raise UserError(f"input_features[{key!r}] must be RGB with shape (3, H, W), got {feature.shape}")
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run. `policy` holds the PolicyConfig fields that differ from the preset."""
-
-    dataset: str  # folder of a LeRobotDataset v3, a folder of a FrameCache, or a repo id
-    output_dir: Path
-    preset: str = "base"
-    policy: Mapping[str, Any] = field(default_factory=dict)
-    steps: int = 30_000
-    max_minutes: float | None = None  # stop and finish the learning-rate schedule at this wall time
-    batch_size: int = 64
-    noise_samples: int = 1  # (noise, timestep) draws per encoded observation; the expected loss is the same
-    seed: int = 1000
-    device: str = "auto"
-    amp: str = "no"  # no, bf16 or fp16
-    ema: bool = True
-    ema_max_decay: float = 0.9999
-    grad_clip_norm: float = 10.0
-    random_shift_px: int = 0  # shift each camera's frames by up to this, edge-padded, one offset per sample
-    random_brightness: float = 0.0  # multiply each camera's pixels by 1 + N(0, this), one draw per sample
-    log_every: int = 50
-    save_every: int = 5_000
-    imagenet_stats: bool = True  # normalise images by ImageNet's mean and std, not the dataset's
-    cache_dir: Path | None = None  # decoded frames; None: output_dir/frames
-    resume: bool = False
-    init_from: Path | None = None  # start from this checkpoint's weights
-
-    def __post_init__(self) -> None:
-        _check_train(self)
-
-
-def _check_train(c: TrainConfig) -> None:
-    rules = [
-        *((getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}")
-          for n in ("steps", "batch_size", "noise_samples", "log_every", "save_every")),
-        (c.preset in PRESETS, f"preset must be one of {', '.join(PRESETS)}, got {c.preset!r}"),
-        (c.amp in ("no", "bf16", "fp16"), f"amp must be one of no, bf16, fp16, got {c.amp!r}"),
-        (c.max_minutes is None or c.max_minutes > 0, f"max_minutes must be positive, got {c.max_minutes}"),
-        (0.0 <= c.ema_max_decay < 1.0, f"ema_max_decay must be in [0, 1), got {c.ema_max_decay}"),
-        (c.grad_clip_norm > 0, f"grad_clip_norm must be positive, got {c.grad_clip_norm}"),
-        (c.random_shift_px >= 0, f"random_shift_px must not be negative, got {c.random_shift_px}"),
-        (0.0 <= c.random_brightness < 1.0, f"random_brightness must be in [0, 1), got {c.random_brightness}"),
-        (not (c.resume and c.init_from), "resume and init_from exclude each other; resume keeps the run's own weights"),
-    ]  # fmt: skip
-    for holds, message in rules:
-        if not holds:
-            raise UserError(message)
-
-
 _SAFE = {"noise_scheduler_type": "DDIM", "num_inference_steps": 10}
 PRESETS: dict[str, dict[str, Any]] = {
     # LeRobot's network, with the safe differences of the table above. 240 -> 224 keeps 93 % of each side.
@@ -409,25 +360,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer_lr": 5e-4, "vision_encoder_lr_multiplier": 1.0, "scheduler_warmup_steps": 100,
     },
 }  # fmt: skip
-
-
-# TrainConfig fields that go with a preset.
-_TRAINING: dict[str, dict[str, Any]] = {
-    "base": {},
-    # On a CPU many small steps win, and noise draws are cheap beside the encoder. A pixel of the twin's top camera is
-    # 8 mm on the table: shifting by more than one would teach the policy not to care where things are.
-    "tiny": {
-        "batch_size": 32, "noise_samples": 4, "random_shift_px": 1, "random_brightness": 0.1, "grad_clip_norm": 1.0,
-        "save_every": 1_000,
-    },
-}  # fmt: skip
-
-
-def training_defaults(preset: str) -> dict[str, Any]:
-    """The TrainConfig fields a preset sets; UserError for a preset that does not exist."""
-    if preset not in _TRAINING:
-        raise UserError(f"preset must be one of {', '.join(_TRAINING)}, got {preset!r}")
-    return dict(_TRAINING[preset])
 
 
 def with_features(

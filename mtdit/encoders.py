@@ -284,11 +284,15 @@ class ObservationEncoder(nn.Module):
         features = len(self.cameras) * shape.vision.hidden_size
         self.conditioning_dim = config.n_obs_steps * (config.state_dim + features + config.hidden_dim)
 
-    def features(self, images: Mapping[str, Tensor]) -> Tensor | None:
-        """Camera -> normalised frames (B, S, 3, H, W), any size; returns (B, S, N * D), None without cameras."""
+    def features(self, images: Mapping[str, Tensor], crop: Mapping[str, Tensor] | None = None) -> Tensor | None:
+        """Camera -> normalised frames (B, S, 3, H, W), any size; returns (B, S, N * D), None without cameras.
+
+        crop: camera -> (B, 2) top and left of each sample's crop, for training; by default it is in the middle.
+        """
         if not self.cameras:
             return None
-        ready = [self.prepare(images[camera]) for camera in self.cameras]  # N times (B, S, 3, size, size)
+        places = crop or {}
+        ready = [self.prepare(images[c], places.get(c)) for c in self.cameras]  # N times (B, S, 3, size, size)
         batch, steps = ready[0].shape[:2]
         if self.config.use_separate_rgb_encoder_per_camera:
             tokens = [e(x.flatten(0, 1)) for e, x in zip(self.vision_encoders, ready, strict=True)]
@@ -296,8 +300,8 @@ class ObservationEncoder(nn.Module):
         stacked = torch.stack(ready, dim=2)  # (B, S, N, 3, size, size)
         return self.vision_encoder(stacked.flatten(0, 2)).reshape(batch, steps, -1)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Resize, then crop: in the middle, or while training at a place of its own for each sample."""
+    def prepare(self, images: Tensor, crop_at: Tensor | None = None) -> Tensor:
+        """Resize, then crop: at `crop_at` (B, 2), else in the middle."""
         size, crop = self.config.image_resize_shape, self.config.image_crop_shape
         if size is not None:
             batch = images.flatten(0, 1)
@@ -305,9 +309,7 @@ class ObservationEncoder(nn.Module):
             images = batch.unflatten(0, images.shape[:2])
         if crop is None or images.shape[-2:] == crop:
             return images
-        if self.training and self.config.image_crop_is_random:
-            return random_crop(images, crop)
-        return center_crop(images, list(crop))
+        return center_crop(images, list(crop)) if crop_at is None else cropped(images, crop, crop_at)
 
     def forward(self, state: Tensor, features: Tensor | None, pooled_text: Tensor) -> Tensor:
         """State (B, S, J) normalised, features (B, S, N * D), pooled text (B, W) -> conditioning (B, C)."""
@@ -316,13 +318,11 @@ class ObservationEncoder(nn.Module):
         return torch.cat(parts, dim=-1).flatten(1)
 
 
-def random_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (B, S, 3, H, W); one offset per sample, the same for its observation steps."""
+def cropped(images: Tensor, size: tuple[int, int], at: Tensor) -> Tensor:
+    """Images (B, S, 3, H, W) cut to `size` at each sample's own (top, left), (B, 2); the same for its steps."""
     height, width = size
-    tops = torch.randint(0, images.shape[-2] - height + 1, images.shape[:1]).tolist()
-    lefts = torch.randint(0, images.shape[-1] - width + 1, images.shape[:1]).tolist()
-    windows = zip(images, tops, lefts, strict=True)
-    return torch.stack([x[..., t : t + height, s : s + width] for x, t, s in windows])
+    windows = zip(images, at.tolist(), strict=True)
+    return torch.stack([x[..., t : t + height, s : s + width] for x, (t, s) in windows])
 
 
 def check_image_sizes(config: PolicyConfig, shape: VisionShape) -> None:

@@ -26,13 +26,18 @@ def make_objective(config: PolicyConfig) -> Diffusion | FlowMatching:
     return Diffusion(config) if config.objective == "diffusion" else FlowMatching(config)
 
 
-def mean_loss(prediction: Tensor, target: Tensor, is_pad: Tensor | None) -> Tensor:
-    """Mean squared error; with `is_pad` (B, T) only over the actions that were really recorded."""
+def mean_loss(prediction: Tensor, target: Tensor, is_pad: Tensor | None, valid_actions: float | None = None) -> Tensor:
+    """Mean squared error; with `is_pad` (B, T) only over the actions that were really recorded.
+
+    valid_actions: how many those are taken to be; a shard of a batch gives the whole batch's count / shards, so that
+    the mean over the shards is the loss of the whole.
+    """
     error = (prediction.float() - target) ** 2
     if is_pad is None:
         return error.mean()
     valid = (~is_pad).unsqueeze(-1)  # (B, T, 1)
-    return (error * valid).sum() / (valid.sum() * error.shape[-1]).clamp_min(1)
+    count = valid.sum() if valid_actions is None else torch.as_tensor(valid_actions, device=error.device)
+    return (error * valid).sum() / (count * error.shape[-1]).clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,20 @@ class Diffusion:
         self.alpha_bar = torch.cumprod(1.0 - betas(config), dim=0)  # (num_train_timesteps,) float32
         self._alpha_bar = self.alpha_bar.tolist()  # numbers, so that a traced sampler holds constants
 
-    def draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise (B, T, A) and a timestep (B,) per sample, from torch's global generator."""
-        noise = torch.randn_like(actions)
-        time = torch.randint(0, self.config.num_train_timesteps, actions.shape[:1], device=actions.device)
-        return noise, time
+    def draw(self, actions: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Noise (B, T, A) and a timestep (B,) per sample, from `generator` or torch's global one."""
+        noise = torch.randn(actions.shape, device=actions.device, generator=generator)
+        most = self.config.num_train_timesteps
+        return noise, torch.randint(0, most, actions.shape[:1], device=actions.device, generator=generator)
 
-    def loss(self, denoise: Denoise, actions: Tensor, noise: Tensor, time: Tensor, is_pad: Tensor | None) -> Tensor:
+    def loss(
+        self, denoise: Denoise, actions: Tensor, noise: Tensor, time: Tensor, is_pad: Tensor | None,
+        valid_actions: float | None = None,
+    ) -> Tensor:  # fmt: skip
         alpha_bar = self.alpha_bar.to(actions.device)[time].view(-1, 1, 1)
         noisy = alpha_bar.sqrt() * actions + (1 - alpha_bar).sqrt() * noise
         target = noise if self.config.prediction_type == "epsilon" else actions
-        return mean_loss(denoise(noisy, time), target, is_pad)
+        return mean_loss(denoise(noisy, time), target, is_pad, valid_actions)
 
     def sample(self, denoise: Denoise, noise: Tensor, step_noise: Tensor | None = None) -> Tensor:
         """Noise (B, T, A) -> actions. DDPM adds `step_noise` (steps - 1, B, T, A) on the way, drawn here if None."""
@@ -136,18 +144,25 @@ class FlowMatching:
         grid = torch.linspace(0, 1, config.num_integration_steps + 1)
         self._grid = list(zip(grid[:-1].tolist(), grid.diff().tolist(), strict=True))  # (time, dt) of each step
 
-    def draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise (B, T, A) and a time in [0, 1] (B,) per sample, from torch's global generator."""
-        noise, c = torch.randn_like(actions), self.config
+    def draw(self, actions: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Noise (B, T, A) and a time in [0, 1] (B,) per sample, from `generator` or torch's global one."""
+        c, count, device = self.config, actions.shape[0], actions.device
+        noise = torch.randn(actions.shape, device=device, generator=generator)
         if c.timestep_sampling_strategy == "uniform":
-            return noise, torch.rand(actions.shape[0], device=actions.device)
-        late = torch.distributions.Beta(c.timestep_sampling_alpha, c.timestep_sampling_beta)
-        return noise, c.timestep_sampling_s * (1.0 - late.sample(actions.shape[:1]).to(actions.device))
+            return noise, torch.rand(count, device=device, generator=generator)
+        shape = torch.tensor([c.timestep_sampling_alpha, c.timestep_sampling_beta], device=device).expand(count, 2)
+        late = torch._sample_dirichlet(shape, generator=generator)[
+            :, 0
+        ]  # Beta; torch.distributions takes no generator
+        return noise, c.timestep_sampling_s * (1.0 - late)
 
-    def loss(self, denoise: Denoise, actions: Tensor, noise: Tensor, time: Tensor, is_pad: Tensor | None) -> Tensor:
+    def loss(
+        self, denoise: Denoise, actions: Tensor, noise: Tensor, time: Tensor, is_pad: Tensor | None,
+        valid_actions: float | None = None,
+    ) -> Tensor:  # fmt: skip
         t, keep = time.view(-1, 1, 1), 1 - self.config.sigma_min
         between = t * actions + (1 - keep * t) * noise
-        return mean_loss(denoise(between, time), actions - keep * noise, is_pad)
+        return mean_loss(denoise(between, time), actions - keep * noise, is_pad, valid_actions)
 
     def sample(self, denoise: Denoise, noise: Tensor) -> Tensor:
         """Integrates the velocity from noise (B, T, A) to actions; nothing is clipped."""

@@ -31,6 +31,11 @@ class Batch:
     text: Tensor  # (B, W) from `Policy.pooled_text`
     actions: Tensor | None = None  # (B, T, A)
     is_pad: Tensor | None = None  # (B, T) bool: beyond the end of the episode
+    # What chance decides in a training step; drawn on the spot where it is None.
+    crop: Mapping[str, Tensor] | None = None  # camera -> (B, 2) int, top and left of the random crop
+    noise: Tensor | None = None  # (B * K, T, A), K draws per sample
+    time: Tensor | None = None  # (B * K,)
+    valid_actions: float | None = None  # what a masked loss is divided by, instead of the batch's own count
 
 
 class Policy(nn.Module):
@@ -55,13 +60,13 @@ class Policy(nn.Module):
         """Token ids (B, L) -> frozen text feature (B, W). Once per task is enough."""
         return self.observation_encoder.text_encoder.pooled(token_ids)
 
-    def features(self, images: Mapping[str, Tensor]) -> Tensor | None:
+    def features(self, images: Mapping[str, Tensor], crop: Mapping[str, Tensor] | None = None) -> Tensor | None:
         """Camera -> (B, S, 3, H, W) normalised; returns (B, S, N * D), cameras in the config's order."""
-        return self.observation_encoder.features(images)
+        return self.observation_encoder.features(images, crop)
 
     def conditioning(self, batch: Batch) -> Tensor:
         """(B, C): what the denoiser knows about the observation."""
-        return self.observation_encoder(batch.state, self.features(batch.images), batch.text)
+        return self.observation_encoder(batch.state, self.features(batch.images, batch.crop), batch.text)
 
     def loss(self, batch: Batch, noise_samples: int = 1) -> Tensor:
         """Mean squared error over the chunk. Each observation is encoded once and denoised `noise_samples` times."""
@@ -70,8 +75,10 @@ class Policy(nn.Module):
         actions = batch.actions.repeat_interleave(noise_samples, dim=0)
         masked = self.config.do_mask_loss_for_padding and batch.is_pad is not None
         is_pad = batch.is_pad.repeat_interleave(noise_samples, dim=0) if masked else None  # type: ignore[union-attr]
-        noise, time = self.objective.draw(actions)
-        return self.objective.loss(self._denoise(conditioning), actions, noise, time, is_pad)
+        noise, time = batch.noise, batch.time
+        if noise is None or time is None:
+            noise, time = self.objective.draw(actions)
+        return self.objective.loss(self._denoise(conditioning), actions, noise, time, is_pad, batch.valid_actions)
 
     forward = loss  # what data-parallel wrappers call
 

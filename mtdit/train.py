@@ -16,14 +16,13 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from mtdit.checkpoint import (
@@ -44,7 +43,6 @@ from mtdit.checkpoint import (
 from mtdit.config import (
     PRESETS,
     PolicyConfig,
-    TrainConfig,
     policy_config_from_dict,
     policy_config_to_dict,
     read_json,
@@ -53,37 +51,15 @@ from mtdit.config import (
 from mtdit.data import FrameCache, Loader, check_dataset, frame_cache, with_imagenet_stats
 from mtdit.encoders import clip_shapes, load_tokenizer, tokenize
 from mtdit.policy import Policy
+from mtdit.report import Report, Reporter, console_reporter
 from mtdit.tiny import make_tiny_clip
+from mtdit.train_config import TrainConfig
 from mtdit_robots.errors import UserError
 
 LOG = "train_log.jsonl"
 TINY_CLIP = "clip-tiny"
 ENCODERS = {"vision_encoder_name", "text_encoder_name"}
 OPTIMIZER, LIVE = "optimizer_state.safetensors", "live_weights.safetensors"
-
-
-@dataclass(frozen=True)
-class Report:
-    """One line of the log: the state after `step` steps. Loss is the mean since the line before."""
-
-    step: int
-    steps: int
-    loss: float
-    lr: float
-    grad_norm: float
-    samples_per_s: float
-    elapsed_s: float  # of training, earlier runs that this one resumes included
-    progress: float  # 0..1, of steps or of max_minutes, whichever is further
-
-
-class Reporter(Protocol):
-    """Who watches a training: lines to say, frames decoded so far, a report now and then."""
-
-    def say(self, line: str) -> None: ...
-
-    def decoded(self, done: int, total: int) -> None: ...
-
-    def stepped(self, report: Report) -> None: ...
 
 
 # --- preparing ----------------------------------------------------------------------------------------------------
@@ -364,7 +340,7 @@ class Log:
         self.last_s, self.samples = now, 0
         loss = float(torch.stack(self.losses).mean())
         progress = min(1.0, max(self.step / self.config.steps, self.fraction))
-        return Report(self.step, self.config.steps, loss, lr, grad_norm, rate, self.elapsed_s, progress)
+        return Report(self.step, self.config.steps, loss, lr, grad_norm, rate, 0.0, 0.0, self.elapsed_s, progress)
 
 
 @contextmanager
@@ -434,41 +410,6 @@ def _restore(
 
 
 # --- telling ------------------------------------------------------------------------------------------------------
-
-
-class ConsoleReporter:
-    """A live bar on a terminal, a line now and then in a log file."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.task: Any = None
-        self.stage = ""
-
-    def say(self, line: str) -> None:
-        self.progress.console.print(line, highlight=False)
-
-    def decoded(self, done: int, total: int) -> None:
-        self._show("decoding", done / total, f"{done}/{total} frames")
-
-    def stepped(self, r: Report) -> None:
-        left_s = r.elapsed_s / r.progress * (1 - r.progress) if r.progress else 0.0
-        left = f"{left_s / 60:.0f} min left" if left_s >= 90 else f"{left_s:.0f} s left"
-        text = f"step {r.step}  loss {r.loss:.4f}  lr {r.lr:.1e}  {r.samples_per_s:.0f} samples/s  {left}"
-        self._show("training", r.progress, text)
-        if not self.progress.console.is_terminal and r.step % 500 == 0:
-            self.say(text)
-
-    def _show(self, stage: str, done: float, text: str) -> None:
-        if stage != self.stage:
-            self.stage, self.task = stage, self.progress.add_task(stage, total=1.0, text=text)
-        self.progress.update(self.task, completed=done, text=text)
-
-
-@contextmanager
-def console_reporter() -> Iterator[ConsoleReporter]:
-    columns = (TextColumn("{task.description:>9}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        yield ConsoleReporter(progress)
 
 
 @contextmanager

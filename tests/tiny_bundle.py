@@ -6,9 +6,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mtdit.config import TrainConfig
 from mtdit.simulate import simulate
 from mtdit.train import train
+from mtdit.train_config import TrainConfig
 from mtdit_export.export import export
 
 TASK = "open the drawer"

@@ -11,13 +11,12 @@ import pytest
 from mtdit.config import (
     Feature,
     PolicyConfig,
-    TrainConfig,
     policy_config_from_dict,
     policy_config_from_json,
     policy_config_to_dict,
-    training_defaults,
     with_features,
 )
+from mtdit.train_config import TrainConfig, training_defaults
 from mtdit_robots.errors import UserError
 
 INPUTS = {"observation.state": Feature("STATE", (6,)), "observation.images.top": Feature("VISUAL", (3, 480, 640))}

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from mtdit.checkpoint import PRETRAINED, TRAINING_STATE, open_checkpoint, read_tensors
-from mtdit.config import PolicyConfig, TrainConfig
-from mtdit.train import LIVE, LOG, Average, Report, learning_rate_factor, pick_device, resumed_config, train
+from mtdit.config import PolicyConfig
+from mtdit.report import Report, Validation
+from mtdit.train import LIVE, LOG, Average, learning_rate_factor, pick_device, resumed_config, train
+from mtdit.train_config import TrainConfig
 from mtdit_robots.errors import UserError
 
 SMALL = {"hidden_dim": 32, "num_layers": 1, "num_heads": 2, "timestep_embed_dim": 16, "scheduler_warmup_steps": 2}
@@ -32,6 +34,8 @@ class Quiet:
 
     def stepped(self, report: Report) -> None:
         self.reports.append(report)
+
+    def validated(self, validation: Validation) -> None: ...
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,108 @@
+"""One training run as a frozen dataclass: what is trained on what, how long, and what is kept.
+
+Knows names, defaults and which of them exclude each other. Refuses to know torch: the CLI reads this without importing
+it. What the policy computes is `mtdit.config`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtdit.config import PRESETS
+from mtdit_robots.errors import UserError
+
+FRAMES = ("disk", "memory", "video")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. `policy` holds the PolicyConfig fields that differ from the preset."""
+
+    dataset: str  # folder of a LeRobotDataset v3, a folder of a FrameCache, or a repo id
+    output_dir: Path
+    preset: str = "base"
+    policy: Mapping[str, Any] = field(default_factory=dict)
+
+    steps: int = 30_000  # of the optimiser
+    max_minutes: float | None = None  # stop and finish the learning-rate schedule at this wall time
+    batch_size: int = 64  # per process and accumulated part, as LeRobot counts
+    grad_accumulation: int = 1  # parts per optimiser step; a step sees batch_size * processes * parts samples
+    noise_samples: int = 1  # (noise, timestep) draws per encoded observation; the expected loss is the same
+    seed: int = 1000
+
+    device: str = "auto"
+    amp: str = "no"  # no, bf16 or fp16
+    compile: bool = False  # torch.compile the towers and the denoiser
+    ema: bool = True
+    ema_max_decay: float = 0.9999
+    grad_clip_norm: float = 10.0
+
+    frames: str = "disk"  # decoded once to cache_dir; memory: decoded at every start; video: decoded as needed
+    cache_dir: Path | None = None  # None: output_dir/frames
+    workers: int = 2  # threads that make batches ahead of the step that needs them
+    imagenet_stats: bool = True  # normalise images by ImageNet's mean and std, not the dataset's
+    image_transforms: Mapping[str, Any] | None = None  # LeRobot's JSON: max_num_transforms, random_order, tfs
+    random_shift_px: int = 0  # shift each camera's frames by up to this, edge-padded, one offset per sample
+    random_brightness: float = 0.0  # multiply each camera's pixels by 1 + N(0, this), one draw per sample
+    balance_tasks: bool = False  # draw every task equally often, however many frames it has
+    task_weights: Mapping[str, float] = field(default_factory=dict)  # instruction -> how much more often; others 1
+
+    val_split: float = 0.0  # share of each task's episodes (its last ones) held out for the validation loss
+    val_every: int = 1_000
+    log_every: int = 50
+    save_every: int = 5_000
+    keep_checkpoints: int | None = None  # the newest so many, and the best; None: all
+    tensorboard: bool = True
+    wandb: str | None = None  # project name
+
+    resume: bool = False
+    init_from: Path | None = None  # start from this checkpoint's weights
+
+    def __post_init__(self) -> None:
+        _check_train(self)
+
+
+def _check_train(c: TrainConfig) -> None:
+    rules = [
+        *((getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}")
+          for n in ("steps", "batch_size", "grad_accumulation", "noise_samples", "workers", "log_every", "save_every",
+                    "val_every")),
+        (c.preset in PRESETS, f"preset must be one of {', '.join(PRESETS)}, got {c.preset!r}"),
+        (c.amp in ("no", "bf16", "fp16"), f"amp must be one of no, bf16, fp16, got {c.amp!r}"),
+        (c.frames in FRAMES, f"frames must be one of {', '.join(FRAMES)}, got {c.frames!r}"),
+        (c.max_minutes is None or c.max_minutes > 0, f"max_minutes must be positive, got {c.max_minutes}"),
+        (0.0 <= c.ema_max_decay < 1.0, f"ema_max_decay must be in [0, 1), got {c.ema_max_decay}"),
+        (c.grad_clip_norm > 0, f"grad_clip_norm must be positive, got {c.grad_clip_norm}"),
+        (c.random_shift_px >= 0, f"random_shift_px must not be negative, got {c.random_shift_px}"),
+        (0.0 <= c.random_brightness < 1.0, f"random_brightness must be in [0, 1), got {c.random_brightness}"),
+        (0.0 <= c.val_split < 1.0, f"val_split must be in [0, 1), got {c.val_split}"),
+        (c.keep_checkpoints is None or c.keep_checkpoints >= 1,
+         f"keep_checkpoints must be at least 1, got {c.keep_checkpoints}"),
+        (all(w > 0 for w in c.task_weights.values()), f"task_weights must be positive, got {dict(c.task_weights)}"),
+        (not (c.resume and c.init_from), "resume and init_from exclude each other; resume keeps the run's own weights"),
+    ]  # fmt: skip
+    for holds, message in rules:
+        if not holds:
+            raise UserError(message)
+
+
+# TrainConfig fields that go with a preset.
+_TRAINING: dict[str, dict[str, Any]] = {
+    "base": {},
+    # On a CPU many small steps win, and noise draws are cheap beside the encoder. A pixel of the twin's top camera is
+    # 8 mm on the table: shifting by more than one would teach the policy not to care where things are.
+    "tiny": {
+        "batch_size": 32, "noise_samples": 4, "random_shift_px": 1, "random_brightness": 0.1, "grad_clip_norm": 1.0,
+        "save_every": 1_000,
+    },
+}  # fmt: skip
+
+
+def training_defaults(preset: str) -> dict[str, Any]:
+    """The TrainConfig fields a preset sets; UserError for a preset that does not exist."""
+    if preset not in _TRAINING:
+        raise UserError(f"preset must be one of {', '.join(_TRAINING)}, got {preset!r}")
+    return dict(_TRAINING[preset])
