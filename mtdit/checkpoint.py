@@ -3,7 +3,7 @@
     RUN/checkpoints/<step>/pretrained_model/   config.json  model.safetensors  train_config.json
                                                policy_{pre,post}processor.json and the statistics they name
                                                mtdit.json (joints, fps, tasks)  clip/ (CLIP's shape, tokenizer)
-    RUN/checkpoints/<step>/training_state/     what resuming needs
+    RUN/checkpoints/<step>/training_state/     what resuming needs; LeRobot's is read as well
     RUN/checkpoints/last -> <step>
 
 Knows files. Refuses to know how a policy is trained or run. Every checkpoint is written under another name and renamed,
@@ -43,8 +43,10 @@ from mtdit_robots.errors import UserError
 from mtdit_runtime.normalize import Stats
 
 CONFIG, WEIGHTS, TRAIN_CONFIG = "config.json", "model.safetensors", "train_config.json"
+STEP, OPTIMIZER, LIVE = "training_step.json", "optimizer_state.safetensors", "live_weights.safetensors"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 PRETRAINED, TRAINING_STATE, CHECKPOINTS, LAST = "pretrained_model", "training_state", "checkpoints", "last"
+PRETRAINED_EMA = "pretrained_model_ema"  # LeRobot's, from 0.6.2 on
 FACTS, CLIP = "mtdit.json", "clip"
 EPS = 1e-8  # LeRobot's, added to the standard deviation
 
@@ -165,6 +167,55 @@ def read_stats(folder: Path) -> DatasetStats:
     return stats
 
 
+@dataclass(frozen=True)
+class TrainingState:
+    """What a training goes on from, whether `mtdit train` or LeRobot's trainer left it."""
+
+    step: int
+    adam: Mapping[int, Mapping[str, Tensor]]  # parameter number -> step, exp_avg, exp_avg_sq
+    weights: Mapping[str, Tensor]  # those the optimiser moves, under the names of Policy.state_dict
+    average: Mapping[str, Tensor]  # their moving average, or they themselves where none was kept
+    elapsed_s: float  # trained so far; 0 if not known
+    numbers: Mapping[str, Any]  # all of training_step.json: batch_size, num_processes ...
+
+
+def read_training_state(checkpoint: Path) -> TrainingState:
+    """Reads RUN/checkpoints/<step>. UserError when it holds no state, or one that only FSDP can read.
+
+    LeRobot keeps the live weights in pretrained_model (an average, if any, in pretrained_model_ema); we keep the
+    average there and the live weights in training_state. Parameters are numbered alike: the order of
+    `Policy.parameter_groups`.
+    """
+    folder, used = checkpoint / TRAINING_STATE, checkpoint / PRETRAINED / WEIGHTS
+    numbers = _read_step(folder / STEP)
+    adam = _by_parameter(read_tensors(folder / OPTIMIZER), folder / OPTIMIZER)
+    ours, averaged = (folder / LIVE).is_file(), checkpoint / PRETRAINED_EMA / WEIGHTS
+    weights = read_tensors(folder / LIVE if ours else used)
+    average = read_tensors(used) if ours else read_tensors(averaged) if averaged.is_file() else weights
+    return TrainingState(numbers["step"], adam, weights, average, float(numbers.get("elapsed_s", 0.0)), numbers)
+
+
+def _read_step(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, so there is no training to resume; start a new one with --init-from")
+    numbers = read_json(path)
+    if not isinstance(numbers, dict) or type(numbers.get("step")) is not int:
+        raise UserError(f"{path} does not say which step it is of; copy the checkpoint again or use an earlier one")
+    return numbers
+
+
+def _by_parameter(flat: Mapping[str, Tensor], path: Path) -> dict[int, dict[str, Tensor]]:
+    """state/<number>/<name> -> number -> name -> values. FSDP writes parameter names for numbers."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        kind, _, rest = key.partition("/")
+        number, _, name = rest.partition("/")
+        if kind != "state" or not number.isdecimal():
+            raise UserError(f"{path} is not the state of one Adam (it holds {key!r}); start anew with --init-from")
+        states.setdefault(int(number), {})[name] = value
+    return states
+
+
 def feature_stats(config: PolicyConfig, stats: DatasetStats, key: str) -> Stats:
     """How one vector feature is normalised."""
     feature = config.input_features.get(key) or config.output_features[key]
@@ -223,13 +274,14 @@ def save_checkpoint(
         (partial / TRAINING_STATE).mkdir()
         for name, tensors in training_state.items():
             save_file(dict(tensors), partial / TRAINING_STATE / name)
-        _write_json(partial / TRAINING_STATE / "training_step.json", {"step": step, **training_numbers})
+        _write_json(partial / TRAINING_STATE / STEP, {"step": step, **training_numbers})
+        _to_disk(partial)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"cannot write {final} ({error}); free some space, the checkpoint before is intact") from None
-    _point_last_at(final)
+    point_at(final, LAST)
     return final
 
 
@@ -306,9 +358,16 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, default=str) + "\n")
 
 
-def _point_last_at(checkpoint: Path) -> None:
-    """Replaces the link in one step, so that there is always a last checkpoint."""
-    fresh = checkpoint.with_name(f".{LAST}.tmp")
+def _to_disk(folder: Path) -> None:
+    """What is renamed next must be there after a power cut as well."""
+    for path in [p for p in folder.rglob("*") if p.is_file()]:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def point_at(checkpoint: Path, name: str) -> None:
+    """Makes the link RUN/checkpoints/<name>, replacing an older one in one step, so that there always is one."""
+    fresh = checkpoint.with_name(f".{name}.tmp")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(checkpoint.name)
-    os.replace(fresh, checkpoint.with_name(LAST))
+    os.replace(fresh, checkpoint.with_name(name))

@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,12 @@ from typing import Annotated, Any, cast
 
 import typer
 from rich.progress import Progress, TaskID
+from typer.core import TyperCommand
 
+from mtdit.config import read_json
+from mtdit.lerobot_flags import translate
 from mtdit.terminal import console, progress, stage_table, table
+from mtdit.train_config import TrainConfig, training_defaults
 from mtdit_export.errors import ExportError
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Robot
@@ -40,14 +44,16 @@ UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  # 
 
 # What a stage leaves in its --out, and what of it is worth asking before it is replaced.
 DATASET_PARTS, DATASET_PROOF = {"meta", "data", "videos", "images"}, "meta/info.json"
-RUN_CACHES, RUN_PROOF = {"clip-tiny", "frames", ".frames.partial", "train_log.jsonl"}, "checkpoints"
+RUN_PROOF = "checkpoints"
+RUN_CACHES = {"clip-tiny", "frames", ".frames.partial", "train_log.jsonl", "tensorboard", "curves.png",
+              ".curves.png.partial", "wandb", "wandb_run.json"}  # fmt: skip
 
 # Which extra brings a module that turned out to be missing.
 EXTRA_OF = {
     **dict.fromkeys(("onnxruntime", "cv2", "tokenizers"), "runtime"),
     "mujoco": "twin",
     **dict.fromkeys(("torch", "torchvision", "lerobot", "transformers", "accelerate", "open_clip"), "train"),
-    **dict.fromkeys(("pyarrow", "av"), "train"),
+    **dict.fromkeys(("pyarrow", "av", "tensorboard", "matplotlib"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
 }
 
@@ -78,13 +84,33 @@ Calibration = Annotated[Path | None, typer.Option(help="LeRobot's calibration JS
 CameraList = Annotated[list[str] | None, typer.Option("--camera", help="name=device, e.g. top=/dev/video0; repeat.")]
 
 
+class GroupedHelp(TyperCommand):
+    """Options under the headings they were declared with."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(option, "rich_help_panel", None) or "Help", []).append(record)
+        for name, records in groups.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+def _ask(group: str, says: str, like: str = "", names: str = "", **limits: Any) -> Any:
+    """An option of `train` that may be left out; `like` is the TrainConfig field whose default the help shows."""
+    shown = str(getattr(TrainConfig, like)) if like else False
+    return typer.Option(*names.split(), help=says, rich_help_panel=group, show_default=shown, **limits)
+
+
 def main() -> None:
     """Entry point. User errors and missing extras end in one line on stderr and exit code 2, failures in 1."""
     # torch's threads wait asleep: spinning at barriers makes training 4 times slower as soon as a core is shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="mtdit", standalone_mode=False))
+        sys.exit(app(_words(sys.argv[1:]), prog_name="mtdit", standalone_mode=False))
     except UserError as error:
         _fail(str(error))
     except UsageError as error:
@@ -104,8 +130,25 @@ def main() -> None:
         _fail(f'this command needs {error.name}, which is not installed: pip install "mtdit[{extra}]"')
 
 
+def _words(words: list[str]) -> list[str]:
+    """The command line in our words; one of LeRobot's trainer is translated."""
+    if words[:1] != ["train"]:
+        return words or ["--help"]
+    said = translate(words[1:])
+    if _rank() == 0:
+        for note in said.notes:
+            console.print(note)
+    return ["train", *said.words]
+
+
+def _rank() -> int:
+    """Which process of a training this is, as `accelerate launch` and `torchrun` number them; only 0 speaks."""
+    return int(os.environ.get("RANK", 0))
+
+
 def _fail(message: str, code: int = 2) -> None:
-    print(f"mtdit: {' '.join(message.split())}", file=sys.stderr)
+    who = f"mtdit: rank {_rank()}" if _rank() else "mtdit"
+    print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -138,43 +181,92 @@ def simulate(
     console.print(f"next: mtdit train --dataset {out}")
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 def train(
-    dataset: Annotated[str, typer.Option(help="LeRobotDataset v3: a folder or a repo id.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and curves.")] = RUN,
-    preset: Annotated[
-        str | None, typer.Option(help="base (default): CLIP ViT-B/16 towers; tiny: small enough for a CPU.")
+    dataset: Annotated[str | None, _ask("Data", "LeRobotDataset v3: a folder or a repo id; --resume knows it.")] = None,
+    frames: Annotated[
+        str | None, _ask("Data", "disk: decoded once into files; memory: at every start; video: as needed.", "frames")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    max_minutes: Annotated[float | None, typer.Option(help="Finish, schedule and all, after this long.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Makes the run repeatable.")] = None,
+    cache_dir: Annotated[Path | None, _ask("Data", "Where decoded frames are kept; default: in --out.")] = None,
+    workers: Annotated[int | None, _ask("Data", "Threads that make batches ahead.", "workers", min=1)] = None,
+    imagenet_stats: Annotated[
+        bool | None,
+        _ask("Data", "What normalises images; default: ImageNet's.", names="--imagenet-stats/--dataset-stats"),
+    ] = None,
+    image_transforms: Annotated[
+        str | None, _ask("Data", "Augmentation: 'default', LeRobot's JSON, or a file of it.")
+    ] = None,
+    random_shift_px: Annotated[
+        int | None, _ask("Data", "Shift frames by up to so many pixels.", "random_shift_px", "--random-shift", min=0)
+    ] = None,
+    random_brightness: Annotated[
+        float | None, _ask("Data", "Multiply pixels by 1 + N(0, this).", "random_brightness")
+    ] = None,
+    balance_tasks: Annotated[
+        bool | None,
+        _ask("Data", "Draw every task equally often; default: no.", names="--balance-tasks/--no-balance-tasks"),
+    ] = None,
+    task_weights: Annotated[
+        list[str] | None, _ask("Data", 'How much more often, "open the drawer=2"; repeat.', names="--task-weight")
+    ] = None,
+    val_split: Annotated[float | None, _ask("Data", "Share of each task's episodes held out.", "val_split")] = None,
+    preset: Annotated[
+        str | None, _ask("Policy", "base: CLIP ViT-B/16 towers; tiny: small enough for a CPU.", "preset")
+    ] = None,
+    vision_encoder: Annotated[str | None, _ask("Policy", "CLIP of both towers: a Hub name, a folder, or tiny.")] = None,
+    objective: Annotated[str | None, _ask("Policy", "diffusion or flow_matching.")] = None,
+    horizon: Annotated[int | None, _ask("Policy", "Actions in a chunk.", min=1)] = None,
+    policy: Annotated[list[str] | None, _ask("Policy", "name=value of any other field, LeRobot's names.")] = None,
+    steps: Annotated[int | None, _ask("Length", "Optimiser steps.", "steps", min=1)] = None,
+    max_minutes: Annotated[float | None, _ask("Length", "Finish, schedule and all, after this long.")] = None,
+    batch_size: Annotated[int | None, _ask("Length", "Samples per process and part.", "batch_size", min=1)] = None,
+    grad_accumulation: Annotated[
+        int | None, _ask("Length", "Parts whose gradients make one step.", "grad_accumulation", min=1)
+    ] = None,
+    noise_samples: Annotated[
+        int | None, _ask("Length", "Noise draws per encoded observation.", "noise_samples", min=1)
+    ] = None,
+    seed: Annotated[int | None, _ask("Length", "Makes the run repeatable.", "seed", min=0, max=MAX_SEED)] = None,
+    device: Annotated[str | None, _ask("Machine", "auto, cpu, cuda, cuda:1, mps.", "device")] = None,
+    amp: Annotated[str | None, _ask("Machine", "Mixed precision: no, bf16 or fp16.", "amp")] = None,
+    compile: Annotated[
+        bool | None, _ask("Machine", "torch.compile the network; default: no.", names="--compile/--no-compile")
+    ] = None,
+    ema: Annotated[bool | None, _ask("Machine", "Use averaged weights; default: yes.", names="--ema/--no-ema")] = None,
+    ema_max_decay: Annotated[float | None, _ask("Machine", "Of the averaged weights.", "ema_max_decay")] = None,
+    grad_clip_norm: Annotated[
+        float | None, _ask("Machine", "Longest gradient of a step.", "grad_clip_norm", "--grad-clip")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run.", rich_help_panel="Results")] = RUN,
+    log_every: Annotated[int | None, _ask("Results", "Steps.", "log_every", min=1)] = None,
+    val_every: Annotated[int | None, _ask("Results", "Steps, with --val-split.", "val_every", min=1)] = None,
+    save_every: Annotated[int | None, _ask("Results", "Steps.", "save_every", min=1)] = None,
+    keep_checkpoints: Annotated[
+        int | None, _ask("Results", "The newest so many, and the best; default: all.", min=1)
+    ] = None,
+    tensorboard: Annotated[
+        bool | None, _ask("Results", "Curves in OUT/tensorboard; default: yes.", names="--tensorboard/--no-tensorboard")
+    ] = None,
+    wandb: Annotated[str | None, _ask("Results", "Also log to this project of Weights & Biases.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, with that run's options.")
+        bool,
+        _ask("Start", "Go on from the last checkpoint in --out, with that run's options.", names="--resume"),
     ] = False,
-    init_from: Annotated[Path | None, typer.Option(help="Start from this checkpoint's weights.")] = None,
-    policy: Annotated[list[str] | None, typer.Option(help="name=value of a policy field, LeRobot's names.")] = None,
-    overwrite: Overwrite = False,
+    init_from: Annotated[Path | None, _ask("Start", "Start from this checkpoint's weights.")] = None,
+    overwrite: Annotated[bool, _ask("Start", "Replace an earlier run at --out.", names="--overwrite")] = False,
 ) -> None:
-    """Train a Multitask DiT policy; its checkpoint loads in LeRobot."""
-    from mtdit.train_config import TrainConfig, training_defaults
-
-    asked = {"preset": preset, "steps": steps, "batch_size": batch_size, "max_minutes": max_minutes, "seed": seed}
-    options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    if not resume:
-        options = {**training_defaults(preset or TrainConfig.preset), **options}
-    config = TrainConfig(
-        dataset=dataset, output_dir=out, policy=dict(_fields(policy or [])), resume=resume, init_from=init_from,
-        **options,
-    )  # fmt: skip
-    if not resume:
+    """Train a Multitask DiT policy; its checkpoint loads in LeRobot, whose command lines are understood too."""
+    given = {name: value for name, value in locals().items() if value is not None and value != []}
+    config, chosen = _train_config(given)
+    if not resume and _rank() == 0:
         _make_room(out, overwrite, RUN_PROOF, {RUN_PROOF}, RUN_CACHES)
     from mtdit.train import resumed_config
     from mtdit.train import train as fit
 
-    checkpoint = fit(resumed_config(config, options) if resume else config)
-    console.print(f"checkpoint: {checkpoint}")
-    console.print(f"next: mtdit export {out} --fp16")
+    checkpoint = fit(resumed_config(config, chosen) if resume else config)
+    if _rank() == 0:
+        console.print(f"checkpoint: {checkpoint}")
+        console.print(f"next: mtdit export {out} --fp16")
 
 
 @app.command()
@@ -355,6 +447,71 @@ def demo(
 
     given: dict[str, Any] = {"episodes": episodes, "train_minutes": minutes, "eval_episodes": eval_episodes}
     walk(DemoConfig(out=out, **{k: v for k, v in given.items() if v is not None}), say=console.print)
+
+
+# -- a training's options
+
+
+def _train_config(given: Mapping[str, Any]) -> tuple[TrainConfig, set[str]]:
+    """The run that the options of `train` ask for, and which TrainConfig fields were among them."""
+    options = {f.name: given[f.name] for f in fields(TrainConfig) if f.name in given}
+    read = {"task_weights": _weights, "image_transforms": _image_transforms}
+    options.update({name: parse(given[name]) for name, parse in read.items() if name in given})
+    chosen = set(options)
+    options["policy"] = {**_shortcuts(given), **dict(_fields(given.get("policy", [])))}
+    if not given["resume"]:
+        options = {**training_defaults(given.get("preset", TrainConfig.preset)), **options}
+    elif "dataset" not in options:
+        options["dataset"] = _dataset_of(given["out"])
+    if "dataset" not in options:
+        raise UserError("--dataset is missing: give a LeRobotDataset's folder or repo id, or --resume with --out")
+    return TrainConfig(output_dir=given["out"], **options), chosen
+
+
+def _shortcuts(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Policy fields that have an option of their own."""
+    fields = {name: given[name] for name in ("horizon", "objective") if name in given}
+    if "vision_encoder" in given:
+        fields.update(dict.fromkeys(("vision_encoder_name", "text_encoder_name"), given["vision_encoder"]))
+    return fields
+
+
+def _dataset_of(run: Path) -> str:
+    """What the run was trained on; also a run of LeRobot's trainer."""
+    from mtdit.checkpoint import PRETRAINED, TRAIN_CONFIG, find_last_checkpoint
+
+    raw = read_json(find_last_checkpoint(run) / PRETRAINED / TRAIN_CONFIG)
+    dataset = raw.get("dataset") if isinstance(raw, dict) else None
+    name = (dataset.get("root") or dataset.get("repo_id")) if isinstance(dataset, dict) else dataset
+    if not isinstance(name, str):
+        raise UserError(f"{run} does not say what it was trained on: give --dataset")
+    return name
+
+
+def _weights(words: Iterable[str]) -> dict[str, float]:
+    weights = {}
+    for task, value in _pairs("--task-weight", words):
+        try:
+            weights[task] = float(value)
+        except ValueError:
+            raise UserError(f'--task-weight "{task}={value}" has no number: write --task-weight "{task}=2"') from None
+    return weights
+
+
+def _image_transforms(word: str) -> Mapping[str, Any]:
+    """`default` is LeRobot's own set."""
+    if word == "default":
+        return {}
+    if not word.lstrip().startswith("{"):
+        read = read_json(Path(word))
+    else:
+        try:
+            read = json.loads(word)
+        except json.JSONDecodeError as error:
+            raise UserError(f"--image-transforms is not valid JSON ({error}): put it in single quotes") from None
+    if not isinstance(read, dict):
+        raise UserError(f"--image-transforms {word} is no JSON object: give LeRobot's image_transforms, or default")
+    return read
 
 
 # -- what several commands share

@@ -4,20 +4,28 @@ Knows LeRobot's field names, defaults and rules for `multi_task_dit` (lerobot/po
 configuration_multi_task_dit.py). Refuses to know torch: the CLI reads this without importing it.
 
 `PolicyConfig()` has LeRobot's defaults, because a config.json that lacks a key means LeRobot's default. A new training
-starts from a preset instead (`PRESETS`), which differs where a LeRobot default is a trap:
+starts from a preset instead (`PRESETS`), which differs where a LeRobot default is a trap. All that differs:
 
 | field | LeRobot | ours | why |
 |---|---|---|---|
-| image_resize_shape | None | 240 x 240 before the 224 crop | without it only the middle 224x224 is seen |
-| noise_scheduler_type, num_inference_steps | DDPM, 100 | DDIM, 10 | a tenth of the network calls |
-| EMA of the weights | none | on | the averaged weights act more steadily |
+| image_resize_shape | None | (240, 240) | with the 224 crop alone, 16 % of a 640x480 frame is seen |
+| noise_scheduler_type | DDPM | DDIM | acts alike in a tenth of the network calls |
+| num_inference_steps | None | 10 | None means all of num_train_timesteps |
+| push_to_hub | True | False | nothing leaves this computer unasked |
+| batch_size | 8 | 64 | the least that LeRobot's guide advises |
+| steps | 100000 | 30000 | what the guide advises to begin with |
+| ema | False | True | the averaged weights act more steadily |
 | random crop | one offset per batch | one per sample and camera | more variety for the same work |
+
+Stricter than LeRobot: a crop that does not fit is refused (LeRobot then crops nothing, and CLIP fails), and so is what
+would only fail at the first step. Laxer: cameras may differ in size.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -28,7 +36,10 @@ from mtdit_robots.errors import UserError
 STATE = "observation.state"
 ACTION = "action"
 IMAGES = "observation.images."
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
+DDPM_SCHEDULES = ("laplace", "sigmoid")  # diffusers' DDIM does not know them; ours does
+SCHEDULERS = ("cosine", "cosine_with_restarts", "linear", "polynomial", "constant", "constant_with_warmup")
+FEATURE_TYPES = ("STATE", "VISUAL", "ACTION", "ENV", "REWARD", "LANGUAGE")
 NORMALIZATIONS = ("MIN_MAX", "MEAN_STD", "IDENTITY")
 OPENAI_B16 = "openai/clip-vit-base-patch16"
 
@@ -60,7 +71,7 @@ class PolicyConfig:
 
     noise_scheduler_type: str = "DDPM"  # or DDIM; only sampling differs
     num_train_timesteps: int = 100
-    beta_schedule: str = "squaredcos_cap_v2"
+    beta_schedule: str = "squaredcos_cap_v2"  # beta_start and beta_end are of linear, scaled_linear and sigmoid
     beta_start: float = 0.0001
     beta_end: float = 0.02
     prediction_type: str = "epsilon"  # or sample
@@ -115,6 +126,7 @@ class PolicyConfig:
     use_amp: bool = False
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.drop_n_last_frames is None:
             object.__setattr__(self, "drop_n_last_frames", self.horizon - self.n_action_steps - self.n_obs_steps + 1)
         _check_policy(self)
@@ -153,9 +165,20 @@ def policy_config_from_json(path: Path) -> PolicyConfig:
     """Reads LeRobot's config.json. UserError when it is missing, broken, of another policy type or invalid."""
     raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("type") != "multi_task_dit":
-        found = raw.get("type") if isinstance(raw, dict) else None
-        raise UserError(f"{path}: policy type is {found!r}; only 'multi_task_dit' checkpoints are supported")
+        raise UserError(f"{path} is of {_other_policy(raw)}; mtdit knows only multi_task_dit: train one, `mtdit train`")
     return policy_config_from_dict({k: v for k, v in raw.items() if k != "type"}, source=str(path))
+
+
+def _other_policy(raw: Any) -> str:
+    """What a config.json that is not ours belongs to."""
+    kind = raw.get("type") if isinstance(raw, dict) else None
+    if kind == "diffusion":
+        return "a Diffusion Policy (ResNet + U-Net, type 'diffusion'), which is not supported yet"
+    if kind is None and isinstance(raw, dict) and isinstance(raw.get("observation_encoder"), dict):
+        return (
+            "brysonjones/multitask_dit_policy, whose vision tower (timm) computes something else and is not supported"
+        )
+    return "no policy, it names no type" if kind is None else f"a policy of type {kind!r}, which is not supported"
 
 
 def policy_config_from_dict(raw: Mapping[str, Any], source: str = "policy options") -> PolicyConfig:
@@ -195,19 +218,25 @@ def _from_json(name: str, value: Any, source: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "str": (str,), "bool": (bool,),
+    "int | None": (int, type(None)), "str | None": (str, type(None)),
+}  # fmt: skip
+
+
 def _check_types(config: PolicyConfig) -> None:
     """The declared kind of every scalar field, so that a typo in a JSON file is named and not stumbled over."""
-    kinds = {"int": int, "float": (int, float), "str": str, "bool": bool, "int | None": (int, type(None))}
     for f in fields(config):
-        value, kind = getattr(config, f.name), kinds.get(str(f.type))
+        value, kinds = getattr(config, f.name), _KINDS.get(str(f.type))
         wrong_bool = isinstance(value, bool) and str(f.type) != "bool"
-        if kind is not None and (wrong_bool or not isinstance(value, kind)):  # type: ignore[arg-type]
+        if kinds is not None and (wrong_bool or not isinstance(value, kinds)):
             raise UserError(f"{f.name} must be {f.type}, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{f.name} must be a finite number, got {value}")
 
 
 def _check_policy(c: PolicyConfig) -> None:
     """The first rule that does not hold is the one the user reads."""
-    _check_types(c)
     _check_one_of(c)
     for holds, message in (*_network_rules(c), *_sampling_rules(c), *_optimizer_rules(c), *_text_rules(c)):
         if not holds:
@@ -223,12 +252,16 @@ def _network_rules(c: PolicyConfig) -> list[Rule]:
     """Sizes of the denoiser and of a chunk."""
     return [
         *((getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}") for n in _POSITIVE_INTS),
+        (c.horizon >= c.n_obs_steps, f"horizon must be at least n_obs_steps ({c.n_obs_steps}), got {c.horizon}"),
         (
             c.n_action_steps <= c.horizon - c.n_obs_steps + 1,
             f"n_action_steps must be at most horizon - n_obs_steps + 1 = {c.horizon - c.n_obs_steps + 1}, "
             f"got {c.n_action_steps}",
         ),
-        (c.drop_n_last_frames is not None and c.drop_n_last_frames >= 0, "drop_n_last_frames must not be negative"),
+        (
+            c.drop_n_last_frames is not None and c.drop_n_last_frames >= 0,
+            f"drop_n_last_frames must not be negative, got {c.drop_n_last_frames}",
+        ),
         (
             c.hidden_dim % max(c.num_heads, 1) == 0,
             f"hidden_dim must be divisible by num_heads, got {c.hidden_dim} and {c.num_heads}",
@@ -250,7 +283,7 @@ def _sampling_rules(c: PolicyConfig) -> list[Rule]:
     """Noise schedule, denoising steps, flow matching."""
     return [
         (
-            0.0 < c.beta_start <= c.beta_end < 1.0,
+            c.beta_schedule in ("squaredcos_cap_v2", "laplace") or 0.0 < c.beta_start <= c.beta_end < 1.0,
             f"beta_start, beta_end must be 0 < start <= end < 1, got {c.beta_start}, {c.beta_end}",
         ),
         (c.clip_sample_range > 0, f"clip_sample_range must be positive, got {c.clip_sample_range}"),
@@ -258,10 +291,10 @@ def _sampling_rules(c: PolicyConfig) -> list[Rule]:
             1 <= c.inference_steps <= c.num_train_timesteps,
             f"num_inference_steps must be 1..num_train_timesteps ({c.num_train_timesteps}), got {c.inference_steps}",
         ),
-        (0.0 <= c.sigma_min <= 1.0, f"sigma_min must be in [0, 1], got {c.sigma_min}"),
+        (0.0 <= c.sigma_min < 1.0, f"sigma_min must be in [0, 1), got {c.sigma_min}; at 1 a sample is all noise"),
         (0.0 < c.timestep_sampling_s <= 1.0, f"timestep_sampling_s must be in (0, 1], got {c.timestep_sampling_s}"),
-        (c.timestep_sampling_alpha > 0, "timestep_sampling_alpha must be positive"),
-        (c.timestep_sampling_beta > 0, "timestep_sampling_beta must be positive"),
+        (c.timestep_sampling_alpha > 0, f"timestep_sampling_alpha must be positive, got {c.timestep_sampling_alpha}"),
+        (c.timestep_sampling_beta > 0, f"timestep_sampling_beta must be positive, got {c.timestep_sampling_beta}"),
     ]
 
 
@@ -269,15 +302,16 @@ def _optimizer_rules(c: PolicyConfig) -> list[Rule]:
     """Rates and momenta."""
     return [
         (c.optimizer_lr > 0, f"optimizer_lr must be positive, got {c.optimizer_lr}"),
-        (c.vision_encoder_lr_multiplier >= 0, "vision_encoder_lr_multiplier must not be negative"),
-        (c.scheduler_warmup_steps >= 0, "scheduler_warmup_steps must not be negative"),
+        (c.optimizer_eps > 0, f"optimizer_eps must be positive, got {c.optimizer_eps}"),
+        *((getattr(c, n) >= 0, f"{n} must not be negative, got {getattr(c, n)}")
+          for n in ("optimizer_weight_decay", "vision_encoder_lr_multiplier", "scheduler_warmup_steps")),
         (
             isinstance(c.optimizer_betas, tuple)
             and len(c.optimizer_betas) == 2
             and all(isinstance(b, (int, float)) and 0.0 <= b < 1.0 for b in c.optimizer_betas),
             f"optimizer_betas must be two numbers in [0, 1), e.g. [0.95, 0.999], got {c.optimizer_betas!r}",
         ),
-    ]
+    ]  # fmt: skip
 
 
 def _text_rules(c: PolicyConfig) -> list[Rule]:
@@ -291,13 +325,16 @@ def _text_rules(c: PolicyConfig) -> list[Rule]:
             "clip" in c.text_encoder_name.lower(),
             f"text_encoder_name must be a CLIP model (LeRobot wants 'clip' in it), got {c.text_encoder_name!r}",
         ),
-        (c.tokenizer_max_length <= 77, f"tokenizer_max_length must be at most CLIP's 77, got {c.tokenizer_max_length}"),
+        (
+            3 <= c.tokenizer_max_length <= 77,
+            f"tokenizer_max_length must be 3..77: start, end, a word between; got {c.tokenizer_max_length}",
+        ),
         (c.tokenizer_padding_side == "right", "tokenizer_padding_side must be 'right': CLIP pools at the first EOS"),
     ]
 
 
 _POSITIVE_INTS = ("n_obs_steps", "horizon", "n_action_steps", "num_train_timesteps", "num_integration_steps",
-                  "hidden_dim", "num_layers", "num_heads", "tokenizer_max_length")  # fmt: skip
+                  "hidden_dim", "num_layers", "num_heads")  # fmt: skip
 _ONE_OF: dict[str, tuple[str, ...]] = {
     "objective": ("diffusion", "flow_matching"),
     "noise_scheduler_type": ("DDPM", "DDIM"),
@@ -305,7 +342,7 @@ _ONE_OF: dict[str, tuple[str, ...]] = {
     "prediction_type": ("epsilon", "sample"),
     "integration_method": ("euler", "rk4"),
     "timestep_sampling_strategy": ("beta", "uniform"),
-    "scheduler_name": ("cosine", "constant", "constant_with_warmup"),
+    "scheduler_name": SCHEDULERS,
     "tokenizer_padding": ("max_length", "longest"),
 }
 
@@ -317,6 +354,8 @@ def _check_one_of(c: PolicyConfig) -> None:
     if not isinstance(c.normalization_mapping, Mapping):
         raise UserError(f"normalization_mapping must map feature types to modes, got {c.normalization_mapping!r}")
     for kind, mode in c.normalization_mapping.items():
+        if kind not in FEATURE_TYPES:
+            raise UserError(f"normalization_mapping has an unknown {kind!r}, use {', '.join(FEATURE_TYPES[:3])}")
         if mode not in NORMALIZATIONS:
             raise UserError(f"normalization_mapping[{kind!r}] must be one of {', '.join(NORMALIZATIONS)}, got {mode!r}")
 
@@ -337,6 +376,10 @@ def _check_images(c: PolicyConfig) -> None:
 
 
 def _check_features(c: PolicyConfig) -> None:
+    for name in ("input_features", "output_features"):
+        for key, feature in getattr(c, name).items():
+            if feature.type not in FEATURE_TYPES or not all(n >= 1 for n in feature.shape):
+                raise UserError(f"{name}[{key!r}] must have a type and sizes of at least 1, got {feature}")
     if not c.input_features and not c.output_features:
         return  # a config without a dataset yet: `with_features` completes it
     if STATE not in c.input_features or len(c.input_features[STATE].shape) != 1:
@@ -365,7 +408,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 def with_features(
     overrides: Mapping[str, Any], preset: str, inputs: Mapping[str, Feature], outputs: Mapping[str, Feature]
 ) -> PolicyConfig:
-    """The preset, changed by `overrides` (JSON values), for a dataset with these features."""
+    """The preset, changed by `overrides` (JSON values), for a dataset with these features. LeRobot can load it."""
     merged = {**PRESETS[preset], **overrides}
     config = policy_config_from_dict(merged)
+    if config.beta_schedule in DDPM_SCHEDULES and config.noise_scheduler_type != "DDPM":
+        raise UserError(f"beta_schedule {config.beta_schedule!r} needs noise_scheduler_type DDPM, so does LeRobot")
     return replace(config, input_features=dict(inputs), output_features=dict(outputs))

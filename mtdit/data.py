@@ -1,232 +1,82 @@
-"""From a dataset to training batches: decoded frames on disk, windows around an instant, normalised tensors.
+"""From a dataset's arrays to training batches: windows around an instant, normalised tensors, made ahead by threads.
 
 Knows LeRobot's windows (lerobot/datasets/dataset_reader.py): observations at offsets 1-n_obs_steps..0, actions from
 1-n_obs_steps on, clamped to the episode, with the clamped actions marked. Refuses to know networks and optimisers.
 
-A FrameCache is a plain folder of .npy files; once it exists, training touches neither videos nor lerobot. Everything
-random about step n follows from (seed, n), so a resumed run sees exactly the batches it would have seen.
+Everything random about step n is drawn here, for the whole global batch, from generators seeded by (seed, n); a batch
+is a slice of it. So a resumed run sees the batches it would have seen, however many processes share them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms.v2.functional import InterpolationMode, resize  # type: ignore[import-untyped]
 
-from mtdit.checkpoint import DatasetFacts, DatasetStats, facts_from_json, feature_stats, image_scaling
-from mtdit.config import ACTION, STATE, Feature, PolicyConfig, read_json
-from mtdit.dataset import INFO, Dataset, find_dataset, open_dataset
+from mtdit.augment import generator, random_offsets, shift
+from mtdit.checkpoint import DatasetStats, feature_stats, image_scaling
+from mtdit.config import ACTION, STATE, PolicyConfig
+from mtdit.frames import FrameCache
+from mtdit.objectives import make_objective
 from mtdit.policy import Batch
-from mtdit_robots.errors import UserError
+from mtdit.sampling import (
+    Part,
+    Rows,
+    Sampler,
+    episode_bounds,
+    held_out_episodes,
+    quotas,
+    task_shares,
+    usable_rows,
+)
+from mtdit.transforms import ImageTransforms
 
-CACHE = "frames.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OnProgress = Callable[[int, int], None]  # done, total
+MOST_VALIDATION_ROWS = 1024  # a second or so of a GPU; more would not change the curve
 
 
-# --- the cache ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CacheInfo:
-    """What frames.json says."""
-
-    facts: DatasetFacts
-    input_features: dict[str, Feature]  # as in the dataset, whatever size is stored
-    output_features: dict[str, Feature]
-    image_keys: dict[str, str]  # camera -> feature key
-    fingerprint: str  # of the dataset's metadata and the stored size
+# --- what chance decides ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class FrameCache:
-    """Decoded frames and everything else of a dataset, as arrays mapped from disk."""
+class Chance:
+    """One draw for each sample of a global batch of G; None where nothing is left to chance."""
 
-    folder: Path
-    info: CacheInfo
-    stats: DatasetStats
-    frames: Mapping[str, NDArray[np.uint8]]  # camera -> (N, H, W, 3)
-    state: NDArray[np.float32]  # (N, J), units
-    action: NDArray[np.float32]  # (N, A), units
-    task: NDArray[np.int64]  # (N,)
-    episode_ends: NDArray[np.int64]  # (E,)
+    crop: Mapping[str, Tensor] | None = None  # camera -> (G, 2) top, left
+    shift: Mapping[str, Tensor] | None = None  # camera -> (G, 2) down, right in px
+    brightness: Mapping[str, Tensor] | None = None  # camera -> (G,) factor
+    transforms: Mapping[str, Tensor] | None = None  # camera -> (G, U) uniform numbers
+    noise: Tensor | None = None  # (G * K, T, A)
+    time: Tensor | None = None  # (G * K,)
 
 
-def frame_cache(
-    dataset: str,
-    folder: Path,
-    size: tuple[int, int] | None,
-    on_progress: OnProgress | None = None,
-    say: Callable[[str], None] | None = None,
-) -> FrameCache:
-    """The cache of `dataset` in `folder`, decoded now unless it is there already. `dataset` may itself be a cache.
+@dataclass(frozen=True)
+class HostBatch:
+    """A batch as a thread makes it: frames still uint8, everything on the CPU, pinned where a GPU will fetch it."""
 
-    size: height and width the frames are stored with (float bilinear, antialiased, rounded); None keeps their own.
-    """
-    if (Path(dataset) / CACHE).is_file():
-        return open_cache(Path(dataset))
-    root = find_dataset(dataset)
-    if (folder / CACHE).is_file():
-        cache = open_cache(folder)
-        if cache.info.fingerprint == fingerprint(root, size):
-            return cache
-    opened = open_dataset(dataset)
-    if say is not None:
-        say(f"decoding {dataset} once, {cache_bytes(opened, size) / 1e6:.0f} MB in {folder}")
-    return _write_cache(opened, folder, size, on_progress)
+    frames: Mapping[str, Tensor]  # camera -> (B, S, H, W, 3) uint8
+    state: Tensor  # (B, S, J) normalised
+    task: Tensor  # (B,)
+    actions: Tensor  # (B, T, A) normalised
+    is_pad: Tensor  # (B, T)
+    crop: Mapping[str, Tensor] | None  # camera -> (B, 2); stays on the CPU, where slices are cut
+    brightness: Mapping[str, Tensor] | None  # camera -> (B,)
+    noise: Tensor | None  # (B * K, T, A)
+    time: Tensor | None  # (B * K,)
+    valid_actions: float | None
 
 
-def check_dataset(dataset: str) -> None:
-    """UserError at once when `dataset` is neither a dataset nor a cache."""
-    if not (Path(dataset) / CACHE).is_file():
-        find_dataset(dataset)
-
-
-def fingerprint(root: Path, size: tuple[int, int] | None) -> str:
-    """Changes with the dataset's metadata and with the size its frames are stored in."""
-    digest = hashlib.sha256(repr(size).encode())
-    for path in [root / INFO, root / "meta/stats.json", *sorted((root / "meta/episodes").rglob("*.parquet"))]:
-        digest.update(path.read_bytes() if path.is_file() else b"")
-    return digest.hexdigest()[:16]
-
-
-def cache_bytes(dataset: Dataset, size: tuple[int, int] | None) -> int:
-    """What the decoded frames will take on disk."""
-    return sum(len(dataset.state) * int(np.prod(size or s[:2])) * 3 for s in dataset.cameras.values())
-
-
-def open_cache(folder: Path) -> FrameCache:
-    """Opens a cache folder. UserError when it is not complete."""
-    raw = read_json(folder / CACHE)
-    features = {
-        side: {k: Feature(f["type"], tuple(f["shape"])) for k, f in raw[side].items()}
-        for side in ("input_features", "output_features")
-    }
-    info = CacheInfo(
-        facts_from_json(raw["facts"]), **features, image_keys=raw["image_keys"], fingerprint=raw["fingerprint"]
-    )
-    try:
-        arrays = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("state", "action", "task", "episode_ends")}
-        frames = {c: np.load(folder / f"frames.{c}.npy", mmap_mode="r") for c in info.image_keys}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is not a complete frame cache ({error}); remove it and train again") from None
-    stats = {
-        k: {n: np.asarray(v, np.float32) for n, v in s.items()} for k, s in read_json(folder / "stats.json").items()
-    }
-    return FrameCache(folder, info, stats, frames, **arrays)
-
-
-def _write_cache(
-    dataset: Dataset, folder: Path, size: tuple[int, int] | None, on_progress: OnProgress | None
-) -> FrameCache:
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _check_room(partial, cache_bytes(dataset, size))
-    try:
-        for name in ("state", "action", "task", "episode_ends"):
-            np.save(partial / f"{name}.npy", getattr(dataset, name))
-        stats = {k: {n: v.tolist() for n, v in s.items()} for k, s in dataset.stats.items()}
-        (partial / "stats.json").write_text(json.dumps(stats))
-        _write_frames(dataset, partial, size, on_progress)
-        (partial / CACHE).write_text(json.dumps(asdict(_cache_info(dataset, size)), indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return open_cache(folder)
-
-
-def _cache_info(dataset: Dataset, size: tuple[int, int] | None) -> CacheInfo:
-    inputs, outputs = dataset.features
-    return CacheInfo(dataset_facts(dataset), inputs, outputs, dict(dataset.image_keys), fingerprint(dataset.root, size))
-
-
-def dataset_facts(dataset: Dataset) -> DatasetFacts:
-    """What a checkpoint keeps of its dataset."""
-    return DatasetFacts(
-        dataset=dataset.root.name,
-        fps=dataset.fps,
-        joints=dataset.joints,
-        tasks=dataset.tasks,
-        max_speed=dataset.max_speed,
-        robot_type=dataset.robot_type,
-    )
-
-
-def _write_frames(dataset: Dataset, folder: Path, size: tuple[int, int] | None, on_progress: OnProgress | None) -> None:
-    total, done = len(dataset.state) * len(dataset.cameras), 0
-    for camera, shape in dataset.cameras.items():
-        stored = (len(dataset.state), *(size or shape[:2]), 3)
-        out = np.lib.format.open_memmap(folder / f"frames.{camera}.npy", mode="w+", dtype=np.uint8, shape=stored)
-        for row, frame in dataset.frames(camera):
-            if frame.shape != shape:
-                raise UserError(
-                    f"{dataset.root}: a frame of camera {camera!r} is {frame.shape}, not {shape}; re-record"
-                )
-            out[row] = frame if frame.shape[:2] == stored[1:3] else resized(frame, (stored[1], stored[2]))
-            done += 1
-            if on_progress is not None and (done % 200 == 0 or done == total):
-                on_progress(done, total)
-        out.flush()
-
-
-def resized(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Frame (H, W, 3) -> (*size, 3), as LeRobot resizes a float image, rounded to whole numbers."""
-    image = torch.from_numpy(frame).permute(2, 0, 1).float()
-    small = resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return small.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > 0.95 * free:
-        raise UserError(
-            f"decoded frames need {needed / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB free; "
-            "choose another cache_dir or a smaller image_resize_shape"
-        )
-
-
-# --- windows ------------------------------------------------------------------------------------------------------
-
-
-def episode_bounds(ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last row of the episode of every row, each (N,)."""
-    starts = np.concatenate([[0], ends[:-1]])
-    lengths = ends - starts
-    return np.repeat(starts, lengths), np.repeat(ends - 1, lengths)
-
-
-def usable_rows(ends: NDArray[np.int64], drop_n_last_frames: int) -> NDArray[np.int64]:
-    """Rows training may start from: all but the last of each episode. UserError when none is left."""
-    _, last = episode_bounds(ends)
-    rows = np.arange(len(last))
-    usable = rows[rows <= last - drop_n_last_frames]
-    if not len(usable):
-        raise UserError(f"every episode is shorter than drop_n_last_frames = {drop_n_last_frames}; lower it")
-    return usable
-
-
-def rows_of_step(usable: NDArray[np.int64], step: int, batch_size: int, seed: int) -> NDArray[np.int64]:
-    """The rows of training step `step` (from 0): consecutive pieces of one random permutation per epoch."""
-    first = step * batch_size
-    pieces = []
-    while batch_size:
-        epoch, start = divmod(first, len(usable))
-        order = np.random.default_rng((seed, epoch)).permutation(len(usable))[start : start + batch_size]
-        pieces.append(usable[order])
-        first, batch_size = first + len(order), batch_size - len(order)
-    return np.concatenate(pieces)
+# --- batches ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -237,73 +87,219 @@ class Loader:
     config: PolicyConfig
     stats: DatasetStats
     text: Tensor  # (tasks, W) pooled text features, on the device
-    batch_size: int
+    batch_size: int  # of one part
     seed: int
     random_shift_px: int = 0
     random_brightness: float = 0.0
+    noise_samples: int = 1
+    transforms: ImageTransforms | None = None
+    balance_tasks: bool = False
+    task_weights: Mapping[str, float] = field(default_factory=dict)
+    val_split: float = 0.0
 
     def __post_init__(self) -> None:
         self.state = torch.from_numpy(feature_stats(self.config, self.stats, STATE).normalize(self.cache.state))
         self.action = torch.from_numpy(feature_stats(self.config, self.stats, ACTION).normalize(self.cache.action))
-        self.first, self.last = episode_bounds(np.asarray(self.cache.episode_ends))
-        self.usable = usable_rows(np.asarray(self.cache.episode_ends), self.config.drop_n_last_frames or 0)
+        self.task = np.asarray(self.cache.task)
+        self.ends = np.asarray(self.cache.episode_ends)
+        self.first, self.last = episode_bounds(self.ends)
         self.scaling = {c: image_scaling(self.config, self.stats, c) for c in self.config.cameras}
+        self.room = {c: self._crop_room(c) for c in self.config.cameras}
+        self.objective = make_objective(self.config)
         self.device = self.text.device
+        self.pinned = self.device.type == "cuda"
+        self._split()
 
-    def step(self, step: int) -> Batch:
-        """The batch of training step `step`."""
-        return self.rows(rows_of_step(self.usable, step, self.batch_size, self.seed))
-
-    def rows(self, rows: NDArray[np.int64]) -> Batch:
-        """The batch around these rows (B,)."""
-        steps = self.config.n_obs_steps
-        first, last = self.first[rows][:, None], self.last[rows][:, None]
-        seen = np.clip(rows[:, None] + np.arange(1 - steps, 1), first, last)  # (B, S)
-        wanted = rows[:, None] + np.arange(1 - steps, 1 - steps + self.config.horizon)  # (B, T)
-        done = np.clip(wanted, first, last)
-        images = {c: self.images(self.cache.frames[c][seen], c) for c in self.config.cameras}
-        return Batch(
-            images=images,
-            state=self.state[seen].to(self.device),
-            text=self.text[torch.from_numpy(np.asarray(self.cache.task[rows])).to(self.device)],
-            actions=self.action[done].to(self.device),
-            is_pad=torch.from_numpy(wanted != done).to(self.device),
+    def _split(self) -> None:
+        """Which rows are trained on, which are held out, and how often each task comes."""
+        tasks = self.cache.info.facts.tasks
+        held = held_out_episodes(self.task[self.ends - 1].tolist(), tasks, self.val_split)
+        usable = usable_rows(self.ends, self.config.drop_n_last_frames or 0)
+        out = np.isin(np.searchsorted(self.ends, usable, side="right"), held)
+        self.usable, self.held_out = usable[~out], usable[out]
+        present = {tasks[t]: self.usable[self.task[self.usable] == t] for t in np.unique(self.task[self.usable])}
+        self.shares = task_shares({t: len(r) for t, r in present.items()}, self.balance_tasks, self.task_weights)
+        weighted = self.balance_tasks or bool(self.task_weights)
+        counts = quotas(list(self.shares.values()), len(self.usable))
+        self.sampler = Sampler(
+            self.usable, self.seed, list(zip(present.values(), counts, strict=True)) if weighted else ()
         )
 
-    def images(self, frames: NDArray[np.uint8], camera: str) -> Tensor:
-        """Frames (B, S, H, W, 3) -> normalised (B, S, 3, H, W)."""
-        if self.random_shift_px:
-            frames = random_shift(frames, self.random_shift_px)
-        offset, scale = self.scaling[camera]
-        images = normalized_images(torch.from_numpy(frames).to(self.device), offset, scale)
-        if self.random_brightness:
-            images = random_brightness(images, offset, scale, self.random_brightness)
-        return images
+    def _crop_room(self, camera: str) -> tuple[int, int]:
+        """How far down and right of the top left corner a crop may lie, px."""
+        height, width = self.config.image_resize_shape or self.config.cameras[camera][:2]
+        kept = self.config.image_crop_shape or (height, width)
+        return height - kept[0], width - kept[1]
+
+    # training
+
+    def step(self, step: int, part: Part = Part()) -> Batch:  # noqa: B008
+        """This part's batch of training step `step`, on the device."""
+        return self.on_device(self.parts(step, [part])[0])
+
+    def rows_of(self, step: int, world: int = 1, parts: int = 1) -> Rows:
+        """The rows of the global batch of step `step`, (batch_size * world * parts,)."""
+        return self.sampler.step(step, self.batch_size * world * parts)
+
+    def parts(self, step: int, parts: Sequence[Part]) -> list[HostBatch]:
+        """Parts of training step `step`, made on the CPU. Any thread may call it."""
+        rows = self.rows_of(step, parts[0].world, parts[0].parts)
+        chance = self.chance(step, len(rows))
+        return [self._host(rows, p.of(self.batch_size), chance, p.count) for p in parts]
+
+    def chance(self, step: int, count: int) -> Chance:
+        """What chance decides about the `count` samples of step `step`."""
+
+        def draws(what: str, draw: Callable[[str, torch.Generator], Tensor]) -> dict[str, Tensor]:
+            source = generator(self.seed, step, what)
+            return {camera: draw(camera, source) for camera in self.config.cameras}
+
+        p, spread, t = self.random_shift_px, self.random_brightness, self.transforms
+        noise, times = self._noise(count, generator(self.seed, step, "noise"))
+        cropped = self.config.image_crop_is_random and any(max(room) for room in self.room.values())
+        return Chance(
+            crop=draws("crop", lambda c, g: random_offsets(count, self.room[c], g)) if cropped else None,
+            shift=draws("shift", lambda _, g: random_offsets(count, (2 * p, 2 * p), g) - p) if p else None,
+            brightness=draws("light", lambda _, g: 1 + spread * torch.randn(count, generator=g)) if spread else None,
+            transforms=draws("tfs", lambda _, g: torch.rand(count, t.numbers, generator=g)) if t else None,
+            noise=noise,
+            time=times,
+        )
+
+    def _noise(self, count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+        shape = (count * self.noise_samples, self.config.horizon, self.config.action_dim)
+        return self.objective.draw(torch.empty(1).expand(shape), source)
+
+    # one batch
+
+    def rows(self, rows: Rows) -> Batch:
+        """The batch around these rows (B,), with nothing left to chance but noise and time, which are not drawn."""
+        return self.on_device(self._host(rows, slice(0, len(rows)), Chance(), 1))
+
+    def _host(self, all_rows: Rows, part: slice, chance: Chance, count: float) -> HostBatch:
+        """The batch around all_rows[part], one of `count` slices of all_rows (G,)."""
+        c = self.config
+        rows = all_rows[part]
+        seen, _ = self._window(rows, c.n_obs_steps)
+        done, is_pad = self._window(rows, c.horizon)
+
+        def mine(draws: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+            return None if draws is None else {camera: d[part] for camera, d in draws.items()}
+
+        k = self.noise_samples
+        many = slice(part.start * k, part.stop * k)
+        valid = None
+        if c.do_mask_loss_for_padding:
+            valid = float(k * (~self._window(all_rows, c.horizon)[1]).sum() / count)
+        host = HostBatch(
+            frames={name: self._frames(name, seen, chance, part) for name in c.cameras},
+            state=self.state[seen],
+            task=torch.from_numpy(self.task[rows]),
+            actions=self.action[done],
+            is_pad=torch.from_numpy(is_pad),
+            crop=mine(chance.crop),
+            brightness=mine(chance.brightness),
+            noise=None if chance.noise is None else chance.noise[many],
+            time=None if chance.time is None else chance.time[many],
+            valid_actions=valid,
+        )
+        return HostBatch(**{n: _pinned(v) for n, v in vars(host).items()}) if self.pinned else host
+
+    def _window(self, rows: Rows, length: int) -> tuple[Rows, NDArray[np.bool_]]:
+        """Rows (B, length) from n_obs_steps - 1 before each of `rows` on, kept in its episode, and which had to be."""
+        wanted = rows[:, None] + np.arange(1 - self.config.n_obs_steps, 1 - self.config.n_obs_steps + length)
+        inside = np.clip(wanted, self.first[rows][:, None], self.last[rows][:, None])
+        return inside, wanted != inside
+
+    def _frames(self, camera: str, seen: Rows, chance: Chance, part: slice) -> Tensor:
+        """The frames (B, S, H, W, 3) of these rows (B, S), transformed and shifted as chance has it."""
+        source = self.cache.frames[camera]
+        buffer = torch.empty((*seen.shape, *source.shape[1:]), dtype=torch.uint8, pin_memory=self.pinned)
+        frames = buffer.numpy()
+        if isinstance(source, np.ndarray):
+            np.take(source, seen, axis=0, out=frames, mode="clip")  # any other mode would copy twice
+        else:
+            frames[...] = source[seen]
+        if chance.transforms is not None and self.transforms is not None:
+            self.transforms.apply(frames, chance.transforms[camera][part])
+        if chance.shift is not None:
+            shift(frames, chance.shift[camera][part])
+        return buffer
+
+    def on_device(self, host: HostBatch) -> Batch:
+        """Moves a batch to the device and normalises its frames there."""
+        here = self.device
+
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(here, non_blocking=True)
+
+        factors = host.brightness or {}
+        images = {
+            name: normalized_images(frames.to(here, non_blocking=True), *self.scaling[name], move(factors.get(name)))
+            for name, frames in host.frames.items()
+        }
+        return Batch(
+            images=images,
+            state=host.state.to(here, non_blocking=True),
+            text=self.text[host.task.to(here, non_blocking=True)],
+            actions=move(host.actions),
+            is_pad=move(host.is_pad),
+            crop=host.crop,
+            noise=move(host.noise),
+            time=move(host.time),
+            valid_actions=host.valid_actions,
+        )
+
+    # validation and telling
+
+    def validation(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """This process' share of the held-out batches, always the same; nothing when val_split is 0.
+
+        The held-out loss is the mean of the batches' losses weighted by their length, over all processes.
+        """
+        if not len(self.held_out):
+            return
+        most = min(len(self.held_out), MOST_VALIDATION_ROWS)
+        rows = self.held_out[np.linspace(0, len(self.held_out) - 1, most).round().astype(np.int64)]
+        noise, times = self._noise(len(rows), generator(self.seed, 0, "validation"))
+        chance = Chance(noise=noise, time=times)
+        for first in range(rank * self.batch_size, len(rows), world * self.batch_size):
+            part = slice(first, min(first + self.batch_size, len(rows)))
+            yield self.on_device(self._host(rows, part, chance, len(rows) / (part.stop - first)))
+
+    def told(self) -> list[str]:
+        """Lines for the log: how often each task comes, where that was asked for, and what is held out."""
+        lines = []
+        if self.sampler.quotas:
+            lines.append("share of the samples: " + ", ".join(f"{t!r} {s:.0%}" for t, s in self.shares.items()))
+        if len(self.held_out):
+            episodes = len(np.unique(self.last[self.held_out]))
+            lines.append(f"{episodes} of {len(self.ends)} episodes are held out for the validation loss")
+        return lines
+
+    def where(self, rows: Sequence[int] | Rows, most: int = 8) -> str:
+        """Rows as a person finds them: "episode 3 frame 17, ..."."""
+        episodes = np.searchsorted(self.ends, rows, side="right")
+        named = [f"episode {e} frame {r - self.first[r]}" for e, r in zip(episodes, rows, strict=True)]
+        more = f" and {len(named) - most} more" if len(named) > most else ""
+        return ", ".join(named[:most]) + more
 
 
-def normalized_images(frames: Tensor, offset: NDArray[np.float32], scale: NDArray[np.float32]) -> Tensor:
-    """uint8 (..., H, W, 3) -> float (..., 3, H, W): (pixel / 255 - offset) / scale per channel."""
-    images = frames.movedim(-1, -3).to(torch.float32).contiguous()
-    shape = (3, 1, 1)
-    offset_, scale_ = (torch.from_numpy(v).to(frames.device).view(shape) for v in (offset, scale))
-    return (images / 255 - offset_) / scale_
+def normalized_images(
+    frames: Tensor, offset: NDArray[np.float32], scale: NDArray[np.float32], brightness: Tensor | None = None
+) -> Tensor:
+    """uint8 (..., H, W, 3) -> float (..., 3, H, W), channels last in memory: (pixel / 255 - offset) / scale.
 
-
-def random_shift(frames: NDArray[np.uint8], most_px: int) -> NDArray[np.uint8]:
-    """Moves each sample's frames (B, S, H, W, 3) by its own random offset, repeating edge pixels (arXiv 2004.13649)."""
-    height, width = frames.shape[2:4]
-    p = most_px
-    padded = np.pad(frames, ((0, 0), (0, 0), (p, p), (p, p), (0, 0)), mode="edge")
-    down, right = torch.randint(0, 2 * p + 1, (2, len(frames))).tolist()
-    moved = [x[:, y : y + height, z : z + width] for x, y, z in zip(padded, down, right, strict=True)]
-    return np.stack(moved)
-
-
-def random_brightness(images: Tensor, offset: NDArray[np.float32], scale: NDArray[np.float32], spread: float) -> Tensor:
-    """Normalised images (B, S, 3, H, W) as if each sample's pixels had been multiplied by its own 1 + N(0, spread)."""
-    factor = (1 + spread * torch.randn(len(images))).to(images.device).view(-1, 1, 1, 1, 1)
-    black = torch.from_numpy(-offset / scale).to(images.device).view(3, 1, 1)  # what a pixel of 0 becomes
-    return black + factor * (images - black)
+    brightness (B,): each sample's pixels are multiplied by it first.
+    """
+    width = frames.shape[-2]
+    pixels = frames.to(torch.float32, copy=True, memory_format=torch.contiguous_format).div_(255)
+    if brightness is not None:
+        pixels.mul_(brightness.view(-1, *(1,) * (frames.dim() - 1)))
+    rows = pixels.flatten(-2)  # (..., H, W * 3): whole rows at once, three at a time would be slow
+    offset_, scale_ = (torch.from_numpy(v).to(frames.device).repeat(width) for v in (offset, scale))
+    rows.sub_(offset_).div_(scale_)
+    return pixels.movedim(-1, -3)
 
 
 def with_imagenet_stats(stats: DatasetStats, image_keys: Sequence[str]) -> DatasetStats:
@@ -311,3 +307,69 @@ def with_imagenet_stats(stats: DatasetStats, image_keys: Sequence[str]) -> Datas
     fixed = {"mean": np.array(IMAGENET_MEAN, np.float32), "std": np.array(IMAGENET_STD, np.float32)}
     shaped = {n: v.reshape(3, 1, 1) for n, v in fixed.items()}
     return {**stats, **{key: {**stats.get(key, {}), **shaped} for key in image_keys}}
+
+
+# --- made ahead ---------------------------------------------------------------------------------------------------
+
+
+class Batches:
+    """The batches of one process, step after step, made ahead by threads; a context manager that ends them."""
+
+    def __init__(
+        self, loader: Loader, first_step: int, parts: int = 1, rank: int = 0, world: int = 1, workers: int = 2
+    ) -> None:
+        self.loader, self.parts = loader, [Part(rank, world, i, parts) for i in range(parts)]
+        self.wait_s = 0.0  # that `next` has waited for threads so far
+        self.copying = torch.cuda.Stream(loader.device) if loader.device.type == "cuda" else None
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+        self.steps = count(first_step)
+        self.ahead: deque[Future[list[Any]]] = deque()  # of HostBatch where a GPU fetches them, else of Batch
+        for _ in range(workers + 1):
+            self._start_one()
+
+    def next(self) -> list[Batch]:
+        """The parts of the next step, on the device. What goes wrong in a thread is raised here."""
+        began = time.perf_counter()
+        made = self.ahead.popleft().result()
+        self.wait_s += time.perf_counter() - began
+        self._start_one()
+        return made if self.copying is None else self._fetched(made, self.copying)
+
+    def close(self) -> None:
+        """Ends the threads; each finishes at most the batch it is at."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _start_one(self) -> None:
+        self.ahead.append(self.pool.submit(self._make, next(self.steps)))
+
+    def _make(self, step: int) -> list[Any]:
+        made = self.loader.parts(step, self.parts)
+        return [self.loader.on_device(host) for host in made] if self.copying is None else list(made)
+
+    def _fetched(self, made: list[HostBatch], copying: torch.cuda.Stream) -> list[Batch]:
+        """Copies on a stream of their own, so that they overlap with the step before, which the GPU is still at."""
+        with torch.cuda.stream(copying):
+            batches = [self.loader.on_device(host) for host in made]
+        computing = torch.cuda.current_stream(self.loader.device)
+        computing.wait_stream(copying)
+        for tensor in (t for batch in batches for t in _tensors(batch) if t.is_cuda):
+            tensor.record_stream(computing)
+        return batches
+
+
+def _pinned(value: Any) -> Any:
+    """The same value in memory that a GPU can fetch by itself, where it is a tensor or holds some."""
+    if isinstance(value, Mapping):
+        return {key: _pinned(v) for key, v in value.items()}
+    return value.pin_memory() if isinstance(value, Tensor) else value
+
+
+def _tensors(batch: Batch) -> Iterator[Tensor]:
+    for value in vars(batch).values():
+        yield from (t for t in (value.values() if isinstance(value, Mapping) else [value]) if isinstance(t, Tensor))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -62,9 +63,7 @@ class Dataset:
     def frames(self, camera: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Every (row, frame (H, W, 3) RGB) of a camera, each row once. UserError when a video ends early."""
         key = self.image_keys[camera]
-        if self.info["features"][key]["dtype"] == "video":
-            return _video_frames(self, key)
-        return _png_frames(self, key)
+        return _video_frames(self, key) if is_video(self, key) else _png_frames(self, key)
 
 
 def find_dataset(name: str) -> Path:
@@ -98,10 +97,9 @@ def open_dataset(name: str) -> Dataset:
     root = find_dataset(name)
     info = read_json(root / INFO)
     _check_info(root, info)
-    columns = _read_rows(root)
-    if len(columns["index"]) == 0:
-        raise UserError(f"{root} has no frames; record episodes first")
-    state, action = _vectors(root, columns, STATE), _vectors(root, columns, ACTION)
+    columns, tasks, episodes = _read_rows(root), _tasks(root), _read_table(root, "meta/episodes", "episodes")
+    _check_rows(root, columns, tasks, episodes, info["fps"])
+    state, action = (_vectors(root, columns, key, info["features"][key]) for key in (STATE, ACTION))
     images = [k for k, f in info["features"].items() if f["dtype"] in ("video", "image")]
     shapes = {k: _image_shape(root, k, info["features"][k]) for k in images}
     return Dataset(
@@ -111,14 +109,14 @@ def open_dataset(name: str) -> Dataset:
         joints=_names(info["features"][ACTION], action.shape[1]),
         cameras={k.removeprefix(IMAGES): shapes[k] for k in images},
         image_keys={k.removeprefix(IMAGES): k for k in images},
-        tasks=_tasks(root),
+        tasks=tasks,
         state=state,
         action=action,
         task=columns["task_index"].astype(np.int64),
         episode_ends=np.append(np.flatnonzero(np.diff(columns["episode_index"])) + 1, len(state)).astype(np.int64),
         stats=_stats(root, state, action),
         info=info,
-        episodes=_read_table(root, "meta/episodes", "episodes"),
+        episodes=episodes,
     )
 
 
@@ -131,7 +129,7 @@ def _check_info(root: Path, info: Any) -> None:
     for key in (STATE, ACTION):
         if key not in info["features"]:
             raise UserError(f"{root} has no feature {key!r}; record it, or rename the feature in meta/info.json")
-    if not isinstance(info.get("fps"), int) or info["fps"] <= 0:
+    if type(info.get("fps")) is not int or info["fps"] <= 0:
         raise UserError(f"{root}/{INFO}: fps must be a positive integer, got {info.get('fps')!r}")
 
 
@@ -144,32 +142,44 @@ def _image_shape(root: Path, key: str, feature: Mapping[str, Any]) -> tuple[int,
     return int(shape[0]), int(shape[1]), 3
 
 
-def _names(feature: Mapping[str, Any], count: int) -> tuple[str, ...]:
+def _listed_names(feature: Mapping[str, Any]) -> list[Any]:
     """Dimension names; LeRobot writes a list, older recordings a dict with one list in it."""
     names = feature.get("names")
     if isinstance(names, dict):
         names = next(iter(names.values()), None)
-    if not isinstance(names, list) or len(names) != count:
-        return tuple(f"joint_{i + 1}" for i in range(count))
+    return names if isinstance(names, list) else []
+
+
+def _names(feature: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    names = _listed_names(feature) or [f"joint_{i + 1}" for i in range(count)]
     return tuple(str(n).removesuffix(".pos") for n in names)
 
 
 def _read_rows(root: Path) -> dict[str, NDArray[Any]]:
     """The columns training needs, sorted by row number."""
-    wanted = [STATE, ACTION, "index", "episode_index", "task_index"]
-    table = _read_table(root, "data", "frames", wanted).sort_by("index")
-    return {name: _to_numpy(table.column(name)) for name in wanted}
+    wanted = [STATE, ACTION, "timestamp", "index", "episode_index", "task_index"]
+    table = _read_table(root, "data", "frames", wanted)
+    if not len(table):
+        raise UserError(f"{root} has no frames; record episodes first")
+    return {name: _to_numpy(root, name, table.column(name)) for name in wanted}
+
+
+def data_files(root: Path, folder: str = "data") -> list[Path]:
+    """The parquet files of a dataset's folder, in the order of their rows."""
+    return sorted((root / folder).glob("chunk-*/file-*.parquet"))
 
 
 def _read_table(root: Path, folder: str, what: str, columns: list[str] | None = None) -> pa.Table:
-    files = sorted((root / folder).glob("chunk-*/file-*.parquet"))
+    files = data_files(root, folder)
     if not files:
         raise UserError(f"{root} has no {what}: {folder}/chunk-000/file-000.parquet is missing; copy the whole dataset")
     tables = [_read_parquet(file, columns) for file in files]
-    missing = [c for c in columns or [] if c not in tables[0].column_names]
-    if missing:
-        raise UserError(f"{files[0]} has no column {missing[0]!r}; the dataset and its meta/info.json do not match")
-    return pa.concat_tables(tables, promote_options="permissive")
+    for file, table in zip(files, tables, strict=True):
+        missing = [c for c in columns or [] if c not in table.column_names]
+        if missing:
+            raise UserError(f"{file} has no column {missing[0]!r}; the dataset and its meta/info.json do not match")
+    joined = pa.concat_tables(tables, promote_options="permissive")
+    return joined.sort_by("index") if columns else joined
 
 
 def _read_parquet(file: Path, columns: list[str] | None) -> pa.Table:
@@ -180,17 +190,62 @@ def _read_parquet(file: Path, columns: list[str] | None) -> pa.Table:
         raise UserError(f"{file} cannot be read ({reason}); copy the dataset again") from None
 
 
-def _to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
-    if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
-        return np.array(column.to_pylist(), dtype=np.float32).reshape(len(column), -1)
-    return column.to_numpy()
+def _to_numpy(root: Path, name: str, column: pa.ChunkedArray) -> NDArray[Any]:
+    """(N,) or, for a column of lists, (N, D). UserError when lists differ in length or values are missing."""
+    if column.null_count:
+        raise UserError(f"{root}: column {name!r} lacks {column.null_count} values; copy the dataset again")
+    if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)):
+        return column.to_numpy()
+    lengths = np.unique(pc.list_value_length(column).to_numpy())
+    if len(lengths) != 1:
+        raise UserError(f"{root}: {name!r} has {lengths[0]} numbers in one frame, {lengths[-1]} in another; re-record")
+    return pc.list_flatten(column).to_numpy().reshape(len(column), -1)
 
 
-def _vectors(root: Path, columns: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.float32]:
-    values = columns[key].astype(np.float32).reshape(len(columns[key]), -1)
+def _check_rows(
+    root: Path, columns: Mapping[str, NDArray[Any]], tasks: tuple[str, ...], episodes: pa.Table, fps: int
+) -> None:
+    """UserError when the frames, the episodes, the tasks and fps do not go together."""
+    index, episode = columns["index"], columns["episode_index"]
+    if not np.array_equal(index, np.arange(len(index))):
+        gap = int(np.argmax(index != np.arange(len(index))))
+        raise UserError(f"{root}/data: row {gap} is missing or there twice; copy the dataset again")
+    ends = [*(np.flatnonzero(np.diff(episode)) + 1).tolist(), len(index)]
+    said = episodes["dataset_to_index"].to_pylist() if "dataset_to_index" in episodes.column_names else ends
+    if ends != said:
+        raise UserError(
+            f"{root}: data has {len(ends)} episodes and {len(index)} frames, meta/episodes says {len(said)} and "
+            f"{max(said, default=0)}; copy the dataset again, or finish its recording"
+        )
+    used = int(columns["task_index"].max())
+    if used >= len(tasks) or columns["task_index"].min() < 0:
+        raise UserError(f"{root}/data uses task {used}, meta/tasks.parquet has {len(tasks)}; copy the dataset again")
+    times = np.delete(np.diff(columns["timestamp"].reshape(-1).astype(np.float64)), np.array(ends[:-1], int) - 1)
+    if len(times) and abs(np.median(times) * fps - 1) > 0.01:
+        raise UserError(
+            f"{root}/{INFO} says fps {fps}, the frames are {np.median(times):.4g} s apart, "
+            f"i.e. {1 / max(np.median(times), 1e-9):.4g} fps; set the right one there"
+        )
+
+
+def _vectors(
+    root: Path, columns: Mapping[str, NDArray[Any]], key: str, feature: Mapping[str, Any]
+) -> NDArray[np.float32]:
+    values = columns[key].astype(np.float32).reshape(len(columns[key]), -1)  # (N, D)
+    if list(feature.get("shape", ())) != [values.shape[1]]:
+        raise UserError(
+            f"{root}: {key} has {values.shape[1]} numbers per frame, {INFO} says shape {feature.get('shape')}; "
+            "copy the dataset again"
+        )
+    names = _listed_names(feature)
+    if names and len(names) != values.shape[1]:
+        raise UserError(f"{root}/{INFO}: {key} has {values.shape[1]} dimensions but {len(names)} names; correct them")
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
-        raise UserError(f"{root}: {key} of frame {bad[0]} is not a finite number; remove that episode")
+        episode = columns["episode_index"][bad[0]]
+        raise UserError(
+            f"{root}: {key} of frame {bad[0]} (episode {episode}) is not a finite number; remove that episode"
+        )
     return values
 
 
@@ -229,18 +284,29 @@ def _stats(
 # --- frames -------------------------------------------------------------------------------------------------------
 
 
-def _video_frames(dataset: Dataset, key: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    table, names = dataset.episodes, [f"videos/{key}/{n}" for n in ("chunk_index", "file_index", "from_timestamp")]
-    chunks, files, starts = (table[n].to_pylist() for n in names)
-    first_rows = table["dataset_from_index"].to_pylist()
-    lengths = table["length"].to_pylist()
+def is_video(dataset: Dataset, key: str) -> bool:
+    """Whether a camera is kept as video, not as PNGs in the data files."""
+    return dataset.info["features"][key]["dtype"] == "video"
+
+
+def video_places(dataset: Dataset, key: str) -> dict[str, dict[int, int]]:
+    """Video (relative to the root) -> its frame number -> row. UserError when the table of episodes does not say."""
+    columns = ["dataset_from_index", "length"]
+    columns += [f"videos/{key}/{n}" for n in ("chunk_index", "file_index", "from_timestamp")]
+    missing = [c for c in columns if c not in dataset.episodes.column_names]
+    if missing:
+        raise UserError(f"{dataset.root}/meta/episodes has no column {missing[0]!r}; copy the dataset again")
     pattern = dataset.info.get("video_path") or VIDEO_PATH
-    by_file: dict[str, dict[int, int]] = {}  # video -> its frame number -> row
-    for chunk, file, start, row, length in zip(chunks, files, starts, first_rows, lengths, strict=True):
+    places: dict[str, dict[int, int]] = {}
+    for row, length, chunk, file, start in zip(*(dataset.episodes[c].to_pylist() for c in columns), strict=True):
         path = pattern.format(video_key=key, chunk_index=chunk, file_index=file)
         first = round(start * dataset.fps)
-        by_file.setdefault(path, {}).update({first + i: row + i for i in range(length)})
-    for path, rows in by_file.items():
+        places.setdefault(path, {}).update({first + i: row + i for i in range(length)})
+    return places
+
+
+def _video_frames(dataset: Dataset, key: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    for path, rows in video_places(dataset, key).items():
         yield from _decode(dataset.root / path, rows, dataset.fps)
 
 
@@ -255,16 +321,26 @@ def _decode(path: Path, rows: dict[int, int], fps: int) -> Iterator[tuple[int, N
                 row = left.pop(round(float(frame.time) * fps), None)
                 if row is not None:
                     yield row, np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-    except (av.error.FFmpegError, OSError) as error:
+    except (av.error.FFmpegError, OSError, IndexError) as error:
         raise UserError(f"{path} cannot be decoded ({error}); copy the dataset again") from None
     if left:
         raise UserError(f"{path} lacks {len(left)} of {len(rows)} frames (first: {min(left)}); copy the dataset again")
 
 
 def _png_frames(dataset: Dataset, key: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    for file in data_files(dataset.root):
+        opened = pq.ParquetFile(file)
+        for group in range(opened.num_row_groups):
+            table = opened.read_row_group(group, columns=["index", key])
+            for row, image in zip(table["index"].to_pylist(), table[key].to_pylist(), strict=True):
+                yield row, picture(file, image)
+
+
+def picture(file: Path, image: Any) -> NDArray[np.uint8]:
+    """A picture of a parquet file, {"bytes": PNG}, as (H, W, 3). UserError when it is broken."""
     from PIL import Image
 
-    for file in sorted((dataset.root / "data").glob("chunk-*/file-*.parquet")):
-        table = pq.ParquetFile(file).read(columns=["index", key])
-        for row, image in zip(table["index"].to_pylist(), table[key].to_pylist(), strict=True):
-            yield row, np.array(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
+    try:
+        return np.array(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
+    except (OSError, TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{file} holds a picture that cannot be decoded ({error}); copy the dataset again") from None

@@ -120,8 +120,11 @@ def _no_clip(name: str, error: Exception) -> UserError:
 # --- the towers ---------------------------------------------------------------------------------------------------
 
 
+QUICK = 1.702  # quick_gelu's slope
+
+
 def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
+    return x * torch.sigmoid(QUICK * x)
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
@@ -151,7 +154,11 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+        if self.activation is not quick_gelu:
+            return self.fc2(self.activation(self.fc1(x)))
+        # quick_gelu(h) = silu(a h) / a: with `a` in the weights, which are fewer than activations, one kernel is left
+        up = F.silu(F.linear(x, QUICK * self.fc1.weight, QUICK * self.fc1.bias))
+        return F.linear(up, self.fc2.weight / QUICK, self.fc2.bias)
 
 
 class Layer(nn.Module):
@@ -384,7 +391,17 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def tokenize(tokenizer: Any, texts: list[str], config: PolicyConfig) -> Tensor:
-    """Texts -> ids (len(texts), tokenizer_max_length) int64, padded on the right as LeRobot does."""
+    """Texts -> ids (len(texts), tokenizer_max_length) int64, padded on the right as LeRobot does.
+
+    UserError for a text that is too long when the config forbids to cut it.
+    """
+    for text in texts if not config.tokenizer_truncation else ():
+        count = len(tokenizer(text)["input_ids"])
+        if count > config.tokenizer_max_length:
+            raise UserError(
+                f"{text[:40]!r} has {count} tokens, tokenizer_max_length is {config.tokenizer_max_length}; "
+                "shorten the instruction or set tokenizer_truncation true"
+            )
     tokens = tokenizer(
         texts,
         padding=config.tokenizer_padding,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mtdit.config import PolicyConfig
+from mtdit_robots.errors import UserError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
@@ -55,6 +56,8 @@ class Diffusion:
     def __init__(self, config: PolicyConfig) -> None:
         self.config = config
         self.alpha_bar = torch.cumprod(1.0 - betas(config), dim=0)  # (num_train_timesteps,) float32
+        if not self.alpha_bar[-1] > 0:
+            raise UserError(f"beta_end {config.beta_end} leaves nothing of an action; lower it or num_train_timesteps")
         self._alpha_bar = self.alpha_bar.tolist()  # numbers, so that a traced sampler holds constants
 
     def draw(self, actions: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -132,8 +135,20 @@ def betas(config: PolicyConfig) -> Tensor:
         return torch.linspace(start**0.5, end**0.5, n) ** 2
     if config.beta_schedule == "sigmoid":
         return torch.sigmoid(torch.linspace(-6, 6, n)) * (end - start) + start
-    signal = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]  # squaredcos_cap_v2
+    kept = _cosine if config.beta_schedule == "squaredcos_cap_v2" else _laplace
+    signal = [kept(i / n) for i in range(n + 1)]
     return torch.tensor([min(1 - signal[i + 1] / signal[i], 0.999) for i in range(n)], dtype=torch.float32)
+
+
+def _cosine(t: float) -> float:
+    """Share of signal kept at time t of 0..1 (arXiv 2102.09672, eq. 17)."""
+    return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def _laplace(t: float) -> float:
+    """Most steps near a signal-to-noise ratio of 1 (arXiv 2407.03297), as diffusers computes it."""
+    log_snr = -0.5 * math.copysign(1.0, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6)
+    return math.sqrt(1.0 / (1.0 + math.exp(-log_snr)))
 
 
 class FlowMatching:
@@ -151,9 +166,7 @@ class FlowMatching:
         if c.timestep_sampling_strategy == "uniform":
             return noise, torch.rand(count, device=device, generator=generator)
         shape = torch.tensor([c.timestep_sampling_alpha, c.timestep_sampling_beta], device=device).expand(count, 2)
-        late = torch._sample_dirichlet(shape, generator=generator)[
-            :, 0
-        ]  # Beta; torch.distributions takes no generator
+        late = torch._sample_dirichlet(shape, generator=generator)[:, 0]  # Beta; the public one takes no generator
         return noise, c.timestep_sampling_s * (1.0 - late)
 
     def loss(

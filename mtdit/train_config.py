@@ -15,6 +15,7 @@ from mtdit.config import PRESETS
 from mtdit_robots.errors import UserError
 
 FRAMES = ("disk", "memory", "video")
+MOST = 65_536  # samples of a part, parts, noise draws: more than any machine takes
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,18 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_train(self)
 
+    def samples_per_step(self, processes: int) -> int:
+        """How many samples one step of the optimiser sees, all processes together."""
+        return self.batch_size * self.grad_accumulation * processes
+
 
 def _check_train(c: TrainConfig) -> None:
     rules = [
         *((getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}")
           for n in ("steps", "batch_size", "grad_accumulation", "noise_samples", "workers", "log_every", "save_every",
                     "val_every")),
+        *((getattr(c, n) <= MOST, f"{n} must be at most {MOST}, got {getattr(c, n)}")
+          for n in ("batch_size", "grad_accumulation", "noise_samples")),
         (c.preset in PRESETS, f"preset must be one of {', '.join(PRESETS)}, got {c.preset!r}"),
         (c.amp in ("no", "bf16", "fp16"), f"amp must be one of no, bf16, fp16, got {c.amp!r}"),
         (c.frames in FRAMES, f"frames must be one of {', '.join(FRAMES)}, got {c.frames!r}"),
@@ -81,7 +88,8 @@ def _check_train(c: TrainConfig) -> None:
         (0.0 <= c.val_split < 1.0, f"val_split must be in [0, 1), got {c.val_split}"),
         (c.keep_checkpoints is None or c.keep_checkpoints >= 1,
          f"keep_checkpoints must be at least 1, got {c.keep_checkpoints}"),
-        (all(w > 0 for w in c.task_weights.values()), f"task_weights must be positive, got {dict(c.task_weights)}"),
+        (all(0 < w < 1e9 for w in c.task_weights.values()),
+         f"task_weights must be positive and below 1e9, got {dict(c.task_weights)}"),
         (not (c.resume and c.init_from), "resume and init_from exclude each other; resume keeps the run's own weights"),
     ]  # fmt: skip
     for holds, message in rules:

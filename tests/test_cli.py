@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pty
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from mtdit_robots.errors import UserError
 
 
 def mtdit(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -218,6 +221,114 @@ def test_a_slip_of_the_pen_is_one_line(words: tuple[str, ...], says: str, tmp_pa
     assert_one_line(mtdit(*words, cwd=tmp_path), says, "--help")
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--steps", "0"), "--steps"),
+        (("--batch-size", "many"), "--batch-size"),
+        (("--keep-checkpoints", "0"), "--keep-checkpoints"),
+        (("--grad-acumulation", "2"), "--grad-accumulation"),
+        (("--amp", "fp8"), "no, bf16, fp16"),
+        (("--frames", "tape"), "disk, memory, video"),
+        (("--preset", "huge"), "base, tiny"),
+        (("--val-split", "1.5"), "val_split"),
+        (("--max-minutes", "0"), "max_minutes"),
+        (("--grad-clip", "0"), "grad_clip_norm"),
+        (("--task-weight", "open the drawer"), "--task-weight name=value"),
+        (("--task-weight", "open the drawer=much"), "has no number"),
+        (("--task-weight", "open the drawer=-1"), "task_weights must be positive"),
+        (("--image-transforms", "{brightness: 1}"), "not valid JSON"),
+        (("--image-transforms", "nothing.json"), "nothing.json"),
+        (("--image-transforms", "list.json"), "no JSON object"),
+        (("--policy.type=diffusion",), "only multi_task_dit"),
+        (("--policy.horizn=8",), "did you mean --policy.horizon?"),
+        (("--config_path=run/checkpoints/last",), "--resume=true"),
+        (("--resume", "--init-from", "old"), "exclude each other"),
+    ],
+)
+def test_a_training_that_cannot_be_asked_for(words: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[]")
+    assert_one_line(mtdit("train", "--dataset", "x", *words, "--out", "o", cwd=tmp_path), says)
+    assert not (tmp_path / "o").exists()
+
+
+def test_training_without_a_dataset(tmp_path: Path) -> None:
+    assert_one_line(mtdit("train", cwd=tmp_path), "--dataset", "--resume")
+    assert_one_line(mtdit("train", "--resume", cwd=tmp_path), "outputs/train", "no checkpoint")
+
+
+def test_every_field_of_a_training_has_an_option() -> None:
+    """The help names it, under a heading, and what is given arrives in the TrainConfig."""
+    from mtdit.cli import _train_config
+    from mtdit.train_config import TrainConfig
+
+    names = {"output_dir": "out", "grad_clip_norm": "grad-clip", "random_shift_px": "random-shift",
+             "task_weights": "task-weight"}  # fmt: skip
+    told = mtdit("train", "--help").stdout
+    for field in dataclasses.fields(TrainConfig):
+        assert f"--{names.get(field.name, field.name).replace('_', '-')} " in told
+    assert {"Data:", "Policy:", "Results:"} <= set(told.splitlines())
+    given = {"dataset": "d", "out": Path("o"), "resume": False, "preset": "tiny", "vision_encoder": "tiny",
+             "horizon": 8, "policy": ["horizon=9", "text_encoder_name=my/clip"], "task_weights": ["a=b=2", "c=3"],
+             "image_transforms": "default", "ema": False}  # fmt: skip
+    with pytest.raises(UserError, match="no number"):
+        _train_config(given)
+    config, chosen = _train_config({**given, "task_weights": ["a=2", "c=3"]})
+    assert chosen == {"dataset", "preset", "task_weights", "image_transforms", "ema", "policy", "resume"}
+    assert dict(config.policy) == {
+        "horizon": 9, "vision_encoder_name": "tiny", "text_encoder_name": "my/clip"
+    }  # fmt: skip
+    assert (config.task_weights, config.image_transforms, config.ema) == ({"a": 2.0, "c": 3.0}, {}, False)
+    assert (config.batch_size, config.noise_samples) == (32, 4)  # the preset's
+
+
+def test_only_the_first_process_speaks_and_makes_room(tmp_path: Path) -> None:
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o/file").write_text("x")
+    words = [sys.executable, "-m", "mtdit.cli", "train", "--dataset", "nothing", "--job_name=x", "--out", "o"]
+    says = {}
+    for rank in ("0", "1"):
+        env = {**os.environ, "RANK": rank}
+        says[rank] = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=env)
+    assert_one_line(says["0"], "o exists")
+    assert "ignored: --job_name" in says["0"].stdout
+    assert_one_line(says["1"], "mtdit: rank 1: ", "nothing")
+    assert says["1"].stdout == ""
+
+
+def test_a_command_line_of_lerobots_docs_trains(run_folder: Path, tmp_path: Path) -> None:
+    """Then resumes by --config_path, and by a bare --resume: with the run's own options, dataset and curves."""
+    flags = ("--dataset.repo_id=you/twin", f"--dataset.root={run_folder / 'dataset'}", "--policy.type=multi_task_dit",
+             "--policy.n_action_steps=7", "--output_dir=run", "--batch_size=2", "--steps=2", "--save_freq=1",
+             "--log_freq=1", "--num_workers=0", "--job_name=twin", "--policy.push_to_hub=false",
+             "--dataset.image_transforms.enable=true", "--preset=tiny")  # fmt: skip
+    done = mtdit("train", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ignored: --job_name; " in done.stdout
+    last = "run/checkpoints/last/pretrained_model/train_config.json"
+    for words in ((f"--config_path={last}", "--resume=true", "--steps=3"), ("--resume", "--out", "run", "--steps=4")):
+        done = mtdit("train", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    kept = json.loads((tmp_path / last).read_text())
+    assert (kept["steps"], kept["batch_size"], kept["workers"], kept["policy"]) == (4, 2, 1, {"n_action_steps": 7})
+    logged = [json.loads(line)["step"] for line in (tmp_path / "run/train_log.jsonl").read_text().splitlines()]
+    assert logged == [1, 2, 3, 4]
+    assert (tmp_path / "run/curves.png").stat().st_size > 10_000
+    assert len(list((tmp_path / "run/tensorboard").iterdir())) == 3
+
+
+def test_a_missing_extra_of_training(run_folder: Path) -> None:
+    """As in an installation without the train extra, then as in one of before TensorBoard was in it."""
+    for name in ("torch", "tensorboard"):
+        code = (
+            f"import sys; sys.modules[{name!r}] = None\n"
+            "sys.argv = ['mtdit', 'train', '--dataset', 'dataset', '--preset', 'tiny', '--steps', '1', '--out', 'n']\n"
+            "from mtdit.cli import main; main()"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=run_folder)
+        assert_one_line(done, name, 'pip install "mtdit[train]"')
+
+
 def test_policy_field_without_a_value(tmp_path: Path) -> None:
     done = mtdit("train", "--dataset", "x", "--policy", "horizon", "--out", str(tmp_path / "o"))
     assert_one_line(done, "--policy name=value")
@@ -257,3 +368,22 @@ def test_doctor_of_an_arm_that_is_not_there_fails_with_advice() -> None:
     done = mtdit("doctor", "--robot", "so101", "--port", "/dev/ttyNOPE")
     assert done.returncode == 1
     assert "/dev/ttyNOPE" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["resume", "init-from", "export", "eval"])
+def test_a_diffusion_policy_is_refused_by_name(command: str, tmp_path: Path) -> None:
+    """LeRobot's `type: diffusion`, in a run as its trainer leaves it."""
+    folder = tmp_path / "run/checkpoints/000002/pretrained_model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"type": "diffusion", "vision_backbone": "resnet18"}')
+    (folder / "train_config.json").write_text('{"steps": 2, "batch_size": 2, "policy": {"type": "diffusion"}}')
+    (tmp_path / "dataset/meta").mkdir(parents=True)
+    (tmp_path / "dataset/meta/info.json").write_text("{}")
+    run, dataset = str(tmp_path / "run"), str(tmp_path / "dataset")
+    words = {
+        "resume": ("train", "--dataset", dataset, "--out", run, "--resume"),
+        "init-from": ("train", "--dataset", dataset, "--out", str(tmp_path / "new"), "--init-from", run),
+        "export": ("export", run, "--out", str(tmp_path / "policy.mtdit")),
+        "eval": ("eval", "--checkpoint", run, "--task", "open the drawer", "--episodes", "1"),
+    }[command]
+    assert_one_line(mtdit(*words, cwd=tmp_path), "Diffusion Policy (ResNet + U-Net", "not supported yet")

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from mtdit.checkpoint import CLIP, WEIGHTS, Checkpoint, DatasetFacts, open_checkpoint
 from mtdit.config import PolicyConfig
-from mtdit.data import dataset_facts
 from mtdit.dataset import Dataset, open_dataset
 from mtdit.encoders import load_tokenizer
+from mtdit.frames import dataset_facts
 from mtdit.terminal import table
 from mtdit.tiny import write_tokenizer
 from mtdit_export.errors import ExportError

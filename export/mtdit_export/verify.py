@@ -21,10 +21,11 @@ from torch import Tensor
 
 from mtdit.checkpoint import Checkpoint
 from mtdit.config import PolicyConfig
-from mtdit.data import episode_bounds, normalized_images
+from mtdit.data import normalized_images
 from mtdit.dataset import Dataset
 from mtdit.encoders import tokenize
 from mtdit.policy import Batch, Policy
+from mtdit.sampling import episode_bounds
 from mtdit_export.errors import ExportError
 from mtdit_export.precision import FP32
 from mtdit_runtime.bundle import (

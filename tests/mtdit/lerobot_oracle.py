@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
-from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
+from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
+    DiffusionObjective,
+    FlowMatchingObjective,
+    MultiTaskDiTPolicy,
+)
 
 from mtdit.config import PolicyConfig, policy_config_from_dict
 from mtdit.encoders import load_tokenizer, tokenize
+from mtdit.objectives import make_objective
 from mtdit.policy import Batch, Policy
 
 CAMERAS = ("top", "wrist", "side")
@@ -23,7 +29,7 @@ SMALL: dict[str, Any] = {
 
 
 def lerobot_policy(clip: Path, cameras: int, **options: Any) -> MultiTaskDiTPolicy:
-    """Random weights everywhere: LeRobot's AdaLN starts at zero, which would hide everything behind it."""
+    """Random weights, always the same; also in AdaLN, which starts at zero and would hide all behind it."""
     images = {f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, 80, 96)) for c in CAMERAS[:cameras]}
     config = MultiTaskDiTConfig(
         input_features={"observation.state": PolicyFeature(FeatureType.STATE, (6,)), **images},
@@ -33,6 +39,7 @@ def lerobot_policy(clip: Path, cameras: int, **options: Any) -> MultiTaskDiTPoli
         device="cpu",
         **{**SMALL, **options},
     )
+    torch.manual_seed(7)
     policy = MultiTaskDiTPolicy(config).eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -57,11 +64,26 @@ def our_policy(theirs: MultiTaskDiTPolicy) -> Policy:
     return ours
 
 
-def batches(ours: Policy, clip: Path, size: int = 3) -> tuple[dict[str, torch.Tensor], Batch]:
+def set_objective(theirs: MultiTaskDiTPolicy, ours: Policy, **options: Any) -> None:
+    """Gives both policies another objective over the same network, as their constructors would."""
+    c = theirs.config
+    for name, value in options.items():
+        assert hasattr(c, name), name
+        setattr(c, name, value)
+    kind = DiffusionObjective if c.is_diffusion else FlowMatchingObjective
+    theirs.objective = kind(c, c.action_feature.shape[0], c.horizon, c.do_mask_loss_for_padding)
+    ours.config = our_config(theirs)
+    ours.objective = make_objective(ours.config)
+
+
+tokenizer_of = cache(load_tokenizer)  # reading the vocabulary takes longer than the rest of a test
+
+
+def batches(ours: Policy, clip: Path, size: int = 3, seed: int = 11) -> tuple[dict[str, torch.Tensor], Batch]:
     """The same random observations and actions as LeRobot's batch and as ours."""
-    c, generator = ours.config, torch.Generator().manual_seed(11)
+    c, generator = ours.config, torch.Generator().manual_seed(seed)
     texts = ["open the drawer", "push the red cube to the left", "close the drawer"]
-    ids = tokenize(load_tokenizer(clip), texts[:size], c)
+    ids = tokenize(tokenizer_of(clip), texts[:size], c)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)

@@ -1,30 +1,24 @@
-"""Datasets and batches against LeRobotDataset, and everything that can be wrong with a dataset."""
+"""Batches: windows against LeRobotDataset, slices of a global batch, threads that make them ahead."""
 
 from __future__ import annotations
 
-import json
-import shutil
+import threading
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import JOINTS, LENGTHS, TASKS, write_dataset
+from conftest import TASKS
 
 from mtdit.checkpoint import feature_stats, image_scaling
 from mtdit.config import STATE, with_features
-from mtdit.data import (
-    Loader,
-    frame_cache,
-    normalized_images,
-    open_cache,
-    random_brightness,
-    random_shift,
-    rows_of_step,
-    usable_rows,
-    with_imagenet_stats,
-)
-from mtdit.dataset import open_dataset
+from mtdit.data import Batches, Loader, normalized_images, with_imagenet_stats
+from mtdit.frames import FrameCache, frame_cache
+from mtdit.policy import Batch, Policy
+from mtdit.sampling import Part
+from mtdit.transforms import image_transforms
 from mtdit_robots.errors import UserError
 
 
@@ -64,168 +58,233 @@ def test_windows_are_lerobots(n_obs_steps: int, dataset_folder: Path, tmp_path: 
             torch.testing.assert_close(batch.images[camera][i], expected, atol=1e-5, rtol=0)
 
 
-def test_png_datasets_read_like_videos(dataset_folder: Path, tmp_path: Path) -> None:
-    stills = open_dataset(str(write_dataset(tmp_path / "png", use_videos=False)))
-    video = open_dataset(str(dataset_folder))
-    pairs = zip(sorted(stills.frames("top"), key=lambda p: p[0]), video.frames("top"), strict=True)
-    errors = [np.abs(a.astype(int) - b).mean() for (_, a), (_, b) in pairs]
-    assert max(errors) < 8, "only the video's compression may differ"
+@pytest.fixture(scope="module")
+def cache(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> FrameCache:
+    return frame_cache(str(dataset_folder), tmp_path_factory.mktemp("cache") / "frames", None)
 
 
-def test_dataset_says_what_a_checkpoint_must_know(dataset_folder: Path) -> None:
-    dataset = open_dataset(str(dataset_folder))
-    assert dataset.joints == JOINTS
-    assert dataset.tasks == TASKS
-    assert dataset.fps == 10
-    assert list(dataset.cameras) == ["top", "wrist"]
-    assert dataset.episode_ends.tolist() == np.cumsum(LENGTHS).tolist()
-    inside = np.abs(np.diff(dataset.action[: LENGTHS[0]], axis=0)).max() * 10
-    assert 0 < max(dataset.max_speed) <= 1.5 * inside, "the jump between episodes must not count"
+def make_loader(cache: FrameCache, batch_size: int, policy: dict[str, Any] | None = None, **options: Any) -> Loader:
+    size = {"image_resize_shape": (72, 70), "image_crop_shape": (64, 64), "n_obs_steps": 2, "n_action_steps": 6}
+    config = with_features({**size, **(policy or {})}, "tiny", cache.info.input_features, cache.info.output_features)
+    return Loader(cache, config, cache.stats, torch.eye(2, 32), batch_size, seed=3, **options)
 
 
-def test_cache_is_kept_until_the_dataset_or_the_size_changes(dataset_folder: Path, tmp_path: Path) -> None:
-    calls: list[int] = []
-    folder = tmp_path / "frames"
-
-    def cache(size: tuple[int, int] | None, dataset: Path = dataset_folder) -> tuple[int, ...]:
-        return frame_cache(str(dataset), folder, size, lambda done, total: calls.append(done)).frames["top"].shape
-
-    assert cache((32, 40)) == (73, 32, 40, 3)
-    decoded = len(calls)
-    assert cache((32, 40)) == (73, 32, 40, 3)
-    assert len(calls) == decoded
-    assert cache(None) == (73, 64, 64, 3)
-    assert len(calls) > decoded
-    assert frame_cache(str(folder), tmp_path / "unused", None).frames["top"].shape == (73, 64, 64, 3)
-    assert not (tmp_path / "unused").exists()
+EVERYTHING: dict[str, Any] = {
+    "random_shift_px": 2, "random_brightness": 0.2, "noise_samples": 2, "balance_tasks": True,
+    "transforms": image_transforms({"enable": True, "random_order": True}),
+}  # fmt: skip
 
 
-def test_every_row_once_per_epoch_and_the_same_after_a_resume() -> None:
-    usable = usable_rows(np.array([10, 25]), drop_n_last_frames=3)
-    assert len(usable) == 7 + 12
-    assert not {7, 8, 9, 22, 23, 24} & set(usable.tolist())
-    rows = np.concatenate([rows_of_step(usable, step, 5, seed=1) for step in range(19)])
-    for epoch in range(5):
-        assert sorted(rows[epoch * 19 : (epoch + 1) * 19]) == usable.tolist()
-    assert rows_of_step(usable, 7, 5, seed=1).tolist() == rows[35:40].tolist()
-    assert rows_of_step(usable, 7, 5, seed=2).tolist() != rows[35:40].tolist()
-    with pytest.raises(UserError, match="drop_n_last_frames"):
-        usable_rows(np.array([3, 6]), drop_n_last_frames=4)
+def flat(batch: Batch) -> dict[str, Any]:
+    """Every tensor of a batch by name."""
+    out: dict[str, Any] = {}
+    for f in fields(batch):
+        value = getattr(batch, f.name)
+        out.update({f"{f.name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {f.name: value})
+    return out
 
 
-def test_random_shift_moves_whole_samples() -> None:
-    frames = np.zeros((8, 2, 9, 9, 3), np.uint8)
-    frames[:, :, 4, 4] = 255
+def assert_equal(a: Batch, b: Batch) -> None:
+    for name, value in flat(a).items():
+        other = flat(b)[name]
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING])
+@pytest.mark.parametrize("masked", [False, True])
+def test_parts_of_a_step_are_slices_of_the_whole(options: dict[str, Any], masked: bool, cache: FrameCache) -> None:
+    policy = {"do_mask_loss_for_padding": masked}
+    for step in (0, 30):
+        whole = flat(make_loader(cache, 12, policy, **options).step(step))
+        assert whole["noise"].shape[0] == 12 * options.get("noise_samples", 1)
+        for world, parts in ((2, 1), (1, 3), (3, 2)):
+            loader = make_loader(cache, 12 // world // parts, policy, **options)
+            order = [Part(r, world, i, parts) for i in range(parts) for r in range(world)]
+            pieces = [flat(loader.step(step, part)) for part in order]
+            for name, value in whole.items():
+                if isinstance(value, torch.Tensor):
+                    joined = torch.cat([p[name] for p in pieces])
+                    assert torch.equal(joined, value), f"{name}, step {step}, {world} processes, {parts} parts"
+            if masked:
+                assert sum(p["valid_actions"] for p in pieces) == pytest.approx(whole["valid_actions"])
+                assert whole["valid_actions"] == (~whole["is_pad"]).sum() * options.get("noise_samples", 1)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_mean_over_parts_of_the_loss_is_the_loss_of_the_whole(
+    masked: bool, cache: FrameCache, clip_folder: Path
+) -> None:
+    policy_options = {
+        "do_mask_loss_for_padding": masked, "vision_encoder_name": str(clip_folder),
+        "text_encoder_name": str(clip_folder), "drop_n_last_frames": 0, "hidden_dim": 32, "num_layers": 1,
+    }  # fmt: skip
+    loaders = {size: make_loader(cache, size, policy_options, **EVERYTHING) for size in (12, 3)}
     torch.manual_seed(0)
-    moved = random_shift(frames, 2)
-    places = [tuple(np.argwhere(sample[0, :, :, 0])[0]) for sample in moved]
-    assert len(set(places)) > 3
-    assert all(abs(y - 4) <= 2 and abs(x - 4) <= 2 for y, x in places)
-    assert (moved[:, 0] == moved[:, 1]).all(), "the steps of one sample move together"
+    policy = Policy(loaders[12].config).eval()
+    for parameter in policy.noise_predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    text = policy.pooled_text(torch.tensor([[49406, 320, 49407], [49406, 321, 49407]]))
+    for loader in loaders.values():
+        loader.text = text
+    with torch.no_grad():
+        whole = policy.loss(loaders[12].step(5), 2)
+        parts = [policy.loss(loaders[3].step(5, Part(r, 2, i, 2)), 2) for i in range(2) for r in range(2)]
+    assert masked == (not torch.allclose(whole, policy.loss(replace(loaders[12].step(5), is_pad=None), 2), rtol=1e-3))
+    torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-6, atol=0)
 
 
-def test_random_brightness_scales_pixels_not_normalised_values() -> None:
+def test_every_sample_and_camera_has_its_own_crop(cache: FrameCache) -> None:
+    loader = make_loader(cache, 64)
+    crop = loader.step(0).crop
+    assert crop is not None
+    for places in crop.values():
+        assert places.min() == 0
+        assert places.max(dim=0).values.tolist() == [8, 6]
+    assert not torch.equal(crop["top"], crop["wrist"])
+    assert make_loader(cache, 4, {"image_crop_is_random": False}).step(0).crop is None
+
+
+def test_noise_and_time_are_the_objectives(cache: FrameCache) -> None:
+    batch = make_loader(cache, 64).step(0)
+    assert batch.noise is not None
+    assert batch.time is not None
+    assert abs(float(batch.noise.std()) - 1) < 0.05
+    assert (batch.time.dtype, int(batch.time.min()) < 10, int(batch.time.max()) > 85) == (torch.int64, True, True)
+    flow = make_loader(cache, 64, {"objective": "flow_matching"}).step(0).time
+    assert flow is not None
+    assert flow.dtype == torch.float32
+
+
+def test_brightness_scales_pixels_not_normalised_values() -> None:
     frames = torch.randint(0, 256, (16, 1, 4, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     offset, scale = np.array([0.4, 0.5, 0.6], np.float32), np.array([0.2, 0.3, 0.25], np.float32)
-    torch.manual_seed(0)
-    bright = random_brightness(normalized_images(frames, offset, scale), offset, scale, 0.2)
+    factors = torch.linspace(0.5, 1.5, 16)
+    bright = normalized_images(frames, offset, scale, factors)
     shape = (3, 1, 1)
     pixels = bright * torch.from_numpy(scale).view(shape) + torch.from_numpy(offset).view(shape)
-    factors = (pixels / (frames.movedim(-1, -3).clamp_min(1) / 255)).flatten(1)
-    torch.manual_seed(0)
-    expected = (1 + 0.2 * torch.randn(16))[:, None]
-    seen = frames.movedim(-1, -3).flatten(1) > 0
-    assert ((factors - expected)[seen].abs() < 1e-3).all()
+    torch.testing.assert_close(pixels, frames.movedim(-1, -3) / 255 * factors.view(-1, 1, 1, 1, 1))
 
 
 def test_images_are_normalised_per_channel() -> None:
     frames = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 3)
     offset, scale = np.array([0, 0.1, 0.5], np.float32), np.array([1, 0.5, 0.25], np.float32)
     torch.testing.assert_close(normalized_images(frames, offset, scale).flatten(), torch.tensor([0.0, 0.2, 2.0]))
+    mirrored = frames.expand(2, 4, 3).flip(0)
+    torch.testing.assert_close(normalized_images(mirrored, offset, scale)[1, 0], torch.full((4,), 0.2))
+    pixels = torch.ones(1, 1, 3)
+    normalized_images(pixels, offset, scale)
+    assert (pixels == 1).all(), "the frames that are given stay as they are"
 
 
-# --- what can be wrong --------------------------------------------------------------------------------------------
+def test_frames_from_videos_make_the_same_batches(cache: FrameCache, dataset_folder: Path) -> None:
+    direct = frame_cache(str(dataset_folder), Path("unused"), None, kind="video")
+    assert_equal(make_loader(direct, 6, **EVERYTHING).step(4), make_loader(cache, 6, **EVERYTHING).step(4))
 
 
-@pytest.fixture
-def broken(dataset_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(dataset_folder, tmp_path / "broken"))
+def test_where_names_episodes_and_frames(cache: FrameCache) -> None:
+    loader = make_loader(cache, 4)
+    assert (
+        loader.where([0, 23, 24, 72]) == "episode 0 frame 0, episode 0 frame 23, episode 1 frame 0, episode 2 frame 17"
+    )
+    assert loader.where(np.arange(20)).endswith("episode 0 frame 7 and 12 more")
 
 
-def refuses(folder: Path | str, says: str) -> None:
-    with pytest.raises(UserError, match=says) as caught:
-        read_all(folder)
-    assert "\n" not in str(caught.value)
+# --- held out -----------------------------------------------------------------------------------------------------
 
 
-def read_all(folder: Path | str) -> None:
-    dataset = open_dataset(str(folder))
-    for camera in dataset.cameras:
-        list(dataset.frames(camera))
+@pytest.fixture(scope="module")
+def long_cache(cache: FrameCache) -> FrameCache:
+    """The same frames as twelve episodes of six, tasks in turn, and one frame more."""
+    ends = np.array([*range(6, 72, 6), 73])
+    task = np.repeat(np.arange(12) % 2, np.diff([0, *ends]))
+    return replace(cache, episode_ends=ends, task=task)
 
 
-def edit_info(folder: Path, **changes: object) -> None:
-    path = folder / "meta/info.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def test_held_out_episodes_are_never_trained_on(long_cache: FrameCache) -> None:
+    loader = make_loader(long_cache, 5, {"horizon": 8}, val_split=0.3, balance_tasks=True)
+    held = {*range(48, 73)}  # the last two of each task's six episodes
+    assert set(loader.held_out.tolist()) == held
+    trained = np.concatenate([loader.rows_of(step) for step in range(100)])
+    assert set(trained.tolist()) == set(range(73)) - held
+    assert not list(make_loader(long_cache, 5).validation())
+    assert loader.told() == [
+        "share of the samples: 'open the drawer' 50%, 'close the drawer' 50%",
+        "4 of 12 episodes are held out for the validation loss",
+    ]
+    assert make_loader(long_cache, 5).told() == []
 
 
-def test_no_such_dataset(tmp_path: Path) -> None:
-    refuses(tmp_path / "nowhere", "mtdit simulate")
-    (tmp_path / "empty").mkdir()
-    refuses(tmp_path / "empty", "not a LeRobotDataset")
+def test_validation_is_the_same_whoever_computes_it(long_cache: FrameCache) -> None:
+    options = {"val_split": 0.3, "random_shift_px": 2, "random_brightness": 0.3, "noise_samples": 2}
+    alone = list(make_loader(long_cache, 4, {"do_mask_loss_for_padding": True}, **options).validation())
+    assert sum(len(b.state) for b in alone) == 25
+    assert all(b.crop is None for b in alone)
+    again = make_loader(long_cache, 4, {"do_mask_loss_for_padding": True}, **options)
+    again.step(3)
+    shared = [list(again.validation(rank, 2)) for rank in range(2)]
+    for i, batch in enumerate(alone):
+        assert_equal(batch, shared[i % 2][i // 2])
+    assert sum(len(s) for s in shared) == len(alone)
+    bigger = list(make_loader(long_cache, 10, {"do_mask_loss_for_padding": True}, **options).validation())
+    for name in ("state", "noise", "actions"):
+        joined = [torch.cat([getattr(b, name) for b in batches]) for batches in (alone, bigger)]
+        assert torch.equal(*joined), name
+    total = 2 * sum(int((~b.is_pad).sum()) for b in alone)  # type: ignore[operator]
+    for batch in (*alone, *bigger):
+        assert batch.valid_actions == pytest.approx(total * len(batch.state) / 25)
 
 
-def test_metadata_that_does_not_fit(broken: Path) -> None:
-    features = json.loads((broken / "meta/info.json").read_text())["features"]
-    edit_info(broken, codebase_version="v2.1")
-    refuses(broken, "v2.1")
-    edit_info(broken, codebase_version="v3.0", fps=0)
-    refuses(broken, "fps")
-    edit_info(broken, fps=10, features={k: f for k, f in features.items() if k != "observation.state"})
-    refuses(broken, "observation.state")
-    (broken / "meta/info.json").write_text("{")
-    refuses(broken, "not valid JSON")
+def test_a_task_with_one_episode_cannot_be_split(cache: FrameCache) -> None:
+    with pytest.raises(UserError, match=r"leaves no training episode of 'close the drawer'"):
+        make_loader(cache, 4, val_split=0.2)
 
 
-def test_missing_files(broken: Path) -> None:
-    video = broken / "videos/observation.images.top/chunk-000/file-000.mp4"
-    whole = video.read_bytes()
-    video.write_bytes(whole[: len(whole) // 3])
-    refuses(broken, "file-000.mp4")
-    video.unlink()
-    refuses(broken, "file-000.mp4")
-    (broken / "meta/tasks.parquet").unlink()
-    refuses(broken, "tasks.parquet")
-    parquet = broken / "data/chunk-000/file-000.parquet"
-    parquet.write_bytes(b"PAR1 broken")
-    refuses(broken, "cannot be read")
-    parquet.unlink()
-    refuses(broken, "file-000.parquet is missing")
+# --- made ahead ---------------------------------------------------------------------------------------------------
 
 
-def test_damaged_tables(broken: Path) -> None:
-    (broken / "meta/stats.json").write_text("[]")
-    refuses(broken, "remove it")
-    (broken / "meta/stats.json").unlink()
-    (broken / "meta/tasks.parquet").write_bytes(b"junk")
-    refuses(broken, "tasks.parquet cannot be read")
-    (broken / "meta/info.json").write_text('{"codebase_version": "v3.0"}')
-    refuses(broken, "lists no features")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_come_in_order_and_are_the_loaders(workers: int, cache: FrameCache) -> None:
+    loader = make_loader(cache, 4, **EVERYTHING)
+    with Batches(loader, 5, parts=2, rank=1, world=2, workers=workers) as batches:
+        for step in range(5, 15):
+            for index, batch in enumerate(batches.next()):
+                assert_equal(batch, loader.step(step, Part(1, 2, index, 2)))
+        assert batches.wait_s > 0
 
 
-def test_videos_are_found_where_lerobot_puts_them(broken: Path) -> None:
-    edit_info(broken, video_path=None)
-    read_all(broken)
+def test_what_goes_wrong_in_a_thread_is_raised_in_order(cache: FrameCache) -> None:
+    class Frames:
+        """A camera's frames, of which one cannot be read."""
+
+        def __init__(self, camera: str) -> None:
+            self.frames = cache.frames[camera]
+            self.shape = self.frames.shape
+
+        def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+            if bad in rows:
+                raise UserError("frame cannot be decoded")
+            return self.frames[rows]
+
+    plain = make_loader(cache, 4)
+    seen = [set(plain.rows_of(step).tolist()) for step in range(4)]
+    bad = next(r for r in sorted(seen[3]) if not any({r, r + 1} & s for s in seen[:3]))
+    loader = make_loader(replace(cache, frames={c: Frames(c) for c in cache.frames}), 4)  # type: ignore[dict-item]
+    with Batches(loader, 0, workers=2) as batches:
+        for step in range(3):
+            assert_equal(batches.next()[0], plain.step(step))
+        with pytest.raises(UserError, match="cannot be decoded"):
+            batches.next()
 
 
-def test_statistics_are_computed_when_missing(broken: Path) -> None:
-    (broken / "meta/stats.json").unlink()
-    dataset = open_dataset(str(broken))
-    np.testing.assert_array_equal(dataset.stats["action"]["max"], dataset.action.max(0))
+def test_close_ends_the_threads(cache: FrameCache) -> None:
+    before = set(threading.enumerate())
 
+    def interrupted() -> None:
+        with Batches(make_loader(cache, 8), 0, workers=3) as batches:
+            batches.next()
+            assert set(threading.enumerate()) - before
+            raise KeyboardInterrupt
 
-def test_incomplete_cache(dataset_folder: Path, tmp_path: Path) -> None:
-    frame_cache(str(dataset_folder), tmp_path / "frames", None)
-    (tmp_path / "frames/frames.top.npy").unlink()
-    with pytest.raises(UserError, match="not a complete frame cache"):
-        open_cache(tmp_path / "frames")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not set(threading.enumerate()) - before

@@ -37,6 +37,16 @@ def test_tokens_are_clips(token_ids: torch.Tensor) -> None:
     assert token_ids[0, :6].tolist() == [49406, 1488, 518, 23219, 49407, 49407]
 
 
+def test_a_long_instruction_is_cut_or_refused(clip_folder: Path) -> None:
+    tokenizer, text = load_tokenizer(clip_folder), "open the drawer " * 40
+    ids = tokenize(tokenizer, [text, "stop"], PolicyConfig())
+    assert ids.shape == (2, 77)
+    assert ids[0, -1] == 49407
+    with pytest.raises(UserError, match=r"122 tokens.*tokenizer_truncation"):
+        tokenize(tokenizer, ["stop", text], PolicyConfig(tokenizer_truncation=False))
+    assert tokenize(tokenizer, ["stop"], PolicyConfig(tokenizer_truncation=False)).shape == (1, 77)
+
+
 def test_instructions_are_far_apart(token_ids: torch.Tensor) -> None:
     features = F.normalize(towers()[1](token_ids), dim=-1)
     cosine = (features @ features.T).fill_diagonal_(-1)

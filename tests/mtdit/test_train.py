@@ -4,45 +4,58 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from small_cache import CAMERAS, LENGTHS, write_cache
 
-from mtdit.checkpoint import PRETRAINED, TRAINING_STATE, open_checkpoint, read_tensors
+from mtdit.checkpoint import LIVE, PRETRAINED, TRAINING_STATE, WEIGHTS, open_checkpoint, read_tensors
 from mtdit.config import PolicyConfig
-from mtdit.report import Report, Validation
-from mtdit.train import LIVE, LOG, Average, learning_rate_factor, pick_device, resumed_config, train
+from mtdit.fit import compile_in_place
+from mtdit.journal import LOG
+from mtdit.optim import Average, learning_rate_factor
+from mtdit.report import Report, Silent, Validation
+from mtdit.team import AGAIN_S, Stop, gather
+from mtdit.train import in_one_line, pick_device, prepare, resumed_config, train
 from mtdit.train_config import TrainConfig
 from mtdit_robots.errors import UserError
 
 SMALL = {"hidden_dim": 32, "num_layers": 1, "num_heads": 2, "timestep_embed_dim": 16, "scheduler_warmup_steps": 2}
 
 
-class Quiet:
-    """Keeps the reports instead of drawing them."""
+class Watcher(Silent):
+    """Keeps what it is told; `at` is called with every step that was reported."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: Callable[[int], None] = lambda step: None) -> None:
         self.reports: list[Report] = []
+        self.validations: list[Validation] = []
+        self.lines: list[str] = []
+        self.at = at
 
-    def say(self, line: str) -> None: ...
-
-    def decoded(self, done: int, total: int) -> None: ...
+    def say(self, line: str) -> None:
+        self.lines.append(line)
 
     def stepped(self, report: Report) -> None:
         self.reports.append(report)
+        self.at(report.step)
 
-    def validated(self, validation: Validation) -> None: ...
+    def validated(self, validation: Validation) -> None:
+        self.validations.append(validation)
 
 
 @pytest.fixture(scope="module")
-def frames(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mtdit.data import frame_cache
-
-    return frame_cache(str(dataset_folder), tmp_path_factory.mktemp("cache") / "frames", (64, 64)).folder
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cache(tmp_path_factory.mktemp("cache") / "frames")
 
 
 def config_for(frames: Path, out: Path, clip: Path, **options: Any) -> TrainConfig:
@@ -52,7 +65,7 @@ def config_for(frames: Path, out: Path, clip: Path, **options: Any) -> TrainConf
 
 
 def run(config: TrainConfig) -> tuple[Path, list[float]]:
-    watcher = Quiet()
+    watcher = Watcher()
     checkpoint = train(config, watcher)
     return checkpoint, [r.loss for r in watcher.reports]
 
@@ -104,7 +117,7 @@ def test_bf16_trains(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
 
 
 def test_time_budget_ends_the_run_and_its_schedule(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
-    watcher = Quiet()
+    watcher = Watcher()
     options = {
         "steps": 1_000_000,
         "max_minutes": 0.05,
@@ -131,18 +144,116 @@ def test_init_from_starts_at_the_checkpoints_weights(frames: Path, clip_folder: 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends_in_order(number: int, frames: Path, clip_folder: Path, tmp_path: Path) -> None:
-    class Impatient(Quiet):
-        def stepped(self, report: Report) -> None:
-            super().stepped(report)
-            if report.step == 3:
-                signal.raise_signal(number)
-
+    """Twice within moments is still once: launchers pass a Ctrl-C on to processes that had it already."""
     before = signal.getsignal(number)
-    watcher = Impatient()
+    watcher = Watcher(lambda step: [signal.raise_signal(number) for _ in range(2)] if step == 3 else None)
     checkpoint = train(config_for(frames, tmp_path, clip_folder, steps=1000, save_every=1000), watcher)
     assert checkpoint.name == "000003"
     assert [r.step for r in watcher.reports] == [1, 2, 3]
     assert signal.getsignal(number) is before, "the signal means again what it meant before"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_interrupts(
+    number: int, frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    class Early(Watcher):
+        def say(self, line: str) -> None:
+            signal.raise_signal(number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        train(config_for(frames, tmp_path, clip_folder), Early())
+    assert signal.getsignal(number) is before
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_only_a_later_second_interrupt_is_meant() -> None:
+    stop = Stop()
+    stop.training = True
+    stop.note(signal.SIGINT, None)
+    stop.note(signal.SIGINT, None)
+    assert stop.first_s is not None
+    stop.first_s -= AGAIN_S + 0.1
+    stop.note(signal.SIGTERM, None)
+    with pytest.raises(KeyboardInterrupt):
+        stop.note(signal.SIGINT, None)
+    assert stop.wanted
+
+
+# --- held-out episodes, what is kept ------------------------------------------------------------------------------
+
+
+def test_held_out_loss_is_that_of_the_weights_in_use(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """Dropout is on in training and off here; masking too must weigh every batch by its samples."""
+    policy = {"dropout": 0.2, "do_mask_loss_for_padding": True}
+    config = config_for(frames, tmp_path, clip_folder, policy=policy, val_split=0.3, val_every=2, noise_samples=2)
+    watcher = Watcher()
+    train(config, watcher)
+    assert [v.step for v in watcher.validations] == [2, 4, 6]
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [line["val_loss"] for line in lines if "val_loss" in line] == [v.loss for v in watcher.validations]
+
+    best = min(watcher.validations, key=lambda v: v.loss)
+    assert best == [v for v in watcher.validations if v.best][-1]
+    assert os.readlink(tmp_path / "checkpoints/best") == f"{best.step:06d}"
+    acting = open_checkpoint(tmp_path / "checkpoints/best").policy()
+    loader = replace(prepare(config, gather(torch.device("cpu"), "no"), Silent()).loader, batch_size=10**6)
+    with torch.no_grad():
+        (everything,) = loader.validation()
+        assert best.loss == pytest.approx(float(acting.loss(everything, 2)), abs=1e-6)
+
+
+def test_validation_changes_nothing(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    often = config_for(
+        frames, tmp_path / "often", clip_folder, steps=3, val_split=0.3, val_every=1, policy={"dropout": 0.2}
+    )
+    seldom = replace(often, output_dir=tmp_path / "seldom", val_every=100)
+    (a, losses), (b, same) = run(often), run(seldom)
+    assert losses == same
+    for file in (f"{PRETRAINED}/{WEIGHTS}", f"{TRAINING_STATE}/{LIVE}"):
+        one, other = read_tensors(a / file), read_tensors(b / file)
+        assert all(torch.equal(other[k], v) for k, v in one.items()), file
+
+
+def test_no_episodes_held_out_no_best(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    run(config_for(frames, tmp_path, clip_folder, steps=2, val_every=1))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["000002", "last"]
+
+
+def test_the_best_is_remembered_when_a_run_goes_on(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """And it outlives pruning, however long ago it was."""
+    options = {"val_split": 0.3, "val_every": 1, "save_every": 1, "keep_checkpoints": 2}
+    config = config_for(frames, tmp_path, clip_folder, steps=2, **options)
+    run(config)
+    state = tmp_path / "checkpoints/000002" / TRAINING_STATE / "training_step.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "best": {"step": 1, "loss": 1e-9}}))
+    watcher = Watcher()
+    train(replace(config, resume=True, steps=5), watcher)
+    assert [v.best for v in watcher.validations] == [False] * 3, "nothing is better than 1e-9"
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["000001", "000004", "000005", "best", "last"]
+    assert os.readlink(tmp_path / "checkpoints/best") == "000001"
+    assert os.readlink(tmp_path / "checkpoints/last") == "000005"
+
+
+@contextmanager
+def disk() -> Iterator[Callable[[], None]]:
+    """Once called, the kernel refuses files of more than 200 kB: to a program the same as a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    config = config_for(frames, tmp_path, clip_folder, steps=6, save_every=2)
+    with disk() as fill, pytest.raises(UserError, match=r"cannot write .*000004.*the checkpoint before is intact"):
+        train(config, Watcher(lambda step: fill() if step == 3 else None))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["000002", "last"]
+    _, losses = run(replace(config, resume=True))
+    assert len(losses) == 4, "and it can be gone on from"
 
 
 def test_lerobot_loads_what_was_trained(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
@@ -207,14 +318,92 @@ def test_average_is_short_at_first(clip_folder: Path) -> None:
     with torch.no_grad():
         policy.get_parameter(name).fill_(1.0)
     average.weights[name].zero_()
-    average.update(policy, step=0)
+    average.update(step=0)
     assert average.weights[name].tolist() == [1.0] * 6, "decay 0: takes the weights as they are"
     average.weights[name].zero_()
-    average.update(policy, step=10**9)
+    average.update(step=10**9)
     torch.testing.assert_close(average.weights[name], torch.full((6,), 0.01))
 
 
+def test_compiled_it_computes_the_same(clip_folder: Path) -> None:
+    """Traced forward and backward as --compile has them; inductor's code for them takes minutes to make on a CPU."""
+    from lerobot_oracle import batches, lerobot_policy, our_policy
+
+    policy = our_policy(lerobot_policy(clip_folder, 2, num_layers=1))
+    _, batch = batches(policy, clip_folder)
+    batch = replace(batch, **dict(zip(("noise", "time"), policy.objective.draw(batch.actions), strict=True)))
+    names = list(policy.state_dict())
+
+    def computed() -> dict[str, torch.Tensor]:
+        policy.zero_grad()
+        loss = policy.loss(batch)
+        loss.backward()
+        return {
+            "loss": loss.detach(),
+            **{n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None},
+        }
+
+    eager = computed()
+    compile_in_place(policy, backend="aot_eager")
+    torch._dynamo.utils.counters.clear()
+    compiled = computed()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "one of the vision tower, one of the denoiser"
+    assert compiled.keys() == eager.keys()
+    worst = max((float((compiled[k] - v).abs().max()), k) for k, v in eager.items())
+    assert worst[0] < 1e-6, worst
+    assert list(policy.state_dict()) == names
+
+
+def test_a_compiler_that_fails_is_one_line(clip_folder: Path) -> None:
+    from lerobot_oracle import batches, lerobot_policy, our_policy
+
+    def broken(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        raise RuntimeError("g++ not found\nand much more")
+
+    policy = our_policy(lerobot_policy(clip_folder, 0, num_layers=1))
+    _, batch = batches(policy, clip_folder)
+    compile_in_place(policy, backend=broken)
+    with pytest.raises(UserError, match=r"g\+\+ not found.*train without --compile"), in_one_line():
+        policy.loss(batch)
+
+
 # --- what can be wrong --------------------------------------------------------------------------------------------
+
+
+def test_the_first_ruined_batch_is_named(clip_folder: Path, tmp_path: Path) -> None:
+    """Losses are looked at every 50 steps only; still the line names the step and what it was trained on."""
+    ruined = LENGTHS[0] + 5  # frame 5 of episode 1
+    cache = write_cache(tmp_path / "frames", ruined=[ruined])
+    config = config_for(cache, tmp_path / "run", clip_folder, steps=1000, log_every=50, save_every=1000)
+    loader = prepare(config, gather(torch.device("cpu"), "no"), Silent()).loader
+    first = [_touches(loader.rows_of(step), ruined) for step in range(50)].index(True)
+    assert first > 0
+    with pytest.raises(UserError) as error:
+        run(config)
+    assert re.search(rf"the loss is not finite at step {first + 1}, on .*episode 1 frame \d", str(error.value))
+    assert not (tmp_path / "run/checkpoints").exists()
+    assert (tmp_path / "run" / LOG).read_text() == ""
+
+
+def _touches(rows: np.ndarray, ruined: int) -> bool:
+    """Whether one of the chunks from `rows` on contains the ruined action of episode 1."""
+    return bool(((rows >= LENGTHS[0]) & (rows <= ruined) & (rows + 16 > ruined)).any())
+
+
+def test_a_checkpoint_due_after_a_ruined_step_is_not_written(clip_folder: Path, tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "frames", ruined=range(LENGTHS[0]))
+    options = {"log_every": 1000, "save_every": 1, "steps": 1000, "batch_size": 2}
+    with pytest.raises(UserError, match=r"not finite at step (\d+)") as error:
+        run(config_for(cache, tmp_path / "run", clip_folder, **options))
+    step = int(re.search(r"at step (\d+)", str(error.value))[1])  # type: ignore[index]
+    last = tmp_path / "run/checkpoints/last"
+    assert not last.exists() if step == 1 else os.readlink(last) == f"{step - 1:06d}"
+
+
+def test_a_learning_rate_that_explodes_is_one_line(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    policy = {"optimizer_lr": 1e30, "scheduler_warmup_steps": 0}
+    with pytest.raises(UserError, match="not finite"):
+        run(config_for(frames, tmp_path, clip_folder, policy=policy, steps=20, save_every=1, log_every=20, ema=False))
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
@@ -224,8 +413,6 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     run(config)
     wild = replace(config, resume=True, steps=10, policy={})
     state = tmp_path / "checkpoints/000003" / TRAINING_STATE / LIVE
-    from safetensors.torch import save_file
-
     weights = read_tensors(state)
     save_file({k: v * float("nan") if "output_proj.bias" in k else v for k, v in weights.items()}, state)
     with pytest.raises(UserError, match="not finite at step 4"):
@@ -273,7 +460,7 @@ def test_frames_that_miss_the_towers_size(frames: Path, clip_folder: Path, tmp_p
         run(config_for(frames, tmp_path, clip_folder, policy=policy))
 
 
-def test_init_from_another_arm(frames: Path, clip_folder: Path, tmp_path: Path, dataset_folder: Path) -> None:
+def test_init_from_another_arm(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
     first, _ = run(config_for(frames, tmp_path / "a", clip_folder, steps=1))
     path = first / PRETRAINED / "config.json"
     raw = json.loads(path.read_text())
@@ -281,3 +468,13 @@ def test_init_from_another_arm(frames: Path, clip_folder: Path, tmp_path: Path, 
     path.write_text(json.dumps(raw))
     with pytest.raises(UserError, match=r"trained on .*dataset has .*wrist"):
         run(config_for(frames, tmp_path / "b", clip_folder, init_from=first))
+
+
+def test_a_checkpoint_keeps_its_order_of_cameras(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """The dataset's is another one; the network tells cameras by their place."""
+    first, _ = run(config_for(frames, tmp_path / "a", clip_folder, steps=1))
+    path = first / PRETRAINED / "config.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({**raw, "input_features": dict(reversed(raw["input_features"].items()))}))
+    second, _ = run(config_for(frames, tmp_path / "b", clip_folder, steps=1, init_from=first))
+    assert list(open_checkpoint(second).config.cameras) == list(reversed(CAMERAS))

@@ -1,0 +1,116 @@
+"""The training loop. `fit` is to be read top to bottom.
+
+Knows the order of things within a step. Refuses to know how batches are made (mtdit.data), what the loss is
+(mtdit.policy), how weights move (mtdit.optim), what is written down (mtdit.journal) and kept (mtdit.keeping).
+
+Step n depends on the weights before it, the seed and n alone: what chance decides comes with its batch, and dropout
+from a generator seeded for the step. A resumed run therefore gives the losses of an uninterrupted one, and without
+dropout it does not matter how many processes and parts share the samples of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from mtdit.data import Batches, Loader
+from mtdit.dit import Denoiser
+from mtdit.encoders import VisionTower
+from mtdit.journal import Journal
+from mtdit.keeping import Keeper, Learner
+from mtdit.optim import set_learning_rate
+from mtdit.policy import Batch, Policy
+from mtdit.report import Reporter, Validation
+from mtdit.team import Stop, Team
+from mtdit.train_config import TrainConfig
+
+
+def fit(
+    config: TrainConfig, learner: Learner, loader: Loader, keeper: Keeper, team: Team, stop: Stop, reporter: Reporter
+) -> Path:
+    """Trains from the learner's step to the last one, and returns the folder of the checkpoint it ends with."""
+    policy, accelerator = learner.policy, team.accelerator
+    journal = Journal(config, team, loader, reporter, learner.step, learner.elapsed_s)
+    if config.compile:
+        compile_in_place(policy)
+    model, optimizer = accelerator.prepare(policy, learner.optimizer)
+    model.train()
+
+    with Batches(loader, learner.step, config.grad_accumulation, team.rank, team.world, config.workers) as source:
+        while learner.step < config.steps:
+            stopping, fraction = team.agree(stop.wanted, journal.fraction)
+            if fraction >= 1.0:
+                validate(learner, loader, team, journal)
+            if stopping or fraction >= 1.0:
+                break
+
+            lr = set_learning_rate(optimizer, policy.config, learner.step, config.steps, fraction)
+            torch.manual_seed((config.seed * 1_000_003 + learner.step) * team.world + team.rank)
+            loss = backward(accelerator, model, source.next(), config.noise_samples)
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.grad_clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if learner.average is not None:
+                learner.average.update(learner.step)
+            learner.step += 1
+
+            last = learner.step == config.steps
+            journal.add(learner.step, loss, lr, grad_norm)
+            if last or learner.step % config.log_every == 0:
+                journal.report(source.wait_s)
+            best = (last or learner.step % config.val_every == 0) and validate(learner, loader, team, journal)
+            if best or learner.step % config.save_every == 0:
+                journal.check()
+                reporter.saved(keeper.save(learner, journal.elapsed_s))
+        journal.report(source.wait_s)
+    checkpoint = keeper.save(learner, journal.elapsed_s)
+    reporter.saved(checkpoint)
+    return checkpoint
+
+
+def backward(accelerator: Accelerator, model: nn.Module, parts: Sequence[Batch], noise_samples: int) -> Tensor:
+    """Adds up the gradients of the parts' mean loss, over all processes. Returns this process' mean loss, detached."""
+    losses = []
+    for i, batch in enumerate(parts, start=1):
+        with nullcontext() if i == len(parts) else accelerator.no_sync(model):
+            loss = model(batch, noise_samples) / len(parts)
+            accelerator.backward(loss)
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
+
+
+def validate(learner: Learner, loader: Loader, team: Team, journal: Journal) -> bool:
+    """Measures the weights in use on the held-out episodes, if there are any; whether they are the best so far."""
+    loss = held_out_loss(learner, loader, team, journal.config.noise_samples)
+    if loss is None:
+        return False
+    best = learner.is_best(loss)
+    journal.validated(Validation(learner.step, loss, best))
+    return best
+
+
+@torch.no_grad()
+def held_out_loss(learner: Learner, loader: Loader, team: Team, noise_samples: int) -> float | None:
+    """Mean over the held-out samples of all processes; None without any. Draws nothing: the same every time."""
+    total = torch.zeros(2, device=loader.device)  # loss times samples, samples
+    learner.policy.eval()
+    with learner.average.in_use() if learner.average else nullcontext(), team.accelerator.autocast():
+        for batch in loader.validation(team.rank, team.world):
+            samples = len(batch.state)
+            total += torch.stack([learner.policy.loss(batch, noise_samples) * samples, total.new_tensor(samples)])
+    learner.policy.train()
+    loss, samples = team.mean(total).tolist()
+    return loss / samples if samples else None
+
+
+def compile_in_place(policy: Policy, backend: str | Callable[..., Any] = "inductor") -> None:
+    """The vision towers and the denoiser compile at their first call; names in the state_dict stay."""
+    for module in policy.modules():
+        if isinstance(module, VisionTower | Denoiser):
+            module.compile(dynamic=False, backend=backend)

@@ -1,0 +1,176 @@
+"""What a training keeps on disk, and how it goes on from there.
+
+Knows which checkpoints a run has: the last, the best, every so many steps; and what beside the weights makes a resumed
+run the same run. Refuses to know the format of a checkpoint (mtdit.checkpoint) and when one is due (mtdit.fit).
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtdit.checkpoint import (
+    CHECKPOINTS,
+    LIVE,
+    OPTIMIZER,
+    PRETRAINED,
+    TRAIN_CONFIG,
+    PretrainedFiles,
+    point_at,
+    read_training_state,
+    save_checkpoint,
+)
+from mtdit.config import read_json
+from mtdit.optim import Average, adam_tensors, load_adam, make_optimizer, weights_in_use
+from mtdit.policy import Policy
+from mtdit.team import Team
+from mtdit.train_config import TrainConfig
+from mtdit_robots.errors import UserError
+
+BEST = "best"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The lowest held-out loss so far, and after which step it was measured."""
+
+    step: int
+    loss: float
+
+
+@dataclass
+class Learner:
+    """What a training changes, step by step; all that a resumed run must find again."""
+
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    step: int = 0
+    elapsed_s: float = 0.0  # before this process began
+    best: Best | None = None
+
+    def is_best(self, loss: float) -> bool:
+        """Remembers the held-out loss of this step if it is the lowest so far."""
+        if not loss < (self.best.loss if self.best else math.inf):
+            return False
+        self.best = Best(self.step, loss)
+        return True
+
+
+def new_learner(config: TrainConfig, policy: Policy) -> Learner:
+    """At step 0, with the policy's weights as they are."""
+    optimizer = make_optimizer(policy, next(policy.parameters()).device)
+    return Learner(policy, optimizer, Average(policy, config.ema_max_decay) if config.ema else None)
+
+
+# --- saving -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Keeper:
+    """Saves a run. Every process has one; the main one writes."""
+
+    config: TrainConfig
+    team: Team
+    files: PretrainedFiles
+    saved: tuple[Path, int, Best | None] | None = None  # the newest checkpoint, and what it holds
+
+    def save(self, learner: Learner, elapsed_s: float) -> Path:
+        """A checkpoint of this step, unless there is one. Returns its folder."""
+        if self.saved is None or self.saved[1:] != (learner.step, learner.best):
+            self.saved = (self._folder(learner.step), learner.step, learner.best)
+            if self.team.main:
+                self._write(learner, elapsed_s)
+        return self.saved[0]
+
+    def _folder(self, step: int) -> Path:
+        return self.config.output_dir / CHECKPOINTS / f"{step:06d}"
+
+    def _write(self, learner: Learner, elapsed_s: float) -> None:
+        """pretrained_model holds the weights to be used, averaged if there is an average; live ones go beside it."""
+        live = {k: v.detach().cpu().contiguous() for k, v in learner.policy.state_dict().items()}
+        _check_finite(live)
+        files = replace(self.files, weights=weights_in_use(learner.policy, learner.average))
+        state = {LIVE: live, OPTIMIZER: adam_tensors(learner.optimizer)}
+        save_checkpoint(self.config.output_dir, learner.step, files, state, self._numbers(learner, elapsed_s))
+        best = learner.best
+        if best is not None and self._folder(best.step).is_dir():
+            point_at(self._folder(best.step), BEST)
+        self._prune({learner.step, best.step if best else learner.step})
+
+    def _numbers(self, learner: Learner, elapsed_s: float) -> dict[str, Any]:
+        """For training_step.json; the first three under LeRobot's names."""
+        scaler = self.team.accelerator.scaler
+        return {
+            "num_processes": self.team.world,
+            "batch_size": self.config.batch_size,
+            "grad_accum_steps": self.config.grad_accumulation,
+            "elapsed_s": elapsed_s,
+            "best": asdict(learner.best) if learner.best else None,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def _prune(self, needed: set[int]) -> None:
+        """Leaves the newest `keep_checkpoints`, and the needed ones whatever their age."""
+        if self.config.keep_checkpoints is None:
+            return
+        folders = [c for c in self._folder(0).parent.glob("[0-9]*") if c.name.isdecimal()]
+        for old in sorted(folders, key=lambda c: int(c.name))[: -self.config.keep_checkpoints]:
+            if int(old.name) not in needed:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    ruined = [name for name, values in weights.items() if not values.isfinite().all()]
+    if ruined:
+        raise UserError(
+            f"{ruined[0]} is not finite any more; the last checkpoint, if there is one, is good: "
+            "resume it with a lower optimizer_lr"
+        )
+
+
+# --- going on -----------------------------------------------------------------------------------------------------
+
+
+def resume(learner: Learner, keeper: Keeper, checkpoint: Path, say: Callable[[str], None]) -> None:
+    """Fills the learner from RUN/checkpoints/<step>, of `mtdit train` or of LeRobot. Its policy has the weights."""
+    state = read_training_state(checkpoint)
+    load_adam(learner.optimizer, state.adam)
+    if learner.average is not None:
+        learner.average.load(state.average)
+    learner.step, learner.elapsed_s = state.step, state.elapsed_s
+    if state.numbers.get("best"):
+        learner.best = Best(**state.numbers["best"])
+    scaler = keeper.team.accelerator.scaler
+    if scaler is not None and state.numbers.get("scaler"):
+        scaler.load_state_dict(state.numbers["scaler"])
+    keeper.saved = (checkpoint, learner.step, learner.best)
+    for line in _differences(keeper, checkpoint, state.numbers):
+        say(line)
+
+
+def _differences(keeper: Keeper, checkpoint: Path, numbers: Mapping[str, Any]) -> list[str]:
+    """What keeps the run from being the one that was interrupted."""
+    if not is_ours(checkpoint):
+        return [
+            f"{checkpoint} is LeRobot's: weights, Adam and step go on, LeRobot's random numbers cannot; "
+            "the order of samples and the noise are mtdit's from here on"
+        ]
+    before = int(numbers["batch_size"] * numbers["num_processes"] * numbers.get("grad_accum_steps", 1))
+    now = keeper.config.samples_per_step(keeper.team.world)
+    changed = (
+        f"a step sees {now} samples from here on, {before} before: the samples come in another order than they would"
+    )
+    return [changed] if now != before else []
+
+
+def is_ours(checkpoint: Path) -> bool:
+    """Whether RUN/checkpoints/<step> is of `mtdit train`, not of LeRobot's trainer."""
+    raw = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG)
+    return isinstance(raw, dict) and "noise_samples" in raw

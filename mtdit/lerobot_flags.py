@@ -1,0 +1,247 @@
+"""LeRobot's training command lines, as pasted: `lerobot-train` flags in, `mtdit train` options out.
+
+Knows the flags of `lerobot-train` 0.6 (lerobot/configs/train.py, default.py) and what becomes of each: an option of
+ours, nothing (said, with the reason), or a refusal, where leaving it out would train something else than was asked.
+Refuses to know what the options do. Our own options pass through untouched, so both may stand on one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mtdit.config import PolicyConfig
+from mtdit_robots.errors import UserError
+
+CHECKPOINTS = "checkpoints"
+
+# flag -> our option that takes its value
+SAME = {
+    "output_dir": "--out",
+    "batch_size": "--batch-size",
+    "save_freq": "--save-every",
+    "log_freq": "--log-every",
+    "eval_steps": "--val-every",
+    "policy.device": "--device",
+    "policy.path": "--init-from",
+    "policy.pretrained_path": "--init-from",
+    "dataset.eval_split": "--val-split",
+    "accelerator.mixed_precision": "--amp",
+}
+SWITCHES = {  # flag -> option for true, option for false
+    "dataset.use_imagenet_stats": ("--imagenet-stats", "--dataset-stats"),
+    "ema.enable": ("--ema", "--no-ema"),
+}
+NO_ENV, ONE_WAY = "training drives no simulator, `mtdit eval` does", "it does not change what is learned"
+IGNORED = {  # flag or its first words -> why
+    "env_eval_freq": NO_ENV,
+    "eval_freq": NO_ENV,
+    "env": NO_ENV,
+    "eval": NO_ENV,
+    "job_name": "a run is named by --output_dir",
+    "job": "a training runs where it is started",
+    "policy.repo_id": "nothing is uploaded, `hf upload` does that",
+    "policy.private": "nothing is uploaded",
+    "policy.tags": "nothing is uploaded",
+    "policy.license": "nothing is uploaded",
+    "save_checkpoint_to_hub": "nothing is uploaded",
+    "dataset.video_backend": "frames are decoded once, by PyAV",
+    "dataset.return_uint8": "frames are always kept as uint8",
+    "dataset.repo_type": "a dataset is always a dataset",
+    "dataset.depth_output_unit": "depth is not used",
+    "prefetch_factor": ONE_WAY,
+    "persistent_workers": ONE_WAY,
+    "dataloader_multiprocessing_context": "batches are made by threads",
+    "cudnn_deterministic": "every step is seeded by itself",
+    "tolerance_s": "frames are found by their number",
+    "max_eval_samples": "all held-out samples are looked at",
+    "wandb.entity": "set WANDB_ENTITY instead",
+    "wandb.notes": "set WANDB_NOTES instead",
+    "wandb.mode": "set WANDB_MODE instead",
+    "wandb.run_id": "a run gets an id of its own, which resuming keeps",
+    "wandb.add_tags": "set WANDB_TAGS instead",
+    "wandb.disable_artifact": "checkpoints are not uploaded",
+}
+HARMLESS = {  # flag -> the value that asks for what happens anyway, why no other value can be had
+    "policy.push_to_hub": ("false", "nothing is uploaded: say false, and run `hf upload` afterwards"),
+    "policy.use_peft": ("false", "adapters are not supported: leave it out to train all weights"),
+    "dataset.streaming": ("false", "datasets are read from disk: leave it out"),
+    "save_checkpoint": ("true", "checkpoints are always saved: set --save_freq high to have fewer"),
+    "use_policy_training_preset": ("true", "set the rates by --policy.optimizer_lr and its like"),
+}  # fmt: skip
+REFUSED = {  # flag or its first words -> what to do instead
+    "dataset.episodes": "make a dataset of these episodes with `lerobot-edit-dataset`",
+    "dataset.revision": "download that revision and give its folder by --dataset.root",
+    "peft": "adapters are not supported; leave it out to train all weights",
+    "optimizer": "use --policy.optimizer_lr, _betas, _eps and _weight_decay, and --grad-clip",
+    "scheduler": "set --policy.scheduler_name and --policy.scheduler_warmup_steps",
+    "sample_weighting": "use --balance-tasks or --task-weight",
+    "reward_model": "only policies are trained",
+    "rename_map": "rename the dataset's features with `lerobot-edit-dataset`",
+    "checkpoint_path": "use --config_path with --resume=true, or --init-from",
+    "policy.input_features": "the dataset says what there is; leave it out",
+    "policy.output_features": "the dataset says what there is; leave it out",
+    "policy.pretrained_revision": "download that revision and give its folder by --policy.path",
+    "ema": "use --ema or --no-ema",
+    "accelerator": "use --amp and --grad-accumulation",
+}
+# read together, once all flags are known
+TOGETHER = ("dataset.repo_id", "dataset.root", "policy.type", "policy.use_amp", "num_workers", "resume", "config_path",
+            "wandb.enable", "wandb.project", "dataset.image_transforms.enable",
+            "dataset.image_transforms.max_num_transforms", "dataset.image_transforms.random_order",
+            "dataset.image_transforms.tfs")  # fmt: skip
+POLICY_FIELDS = tuple(
+    f.name for f in fields(PolicyConfig) if f.name not in ("device", "use_amp", "input_features", "output_features")
+)
+KNOWN = (*SAME, *SWITCHES, *IGNORED, *HARMLESS, *REFUSED, *TOGETHER, *(f"policy.{name}" for name in POLICY_FIELDS))
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A command line in our words, and what is to be said about it."""
+
+    words: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def translate(words: Sequence[str]) -> Translation:
+    """The words after `mtdit train`. UserError for a flag that is unknown, or that asks for what cannot be had."""
+    out = Translation()
+    flags = dict(_read(words, out))
+    for name, value in flags.items():
+        if name not in TOGETHER:
+            _one(name, value, out)
+    for together in (_policy_type, _dataset, _resume, _amp, _workers, _wandb, _transforms):
+        together(flags, out)
+    return out
+
+
+def _read(words: Sequence[str], out: Translation) -> Iterator[tuple[str, str]]:
+    """LeRobot's flags with their values, `--a=b` or `--a b`; other words go to `out`, ours with hyphens as we write."""
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        name, sign, value = word.removeprefix("--").partition("=")
+        if not _is_theirs(word, name, bool(sign), left):
+            out.words.append(f"--{name.replace('_', '-')}{sign}{value}" if word.startswith("--") else word)
+        elif sign:
+            yield name, value
+        else:
+            yield name, left.pop(0) if left and not left[0].startswith("--") else "true"
+
+
+def _is_theirs(word: str, name: str, has_value: bool, after: Sequence[str]) -> bool:
+    """Flags that we do not have. A bare --resume is ours."""
+    if name == "resume":
+        return has_value or bool(after and after[0].lower() in ("true", "false"))
+    return word.startswith("--") and ("." in name or ("_" in name and name in KNOWN))
+
+
+def _one(name: str, value: str, out: Translation) -> None:
+    """A flag that needs no other one to be understood."""
+    policy_field = name.removeprefix("policy.")
+    if name in SAME:
+        out.words.extend([SAME[name], value])
+    elif name in SWITCHES:
+        out.words.append(SWITCHES[name][not _is_true(name, value)])
+    elif name.startswith("policy.") and policy_field in POLICY_FIELDS:
+        out.words.extend(["--policy", f"{policy_field}={_as_json(value)}"])
+    elif name in HARMLESS:
+        wanted, why = HARMLESS[name]
+        if _is_true(name, value) != (wanted == "true"):
+            raise UserError(f"--{name}={value} is not supported: {why}")
+    elif (known := _first_words(name, IGNORED)) is not None:
+        out.notes.append(f"ignored: --{name}; {IGNORED[known]}")
+    elif (known := _first_words(name, REFUSED)) is not None:
+        raise UserError(f"--{name} is not supported: {REFUSED[known]}")
+    else:
+        near = difflib.get_close_matches(name, KNOWN, n=1)
+        hint = f"did you mean --{near[0]}?" if near else "`mtdit train --help` lists the options"
+        raise UserError(f"LeRobot's trainer has no flag --{name}; {hint}")
+
+
+def _first_words(name: str, table: Mapping[str, str]) -> str | None:
+    """The table's entry for this flag or for the group it belongs to, e.g. `env` for `env.type`."""
+    return next((known for known in (name, name.partition(".")[0]) if known in table), None)
+
+
+def _policy_type(flags: Mapping[str, str], out: Translation) -> None:
+    kind = flags.get("policy.type", "multi_task_dit")
+    if kind != "multi_task_dit":
+        raise UserError(
+            f"--policy.type={kind} is not supported: only multi_task_dit is; train others with lerobot-train"
+        )
+
+
+def _dataset(flags: Mapping[str, str], out: Translation) -> None:
+    """LeRobot's root is the folder of the very dataset that repo_id names."""
+    dataset = flags.get("dataset.root") or flags.get("dataset.repo_id")
+    if dataset:
+        out.words.extend(["--dataset", dataset])
+
+
+def _resume(flags: Mapping[str, str], out: Translation) -> None:
+    resume, path = _is_true("resume", flags.get("resume", "false")), flags.get("config_path")
+    if path is not None and not resume:
+        raise UserError("--config_path goes with --resume=true; for a new run give the options on the line")
+    if resume:
+        out.words.append("--resume")
+    if path is not None:
+        out.words.extend(["--out", _run_folder(path)])
+
+
+def _run_folder(path: str) -> str:
+    """RUN of RUN/checkpoints/STEP/pretrained_model/train_config.json, or of any folder on that way."""
+    parts = Path(path).parts
+    if CHECKPOINTS not in parts:
+        raise UserError(
+            f"--config_path={path} is in no run: give RUN/{CHECKPOINTS}/last/pretrained_model/train_config.json"
+        )
+    return str(Path(*parts[: len(parts) - 1 - parts[::-1].index(CHECKPOINTS)]))
+
+
+def _amp(flags: Mapping[str, str], out: Translation) -> None:
+    if _is_true("policy.use_amp", flags.get("policy.use_amp", "false")):
+        out.words.extend(["--amp", "bf16"])
+        out.notes.append("--policy.use_amp: bf16 is used; LeRobot takes fp16 on CUDA, for that give --amp fp16")
+
+
+def _workers(flags: Mapping[str, str], out: Translation) -> None:
+    """0 means the main process there; here a thread always makes batches ahead."""
+    if "num_workers" in flags:
+        out.words.extend(["--workers", "1" if flags["num_workers"] == "0" else flags["num_workers"]])
+
+
+def _wandb(flags: Mapping[str, str], out: Translation) -> None:
+    if _is_true("wandb.enable", flags.get("wandb.enable", "false")):
+        out.words.extend(["--wandb", flags.get("wandb.project", "lerobot")])
+
+
+def _transforms(flags: Mapping[str, str], out: Translation) -> None:
+    prefix = "dataset.image_transforms."
+    said = {name.removeprefix(prefix): value for name, value in flags.items() if name.startswith(prefix)}
+    if not _is_true(f"{prefix}enable", said.pop("enable", "false")):
+        return
+    chosen: dict[str, Any] = {}
+    for name, value in said.items():
+        try:
+            chosen[name] = json.loads(_as_json(value))
+        except json.JSONDecodeError as error:
+            raise UserError(f"--{prefix}{name} is not valid JSON ({error}): put it in single quotes") from None
+    out.words.extend(["--image-transforms", json.dumps(chosen) if chosen else "default"])
+
+
+def _is_true(name: str, value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise UserError(f"--{name} is true or false, got {value!r}: write --{name}=true")
+    return value.lower() == "true"
+
+
+def _as_json(value: str) -> str:
+    """Python's way to write a value, which LeRobot takes too."""
+    plain = {"True": "true", "False": "false", "None": "null", "~": "null"}.get(value, value)
+    return f"[{plain[1:-1]}]" if plain.startswith("(") and plain.endswith(")") else plain
