@@ -45,7 +45,7 @@ UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  # 
 # What a stage leaves in its --out, and what of it is worth asking before it is replaced.
 DATASET_PARTS, DATASET_PROOF = {"meta", "data", "videos", "images"}, "meta/info.json"
 RUN_PROOF = "checkpoints"
-RUN_CACHES = {"clip-tiny", "frames", ".frames.partial", "train_log.jsonl", "tensorboard", "curves.png",
+RUN_CACHES = {".lock", "clip-tiny", "frames", ".frames.partial", "train_log.jsonl", "tensorboard", "curves.png",
               ".curves.png.partial", "wandb", "wandb_run.json"}  # fmt: skip
 
 # Which extra brings a module that turned out to be missing.
@@ -259,7 +259,7 @@ def train(
     given = {name: value for name, value in locals().items() if value is not None and value != []}
     config, chosen = _train_config(given)
     if not resume and _rank() == 0:
-        _make_room(out, overwrite, RUN_PROOF, {RUN_PROOF}, RUN_CACHES)
+        _make_room(out, overwrite, RUN_PROOF, {RUN_PROOF}, RUN_CACHES, partial(_check_sources, config))
     from mtdit.train import resumed_config
     from mtdit.train import train as fit
 
@@ -468,6 +468,24 @@ def _train_config(given: Mapping[str, Any]) -> tuple[TrainConfig, set[str]]:
     return TrainConfig(output_dir=given["out"], **options), chosen
 
 
+def _check_sources(config: TrainConfig) -> None:
+    """That what the run starts from is there, and will be once --out is emptied; that no run is writing there."""
+    from mtdit.checkpoint import find_pretrained
+    from mtdit.frames import check_dataset
+    from mtdit.keeping import alone_in
+
+    with alone_in(config.output_dir):
+        pass
+    check_dataset(config.dataset)
+    if config.init_from is not None:
+        find_pretrained(config.init_from)
+    for option, place in (("--dataset", Path(config.dataset).expanduser()), ("--init-from", config.init_from)):
+        if place is not None and place.exists() and place.resolve().is_relative_to(config.output_dir.resolve()):
+            raise UserError(
+                f"{option} {place} is in {config.output_dir}, which --overwrite empties: give another --out"
+            )
+
+
 def _shortcuts(given: Mapping[str, Any]) -> dict[str, Any]:
     """Policy fields that have an option of their own."""
     fields = {name: given[name] for name in ("horizon", "objective") if name in given}
@@ -611,10 +629,13 @@ def _fields(words: Iterable[str]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _make_room(out: Path, overwrite: bool, proof: str, parts: Set[str], caches: Set[str] = frozenset()) -> None:
+def _make_room(
+    out: Path, overwrite: bool, proof: str, parts: Set[str], caches: Set[str] = frozenset(),
+    check: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
     """Remove an earlier result, if asked, and only if `proof` shows that it is one and nothing else lies beside it.
 
-    A folder of nothing but `caches` is a run that never began: it is used again as it is.
+    A folder of nothing but `caches` is a run that never began: it is used again as it is. check: may still object.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is not a folder: choose another --out")
@@ -631,6 +652,7 @@ def _make_room(out: Path, overwrite: bool, proof: str, parts: Set[str], caches: 
         raise UserError(f"{out} is a link: give the folder it points to, or choose another --out")
     if Path.cwd().is_relative_to(out.resolve()):
         raise UserError(f"{out} is the folder you are in: leave it first, or choose another --out")
+    check()
     shutil.rmtree(out)
 
 

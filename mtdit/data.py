@@ -40,6 +40,7 @@ from mtdit.sampling import (
     usable_rows,
 )
 from mtdit.transforms import ImageTransforms
+from mtdit_robots.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOST_VALIDATION_ROWS = 1024  # a second or so of a GPU; more would not change the curve
@@ -108,7 +109,16 @@ class Loader:
         self.objective = make_objective(self.config)
         self.device = self.text.device
         self.pinned = self.device.type == "cuda"
+        self._check_shift()
         self._split()
+
+    def _check_shift(self) -> None:
+        for camera in self.config.cameras:
+            side = min(self.cache.frames[camera].shape[1:3])
+            if self.random_shift_px >= side:
+                raise UserError(
+                    f"random_shift_px must be below the {side} px of {camera!r}, got {self.random_shift_px}"
+                )
 
     def _split(self) -> None:
         """Which rows are trained on, which are held out, and how often each task comes."""
@@ -117,6 +127,8 @@ class Loader:
         usable = usable_rows(self.ends, self.config.drop_n_last_frames or 0)
         out = np.isin(np.searchsorted(self.ends, usable, side="right"), held)
         self.usable, self.held_out = usable[~out], usable[out]
+        if not len(self.usable):
+            raise UserError("every episode that is not held out is shorter than drop_n_last_frames; lower it")
         present = {tasks[t]: self.usable[self.task[self.usable] == t] for t in np.unique(self.task[self.usable])}
         self.shares = task_shares({t: len(r) for t, r in present.items()}, self.balance_tasks, self.task_weights)
         weighted = self.balance_tasks or bool(self.task_weights)

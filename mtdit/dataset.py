@@ -126,6 +126,9 @@ def _check_info(root: Path, info: Any) -> None:
         raise UserError(f"{root} is a dataset of version {version}, v3.x is needed; convert it with LeRobot's script")
     if not isinstance(info.get("features"), dict):
         raise UserError(f"{root}/{INFO} lists no features; copy the dataset again")
+    for key, feature in info["features"].items():
+        if not isinstance(feature, dict) or not {"dtype", "shape"} <= set(feature):
+            raise UserError(f"{root}/{INFO}: feature {key!r} lacks dtype or shape; copy the dataset again")
     for key in (STATE, ACTION):
         if key not in info["features"]:
             raise UserError(f"{root} has no feature {key!r}; record it, or rename the feature in meta/info.json")
@@ -278,6 +281,8 @@ def _stats(
             raise UserError(
                 f"{root}: statistics of {key} have shape {shape}, the rows {rows.shape[1:]}; recompute them"
             )
+        if not all(np.isfinite(stats[key][name]).all() for name in known):
+            raise UserError(f"{root}: statistics of {key} are not finite; remove {STATS} and they are computed")
     return stats
 
 
@@ -299,7 +304,10 @@ def video_places(dataset: Dataset, key: str) -> dict[str, dict[int, int]]:
     pattern = dataset.info.get("video_path") or VIDEO_PATH
     places: dict[str, dict[int, int]] = {}
     for row, length, chunk, file, start in zip(*(dataset.episodes[c].to_pylist() for c in columns), strict=True):
-        path = pattern.format(video_key=key, chunk_index=chunk, file_index=file)
+        try:
+            path = pattern.format(video_key=key, chunk_index=chunk, file_index=file)
+        except (KeyError, IndexError, ValueError, AttributeError):
+            raise UserError(f"{dataset.root}/{INFO}: video_path {pattern!r} is no pattern of LeRobot's") from None
         first = round(start * dataset.fps)
         places.setdefault(path, {}).update({first + i: row + i for i in range(length)})
     return places

@@ -26,7 +26,7 @@ from mtdit.dataset import INFO, Dataset, find_dataset, open_dataset
 from mtdit.seeking import SeekingFrames
 from mtdit_robots.errors import UserError
 
-CACHE = "frames.json"
+CACHE, STATS_FILE = "frames.json", "stats.json"
 ARRAYS = ("state", "action", "task", "episode_ends")
 OnProgress = Callable[[int, int], None]  # done, total
 
@@ -129,9 +129,7 @@ def open_cache(folder: Path) -> FrameCache:
         frames = {c: np.asarray(np.load(folder / f"frames.{c}.npy", mmap_mode="r")) for c in info.image_keys}
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not a complete frame cache ({error}); remove it and train again") from None
-    stats = {
-        k: {n: np.asarray(v, np.float32) for n, v in s.items()} for k, s in read_json(folder / "stats.json").items()
-    }
+    stats = {k: {n: np.asarray(v, np.float32) for n, v in s.items()} for k, s in read_json(folder / STATS_FILE).items()}
     return FrameCache(folder, info, stats, frames, **arrays)
 
 
@@ -201,7 +199,7 @@ def _write_cache(
         for name in ARRAYS:
             np.save(partial / f"{name}.npy", getattr(dataset, name))
         stats = {k: {n: v.tolist() for n, v in s.items()} for k, s in dataset.stats.items()}
-        (partial / "stats.json").write_text(json.dumps(stats))
+        (partial / STATS_FILE).write_text(json.dumps(stats))
         _write_frames(dataset, partial, size, on_progress)
         (partial / CACHE).write_text(json.dumps(asdict(_cache_info(dataset, size)), indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
@@ -255,6 +253,9 @@ def _check_folder(folder: Path, needed: int) -> None:
     """UserError when `folder` holds anything but a cache, or its disk has no room."""
     if folder.exists() and not (folder / CACHE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no frame cache; choose another --cache-dir or remove it")
+    others = [p.name for p in folder.glob("*") if p.suffix != ".npy" and p.name not in (CACHE, STATS_FILE)]
+    if others:
+        raise UserError(f"{folder} is the frame cache of other data, and holds {others[0]}; choose another --cache-dir")
     place = next(p for p in [folder, *folder.absolute().parents] if p.is_dir())
     free = shutil.disk_usage(place).free
     if needed > 0.95 * free:

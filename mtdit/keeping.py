@@ -6,9 +6,11 @@ run the same run. Refuses to know the format of a checkpoint (mtdit.checkpoint) 
 
 from __future__ import annotations
 
+import fcntl
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from mtdit.team import Team
 from mtdit.train_config import TrainConfig
 from mtdit_robots.errors import UserError
 
-BEST = "best"
+BEST, LOCK = "best", ".lock"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,18 @@ class Learner:
             return False
         self.best = Best(self.step, loss)
         return True
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other training writes to this output folder. UserError when one does already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another training writes to {folder}: stop it, or choose another --out") from None
+        yield
 
 
 def new_learner(config: TrainConfig, policy: Policy) -> Learner:
@@ -153,6 +167,8 @@ def resume(learner: Learner, keeper: Keeper, checkpoint: Path, say: Callable[[st
     keeper.saved = (checkpoint, learner.step, learner.best)
     for line in _differences(keeper, checkpoint, state.numbers):
         say(line)
+    if learner.step >= keeper.config.steps:
+        say(f"step {learner.step} is done and {keeper.config.steps} were asked for: nothing is left, raise --steps")
 
 
 def _differences(keeper: Keeper, checkpoint: Path, numbers: Mapping[str, Any]) -> list[str]:
@@ -167,7 +183,9 @@ def _differences(keeper: Keeper, checkpoint: Path, numbers: Mapping[str, Any]) -
     changed = (
         f"a step sees {now} samples from here on, {before} before: the samples come in another order than they would"
     )
-    return [changed] if now != before else []
+    leaked = "episodes held out from here on were trained on before: their loss looks better than it is"
+    held_out = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG).get("val_split", 0.0)
+    return [changed] * (now != before) + [leaked] * (keeper.config.val_split > held_out)
 
 
 def is_ours(checkpoint: Path) -> bool:

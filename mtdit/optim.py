@@ -23,7 +23,7 @@ def make_optimizer(policy: Policy, device: torch.device) -> torch.optim.Adam:
     c = policy.config
     optimizer = torch.optim.Adam(
         policy.parameter_groups(),
-        betas=c.optimizer_betas,
+        betas=(float(c.optimizer_betas[0]), float(c.optimizer_betas[1])),  # 0 may be whole, torch wants floats
         eps=c.optimizer_eps,
         weight_decay=c.optimizer_weight_decay,
         fused=device.type in ("cuda", "cpu"),

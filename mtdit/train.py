@@ -41,7 +41,7 @@ from mtdit.data import Loader, with_imagenet_stats
 from mtdit.encoders import clip_shapes, load_tokenizer, tokenize
 from mtdit.fit import fit
 from mtdit.frames import FrameCache, check_dataset, frame_cache
-from mtdit.keeping import Keeper, is_ours, new_learner, resume
+from mtdit.keeping import Keeper, alone_in, is_ours, new_learner, resume
 from mtdit.policy import Policy
 from mtdit.report import Reporter, Silent
 from mtdit.team import Team, gather, said_once, stop_requests
@@ -73,7 +73,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
             team = gather(device, config.amp)
         if team.device.type == "cuda":
             _hurry()
-        with team.listening(), _voice(config, team, reporter) as shown:
+        with team.listening(), _alone(config, team), _voice(config, team, reporter) as shown:
             ready = team.in_turn(lambda: prepare(config, team, shown))
             learner = new_learner(config, ready.policy)
             keeper = Keeper(config, team, ready.files)
@@ -125,8 +125,10 @@ def resumed_config(config: TrainConfig, given: Collection[str]) -> TrainConfig:
     checkpoint = find_last_checkpoint(config.output_dir)
     raw = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG)
     earlier = raw if is_ours(checkpoint) else _from_lerobot(raw)
-    own = {"dataset", "output_dir", "resume", "init_from", "policy", "cache_dir", *given}
+    own = {"dataset", "output_dir", "resume", "init_from", "policy", *given}
     kept = {f.name: earlier[f.name] for f in fields(TrainConfig) if f.name in earlier and f.name not in own}
+    if kept.get("cache_dir"):
+        kept["cache_dir"] = Path(kept["cache_dir"])
     return replace(config, **kept, policy={**earlier.get("policy", {}), **config.policy})
 
 
@@ -165,12 +167,18 @@ def _policy_config(config: TrainConfig, resumed: Path | None) -> PolicyConfig:
 def _with_clip_folders(options: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
     """Options with `tiny` made and local folders spelled out, so that LeRobot finds them from anywhere."""
     found = dict(options)
-    for name in ENCODERS & found.keys():
+    for name in (n for n in ENCODERS & found.keys() if isinstance(found[n], str)):  # others are refused later
         if found[name] == "tiny":
             found[name] = str(make_tiny_clip(config.output_dir.absolute() / TINY_CLIP))
-        elif Path(found[name]).is_dir():
-            found[name] = str(Path(found[name]).absolute())
+        else:
+            found[name] = _from_anywhere(found[name])
     return found
+
+
+def _from_anywhere(name: str) -> str:
+    """A local folder spelled out; a Hub name as it is."""
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if name and folder.is_dir() else name
 
 
 def _own_tiny_clip(checkpoint: Checkpoint, config: TrainConfig) -> dict[str, str]:
@@ -263,6 +271,10 @@ def pick_device(name: str) -> torch.device:
 # --- telling ------------------------------------------------------------------------------------------------------
 
 
+def _alone(config: TrainConfig, team: Team) -> AbstractContextManager[None]:
+    return alone_in(config.output_dir) if team.main else nullcontext()
+
+
 def _voice(config: TrainConfig, team: Team, reporter: Reporter | None) -> AbstractContextManager[Reporter]:
     if not team.main:
         return nullcontext(Silent())
@@ -280,7 +292,7 @@ def in_one_line() -> Iterator[None]:
     except MemoryError as error:
         raise UserError(f"this machine has not enough memory ({_gist(error)}); {SMALLER}") from None
     except RuntimeError as error:
-        if "not enough memory" in str(error):  # torch's CPU allocator
+        if "DefaultCPUAllocator" in str(error):
             raise UserError(f"this machine has not enough memory ({_gist(error)}); {SMALLER}") from None
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
@@ -306,4 +318,12 @@ def _summary(config: TrainConfig, policy: Policy, cache: FrameCache, world: int)
 
 
 def _as_json(config: TrainConfig) -> dict[str, Any]:
+    """For train_config.json, which a run is resumed by, from whatever folder."""
+    encoders = {n: _from_anywhere(v) for n, v in config.policy.items() if n in ENCODERS and v != "tiny"}
+    config = replace(
+        config,
+        dataset=_from_anywhere(config.dataset),
+        policy={**config.policy, **encoders},
+        cache_dir=config.cache_dir and config.cache_dir.absolute(),
+    )
     return {"preset_fields": PRESETS[config.preset], **json.loads(json.dumps(asdict(config), default=str))}

@@ -90,6 +90,7 @@ def _check_train(c: TrainConfig) -> None:
          f"keep_checkpoints must be at least 1, got {c.keep_checkpoints}"),
         (all(0 < w < 1e9 for w in c.task_weights.values()),
          f"task_weights must be positive and below 1e9, got {dict(c.task_weights)}"),
+        (c.wandb is None or bool(c.wandb.strip()), "wandb needs the name of a project"),
         (not (c.resume and c.init_from), "resume and init_from exclude each other; resume keeps the run's own weights"),
     ]  # fmt: skip
     for holds, message in rules:

@@ -11,6 +11,7 @@ out alike; sharpness works on the pixels the policy sees, and an affine transfor
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,9 @@ def image_transforms(raw: Mapping[str, Any] | None) -> ImageTransforms | None:
     unknown = sorted(set(settings) - _SETTINGS)
     if unknown:
         raise UserError(f"image_transforms has no field {unknown[0]!r}; it has {', '.join(sorted(_SETTINGS))}")
+    for name in ("enable", "random_order"):
+        if not isinstance(settings.get(name, True), bool):
+            raise UserError(f"image_transforms: {name} must be true or false, got {settings[name]!r}")
     if not settings.get("enable", True):
         return None
     most, listed = settings.get("max_num_transforms", 3), settings.get("tfs", DEFAULT_TFS)
@@ -109,16 +113,19 @@ def _transform(name: str, entry: Any) -> Transform:
     if not isinstance(entry, Mapping) or set(entry) - {"weight", "type", "kwargs"}:
         raise UserError(f"image_transforms: {name!r} must be an object with weight, type and kwargs, got {entry!r}")
     kind, weight = entry.get("type", "Identity"), entry.get("weight", 1.0)
-    if kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _TYPES:
         near = difflib.get_close_matches(str(kind), _TYPES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_TYPES)}"
         raise UserError(f"image_transforms: {name!r} has the unknown type {kind!r}; {hint}")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < 1e9:
         raise UserError(f"image_transforms: the weight of {name!r} must be a number, got {weight!r}")
     try:
-        return Transform(float(weight), *_TYPES[kind](**entry.get("kwargs", {})))
-    except (TypeError, ValueError) as error:
+        json.dumps(entry, allow_nan=False)
+        transform = Transform(float(weight), *_TYPES[kind](**entry.get("kwargs", {})))
+        transform.apply(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [0.5] * transform.numbers)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"image_transforms: {name!r} ({kind}): {str(error).splitlines()[0]}") from None
+    return transform
 
 
 def _identity() -> tuple[int, Apply]:

@@ -196,6 +196,15 @@ def test_a_training_that_never_began_is_simply_repeated(run_folder: Path, tmp_pa
     assert_one_line(mtdit("train", *dataset, *options), "--overwrite")
 
 
+def test_overwriting_spares_what_the_run_starts_from(run_folder: Path, tmp_path: Path) -> None:
+    run, dataset = tmp_path / "run", str(run_folder / "dataset")
+    shutil.copytree(run_folder / "train", run, symlinks=True)
+    words = ("train", "--preset", "tiny", "--out", str(run), "--overwrite", "--dataset")
+    assert_one_line(mtdit(*words, dataset, "--init-from", str(run)), "--init-from", "empties")
+    assert_one_line(mtdit(*words, dataset + "s"), "no dataset")
+    assert (run / "checkpoints/last").is_dir()
+
+
 def test_resume_goes_on_as_the_run_began(run_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(run_folder / "train", tmp_path / "run", symlinks=True)
     options = ("--dataset", str(run_folder / "dataset"), "--out", str(tmp_path / "run"), "--resume", "--steps", "3")
@@ -237,6 +246,9 @@ def test_a_slip_of_the_pen_is_one_line(words: tuple[str, ...], says: str, tmp_pa
         (("--task-weight", "open the drawer"), "--task-weight name=value"),
         (("--task-weight", "open the drawer=much"), "has no number"),
         (("--task-weight", "open the drawer=-1"), "task_weights must be positive"),
+        (("--task-weight", "open the drawer=inf"), "task_weights must be positive"),
+        (("--batch-size", "99999999999"), "batch_size must be at most"),
+        (("--wandb", ""), "name of a project"),
         (("--image-transforms", "{brightness: 1}"), "not valid JSON"),
         (("--image-transforms", "nothing.json"), "nothing.json"),
         (("--image-transforms", "list.json"), "no JSON object"),

@@ -288,3 +288,10 @@ def test_close_ends_the_threads(cache: FrameCache) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not set(threading.enumerate()) - before
+
+
+def test_shifts_stay_within_a_frame(long_cache: FrameCache) -> None:
+    side = min(long_cache.frames["top"].shape[1:3])
+    make_loader(long_cache, 4, random_shift_px=side - 1).step(0)
+    with pytest.raises(UserError, match="random_shift_px"):
+        make_loader(long_cache, 4, random_shift_px=side)

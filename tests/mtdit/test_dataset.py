@@ -117,6 +117,26 @@ def test_statistics_are_computed_when_missing(broken: Path) -> None:
     np.testing.assert_array_equal(dataset.stats["action"]["max"], dataset.action.max(0))
 
 
+def test_statistics_that_are_not_finite(broken: Path) -> None:
+    path = broken / "meta/stats.json"
+    stats = json.loads(path.read_text())
+    stats["action"]["max"][0] = float("nan")
+    path.write_text(json.dumps(stats))
+    refuses(broken, "not finite")
+
+
+def test_a_video_path_that_is_no_pattern(broken: Path) -> None:
+    edit_info(broken, video_path="{nothing}.mp4")
+    refuses(broken, "no pattern")
+
+
+def test_a_feature_without_a_type(broken: Path) -> None:
+    features = json.loads((broken / "meta/info.json").read_text())["features"]
+    del features["action"]["dtype"]
+    edit_info(broken, features=features)
+    refuses(broken, "lacks dtype or shape")
+
+
 def edit_table(path: Path, change: Callable[[dict[str, list[Any]]], None]) -> None:
     """Writes a parquet file again with changed columns; a vector may then have any length."""
     table = pq.read_table(path)

@@ -113,6 +113,15 @@ def test_a_folder_of_something_else_is_left_alone(dataset_folder: Path, tmp_path
     assert (tmp_path / "thesis.txt").exists()
 
 
+def test_what_lies_beside_an_older_cache_is_left_alone(dataset_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    frame_cache(str(dataset_folder), folder, (16, 16))
+    (folder / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="holds checkpoints"):
+        frame_cache(str(dataset_folder), folder, (32, 32))
+    assert (folder / "checkpoints").is_dir()
+
+
 def test_an_incomplete_cache(dataset_folder: Path, tmp_path: Path) -> None:
     frame_cache(str(dataset_folder), tmp_path / "frames", None)
     (tmp_path / "frames/frames.top.npy").unlink()

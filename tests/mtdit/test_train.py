@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import save_file
 from small_cache import CAMERAS, LENGTHS, write_cache
 
-from mtdit.checkpoint import LIVE, PRETRAINED, TRAINING_STATE, WEIGHTS, open_checkpoint, read_tensors
+from mtdit.checkpoint import LIVE, PRETRAINED, TRAIN_CONFIG, TRAINING_STATE, WEIGHTS, open_checkpoint, read_tensors
 from mtdit.config import PolicyConfig
 from mtdit.fit import compile_in_place
 from mtdit.journal import LOG
+from mtdit.keeping import alone_in
 from mtdit.optim import Average, learning_rate_factor
 from mtdit.report import Report, Silent, Validation
 from mtdit.team import AGAIN_S, Stop, gather
@@ -429,6 +430,40 @@ def test_resuming_takes_the_runs_own_options(frames: Path, clip_folder: Path, tm
     assert resumed_config(bare, []).steps == 2
 
 
+def test_a_run_can_be_resumed_from_another_folder(
+    frames: Path, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was given as a relative path is kept as an absolute one; the cache of the frames is found again."""
+    monkeypatch.chdir(frames.parent)
+    clip = {"vision_encoder_name": os.path.relpath(clip_folder), "text_encoder_name": os.path.relpath(clip_folder)}
+    options = {"steps": 1, "cache_dir": Path("elsewhere"), "policy": clip}
+    run(config_for(Path(frames.name), tmp_path / "run", clip_folder, **options))
+    kept = json.loads((tmp_path / "run/checkpoints/last" / PRETRAINED / TRAIN_CONFIG).read_text())
+    assert kept["dataset"] == str(frames)
+    again = resumed_config(TrainConfig(str(frames), tmp_path / "run", resume=True), [])
+    assert again.cache_dir == frames.parent / "elsewhere"
+    kept_clip = again.policy["vision_encoder_name"]
+    assert os.path.isabs(kept_clip)
+    assert Path(kept_clip).samefile(clip_folder)
+
+
+def test_two_trainings_in_one_folder(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    config = config_for(frames, tmp_path, clip_folder, steps=1)
+    with alone_in(tmp_path), pytest.raises(UserError, match="another training"):
+        run(config)
+    run(config)
+
+
+def test_what_resuming_has_to_say(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    config = config_for(frames, tmp_path, clip_folder, steps=2, policy={"optimizer_betas": [0, 0]})
+    run(config)
+    watcher = Watcher()
+    train(replace(config, resume=True, steps=1, val_split=0.2), watcher)
+    told = " ".join(watcher.lines)
+    assert "nothing is left" in told
+    assert "trained on before" in told
+
+
 def test_nothing_to_resume(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint"):
         run(config_for(frames, tmp_path / "new", clip_folder, resume=True))
@@ -436,11 +471,18 @@ def test_nothing_to_resume(frames: Path, clip_folder: Path, tmp_path: Path) -> N
 
 def test_devices() -> None:
     assert pick_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(UserError, match="device"):
-        pick_device("abacus")
-    if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no CUDA GPU"):
-            pick_device("cuda")
+    for name in ("abacus", "", "meta", "xpu", "vulkan"):
+        with pytest.raises(UserError, match="does not exist"):
+            pick_device(name)
+    for name in ("cpu:7", f"cuda:{torch.cuda.device_count()}"):
+        with pytest.raises(UserError, match="is not available"):
+            pick_device(name)
+
+
+def test_too_little_memory_is_one_line() -> None:
+    for allocate in (lambda: torch.empty(10**14), lambda: np.empty(10**15)):
+        with pytest.raises(UserError, match="not enough memory"), in_one_line():
+            allocate()
 
 
 def test_fp16_needs_a_gpu(frames: Path, clip_folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -150,7 +151,12 @@ def test_sharpness_is_torchvisions() -> None:
         ({"it": {"type": "SharpnessJitter", "kwargs": {"sharpness": [2, 1]}}}, "sharpness"),
         ({"it": {"type": "SharpnessJitter", "kwargs": {"sharpness": "much"}}}, "sharpness"),
         ({"it": {"type": "RandomRotation", "kwargs": {"degrees": 5, "expand": True}}}, "expand"),
+        ({"it": {"type": "RandomAffine", "kwargs": {"degrees": 5, "fill": [1, 2]}}}, "fill"),
+        ({"it": {"type": "RandomAffine", "kwargs": {"degrees": math.nan}}}, "float values"),
+        ({"it": {"type": ["ColorJitter"]}}, "unknown type"),
         ({"it": {"weight": "much"}}, "weight of 'it'"),
+        ({"it": {"weight": 10**400}}, "weight of 'it'"),
+        ({"enable": "false"}, "enable must be true or false"),
         ({"it": 3}, "must be an object"),
         ({"enable": True, "tf": {}}, "no field 'tf'"),
         ({"enable": True, "max_num_transforms": "3"}, "max_num_transforms"),
