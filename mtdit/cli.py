@@ -34,6 +34,7 @@ from mtdit_robots.robot import Frame, Robot
 OUTPUTS = Path("outputs")
 RUN, BUNDLE = OUTPUTS / "train", OUTPUTS / "policy.mtdit"
 MAX_SEED = 2**31 - 1
+INTERRUPTED = 130  # what a shell calls a Ctrl-C
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -110,13 +111,16 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
-        sys.exit(app(_words(sys.argv[1:]), prog_name="mtdit", standalone_mode=False))
+        code = app(_words(sys.argv[1:]), prog_name="mtdit", standalone_mode=False)
+        if code == INTERRUPTED:
+            _fail("interrupted", code)
+        sys.exit(code)
     except UserError as error:
         _fail(str(error))
     except UsageError as error:
         _fail(f"{error.format_message().rstrip('.')}: see {error.ctx.command_path if error.ctx else 'mtdit'} --help")
     except typer.Abort:
-        _fail("interrupted", code=130)
+        _fail("interrupted", INTERRUPTED)
     except ExportError as error:
         _fail(str(error), code=1)
     except OSError as error:

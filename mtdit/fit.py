@@ -67,7 +67,8 @@ def fit(
             best = (last or learner.step % config.val_every == 0) and validate(learner, loader, team, journal)
             if best or learner.step % config.save_every == 0:
                 journal.check()
-                reporter.saved(keeper.save(learner, journal.elapsed_s))
+                with journal.aside():
+                    reporter.saved(keeper.save(learner, journal.elapsed_s))
         journal.report(source.wait_s)
     checkpoint = keeper.save(learner, journal.elapsed_s)
     reporter.saved(checkpoint)
@@ -87,7 +88,10 @@ def backward(accelerator: Accelerator, model: nn.Module, parts: Sequence[Batch],
 
 def validate(learner: Learner, loader: Loader, team: Team, journal: Journal) -> bool:
     """Measures the weights in use on the held-out episodes, if there are any; whether they are the best so far."""
-    loss = held_out_loss(learner, loader, team, journal.config.noise_samples)
+    if journal.validated_step == learner.step:
+        return False
+    with journal.aside():
+        loss = held_out_loss(learner, loader, team, journal.config.noise_samples)
     if loss is None:
         return False
     best = learner.is_best(loss)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Journal:
         self.step, self.earlier_s, self.lr = step, earlier_s, 0.0
         self.began = self.last_s = time.perf_counter()
         self.waited_s = 0.0
+        self.validated_step = -1  # of this process' last validation
         self.losses: list[Tensor] = []  # of this process, since the last report
         self.grad_norms: list[Tensor] = []  # of the whole step
         self.file = _continued(config.output_dir / LOG, step) if team.main else None
@@ -49,6 +51,13 @@ class Journal:
         if not self.config.max_minutes or not self.team.main:
             return 0.0
         return self.elapsed_s / (60.0 * self.config.max_minutes)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done inside does not count as training when samples per second are told."""
+        began = time.perf_counter()
+        yield
+        self.last_s += time.perf_counter() - began
 
     def add(self, step: int, loss: Tensor, lr: float, grad_norm: Tensor) -> None:
         self.step, self.lr = step, lr
@@ -81,6 +90,7 @@ class Journal:
 
     def validated(self, validation: Validation) -> None:
         v = validation
+        self.validated_step = v.step
         self._write({"step": v.step, "val_loss": v.loss, "best": v.best})
         self.reporter.validated(v)
 

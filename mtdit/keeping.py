@@ -103,6 +103,11 @@ class Keeper:
                 self._write(learner, elapsed_s)
         return self.saved[0]
 
+    def tidy(self) -> None:
+        """Removes what a run that was killed while it saved has left."""
+        for unfinished in self._folder(0).parent.glob(".*.partial"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+
     def _folder(self, step: int) -> Path:
         return self.config.output_dir / CHECKPOINTS / f"{step:06d}"
 
@@ -154,6 +159,8 @@ def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
 
 def resume(learner: Learner, keeper: Keeper, checkpoint: Path, say: Callable[[str], None]) -> None:
     """Fills the learner from RUN/checkpoints/<step>, of `mtdit train` or of LeRobot. Its policy has the weights."""
+    if keeper.team.main:
+        keeper.tidy()
     state = read_training_state(checkpoint)
     load_adam(learner.optimizer, state.adam)
     if learner.average is not None:
