@@ -129,6 +129,10 @@ class Loader:
         self.usable, self.held_out = usable[~out], usable[out]
         if not len(self.usable):
             raise UserError("every episode that is not held out is shorter than drop_n_last_frames; lower it")
+        if len(held) and not len(self.held_out):
+            raise UserError(
+                "every held-out episode is shorter than drop_n_last_frames: lower it, or train without val_split"
+            )
         present = {tasks[t]: self.usable[self.task[self.usable] == t] for t in np.unique(self.task[self.usable])}
         self.shares = task_shares({t: len(r) for t, r in present.items()}, self.balance_tasks, self.task_weights)
         weighted = self.balance_tasks or bool(self.task_weights)

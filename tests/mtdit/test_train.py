@@ -523,3 +523,10 @@ def test_a_checkpoint_keeps_its_order_of_cameras(frames: Path, clip_folder: Path
     path.write_text(json.dumps({**raw, "input_features": dict(reversed(raw["input_features"].items()))}))
     second, _ = run(config_for(frames, tmp_path / "b", clip_folder, steps=1, init_from=first))
     assert list(open_checkpoint(second).config.cameras) == list(reversed(CAMERAS))
+
+
+def test_held_out_episodes_that_no_window_fits(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """The longest held-out episode has 26 frames; one of 31 is left to train on."""
+    options = {"val_split": 0.3, "policy": {"drop_n_last_frames": 28}}
+    with pytest.raises(UserError, match="held-out episode is shorter"):
+        run(config_for(frames, tmp_path, clip_folder, **options))
