@@ -23,9 +23,10 @@ import typer
 from rich.progress import Progress, TaskID
 from typer.core import TyperCommand
 
+from mtdit import cli_record, cli_robot
 from mtdit.config import read_json
 from mtdit.lerobot_flags import translate
-from mtdit.terminal import console, progress, stage_table, table
+from mtdit.terminal import console, progress, stage_table, table, write_json
 from mtdit.train_config import TrainConfig, training_defaults
 from mtdit_export.errors import ExportError
 from mtdit_robots.errors import UserError
@@ -67,6 +68,11 @@ class RobotKind(str, Enum):
 class Clock(str, Enum):
     real = "real"
     lockstep = "lockstep"
+
+
+class BusKind(str, Enum):
+    own = "own"
+    sdk = "sdk"
 
 
 class Backend(str, Enum):
@@ -289,7 +295,7 @@ def export(
     report = write(checkpoint, out, steps, sampler, fp16, dataset, on_stage=console.print)
     console.print(report.table())
     console.print(f'next: mtdit run --robot twin --bundle {out} --task="{report.task}"')
-    _write_json(json_out, report.to_dict())
+    write_json(json_out, report.to_dict())
 
 
 # -- the robot computer
@@ -303,6 +309,9 @@ def run(
     port: Annotated[str | None, typer.Option(help="Serial port of a real arm.")] = None,
     calibration: Calibration = None,
     camera: CameraList = None,
+    bus: Annotated[BusKind, typer.Option(help="sdk: Feetech's own packets instead of ours; both do the same.")] = (
+        BusKind.own
+    ),
     backend: BackendOption = Backend.auto,
     duration: Annotated[float | None, typer.Option(min=0.0, help="Seconds; default: until success or Ctrl-C.")] = None,
     clock: Annotated[Clock, typer.Option(help="Of the twin: real time, or as fast as it goes.")] = Clock.real,
@@ -325,7 +334,7 @@ def run(
     manifest = open_bundle(bundle, check_files=False).manifest
     check_task(manifest, task, new_task)
     sizes = {c.name: (c.height, c.width) for c in manifest.cameras}
-    with _rig(robot, sizes, manifest.fps, task, seed, clock, port, calibration, camera) as rig:
+    with _rig(robot, sizes, manifest.fps, task, seed, clock, port, calibration, camera, bus.value) as rig:
         report = run_policy(
             RunOptions(
                 bundle=bundle, task=task, robot=rig.robot, backend=backend.value, duration_s=duration, seed=seed,
@@ -335,7 +344,7 @@ def run(
             )
         )  # fmt: skip
     console.print(report_table(report))
-    _write_json(json_out, report.to_dict())
+    write_json(json_out, report.to_dict())
     if not report.ok:
         raise typer.Exit(1)
 
@@ -375,7 +384,7 @@ def evaluate(
     for report in reports:
         console.print(str(report))
     values = [report.to_dict() for report in reports]
-    _write_json(json_out, values[0] if len(values) == 1 else values)
+    write_json(json_out, values[0] if len(values) == 1 else values)
 
 
 @app.command()
@@ -396,25 +405,36 @@ def bench(
         f"cold start {result['cold_start_ms']:.0f} ms, peak memory {result['peak_memory_mb']} MB; "
         f"a chunk lasts {result['budget_ms']:.0f} ms"
     )
-    _write_json(json_out, result)
+    write_json(json_out, result)
 
 
 @app.command()
 def doctor(
     robot: Annotated[str, typer.Option(help="none, twin or so101.")] = "none",
     port: Annotated[str | None, typer.Option(help="Serial port of a real arm; nothing is moved.")] = None,
+    calibration: Calibration = None,
+    camera: CameraList = None,
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="A NAME.mtdit folder to compare with.")] = None,
+    servo_volts: Annotated[float | None, typer.Option(help="What the servos are made for: 7.4 or 12.")] = None,
+    cycles: Annotated[int, typer.Option(min=1, help="Bus exchanges whose errors are counted.")] = 1000,
+    patience: Annotated[float, typer.Option(min=0.01, help="Seconds a servo may take to answer.")] = 0.05,
     json_out: Json = None,
 ) -> None:
     """What works on this computer, what does not, and the line that mends it."""
+    from mtdit_runtime.doctor import Questions, healthy, to_dict
     from mtdit_runtime.doctor import doctor as check
-    from mtdit_runtime.doctor import healthy, to_dict
 
     if robot not in ("none", "twin", "so101"):
         raise UserError(f"--robot {robot} is unknown: use none, twin or so101")
-    checks = check(robot, port)
+    cameras = dict(_pairs("--camera", camera or []))
+    checks = check(
+        Questions(
+            robot, port, calibration, cameras, bundle, servo_volts=servo_volts, cycles=cycles, patience_s=patience
+        )
+    )
     rows = [(c.id, c.status, c.finding, c.remedy) for c in checks]
     console.print(table("", ["check", "", "finding", "what to do"], rows))
-    _write_json(json_out, to_dict(checks))
+    write_json(json_out, to_dict(checks))
     if not healthy(checks):
         raise typer.Exit(1)
 
@@ -555,10 +575,10 @@ class Rig:
 @contextmanager
 def _rig(
     kind: RobotKind, sizes: Mapping[str, tuple[int, int]], fps: int, task: str, seed: int, clock: Clock,
-    port: str | None, calibration: Path | None, cameras: list[str] | None,
+    port: str | None, calibration: Path | None, cameras: list[str] | None, bus: str,
 ) -> Iterator[Rig]:  # fmt: skip
     if kind is RobotKind.so101:
-        yield Rig(_so101(sizes, fps, port, calibration, cameras or []))
+        yield Rig(_so101(sizes, fps, port, calibration, cameras or [], bus))
         return
     from mtdit_robots.twin.client import Twin
     from mtdit_robots.twin.tasks import find_task
@@ -566,16 +586,17 @@ def _rig(
     find_task(task)
     with Twin(image_size=_one_size(sizes), clock=clock.value) as twin:
         twin.reset(task, seed)
-        yield Rig(twin.robot(), twin.success, lambda: {"overview": twin.picture("overview", 240, 320)})
+        yield Rig(twin.robot(bus), twin.success, lambda: {"overview": twin.picture("overview", 240, 320)})
 
 
 def _so101(
-    sizes: Mapping[str, tuple[int, int]], fps: int, port: str | None, calibration: Path | None, cameras: list[str]
-) -> Robot:
+    sizes: Mapping[str, tuple[int, int]], fps: int, port: str | None, calibration: Path | None, cameras: list[str],
+    bus: str,
+) -> Robot:  # fmt: skip
     from mtdit_robots import calibration as calibrations
     from mtdit_robots.arm import So101Arm
     from mtdit_robots.camera import OpenCvCamera
-    from mtdit_robots.feetech import Bus
+    from mtdit_robots.feetech import open_bus
 
     if port is None or calibration is None:
         missing = "--port /dev/ttyACM0" if port is None else "--calibration my_arm.json"
@@ -585,9 +606,9 @@ def _so101(
         if name not in devices:
             raise UserError(f"the policy needs camera {name!r}: add --camera {name}=/dev/video0")
     loaded = calibrations.load(calibration)
-    Bus(port).close()  # a wrong port is told at once, before the cameras have taken their seconds
+    open_bus(bus, port).close()  # a wrong port is told at once, before the cameras have taken their seconds
     opened = [OpenCvCamera(name, devices[name], height, width, fps) for name, (height, width) in sizes.items()]
-    return So101Arm(port, loaded, opened)
+    return So101Arm(port, loaded, opened, bus=bus)
 
 
 def _policy(bundle: Path | None, checkpoint: Path | None, backend: Backend) -> tuple[Any, dict[str, tuple[int, int]]]:
@@ -660,16 +681,8 @@ def _make_room(
     shutil.rmtree(out)
 
 
-def _write_json(where: Path | None, value: Any) -> None:
-    if where is None:
-        return
-    text = json.dumps(value, indent=2) + "\n"
-    if str(where) == "-":
-        sys.stdout.write(text)
-    else:
-        where.parent.mkdir(parents=True, exist_ok=True)
-        where.write_text(text)
-
+cli_robot.register(app)
+cli_record.register(app)
 
 if __name__ == "__main__":
     main()

@@ -97,7 +97,8 @@ def open_dataset(name: str) -> Dataset:
     root = find_dataset(name)
     info = read_json(root / INFO)
     _check_info(root, info)
-    columns, tasks, episodes = _read_rows(root), _tasks(root), _read_table(root, "meta/episodes", "episodes")
+    episodes = _read_table(root, "meta/episodes", "episodes")
+    columns, tasks = _read_rows(root, _rows_of(episodes)), _tasks(root)
     _check_rows(root, columns, tasks, episodes, info["fps"])
     state, action = (_vectors(root, columns, key, info["features"][key]) for key in (STATE, ACTION))
     images = [k for k, f in info["features"].items() if f["dtype"] in ("video", "image")]
@@ -158,10 +159,19 @@ def _names(feature: Mapping[str, Any], count: int) -> tuple[str, ...]:
     return tuple(str(n).removesuffix(".pos") for n in names)
 
 
-def _read_rows(root: Path) -> dict[str, NDArray[Any]]:
-    """The columns training needs, sorted by row number."""
+def _rows_of(episodes: pa.Table) -> int | None:
+    """How many rows the finished episodes have; None where their table does not say."""
+    return (
+        max(episodes["dataset_to_index"].to_pylist(), default=0)
+        if "dataset_to_index" in episodes.column_names
+        else None
+    )
+
+
+def _read_rows(root: Path, n_rows: int | None) -> dict[str, NDArray[Any]]:
+    """The columns training needs, sorted by row number. What a killed recorder left behind the last episode is cut."""
     wanted = [STATE, ACTION, "timestamp", "index", "episode_index", "task_index"]
-    table = _read_table(root, "data", "frames", wanted)
+    table = _read_table(root, "data", "frames", wanted).slice(0, n_rows)
     if not len(table):
         raise UserError(f"{root} has no frames; record episodes first")
     return {name: _to_numpy(root, name, table.column(name)) for name in wanted}
@@ -341,7 +351,8 @@ def _png_frames(dataset: Dataset, key: str) -> Iterator[tuple[int, NDArray[np.ui
         for group in range(opened.num_row_groups):
             table = opened.read_row_group(group, columns=["index", key])
             for row, image in zip(table["index"].to_pylist(), table[key].to_pylist(), strict=True):
-                yield row, picture(file, image)
+                if row < len(dataset.state):
+                    yield row, picture(file, image)
 
 
 def picture(file: Path, image: Any) -> NDArray[np.uint8]:

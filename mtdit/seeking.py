@@ -46,7 +46,8 @@ class SeekingFrames:
         self.openers: list[Callable[[], Opened]] = []
         self.where = np.full((len(dataset.state), 2), -1, np.int64)  # row -> opener, number there
         for opener, rows, numbers in places:
-            self.where[rows] = np.stack([np.full(len(rows), len(self.openers)), numbers], axis=1)
+            used = rows < len(dataset.state)  # an episode that was never finished may lie behind
+            self.where[rows[used]] = np.stack([np.full(used.sum(), len(self.openers)), numbers[used]], axis=1)
             self.openers.append(opener)
         if (self.where < 0).any():
             missing = int(np.argmax((self.where < 0).any(axis=1)))

@@ -1,8 +1,14 @@
-"""What a person sees in the terminal: bars, tables, a small picture. Knows rich; refuses to know what it shows."""
+"""What a person sees in the terminal: bars, tables, a small picture; and what a script gets: JSON.
+
+Knows rich; refuses to know what it shows.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +44,18 @@ def stage_table(title: str, stages: Mapping[str, Mapping[str, float]]) -> Table:
     """Stage -> {figure: value}, one column per figure."""
     figures = list(dict.fromkeys(name for stage in stages.values() for name in stage))
     return table(title, ["stage", *figures], ([name, *(s.get(f, "") for f in figures)] for name, s in stages.items()))
+
+
+def write_json(where: Path | None, value: Any) -> None:
+    """Write `value` to the file, to standard output for "-", or nowhere."""
+    if where is None:
+        return
+    text = json.dumps(value, indent=2) + "\n"
+    if str(where) == "-":
+        sys.stdout.write(text)
+    else:
+        where.parent.mkdir(parents=True, exist_ok=True)
+        where.write_text(text)
 
 
 def _cell(value: Any) -> Text:

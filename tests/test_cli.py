@@ -222,6 +222,7 @@ def test_resume_goes_on_as_the_run_began(run_folder: Path, tmp_path: Path) -> No
         (("simulate", "--task", "open the drawer", "--out", "o", "--seed", "-1"), "--seed"),
         (("simulate", "--task", "open the drawer", "--out", "o", "--episodes", "many"), "--episodes"),
         (("run", "--task", "open the drawer", "--duration", "-1"), "--duration"),
+        (("run", "--task", "open the drawer", "--bus", "usb"), "--bus"),
         (("eval", "--task", "open the drawer", "--max-s", "0"), "--max-s"),
         (("bench", "--backend", "tensort"), "tensorrt"),
     ],

@@ -10,29 +10,26 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from mtdit_robots import calibration as calibrations
-from mtdit_robots.calibration import Calibration, JointCalibration
+from mtdit_robots import servos
+from mtdit_robots.calibration import Calibration
 from mtdit_robots.camera import Camera
 from mtdit_robots.errors import UserError
-from mtdit_robots.feetech import Bus, BusError
+from mtdit_robots.feetech import Bus, BusError, open_bus
 from mtdit_robots.robot import Observation, Positions
+from mtdit_robots.servos import JOINT_BY_ID, SERVOS
 from mtdit_robots.so101 import IDS, JOINTS, Ticks
-from mtdit_robots.sts3215 import MODEL_NUMBER
 
 log = logging.getLogger(__name__)
 
-_SERVOS = tuple(IDS.values())
-_JOINT_BY_ID = {servo: joint for joint, servo in IDS.items()}
 _MULTI_TURN = 0x10  # Phase bit: cleared, Present_Position stays in 0..4095
-_RELEASE_TRIES = 2  # times the bus's own attempts
 _OUTSIDE_TICKS = 100  # 9 degrees beyond the calibrated range is no slack: the joint is wound, or the file is wrong
 _GOAL_TICKS = 10  # less than a degree: goal and present may differ by so much when torque comes on
 _LISTED = 3  # differences a message names
-_CALIBRATED = {"range_min": "Min_Position_Limit", "range_max": "Max_Position_Limit", "homing_offset": "Homing_Offset"}
 
 # Half the torque and current, a quarter of the torque once overloaded: a gripper that squeezes must not burn out.
 _GRIPPER_LIMITS = {"Max_Torque_Limit": 500, "Protection_Current": 250, "Overload_Torque": 25}
@@ -44,6 +41,7 @@ class So101Arm:
     port: serial device of the arm. calibration: joint -> JointCalibration (`calibration.load`), as LeRobot made it.
     cameras: open cameras; the arm closes them. use_degrees: body joints in degrees, else -100..100, as trained.
     timeout_s, retries: of one bus exchange. p_gain, i_gain, d_gain: position loop; LeRobot's defaults.
+    bus: "own" driver, or "sdk" for Feetech's packets; both behave alike.
     """
 
     def __init__(
@@ -58,8 +56,10 @@ class So101Arm:
         p_gain: int = 16,
         i_gain: int = 0,
         d_gain: int = 32,
+        bus: str = "own",
     ) -> None:
         self._port, self._baud, self._timeout_s, self._retries = port, baud, timeout_s, retries
+        self._bus_kind = bus
         self._calibration = dict(calibration)
         self._cameras = tuple(cameras)
         self._gains = {"P_Coefficient": p_gain, "I_Coefficient": i_gain, "D_Coefficient": d_gain}
@@ -68,6 +68,7 @@ class So101Arm:
         self._bus: Bus | None = None
         self._errors: Mapping[int, Counter[str]] = {}
         self._goal: Ticks | None = None  # (6,) last goal sent
+        self._energised = False
 
     @property
     def joints(self) -> tuple[str, ...]:
@@ -80,7 +81,7 @@ class So101Arm:
     @property
     def errors(self) -> dict[str, Counter[str]]:
         """Joint -> how often its servo gave "no answer" or reported "overload", "voltage" ... since connect."""
-        return {_JOINT_BY_ID[servo]: Counter(counts) for servo, counts in self._errors.items()}
+        return {JOINT_BY_ID[servo]: Counter(counts) for servo, counts in self._errors.items()}
 
     def connect(self) -> None:
         """Open, check, configure, and hold the present pose with torque on. UserError names the servo and the fix.
@@ -100,20 +101,23 @@ class So101Arm:
         For an arm that is not connected. It goes limp: lay it down first.
         """
         with self._opened() as bus:
-            _unlock(bus)
-            for field, register in _CALIBRATED.items():
-                _write(bus, register, {IDS[joint]: getattr(self._calibration[joint], field) for joint in JOINTS})
-            _ensure(bus, "Lock", dict.fromkeys(_SERVOS, 1))
+            servos.write_calibration(bus, self._calibration)
         self._close_bus()
 
     def observe(self) -> Observation:
-        """Positions in one bus exchange, then each camera's latest frame. OSError when a servo is silent."""
-        ticks = _read(self._connected(), "Present_Position")
+        """Positions in one bus exchange, then each camera's latest frame.
+
+        OSError naming the servo that is silent, or that has lost its torque since connect: after a brown-out it answers
+        as if nothing had happened and follows no goal. Its torque switch comes with the position, at 1 ms of wire time.
+        """
+        seen = servos.read_many(self._connected(), ("Torque_Enable", "Present_Position"))
         time_s = time.monotonic()
+        self._check_torque([servo for servo, (torque, _) in seen.items() if not torque])
+        ticks = [ticks for _, ticks in seen.values()]
         frames, ages = {}, {}
         for camera in self._cameras:
             frames[camera.name], ages[camera.name] = camera.read()
-        return Observation(self._ranges.positions(list(ticks.values())), frames, ages, time_s)
+        return Observation(self._ranges.positions(ticks), frames, ages, time_s)
 
     def command(self, positions: Positions) -> Positions:
         """Send goals (6,), limited to the calibrated ranges, in one packet without a reply.
@@ -133,14 +137,9 @@ class So101Arm:
             self._send_goal(self._goal)
 
     def torque_off(self) -> tuple[str, ...]:
-        """Release every servo that can be reached; returns the joints that did not confirm it.
-
-        One packet releases all at once, then each servo is asked to confirm: one that fails never keeps the others on.
-        """
-        bus = self._connected()
-        with contextlib.suppress(OSError):
-            bus.sync_write("Torque_Enable", dict.fromkeys(_SERVOS, 0))
-        return tuple(joint for joint, servo in IDS.items() if not _released(bus, servo))
+        """Release every servo that can be reached; returns the joints that did not confirm it."""
+        self._energised = False
+        return servos.release(self._connected())
 
     def close(self) -> None:
         """Torque off, then close bus and cameras. Safe to call twice. Joints that may still hold are logged."""
@@ -165,9 +164,9 @@ class So101Arm:
         if self._bus is not None:
             raise UserError(f"the arm on {self._port} is already connected: close it first")
         try:
-            self._bus = Bus(self._port, self._baud, self._timeout_s, self._retries)
+            self._bus = open_bus(self._bus_kind, self._port, self._baud, self._timeout_s, self._retries)
             self._errors = self._bus.errors
-            _handshake(self._bus)
+            servos.handshake(self._bus)
             yield self._bus
         except BusError as error:
             self.close()
@@ -191,41 +190,44 @@ class So101Arm:
 
     def _check_calibration(self, bus: Bus) -> None:
         """UserError unless the servos hold what the file says: another arm's file would move this one wrongly."""
-        held = {field: _read(bus, register) for field, register in _CALIBRATED.items()}
-        servos = {
-            joint: JointCalibration(servo, 0, **{field: values[servo] for field, values in held.items()})
-            for joint, servo in IDS.items()
-        }
-        wrong = calibrations.differences(self._calibration, servos)
+        wrong = calibrations.differences(self._calibration, servos.read_calibration(bus))
         if wrong:
             listed = "; ".join(wrong[:_LISTED]) + (f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else "")
             raise UserError(
                 f"the servos do not hold this calibration ({listed}): pass the file made with this arm, "
-                "or write this one to the servos with So101Arm.write_calibration()"
+                f"or write this one to the servos: mtdit calibrate --port {bus.port} --import FILE"
             )
 
     def _configure(self, bus: Bus) -> None:
         """What LeRobot's `configure` sets, in its order."""
-        _unlock(bus)
+        servos.unlock(bus)
         for name, value in {"Return_Delay_Time": 0, "Maximum_Acceleration": 254, "Acceleration": 254}.items():
-            _ensure(bus, name, dict.fromkeys(_SERVOS, value))
-        _ensure(bus, "Phase", {servo: phase & ~_MULTI_TURN for servo, phase in _read(bus, "Phase").items()})
+            servos.ensure(bus, name, dict.fromkeys(SERVOS, value))
+        servos.ensure(bus, "Phase", {servo: phase & ~_MULTI_TURN for servo, phase in servos.read(bus, "Phase").items()})
         for name, value in {"Operating_Mode": 0, **self._gains}.items():
-            _ensure(bus, name, dict.fromkeys(_SERVOS, value))
+            servos.ensure(bus, name, dict.fromkeys(SERVOS, value))
         for name, value in _GRIPPER_LIMITS.items():
-            _ensure(bus, name, {IDS["gripper"]: value})
+            servos.ensure(bus, name, {IDS["gripper"]: value})
 
     def _energise(self, bus: Bus) -> None:
         """Goal := present, and only then torque on: whatever goal the servos remember must not move the arm."""
-        present = np.array(list(_read(bus, "Present_Position").values()))
+        present = np.array(list(servos.read(bus, "Present_Position").values()))
         self._check_inside(present)
         goal = np.clip(present, self._ranges.low, self._ranges.high)  # as the servo itself would
         self._send_goal(goal)
-        held = np.array(list(_read(bus, "Goal_Position").values()))
+        held = np.array(list(servos.read(bus, "Goal_Position").values()))
         if np.abs(held - goal).max() > _GOAL_TICKS:
             raise BusError(f"the servos on {self._port} did not take their present position as goal")
-        _ensure(bus, "Torque_Enable", dict.fromkeys(_SERVOS, 1))
-        _ensure(bus, "Lock", dict.fromkeys(_SERVOS, 1))
+        servos.ensure(bus, "Torque_Enable", dict.fromkeys(SERVOS, 1))
+        self._energised = True
+        servos.lock(bus)
+
+    def _check_torque(self, limp: Sequence[int]) -> None:
+        if limp and self._energised:
+            raise BusError(
+                f"{servos.named(limp)} on {self._port} lost torque, it restarted or protects itself: "
+                "check the power supply and its cable, then start again"
+            )
 
     def _check_inside(self, present: Ticks) -> None:
         """UserError for a joint far outside its range: with torque on it would swing to the nearest limit."""
@@ -238,89 +240,16 @@ class So101Arm:
                 )
 
     def _send_goal(self, ticks: Ticks) -> None:
-        self._connected().sync_write("Goal_Position", dict(zip(_SERVOS, map(int, ticks), strict=True)))
+        self._connected().sync_write("Goal_Position", dict(zip(SERVOS, map(int, ticks), strict=True)))
         self._goal = ticks
-
-
-def _handshake(bus: Bus) -> None:
-    """All six servos are there, are STS3215, and run the same firmware. UserError otherwise."""
-    silent = [servo for servo in _SERVOS if not _answers(bus, servo)]
-    if len(silent) == len(_SERVOS):
-        raise UserError(f"no servo answers on {bus.port}: switch the arm's power on, and check that this is its port")
-    if silent:
-        raise UserError(f"{_named(silent)} on {bus.port} does not answer: check its cables and its id")
-    models = _read(bus, "Model_Number")
-    foreign = [servo for servo in _SERVOS if models[servo] != MODEL_NUMBER]
-    if foreign:
-        numbers = ", ".join(str(models[servo]) for servo in foreign)
-        raise UserError(f"{_named(foreign)} is no STS3215 (model {numbers}, not {MODEL_NUMBER}): replace it")
-    major, minor = _read(bus, "Firmware_Major_Version"), _read(bus, "Firmware_Minor_Version")
-    versions = {servo: f"{major[servo]}.{minor[servo]}" for servo in _SERVOS}
-    if len(set(versions.values())) > 1:
-        listed = ", ".join(f"{_JOINT_BY_ID[servo]} {version}" for servo, version in versions.items())
-        raise UserError(f"the servos run different firmware ({listed}): update them with Feetech's FD software")
-
-
-def _answers(bus: Bus, servo: int) -> bool:
-    try:
-        bus.ping(servo)
-    except BusError:
-        return False
-    return True
 
 
 def _check_health(bus: Bus) -> None:
     """UserError when a servo reports a fault, with torque already off (which releases what can be released)."""
-    for servo in _SERVOS:
+    for servo in SERVOS:
         words = bus.ping(servo)
         if words:
             raise UserError(
-                f"{_named([servo])} reports {' and '.join(words)}: "
+                f"{servos.named([servo])} reports {' and '.join(words)}: "
                 "mend the cause (supply voltage, a blocked joint, heat), then switch the arm off and on"
             )
-
-
-def _unlock(bus: Bus) -> None:
-    """Torque off, EEPROM open."""
-    _ensure(bus, "Torque_Enable", dict.fromkeys(_SERVOS, 0))
-    _ensure(bus, "Lock", dict.fromkeys(_SERVOS, 0))
-
-
-def _read(bus: Bus, name: str, servos: Collection[int] = _SERVOS) -> dict[int, int]:
-    """One register of all these servos. BusError naming the silent ones."""
-    values = bus.sync_read(name, servos)
-    silent = [servo for servo in servos if servo not in values]
-    if silent:
-        raise BusError(f"{_named(silent)} on {bus.port} does not answer")
-    return values
-
-
-def _ensure(bus: Bus, name: str, values: Mapping[int, int]) -> None:
-    """Write the registers that differ; EEPROM wears out, and most connects change nothing."""
-    held = _read(bus, name, values.keys())
-    _write(bus, name, {servo: value for servo, value in values.items() if held[servo] != value})
-
-
-def _write(bus: Bus, name: str, values: Mapping[int, int]) -> None:
-    """Write one register of these servos and read it back. UserError when a servo did not keep it."""
-    for servo, value in values.items():
-        bus.write(servo, name, value)
-    held = _read(bus, name, values.keys())
-    wrong = [servo for servo in values if held[servo] != values[servo]]
-    if wrong:
-        raise UserError(
-            f"{_named(wrong)} did not keep {name} = {values[wrong[0]]} (reads {held[wrong[0]]}): "
-            "switch the arm off and on, then try again"
-        )
-
-
-def _released(bus: Bus, servo: int) -> bool:
-    for _ in range(_RELEASE_TRIES):
-        with contextlib.suppress(BusError):
-            bus.write(servo, "Torque_Enable", 0)
-            return True
-    return False
-
-
-def _named(servos: Sequence[int]) -> str:
-    return ", ".join(f"{_JOINT_BY_ID[servo]} (servo {servo})" for servo in servos)

@@ -1,7 +1,8 @@
 """LeRobot's calibration file, read and written unchanged.
 
-Knows the JSON, where LeRobot keeps it, and what a sane one looks like. Refuses to know the bus: whoever reads the
-servos' own values hands them over for comparison. Source: LeRobot `motors_bus.py` (MotorCalibration), `robot.py`.
+Knows the JSON, where LeRobot keeps it, what a sane one looks like, and the former versions it keeps beside it. Refuses
+to know the bus: whoever reads the servos' own values hands them over for comparison. Source: LeRobot `motors_bus.py`
+(MotorCalibration), `robot.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,8 @@ MAX_HOMING_OFFSET = 2047  # 11-bit magnitude in the servo
 MAX_TICK = 4095
 MIN_SPAN_TICKS = 200  # 18 degrees: less than any joint moves, so the joint was not moved while recording
 DIRECTORIES = ("so_follower", "so101_follower")  # LeRobot >= 0.4.3, and before
+LEADER_DIRECTORIES = ("so_leader", "so101_leader")
+HISTORY = "history"  # the folder beside a file that keeps its former versions
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class JointCalibration:
 
 Calibration = Mapping[str, JointCalibration]  # one entry per joint of so101.JOINTS
 
+_STAMP = "%Y%m%dT%H%M%S.%fZ"  # sorts by time
 _KEYS = tuple(field.name for field in fields(JointCalibration))
 
 
@@ -46,7 +51,7 @@ def load(path: str | Path) -> dict[str, JointCalibration]:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise UserError(f"no calibration file {path}: run `lerobot-calibrate`, or correct the path") from error
+        raise UserError(f"no calibration file {path}: run `mtdit calibrate`, or correct the path") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read the calibration file {path} ({error}): restore it from a copy") from error
     try:
@@ -56,45 +61,89 @@ def load(path: str | Path) -> dict[str, JointCalibration]:
 
 
 def save(calibration: Calibration, path: str | Path) -> None:
-    """Write LeRobot's JSON (4-space indent). The file appears whole or not at all."""
+    """Write LeRobot's JSON (4-space indent); a former file that differs goes to the history.
+
+    Both files appear whole or not at all. OSError when the folder takes no files.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {joint: asdict(calibration[joint]) for joint in JOINTS}
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=4))
-    temporary.replace(path)
+    content = json.dumps({joint: asdict(calibration[joint]) for joint in JOINTS}, indent=4).encode()
+    if path.is_file() and (former := path.read_bytes()) != content:
+        _keep(path, former)
+    _write_whole(path, content)
 
 
-def search_directories() -> tuple[Path, ...]:
-    """Where LeRobot keeps follower calibrations: both of its directory names, below the HF_* variables."""
+@dataclass(frozen=True)
+class Version:
+    """A former content of a calibration file. number 1 is the newest; replaced is when it was replaced, UTC."""
+
+    number: int
+    path: Path
+    replaced: datetime
+
+
+def history(path: str | Path) -> list[Version]:
+    """The former versions of the file at `path`, newest first."""
+    kept = sorted(_history_folder(Path(path)).glob("*Z.json"), reverse=True)
+    return [Version(n, file, _time_of(file)) for n, file in enumerate(kept, start=1)]
+
+
+def restore(path: str | Path, number: int = 1) -> Version:
+    """Put a former version back at `path`; what was there goes to the history. UserError names the ones there are."""
+    versions = history(path)
+    if not versions:
+        raise UserError(f"{path} has no former versions: nothing was ever replaced there")
+    if not 1 <= number <= len(versions):
+        raise UserError(f"{path} has former versions 1..{len(versions)}, no {number}: `--history` lists them")
+    version = versions[number - 1]
+    save(load(version.path), path)
+    return version
+
+
+def search_directories(leader: bool = False) -> tuple[Path, ...]:
+    """Where LeRobot keeps follower or leader calibrations: both of its directory names, below the HF_* variables."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
     home = Path(os.environ.get("HF_HOME", cache / "huggingface"))
     lerobot = Path(os.environ.get("HF_LEROBOT_HOME", home / "lerobot"))
     root = Path(os.environ.get("HF_LEROBOT_CALIBRATION", lerobot / "calibration")).expanduser()
+    if leader:
+        return tuple(root / "teleoperators" / name for name in LEADER_DIRECTORIES)
     return tuple(root / "robots" / name for name in DIRECTORIES)
 
 
-def find(robot_id: str) -> Path:
-    """The calibration file LeRobot made for `--robot.id=robot_id`. UserError lists the ids that exist."""
-    places = [directory / f"{robot_id}.json" for directory in search_directories()]
+def place_of(robot_id: str, leader: bool = False) -> Path:
+    """Where the calibration of this id is, or would be written: found under either name, else the current one."""
+    _check_id(robot_id)
+    places = [directory / f"{robot_id}.json" for directory in search_directories(leader)]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def find(robot_id: str, leader: bool = False) -> Path:
+    """The calibration file LeRobot made for `--robot.id=robot_id` (leader: `--teleop.id`).
+
+    UserError lists the ids that exist.
+    """
+    _check_id(robot_id)
+    places = [directory / f"{robot_id}.json" for directory in search_directories(leader)]
     for place in places:
         if place.is_file():
             return place
     known = sorted({file.stem for place in places for file in place.parent.glob("*.json")})
     near = _near(robot_id, known) or (f", there is {', '.join(known)}" if known else "")
+    folders = " or ".join(str(place.parent) for place in places)
     raise UserError(
-        f"no calibration of a robot {robot_id!r} in {' or '.join(str(place.parent) for place in places)}{near}: "
-        "run `lerobot-calibrate`, or pass the file's path"
+        f"no calibration of a {'leader' if leader else 'robot'} {robot_id!r} in {folders}{near}: "
+        "run `mtdit calibrate`, or pass the file's path"
     )
 
 
-def differences(calibration: Calibration, servos: Calibration) -> list[str]:
+def differences(calibration: Calibration, servos: Calibration, names: tuple[str, str] = ("file", "servo")) -> list[str]:
     """What the servos' EEPROM holds otherwise than the file: one line per joint and field, empty when they agree.
 
-    As LeRobot does, ids and drive modes are not compared.
+    As LeRobot does, ids and drive modes are not compared. names: what the two sides are called.
     """
     return [
-        f"{joint} {key}: file {getattr(calibration[joint], key)}, servo {getattr(servos[joint], key)}"
+        f"{joint} {key}: {names[0]} {getattr(calibration[joint], key)}, {names[1]} {getattr(servos[joint], key)}"
         for joint in JOINTS
         for key in ("homing_offset", "range_min", "range_max")
         if getattr(calibration[joint], key) != getattr(servos[joint], key)
@@ -126,7 +175,7 @@ def ranges(calibration: Calibration, use_degrees: bool = True) -> Ranges:
 def _parse(content: object) -> dict[str, JointCalibration]:
     """ValueError with what is wrong and what to do about it."""
     if not isinstance(content, dict):
-        raise ValueError("it holds no object of joints; use the file `lerobot-calibrate` wrote")
+        raise ValueError("it holds no object of joints; use the file `mtdit calibrate` wrote")
     _check_names(content, JOINTS, "joint")
     calibration = {joint: _parse_joint(joint, content[joint]) for joint in JOINTS}
     for joint in JOINTS:
@@ -136,11 +185,11 @@ def _parse(content: object) -> dict[str, JointCalibration]:
 
 def _parse_joint(joint: str, entry: object) -> JointCalibration:
     if not isinstance(entry, dict):
-        raise ValueError(f"{joint} holds no object with {', '.join(_KEYS)}; run `lerobot-calibrate` again")
+        raise ValueError(f"{joint} holds no object with {', '.join(_KEYS)}; run `mtdit calibrate` again")
     _check_names(entry, _KEYS, f"key of {joint}")
     for key in _KEYS:
         if type(entry[key]) is not int:
-            raise ValueError(f"{joint} {key} is {entry[key]!r}, must be an integer; run `lerobot-calibrate` again")
+            raise ValueError(f"{joint} {key} is {entry[key]!r}, must be an integer; run `mtdit calibrate` again")
     return JointCalibration(**entry)
 
 
@@ -152,7 +201,7 @@ def _check_names(found: Iterable[str], wanted: tuple[str, ...], what: str) -> No
             raise ValueError(f"unknown {what} {name!r}{hint}")
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise ValueError(f"missing {what}: {', '.join(missing)}; run `lerobot-calibrate` again")
+        raise ValueError(f"missing {what}: {', '.join(missing)}; run `mtdit calibrate` again")
 
 
 def _check_values(joint: str, values: JointCalibration) -> None:
@@ -169,7 +218,37 @@ def _check_values(joint: str, values: JointCalibration) -> None:
         problem = f"{span} is narrower than {MIN_SPAN_TICKS} ticks, was the joint moved while recording?"
     else:
         return
-    raise ValueError(f"{joint} {problem}; run `lerobot-calibrate` again")
+    raise ValueError(f"{joint} {problem}; run `mtdit calibrate` again")
+
+
+def _check_id(robot_id: str) -> None:
+    if not robot_id or Path(robot_id).name != robot_id:
+        raise UserError(f"{robot_id!r} is no id: use a plain name such as my_arm, or pass a path with --file")
+
+
+def _history_folder(path: Path) -> Path:
+    return path.parent / HISTORY / path.stem
+
+
+def _keep(path: Path, content: bytes) -> None:
+    stamp = datetime.now(timezone.utc).strftime(_STAMP)
+    folder = _history_folder(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / f"{stamp}.json", content)
+
+
+def _time_of(kept: Path) -> datetime:
+    return datetime.strptime(kept.stem, _STAMP).replace(tzinfo=timezone.utc)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Under a temporary name, to the disk, then renamed: a power cut leaves the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _near(name: str, known: Iterable[str]) -> str:

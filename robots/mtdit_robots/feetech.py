@@ -15,8 +15,8 @@ import os
 import select
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import serial
 
@@ -30,9 +30,13 @@ MAX_LENGTH = 250
 HEADER = b"\xff\xff"
 FRAME_OVERHEAD = 6  # bytes of a frame without data
 
+_ROOM = 8192  # bytes of the receive buffer; what waits in it unparsed is never longer than a frame
+_STALE_READS = 64  # of up to _ROOM bytes: a port that babbles without end must not keep us
 
-@dataclass(frozen=True)
-class Frame:
+SomeBus = TypeVar("SomeBus", bound="Bus")
+
+
+class Frame(NamedTuple):
     """One frame in either direction. `code` is the instruction of a request or the error bits of a status reply."""
 
     servo: int
@@ -46,32 +50,54 @@ def build(servo: int, code: int, data: bytes = b"") -> bytes:
     return HEADER + body + bytes((~sum(body) & 0xFF,))
 
 
-def take_frame(
-    buffer: bytearray, max_id: int = MAX_ID, max_code: int = 0x7F, max_length: int = MAX_LENGTH
-) -> Frame | None:
-    """Remove the first whole, intact frame from `buffer`, and everything before it. None: more bytes are needed.
+def find_frame(
+    buffer: bytearray, begin: int, end: int, max_id: int = MAX_ID, max_code: int = 0x7F, max_length: int = MAX_LENGTH
+) -> tuple[Frame | None, int]:
+    """The first whole, intact frame in buffer[begin:end], and where the bytes after it begin. None: more are needed.
 
     Whatever cannot be a frame (id, code or length out of bounds, bad checksum) costs one byte, and the search goes on
     behind it: a frame that follows garbage, or hides in it, is found.
     """
+    at = begin
     while True:
-        start = buffer.find(HEADER)
-        if start < 0:
-            del buffer[: len(buffer) - buffer.endswith(HEADER[:1])]
-            return None
-        del buffer[:start]
-        if len(buffer) < FRAME_OVERHEAD:
-            return None
-        servo, length, code = buffer[2:5]
-        end = length + 4
-        plausible = servo <= max_id and code <= max_code and 2 <= length <= max_length
-        if plausible and len(buffer) < end:
-            return None
-        if plausible and ~sum(buffer[2 : end - 1]) & 0xFF == buffer[end - 1]:
-            frame = Frame(servo, code, bytes(buffer[5 : end - 1]))
-            del buffer[:end]
-            return frame
-        del buffer[:1]
+        at = buffer.find(HEADER, at, end)
+        if at < 0:
+            half_a_header = end > begin and buffer[end - 1] == HEADER[0]
+            return None, end - half_a_header
+        if end - at < FRAME_OVERHEAD:
+            return None, at
+        servo, length, code = buffer[at + 2], buffer[at + 3], buffer[at + 4]
+        last = at + length + 3  # where the checksum is
+        if servo <= max_id and code <= max_code and 2 <= length <= max_length:
+            if last >= end:
+                return None, at
+            if (sum(buffer[at + 2 : last]) + buffer[last]) & 0xFF == 0xFF:
+                return Frame(servo, code, bytes(buffer[at + 5 : last])), last + 1
+        at += 1
+
+
+def take_frame(
+    buffer: bytearray, max_id: int = MAX_ID, max_code: int = 0x7F, max_length: int = MAX_LENGTH
+) -> Frame | None:
+    """Remove the first whole, intact frame from `buffer`, and everything before it. None: more bytes are needed."""
+    frame, behind = find_frame(buffer, 0, len(buffer), max_id, max_code, max_length)
+    del buffer[:behind]
+    return frame
+
+
+def take_replies(
+    buffer: bytearray, begin: int, end: int, servos: Collection[int], n_data: int, replies: dict[int, Frame]
+) -> int:
+    """Put the replies of `servos` with `n_data` bytes found in buffer[begin:end] into `replies`, by servo id.
+
+    Everything else is passed over. Returns where a reply may still be on its way; the bytes before it are done with.
+    """
+    while True:
+        frame, begin = find_frame(buffer, begin, end, max_length=n_data + 2)
+        if frame is None:
+            return begin
+        if frame.servo in servos and len(frame.data) == n_data:
+            replies[frame.servo] = frame
 
 
 class BusError(OSError):
@@ -82,7 +108,9 @@ class Bus:
     """Registers of the servos on one serial port, read and written by name.
 
     Every exchange drops stale input, sends one request and waits at most `timeout_s` plus wire time; what did not
-    answer is asked again `retries` times. Time is spent in poll(2), never spinning. Not thread-safe: one owner.
+    answer is asked again `retries` times. A servo that stayed silent through all of that is asked but once per call
+    until it answers again: from then on it costs one timeout, not `retries` more. Time is spent in poll(2), never
+    spinning. Not thread-safe: one owner.
 
     port: device path. baud: bits/s. timeout_s: 50 ms as in LeRobot; an operating system may stall longer, so retry.
     errors: servo id -> how often it was silent ("no answer") and how often each error bit came with a reply.
@@ -92,7 +120,11 @@ class Bus:
         self.port, self.timeout_s, self.retries = port, timeout_s, retries
         self.errors: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._byte_s = 10 / baud  # 8N1
-        self._input = bytearray()
+        self._silent: set[int] = set()  # asked in vain, retries and all
+        self._input = bytearray(_ROOM)
+        self._view = memoryview(self._input)
+        self._begin = self._end = 0  # what is received and not looked at yet
+        self._late = False  # past the deadline, last look taken
         self._serial = open_serial(port, baud)
         self._fd = self._serial.fileno()
         self._poll = select.poll()
@@ -102,7 +134,7 @@ class Bus:
         """Close the port. Safe to call twice."""
         self._serial.close()
 
-    def __enter__(self) -> Bus:
+    def __enter__(self: SomeBus) -> SomeBus:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,18 +142,18 @@ class Bus:
 
     def ping(self, servo: int) -> tuple[str, ...]:
         """Error words of the servo's status, usually none. BusError when it does not answer."""
-        return error_words(self._ask(servo, PING).code)
+        return error_words(self._ask_one(servo, PING).code)
 
     def read(self, servo: int, name: str) -> int:
         """One register of one servo. BusError when it does not answer."""
         register = find_register(name)
-        reply = self._ask(servo, READ, bytes((register.address, register.width)), register.width)
+        reply = self._ask_one(servo, READ, bytes((register.address, register.width)), register.width)
         return decode(register, reply.data)
 
     def write(self, servo: int, name: str, value: int) -> None:
         """Write one register and wait for the servo's status reply. BusError when it does not answer."""
         register = find_register(name)
-        self._ask(servo, WRITE, bytes((register.address,)) + encode(register, value))
+        self._ask_one(servo, WRITE, bytes((register.address,)) + encode(register, value))
 
     def sync_read(self, name: str, servos: Collection[int]) -> dict[int, int]:
         """One register of many servos in one exchange: id -> value, in the order asked.
@@ -130,80 +162,137 @@ class Bus:
         attempt, and only the missing ones are asked again.
         """
         register = find_register(name)
-        replies: dict[int, Frame] = {}
-        for _ in range(1 + self.retries):
-            missing = [servo for servo in servos if servo not in replies]
-            if not missing:
-                break
-            request = build(BROADCAST, SYNC_READ, bytes((register.address, register.width, *missing)))
-            replies |= self._exchange(request, missing, register.width)
+        replies = self._ask(SYNC_READ, bytes((register.address, register.width)), servos, register.width)
         return {servo: decode(register, replies[servo].data) for servo in servos if servo in replies}
+
+    def sync_read_many(self, names: Sequence[str], servos: Collection[int]) -> dict[int, tuple[int, ...]]:
+        """Several registers of many servos in one exchange, everything between them included: id -> values."""
+        registers = [find_register(name) for name in names]
+        first = min(register.address for register in registers)
+        width = max(register.address + register.width for register in registers) - first
+        replies = self._ask(SYNC_READ, bytes((first, width)), servos, width)
+        return {
+            servo: tuple(decode(register, replies[servo].data[register.address - first :]) for register in registers)
+            for servo in servos
+            if servo in replies
+        }
 
     def sync_write(self, name: str, values: Mapping[int, int]) -> None:
         """One register of many servos in one packet. No servo replies to it."""
         register = find_register(name)
-        data = b"".join(bytes((servo,)) + encode(register, value) for servo, value in values.items())
-        self._send(build(BROADCAST, SYNC_WRITE, bytes((register.address, register.width)) + data))
+        data = bytearray((register.address, register.width))
+        for servo, value in values.items():
+            data.append(servo)
+            data += encode(register, value)
+        self._send(Frame(BROADCAST, SYNC_WRITE, bytes(data)))
 
-    def _ask(self, servo: int, instruction: int, data: bytes = b"", n_data: int = 0) -> Frame:
-        """The status reply of one servo, asked up to 1 + retries times."""
-        for _ in range(1 + self.retries):
-            replies = self._exchange(build(servo, instruction, data), (servo,), n_data)
-            if servo in replies:
-                return replies[servo]
-        raise BusError(f"servo {servo} on {self.port} does not answer")
+    def _ask_one(self, servo: int, instruction: int, data: bytes = b"", n_data: int = 0) -> Frame:
+        replies = self._ask(instruction, data, (servo,), n_data)
+        if servo not in replies:
+            raise BusError(f"servo {servo} on {self.port} does not answer")
+        return replies[servo]
 
-    def _exchange(self, request: bytes, servos: Collection[int], n_data: int) -> dict[int, Frame]:
+    def _ask(self, instruction: int, data: bytes, servos: Collection[int], n_data: int) -> dict[int, Frame]:
+        """Status replies with `n_data` bytes by servo id. The missing are asked again, unless silent before."""
+        replies = self._exchange(_request(instruction, data, servos), servos, n_data)
+        for _ in range(self.retries):
+            missing = [servo for servo in servos if servo not in replies and servo not in self._silent]
+            if not missing:
+                break
+            replies |= self._exchange(_request(instruction, data, missing), missing, n_data)
+        self._silent.difference_update(replies)
+        self._silent.update(servo for servo in servos if servo not in replies)
+        return replies
+
+    def _exchange(self, request: Frame, servos: Collection[int], n_data: int) -> dict[int, Frame]:
         """Send `request`; collect one reply of `n_data` bytes per servo, in any order, until the deadline."""
         self._discard_input()
         self._send(request)
-        n_bytes = len(request) + (FRAME_OVERHEAD + n_data) * len(servos)
-        deadline = time.monotonic() + self.timeout_s + n_bytes * self._byte_s
+        deadline = self._deadline(request, servos, n_data)
         replies: dict[int, Frame] = {}
-        while len(replies) < len(servos):
-            while frame := take_frame(self._input, max_length=n_data + 2):
-                if frame.servo in servos and len(frame.data) == n_data:
-                    replies[frame.servo] = frame
-            if len(replies) < len(servos) and not self._receive(deadline):
-                break
+        while len(replies) < len(servos) and self._receive(deadline):
+            self._begin = take_replies(self._input, self._begin, self._end, servos, n_data, replies)
         self._count(servos, replies)
         return replies
 
+    def _deadline(self, request: Frame, servos: Collection[int], n_data: int) -> float:
+        n_bytes = FRAME_OVERHEAD + len(request.data) + (FRAME_OVERHEAD + n_data) * len(servos)
+        return time.monotonic() + self.timeout_s + n_bytes * self._byte_s
+
     def _count(self, servos: Collection[int], replies: Mapping[int, Frame]) -> None:
         for servo in servos:
-            words = error_words(replies[servo].code) if servo in replies else ("no answer",)
-            if words:
-                self.errors[servo].update(words)
+            if servo not in replies:
+                self.errors[servo]["no answer"] += 1
+            elif replies[servo].code:
+                self.errors[servo].update(error_words(replies[servo].code))
 
     def _receive(self, deadline: float) -> bool:
-        """Append what arrives before `deadline`. After a stall it still looks once: the reply may already be there."""
-        left_ms = max(0.0, deadline - time.monotonic()) * 1000
-        if not self._poll.poll(left_ms):
+        """Take what arrives before `deadline`; False when that is nothing.
+
+        After a stall it still looks once, the reply may already be there; then it is over, whoever goes on talking.
+        """
+        left_s = deadline - time.monotonic()
+        if left_s < 0 and self._late:
             return False
-        self._input += self._read_available()
+        self._late = left_s < 0
+        if not self._poll.poll(max(0.0, left_s) * 1000):
+            return False
+        self._make_room()
+        self._end += self._read_into(self._view[self._end :])
         return True
 
-    def _discard_input(self) -> None:
-        self._input.clear()
-        while self._poll.poll(0):
-            self._read_available()
+    def _make_room(self) -> None:
+        """Move what is left, less than a frame, to the front once the buffer is half full."""
+        if self._end > _ROOM // 2:
+            left = self._input[self._begin : self._end]
+            self._input[: len(left)] = left
+            self._begin, self._end = 0, len(left)
 
-    def _read_available(self) -> bytes:
+    def _discard_input(self) -> None:
+        self._begin = self._end = 0
+        self._late = False
+        for _ in range(_STALE_READS):
+            if not self._poll.poll(0):
+                break
+            self._read_into(self._view)
+
+    def _read_into(self, room: memoryview) -> int:
         try:
-            data = os.read(self._fd, 4096)
+            n_bytes = os.readv(self._fd, (room,))
         except OSError as error:
             raise BusError(f"{self.port} went away while reading ({error.strerror}): check the USB cable") from error
-        if not data:
+        if not n_bytes:
             raise BusError(f"{self.port} went away: check the USB cable")
-        return data
+        return n_bytes
 
-    def _send(self, request: bytes) -> None:
+    def _send(self, request: Frame) -> None:
+        self._write(build(*request))
+
+    def _write(self, packet: bytes) -> None:
         try:
-            sent = os.write(self._fd, request)
+            sent = os.write(self._fd, packet)
         except OSError as error:
             raise BusError(f"{self.port} took no data ({error.strerror}): check the USB cable") from error
-        if sent != len(request):
-            raise BusError(f"{self.port} took {sent} of {len(request)} bytes: is another program using it?")
+        if sent != len(packet):
+            raise BusError(f"{self.port} took {sent} of {len(packet)} bytes: is another program using it?")
+
+
+def open_bus(kind: str, port: str, baud: int = 1_000_000, timeout_s: float = 0.05, retries: int = 2) -> Bus:
+    """A bus by name: "own", or "sdk" for the one over feetech-servo-sdk. UserError for another name or a bad port."""
+    if kind == "own":
+        return Bus(port, baud, timeout_s, retries)
+    if kind == "sdk":
+        from mtdit_robots.sdk_bus import SdkBus
+
+        return SdkBus(port, baud, timeout_s, retries)
+    raise UserError(f"there is no bus {kind!r}: use own or sdk")
+
+
+def _request(instruction: int, data: bytes, servos: Collection[int]) -> Frame:
+    if instruction == SYNC_READ:
+        return Frame(BROADCAST, SYNC_READ, data + bytes(servos))
+    (servo,) = servos
+    return Frame(servo, instruction, data)
 
 
 def find_register(name: str) -> Register:

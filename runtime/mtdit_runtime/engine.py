@@ -183,6 +183,13 @@ def device_key(bundle: Bundle) -> str:
     return engine_key(bundle, gpu, (props.major, props.minor), trt.__version__)
 
 
+def gpu_name() -> str:
+    """What the first GPU calls itself. Raises UserError: no CUDA here, or TensorRT is missing."""
+    _, cudart = _import_tensorrt()
+    name = _cuda(cudart, cudart.cudaGetDeviceProperties(0)).name
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
 def find_plan(bundle: Bundle, graph: str) -> Path:
     """The plan of `graph` built for this device. Raises UserError when there is none."""
     plan = bundle.path(ENGINES) / device_key(bundle) / f"{graph}.plan"

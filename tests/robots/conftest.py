@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,18 @@ class Chain:
         self.n_reads += 1
 
 
+class Waving(Chain):
+    """A leader that somebody waves: it stands somewhere else whenever it is read."""
+
+    swing_ticks = 250
+
+    def _before_read(self) -> None:
+        super()._before_read()
+        for n, servo in self.servos.items():
+            swing = self.swing_ticks * math.sin(self.n_reads / 25 + n) if n != IDS["gripper"] else 400
+            servo.set_present(2047 + servo.get("Homing_Offset") + swing)
+
+
 @pytest.fixture
 def calibration() -> Calibration:
     return load(EXAMPLE)
@@ -81,6 +94,14 @@ def calibration() -> Calibration:
 def chain(calibration: Calibration) -> Iterator[Chain]:
     """Six servos with the example calibration in EEPROM, at mid-range, torque off."""
     made = Chain(calibrated_servos(calibration))
+    with made.bus.serve_in_thread():
+        yield made
+
+
+@pytest.fixture
+def leader(calibration: Calibration) -> Iterator[Chain]:
+    """Six servos of a leader arm that is being waved about."""
+    made = Waving(calibrated_servos(calibration))
     with made.bus.serve_in_thread():
         yield made
 

@@ -71,9 +71,10 @@ def test_a_camera_without_a_picture_is_told_before_torque_comes_on(chain: Chain,
     assert camera.closed
 
 
-def test_connect_observe_command_hold_close(chain: Chain, calibration: Calibration) -> None:
+@pytest.mark.parametrize("bus", ["own", "sdk"])
+def test_connect_observe_command_hold_close(chain: Chain, calibration: Calibration, bus: str) -> None:
     camera = StillCamera()
-    arm = arm_on(chain, calibration, cameras=[camera])
+    arm = arm_on(chain, calibration, cameras=[camera], bus=bus)
     assert (arm.joints, arm.cameras) == (JOINTS, ("top",))
     arm.connect()
     assert all(servo.torque_enabled and servo.get("Lock") == 1 for servo in chain.servos.values())
@@ -180,7 +181,7 @@ def test_signed_percent_units(chain: Chain, calibration: Calibration) -> None:
 def test_another_arms_calibration_is_refused(chain: Chain, calibration: Calibration) -> None:
     other = {**calibration, "elbow_flex": dataclasses.replace(calibration["elbow_flex"], homing_offset=5)}
     fails_to_connect(
-        chain, other, r"elbow_flex homing_offset: file 5, servo -1011\): .*So101Arm\.write_calibration\(\)"
+        chain, other, r"elbow_flex homing_offset: file 5, servo -1011\): .*mtdit calibrate --port \S+ --import FILE"
     )
     assert all(frame.code != WRITE or frame.data[0] == TORQUE for frame in chain.log)
 
@@ -247,10 +248,11 @@ def test_a_register_that_does_not_stick_is_named(chain: Chain, calibration: Cali
     fails_to_connect(chain, calibration, r"shoulder_pan \(servo 1\) did not keep P_Coefficient = 16 \(reads 32\)")
 
 
+@pytest.mark.parametrize("bus", ["own", "sdk"])
 def test_close_releases_the_others_when_one_servo_died(
-    chain: Chain, calibration: Calibration, caplog: pytest.LogCaptureFixture
+    chain: Chain, calibration: Calibration, caplog: pytest.LogCaptureFixture, bus: str
 ) -> None:
-    arm = arm_on(chain, calibration, timeout_s=0.3, retries=1)
+    arm = arm_on(chain, calibration, timeout_s=0.3, retries=1, bus=bus)
     arm.connect()
     dead = chain.servos.pop(2)
     with pytest.raises(OSError, match=r"shoulder_lift \(servo 2\) on .* does not answer"):
@@ -261,6 +263,42 @@ def test_close_releases_the_others_when_one_servo_died(
     assert dead.torque_enabled
     assert "shoulder_lift did not confirm torque off" in caplog.text
     assert arm.errors["shoulder_lift"]["no answer"] >= 2
+
+
+@pytest.mark.parametrize("joint", ["gripper", "elbow_flex"])
+@pytest.mark.parametrize("bus", ["own", "sdk"])
+def test_a_servo_that_lost_its_torque_is_noticed(
+    chain: Chain, calibration: Calibration, joint: str, bus: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A brown-out: the servo restarts within a tick and answers as before, but follows no goal."""
+    arm = arm_on(chain, calibration, bus=bus)
+    arm.connect()
+    arm.observe()
+    chain.servos[IDS[joint]].power_cycle()
+    for _ in range(2):
+        with pytest.raises(
+            OSError, match=rf"{joint} \(servo {IDS[joint]}\) on .* lost torque, .*check the power supply"
+        ):
+            arm.observe()
+    arm.hold()
+    others = [servo for n, servo in chain.servos.items() if n != IDS[joint]]
+    assert all(servo.torque_enabled for servo in others)
+    arm.close()
+    assert not any(servo.torque_enabled for servo in chain.servos.values())
+    assert not caplog.records
+
+
+def test_an_arm_released_on_purpose_is_still_observed(chain: Chain, calibration: Calibration) -> None:
+    arm = arm_on(chain, calibration)
+    arm.connect()
+    assert arm.torque_off() == ()
+    arm.observe()
+    arm.close()
+
+
+def test_an_unknown_bus_is_refused(calibration: Calibration) -> None:
+    with pytest.raises(UserError, match="there is no bus 'usb': use own or sdk"):
+        So101Arm("/dev/ttyNONE", calibration, bus="usb").connect()
 
 
 def test_errors_are_counted_per_joint_while_running(chain: Chain, calibration: Calibration) -> None:

@@ -9,11 +9,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from lerobot.robots.so_follower import SO101Follower, SO101FollowerConfig
 
-from mtdit_robots.calibration import Calibration, check, differences, find, load, ranges, save
+from mtdit_robots.calibration import (
+    Calibration,
+    JointCalibration,
+    check,
+    differences,
+    find,
+    history,
+    load,
+    place_of,
+    ranges,
+    restore,
+    save,
+)
 from mtdit_robots.errors import UserError
+from mtdit_robots.so101 import IDS, JOINTS, Ranges
 
 EXAMPLE = Path(__file__).parents[2] / "calibration" / "example_so101.json"
 
@@ -46,7 +60,7 @@ def dropped(joint: str, key: str) -> Callable[[Any], Any]:
     [
         (renamed("wrist_flex", "wrist_flx"), "unknown joint 'wrist_flx', did you mean 'wrist_flex'?"),
         (renamed("wrist_flex", "xyz"), "unknown joint 'xyz', known: shoulder_pan, shoulder_lift"),
-        (lambda c: {j: v for j, v in c.items() if j != "gripper"}, "missing joint: gripper; run `lerobot-calibrate`"),
+        (lambda c: {j: v for j, v in c.items() if j != "gripper"}, "missing joint: gripper; run `mtdit calibrate`"),
         (lambda c: {**c, "left_arm": c["gripper"]}, "unknown joint 'left_arm'"),
         (lambda c: list(c), "holds no object of joints"),
         (lambda c: {**c, "gripper": 5}, "gripper holds no object with id, drive_mode"),
@@ -74,7 +88,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage: Callable[[Any
 
 
 def test_a_missing_file_and_no_json(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no calibration file .*arm.json: run `lerobot-calibrate`"):
+    with pytest.raises(UserError, match=r"no calibration file .*arm.json: run `mtdit calibrate`"):
         load(tmp_path / "arm.json")
     (tmp_path / "arm.json").write_text("{")
     with pytest.raises(UserError, match="cannot read the calibration file"):
@@ -121,6 +135,96 @@ def test_find_follows_the_hf_variables(
     place.parent.mkdir(parents=True)
     place.touch()
     assert find("arm") == place
+
+
+@pytest.mark.parametrize("robot_id", ["", "../blue", "a/b"])
+def test_an_id_is_no_path(robot_id: str) -> None:
+    for look in (find, place_of):
+        with pytest.raises(UserError, match="is no id: use a plain name"):
+            look(robot_id)
+
+
+def test_leaders_have_their_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_LEROBOT_CALIBRATION", str(tmp_path))
+    assert place_of("blue") == tmp_path / "robots" / "so_follower" / "blue.json"
+    assert place_of("blue", leader=True) == tmp_path / "teleoperators" / "so_leader" / "blue.json"
+    with pytest.raises(UserError, match="no calibration of a leader 'blue'"):
+        find("blue", leader=True)
+    old = tmp_path / "teleoperators" / "so101_leader" / "blue.json"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    assert place_of("blue", leader=True) == find("blue", leader=True) == old
+
+
+def with_offset(calibration: Calibration, offset: int) -> dict[str, JointCalibration]:
+    return {**calibration, "gripper": dataclasses.replace(calibration["gripper"], homing_offset=offset)}
+
+
+def test_every_save_keeps_the_former_file(tmp_path: Path, calibration: Calibration) -> None:
+    place = tmp_path / "arm.json"
+    for offset in (1, 1, 2, 3):  # the same content again is no new version
+        save(with_offset(calibration, offset), place)
+    assert [load(version.path)["gripper"].homing_offset for version in history(place)] == [2, 1]
+    assert [version.number for version in history(place)] == [1, 2]
+    assert history(place)[0].replaced > history(place)[1].replaced
+    assert history(tmp_path / "other.json") == []
+    assert not list(tmp_path.rglob("*.tmp"))
+
+    restore(place, 2)
+    assert load(place)["gripper"].homing_offset == 1
+    assert [load(version.path)["gripper"].homing_offset for version in history(place)] == [3, 2, 1]
+    restore(place)
+    assert load(place)["gripper"].homing_offset == 3
+
+
+def test_a_version_that_is_not_there(tmp_path: Path, calibration: Calibration) -> None:
+    place = tmp_path / "arm.json"
+    with pytest.raises(UserError, match="has no former versions"):
+        restore(place)
+    save(with_offset(calibration, 1), place)
+    save(with_offset(calibration, 2), place)
+    for number in (0, 2, -1):
+        with pytest.raises(UserError, match=rf"former versions 1\.\.1, no {number}: `--history` lists them"):
+            restore(place, number)
+    history(place)[0].path.write_text("{")
+    with pytest.raises(UserError, match="cannot read the calibration file"):
+        restore(place)
+    assert load(place)["gripper"].homing_offset == 2
+
+
+def test_lerobot_does_not_see_the_history(tmp_path: Path, calibration: Calibration) -> None:
+    save(with_offset(calibration, 1), tmp_path / "arm.json")
+    save(calibration, tmp_path / "arm.json")
+    robot = SO101Follower(SO101FollowerConfig(port="/dev/null", id="arm", calibration_dir=tmp_path))
+    assert robot.calibration["gripper"].homing_offset == calibration["gripper"].homing_offset
+
+
+def random_calibration(generator: np.random.Generator) -> dict[str, JointCalibration]:
+    lows, spans = generator.integers(0, 2000, 6), generator.integers(200, 2095, 6)
+    return {
+        joint: JointCalibration(IDS[joint], int(generator.integers(2)), 0, int(low), int(low + span))
+        for joint, low, span in zip(JOINTS, lows, spans, strict=True)
+    }
+
+
+@pytest.mark.parametrize("use_degrees", [True, False], ids=["degrees", "-100..100"])
+def test_a_file_lerobot_wrote_gives_its_positions_for_10000_random_ticks(tmp_path: Path, use_degrees: bool) -> None:
+    """Every body joint in either unit, the gripper in 0..100, both drive modes; there and back, to the last bit."""
+    seed = 20260401
+    print(f"seed {seed}")
+    generator = np.random.default_rng(seed)
+    save(random_calibration(generator), tmp_path / "arm.json")
+    config = SO101FollowerConfig(port="/dev/null", id="arm", calibration_dir=tmp_path, use_degrees=use_degrees)
+    robot = SO101Follower(config)
+    robot._save_calibration()  # LeRobot's own bytes from here on
+    ours: Ranges = ranges(load(tmp_path / "arm.json"), use_degrees)
+    ticks = generator.integers(0, 4096, (10_000, 6))
+    positions = ours.positions(ticks)
+    back = ours.ticks(positions)
+    for row, values, returned in zip(ticks.tolist(), positions.tolist(), back.tolist(), strict=True):
+        theirs = robot.bus._normalize(dict(zip(IDS.values(), row, strict=True)))
+        assert list(theirs.values()) == values
+        assert list(robot.bus._unnormalize(theirs).values()) == returned
 
 
 def test_differences_name_joint_and_field(calibration: Calibration) -> None:

@@ -1,7 +1,8 @@
-"""Frames byte for byte, resynchronisation, and the bus against virtual servos and against hand-made replies."""
+"""Frames byte for byte, resynchronisation, and both buses against virtual servos and against hand-made replies."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pty
@@ -30,8 +31,10 @@ from mtdit_robots.feetech import (
     Frame,
     _open_failure,
     build,
+    open_bus,
     take_frame,
 )
+from mtdit_robots.sdk_bus import SdkBus
 from mtdit_robots.sts3215 import REGISTERS, encode
 
 if TYPE_CHECKING:
@@ -39,6 +42,14 @@ if TYPE_CHECKING:
 
 PATIENT_S = 2.0  # a stalled machine must not fail a test
 SIX = range(1, 7)
+
+
+@pytest.fixture(params=[Bus, SdkBus])
+def kind(request: pytest.FixtureRequest) -> type[Bus]:
+    """Either bus: all that is said here of one holds for the other."""
+    chosen: type[Bus] = request.param
+    return chosen
+
 
 GOLDEN = [
     (Frame(1, PING), "ff ff 01 02 01 fb"),
@@ -107,8 +118,8 @@ def test_random_bytes_never_break_the_parser() -> None:
     assert take_any(buffer) == Frame(3, PING)
 
 
-def test_every_operation_on_virtual_servos(chain: Chain) -> None:
-    with Bus(chain.port, timeout_s=PATIENT_S) as bus:
+def test_every_operation_on_virtual_servos(chain: Chain, kind: type[Bus]) -> None:
+    with kind(chain.port, timeout_s=PATIENT_S) as bus:
         assert bus.ping(1) == ()
         assert bus.read(3, "Model_Number") == 777
         bus.write(2, "Goal_Velocity", -300)
@@ -120,34 +131,80 @@ def test_every_operation_on_virtual_servos(chain: Chain) -> None:
     assert chain.n_goals == 1
 
 
-def test_error_bits_are_counted_and_do_not_stop_the_exchange(chain: Chain) -> None:
+def test_error_bits_are_counted_and_do_not_stop_the_exchange(chain: Chain, kind: type[Bus]) -> None:
     chain.servos[2].error = 1 | 32
-    with Bus(chain.port, timeout_s=PATIENT_S) as bus:
+    with kind(chain.port, timeout_s=PATIENT_S) as bus:
         assert bus.ping(2) == ("voltage", "overload")
         assert bus.sync_read("Present_Position", SIX)[2] == 2047
         bus.write(2, "Torque_Enable", 0)
         assert bus.errors == {2: {"voltage": 3, "overload": 3}}
 
 
-def test_a_silent_servo_costs_nobody_else_their_reply(chain: Chain) -> None:
+def test_a_silent_servo_costs_nobody_else_their_reply(chain: Chain, kind: type[Bus]) -> None:
     del chain.servos[3]
-    with Bus(chain.port, timeout_s=0.3, retries=1) as bus:
+    with kind(chain.port, timeout_s=0.3, retries=1) as bus:
         assert sorted(bus.sync_read("Present_Position", SIX)) == [1, 2, 4, 5, 6]
         assert bus.errors[3]["no answer"] == 2
     asked = [frame.data[2:] for frame in chain.log]
-    assert len(asked) == 2
-    assert asked[-1] == bytes((3,))
+    assert asked == [bytes(SIX), bytes((3,))]
 
 
-def test_a_silent_servo_is_named(chain: Chain) -> None:
-    with Bus(chain.port, timeout_s=0.05, retries=0) as bus:
+def test_a_servo_known_to_be_silent_is_asked_once_a_call_until_it_answers(chain: Chain, kind: type[Bus]) -> None:
+    """One bounded timeout, not one per attempt, and not one per servo."""
+    gone = chain.servos.pop(3)
+    with kind(chain.port, timeout_s=0.3, retries=2) as bus:
+        for attempts in (3, 4, 5):
+            assert 3 not in bus.sync_read("Present_Position", SIX)
+            assert bus.errors[3]["no answer"] == attempts
+        chain.servos[3] = gone
+        assert bus.sync_read("Present_Position", SIX)[3] == 2047
+        del chain.servos[3]
+        with pytest.raises(BusError, match="servo 3"):
+            bus.ping(3)
+        assert bus.errors == {3: {"no answer": 8}}
+
+
+def test_several_registers_come_in_one_exchange(chain: Chain, kind: type[Bus]) -> None:
+    chain.servos[2].set("Torque_Enable", 1)
+    chain.servos[5].set("Goal_Position", -7)
+    with kind(chain.port, timeout_s=PATIENT_S) as bus:
+        names = ("Present_Position", "Torque_Enable", "Goal_Position")
+        seen = bus.sync_read_many(names, (5, 2))
+    assert seen == {5: (2047, 0, -7), 2: (2047, 1, chain.servos[2].get("Goal_Position"))}
+    assert chain.log == [Frame(BROADCAST, SYNC_READ, bytes((40, 18, 5, 2)))]
+
+
+def test_a_cycle_is_one_read_and_one_write(chain: Chain, kind: type[Bus]) -> None:
+    """The golden frames, as they are on the wire."""
+    with kind(chain.port, timeout_s=PATIENT_S) as bus:
+        bus.sync_read("Present_Position", SIX)
+        bus.sync_write("Goal_Position", dict.fromkeys(SIX, 2047))
+        bus.write(6, "Torque_Enable", 1)
+        bus.write(1, "Homing_Offset", -123)
+        bus.read(1, "Present_Position")
+        bus.ping(1)
+    sent = [build(*frame).hex(" ") for frame in chain.log]
+    assert sent == [GOLDEN[n][1] for n in (4, 7, 2, 3, 1, 0)]
+
+
+def test_a_value_that_does_not_fit_is_not_sent(chain: Chain, kind: type[Bus]) -> None:
+    with (
+        kind(chain.port, timeout_s=PATIENT_S) as bus,
+        pytest.raises(ValueError, match=r"takes -2047\.\.2047, not 2048"),
+    ):
+        bus.write(1, "Homing_Offset", 2048)
+    assert not chain.log
+
+
+def test_a_silent_servo_is_named(chain: Chain, kind: type[Bus]) -> None:
+    with kind(chain.port, timeout_s=0.05, retries=0) as bus:
         for ask in (bus.ping, lambda n: bus.read(n, "ID"), lambda n: bus.write(n, "Lock", 1)):
             with pytest.raises(BusError, match=r"servo 9 on /dev/.* does not answer"):
                 ask(9)
 
 
-def test_stale_input_is_discarded(chain: Chain) -> None:
-    with Bus(chain.port, timeout_s=PATIENT_S) as bus:
+def test_stale_input_is_discarded(chain: Chain, kind: type[Bus]) -> None:
+    with kind(chain.port, timeout_s=PATIENT_S) as bus:
         os.write(chain.bus.fileno(), build(1, 0, encode(REGISTERS["Present_Position"], 11)) * 40)
         assert bus.read(1, "Present_Position") == 2047
 
@@ -192,38 +249,73 @@ def position(servo: int, ticks: int) -> bytes:
     return build(servo, 0, encode(REGISTERS["Present_Position"], ticks))
 
 
-def test_replies_may_come_in_any_order_between_garbage() -> None:
+def test_replies_may_come_in_any_order_between_garbage(kind: type[Bus]) -> None:
     def reply(request: Frame, n: int) -> bytes:
         asked = request.data[2:]
         foreign = position(99, 1) + build(4, 0) + build(5, 0, b"\1\2\3")
         return b"\xff\0" + foreign + b"\xff".join(position(servo, 100 * servo) for servo in reversed(asked))
 
-    with answering(reply) as port, Bus(port, timeout_s=PATIENT_S) as bus:
+    with answering(reply) as port, kind(port, timeout_s=PATIENT_S) as bus:
         assert list(bus.sync_read("Present_Position", SIX).items()) == [(n, 100 * n) for n in SIX]
 
 
-def test_a_corrupt_reply_is_asked_for_again() -> None:
+def test_a_corrupt_reply_is_asked_for_again(kind: type[Bus]) -> None:
     def reply(request: Frame, n: int) -> bytes:
         good = position(1, 2047)
         return good if n else good[:-1] + bytes((good[-1] ^ 1,))
 
-    with answering(reply) as port, Bus(port, timeout_s=0.3, retries=20) as bus:
+    with answering(reply) as port, kind(port, timeout_s=0.3, retries=20) as bus:
         assert bus.read(1, "Present_Position") == 2047
         assert bus.errors[1]["no answer"] >= 1
 
 
-def test_a_port_that_goes_away_says_so() -> None:
-    with answering(lambda request, n: None) as port, Bus(port, timeout_s=PATIENT_S) as bus:
+def test_a_port_that_goes_away_says_so(kind: type[Bus]) -> None:
+    with answering(lambda request, n: None) as port, kind(port, timeout_s=PATIENT_S) as bus:
         with pytest.raises(BusError, match="check the USB cable"):
             bus.ping(1)
         with pytest.raises(BusError, match="check the USB cable"):
             bus.sync_write("Goal_Position", {1: 0})
 
 
-def test_a_busy_port_is_refused(chain: Chain) -> None:
-    with Bus(chain.port), pytest.raises(UserError, match=f"{chain.port} is in use by another program: .*fuser"):
-        Bus(chain.port)
-    Bus(chain.port).close()
+def test_a_busy_port_is_refused(chain: Chain, kind: type[Bus]) -> None:
+    with kind(chain.port), pytest.raises(UserError, match=f"{chain.port} is in use by another program: .*fuser"):
+        kind(chain.port)
+    kind(chain.port).close()
+
+
+@pytest.mark.parametrize("babble", [b"\0", b"\xff", b"\xff\xff\1\4", position(9, 3), build(1, 0)])
+def test_a_port_that_babbles_without_end_is_given_up(babble: bytes, kind: type[Bus]) -> None:
+    """As an unrelated device would, or a servo gone mad."""
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    quiet = threading.Event()
+
+    def talk() -> None:
+        os.set_blocking(master, False)
+        while not quiet.is_set():
+            with contextlib.suppress(BlockingIOError):
+                os.write(master, babble * (1000 // len(babble)))
+            quiet.wait(0.001)
+
+    talker = threading.Thread(target=talk)
+    talker.start()
+    try:
+        with kind(os.ttyname(slave), timeout_s=0.1, retries=1) as bus, pytest.raises(BusError, match="does not answer"):
+            bus.read(1, "Present_Position")
+    finally:
+        quiet.set()
+        talker.join()
+        os.close(master)
+        os.close(slave)
+
+
+def test_a_bus_is_chosen_by_name(chain: Chain) -> None:
+    for name, kind in (("own", Bus), ("sdk", SdkBus)):
+        with open_bus(name, chain.port, timeout_s=PATIENT_S) as bus:
+            assert type(bus) is kind
+            assert bus.ping(1) == ()
+    with pytest.raises(UserError, match="there is no bus 'serial': use own or sdk"):
+        open_bus("serial", chain.port)
 
 
 def test_a_missing_port_lists_what_there_is() -> None:

@@ -1,4 +1,4 @@
-"""Other people's clients on our virtual bus: LeRobot's SO-101 follower and Feetech's own SDK, both unmodified.
+"""Other people's clients on our virtual bus, unmodified: LeRobot's arm, bus and commands, and Feetech's own SDK.
 
 Both give a servo about 50 ms to answer and do not retry a write. A machine that stalls longer fails them through no
 fault of the bus, so each scenario may be played again from the start.
@@ -19,6 +19,7 @@ from lerobot.robots.so_follower import SO101Follower, SO101FollowerConfig
 
 from mtdit_robots.arm import So101Arm
 from mtdit_robots.calibration import Calibration, ranges
+from mtdit_robots.feetech import Bus
 from mtdit_robots.so101 import IDS, JOINTS
 
 if TYPE_CHECKING:
@@ -116,6 +117,66 @@ def test_lerobots_broadcast_ping_finds_all_six(chain: Chain) -> None:
 
 
 @pytest.fixture
+def motors_bus(chain: Chain) -> Iterator[FeetechMotorsBus]:
+    """LeRobot's own bus, its handshake passed."""
+    bus = FeetechMotorsBus(port=chain.port, motors=follower(chain).bus.motors)
+    patiently(bus.connect)
+    yield bus
+    bus.port_handler.closePort()
+
+
+def test_lerobots_bus_reads_and_writes_signed_registers(chain: Chain, motors_bus: FeetechMotorsBus) -> None:
+    chain.servos[2].set_present(2047 + chain.servos[2].get("Homing_Offset"), load=-0.25, voltage_v=7.1)
+
+    def scenario() -> None:
+        motors_bus.write("Homing_Offset", "shoulder_pan", -123, normalize=False)
+        assert motors_bus.read("Homing_Offset", "shoulder_pan", normalize=False) == -123
+        assert motors_bus.read("Present_Load", "shoulder_lift", normalize=False) == -250
+        assert motors_bus.read("Present_Voltage", "shoulder_lift", normalize=False) == 71
+        goals = {joint: 1500 + 100 * n for joint, n in IDS.items()}
+        motors_bus.sync_write("Goal_Position", goals, normalize=False)
+        assert motors_bus.sync_read("Goal_Position", normalize=False) == goals
+
+    patiently(scenario)
+    assert chain.servos[1].get("Homing_Offset") == -123
+
+
+def test_lerobots_bus_switches_torque_and_homes(chain: Chain, motors_bus: FeetechMotorsBus) -> None:
+    actual = {joint: 1200 + 300 * n for joint, n in IDS.items()}
+    for joint, n in IDS.items():
+        chain.servos[n].set_present(actual[joint])
+
+    def scenario() -> None:
+        motors_bus.enable_torque()
+        assert all(servo.torque_enabled and servo.get("Lock") == 1 for servo in chain.servos.values())
+        motors_bus.disable_torque()
+        assert not any(servo.torque_enabled or servo.get("Lock") for servo in chain.servos.values())
+        offsets = motors_bus.set_half_turn_homings()
+        assert offsets == {joint: ticks - 2047 for joint, ticks in actual.items()}
+        assert set(motors_bus.sync_read("Present_Position", normalize=False).values()) == {2047}
+
+    patiently(scenario)
+
+
+def test_lerobots_handshake_finds_what_is_wrong(chain: Chain) -> None:
+    chain.servos[4].set("Firmware_Minor_Version", 9)
+    bus = FeetechMotorsBus(port=chain.port, motors=follower(chain).bus.motors)
+    with pytest.raises(RuntimeError, match="different firmware"):
+        patiently(lambda: reconnect(bus))
+    chain.servos[4].set("Firmware_Minor_Version", 10)
+    del chain.servos[5]
+    with pytest.raises(RuntimeError, match="Missing motor IDs:\n  - 5"):
+        patiently(lambda: reconnect(bus))
+    bus.port_handler.closePort()
+
+
+def reconnect(bus: FeetechMotorsBus) -> None:
+    if bus.is_connected:
+        bus.port_handler.closePort()
+    bus.connect()
+
+
+@pytest.fixture
 def sdk(chain: Chain) -> Iterator[tuple[scs.PortHandler, scs.PacketHandler]]:
     port = scs.PortHandler(chain.port)
     assert port.openPort()
@@ -142,6 +203,60 @@ def test_the_sdk_pings_reads_and_writes(chain: Chain, sdk: tuple[scs.PortHandler
         assert (value, error) == (300, 0)
 
     patiently(scenario)
+
+
+def test_the_sdk_stages_writes_and_lets_them_act(chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]) -> None:
+    port, packets = sdk
+
+    def scenario() -> None:
+        result, error = packets.regWriteTxRx(port, 2, 42, 2, [0xD0, 0x07])
+        succeeded(result)
+        assert error == 0
+        assert chain.servos[2].get("Goal_Position") != 2000
+        succeeded(packets.action(port, 2))
+        assert chain.servos[2].get("Goal_Position") == 2000
+        chain.servos[2].set("Goal_Position", 1)
+
+    patiently(scenario)
+
+
+def test_the_sdk_is_told_of_faults(chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]) -> None:
+    port, packets = sdk
+    chain.servos[3].error = 32
+
+    def scenario() -> None:
+        value, result, error = packets.read2ByteTxRx(port, 3, 56)
+        succeeded(result)
+        assert (value, error, packets.getRxPacketError(error)) == (2047, 32, "[RxPacketError] Overload error!")
+
+    patiently(scenario)
+
+
+def test_both_send_the_same_bytes(chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]) -> None:
+    port, packets = sdk
+
+    def scenario() -> None:
+        chain.log.clear()
+        read, write = scs.GroupSyncRead(port, packets, 56, 2), scs.GroupSyncWrite(port, packets, 42, 2)
+        for n in IDS.values():
+            read.addParam(n)
+            write.addParam(n, [0xFF, 0x07])
+        succeeded(read.txRxPacket())
+        succeeded(write.txPacket())
+        for result in (packets.write1ByteTxRx(port, 6, 40, 1)[0], packets.write2ByteTxRx(port, 1, 31, 0x087B)[0]):
+            succeeded(result)
+        succeeded(packets.read2ByteTxRx(port, 1, 56)[1])
+
+    patiently(scenario)
+    theirs = chain.log[:]
+    chain.log.clear()
+    with Bus(chain.port, timeout_s=2.0) as bus:
+        bus.sync_read("Present_Position", tuple(IDS.values()))
+        bus.sync_write("Goal_Position", dict.fromkeys(IDS.values(), 2047))
+        bus.write(6, "Torque_Enable", 1)
+        bus.write(1, "Homing_Offset", -123)
+        bus.read(1, "Present_Position")
+    assert chain.log == theirs
 
 
 def test_the_sdk_group_operations(chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]) -> None:

@@ -34,6 +34,7 @@ from mtdit_robots.feetech import (
     build,
     take_frame,
 )
+from mtdit_robots.twin.faults import Faults
 from mtdit_robots.twin.registers import ServoRegisters
 
 _TCGETS2 = 0x802C542A
@@ -50,9 +51,11 @@ class VirtualBus:
     servos: the servos on the chain; which one answers is decided by their ID register, the keys are the owner's.
     on_goal: called once per packet that wrote Goal_Position, after every servo has it.
     before_read: called before READ and SYNC_READ are answered, to bring the present registers up to date.
-    wire_time: hold replies back for as long as request, return delays and replies occupy a real wire.
+    wire_time: hold replies back for as long as request, return delays and replies occupy a real wire, which the next
+    request finds busy until then.
     link: a symbolic link to `path`, removed at close.
     log: when a list is given, every request that arrived intact is appended to it.
+    faults: what goes wrong on the way back, nothing at first.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class VirtualBus:
         self.servos = servos
         self._on_goal, self._before_read = on_goal, before_read
         self._wire_time, self._log = wire_time, log
+        self._arrived_s = self._wire_free_s = 0.0
+        self.faults = Faults()
         self._input = bytearray()
         # The slave end stays open here: were it closed with the client, the master would report a hang-up.
         self._master, self._slave = pty.openpty()
@@ -87,6 +92,7 @@ class VirtualBus:
             return 0
         with contextlib.suppress(BlockingIOError):
             self._input += os.read(self._master, 65536)
+        self._arrived_s = time.monotonic()
         n_requests = 0
         while request := take_frame(self._input, max_id=BROADCAST, max_code=0xFF, max_length=MAX_LENGTH):
             self._handle(request)
@@ -161,9 +167,14 @@ class VirtualBus:
         """Write the replies, each given with its return delay in seconds."""
         if self._wire_time:
             n_bytes = FRAME_OVERHEAD + len(request.data) + sum(len(frame) for _, frame in replies)
-            time.sleep(n_bytes * 10 / baud + sum(delay_s for delay_s, _ in replies))
+            taken_s = n_bytes * 10 / baud + sum(delay_s for delay_s, _ in replies)
+            self._wire_free_s = max(self._wire_free_s, self._arrived_s) + taken_s
+        heard = self.faults.distort(frame for _, frame in replies)
+        if not heard:
+            return
+        time.sleep(max(0.0, self._wire_free_s - time.monotonic()) + self.faults.late_s)
         with contextlib.suppress(BlockingIOError):  # nobody reads: as on a wire, the bytes are gone
-            os.write(self._master, b"".join(frame for _, frame in replies))
+            os.write(self._master, heard)
 
 
 def _status(servo: ServoRegisters, servo_id: int, data: bytes = b"") -> tuple[float, bytes]:

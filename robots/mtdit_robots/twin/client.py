@@ -75,12 +75,15 @@ class Twin:
         self.port: str = hello["port"]
         self.renderer: str = hello["renderer"]["name"]
 
-    def robot(self) -> So101Arm:
-        """The driver on the twin's port, with its cameras; not connected yet. Make a new one after closing it."""
+    def robot(self, bus: str = "own") -> So101Arm:
+        """The driver on the twin's port, with its cameras; not connected yet. Make a new one after closing it.
+
+        bus: as of `So101Arm`.
+        """
         lockstep = self.clock == "lockstep"
         cameras = [TwinCamera(name, self._frames, lockstep) for name in CAMERAS]
         timeout_s = LOCKSTEP_BUS_TIMEOUT_S if lockstep else BUS_TIMEOUT_S
-        return So101Arm(self.port, self.calibration, cameras, timeout_s=timeout_s)
+        return So101Arm(self.port, self.calibration, cameras, timeout_s=timeout_s, bus=bus)
 
     def reset(self, task: str, seed: int = 0) -> None:
         """Lay the table for the instruction; the arm is put at rest. UserError names the nearest known instruction."""

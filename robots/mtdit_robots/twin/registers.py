@@ -1,7 +1,8 @@
 """One simulated STS3215 as its register file: what can be read and written, and what a write does.
 
-Knows access rights, EEPROM and its lock, limits, homing offset and factory values. Refuses to know packets and physics:
-the bus reads and writes bytes, the physics reads goals and gains and reports the present state.
+Knows access rights, EEPROM and its lock, limits, homing offset, factory values and the servo's guards against itself.
+Refuses to know packets and physics: the bus reads and writes bytes, the physics reads goals and gains and reports the
+present state.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ def _addresses(**rights: bool) -> frozenset[int]:
 _WRITABLE = _addresses(writable=True)
 _EEPROM = _addresses(eeprom=True)
 _GOAL = frozenset((42, 43))
+_VOLTAGE, _OVERHEAT, _OVER_CURRENT, _OVERLOAD = 1, 4, 8, 32  # sts3215.ERROR_BITS
+_GUARD_TICK_S = 0.01  # unit of the protection times
 
 
 class ServoRegisters:
@@ -80,6 +83,8 @@ class ServoRegisters:
         self._memory = bytearray(REGISTER_FILE_SIZE)
         self._staged: tuple[int, bytes] | None = None
         self._actual_ticks = 2048.0
+        self._injected = self._guards = 0  # error bits
+        self._overload_s = self._over_current_s = 0.0  # how long already
         for name, value in _FACTORY.items():
             self.set(name, value)
         self.set("ID", servo_id)
@@ -119,6 +124,8 @@ class ServoRegisters:
         """Off and on again: EEPROM as persisted, SRAM as after power-up, torque off."""
         self._memory[:] = self._eeprom
         self._staged = None
+        self._injected, self._overload_s, self._over_current_s = 0, 0.0, 0.0
+        self._show_errors(guards=0)
         self.set("Lock", 1)
         self.set("Torque_Limit", self.get("Max_Torque_Limit"))
         self.set_present(self._actual_ticks)
@@ -161,12 +168,13 @@ class ServoRegisters:
 
     @property
     def error(self) -> int:
-        """Error bits sent with every reply (sts3215.ERROR_BITS); the Status register."""
+        """Error bits sent with every reply (sts3215.ERROR_BITS); the Status register. Bits set stay till power-off."""
         return self.get("Status")
 
     @error.setter
     def error(self, bits: int) -> None:
-        self.set("Status", bits)
+        self._injected = bits
+        self._show_errors(self._guards)
 
     # what the physics needs
 
@@ -176,8 +184,10 @@ class ServoRegisters:
 
     @property
     def torque_limit(self) -> float:
-        """Fraction 0..1 of the stall torque: the lower of Torque_Limit and Max_Torque_Limit."""
-        return min(self.get("Torque_Limit"), self.get("Max_Torque_Limit"), 1000) / 1000
+        """Fraction 0..1 of the stall torque: the lower of Torque_Limit and Max_Torque_Limit; less once overloaded."""
+        limit = min(self.get("Torque_Limit"), self.get("Max_Torque_Limit"), 1000) / 1000
+        overloaded = self._guards & self.get("Unloading_Condition") & _OVERLOAD
+        return min(limit, self.get("Protective_Torque") / 100) if overloaded else limit
 
     @property
     def p_gain(self) -> int:
@@ -239,6 +249,38 @@ class ServoRegisters:
         self.set("Present_Temperature", _clipped(max(temperature_c, 0.0), 255))
         self.set("Present_Current", _clipped(abs(current) / _CURRENT_UNIT_A, 65535))
         self.set("Moving", int(abs(velocity_ticks_s) > _MOVING_THRESHOLD_TICKS_S))
+
+    def protect(self, seconds: float) -> None:
+        """Let time pass for the guards. They set error bits; those in Unloading_Condition also take torque away.
+
+        Voltage and temperature count at once, load and current when they have lasted. An overload leaves
+        Protective_Torque until the load is below it or torque is switched off; the others switch torque off.
+        Source: Feetech memory table, addresses 13..15, 19, 28, 34..36, 38.
+        """
+        volts, load = self.get("Present_Voltage"), abs(self.get("Present_Load")) / 10
+        self._overload_s = self._overload_s + seconds if load > self.get("Overload_Torque") else 0.0
+        over_current = self.get("Present_Current") > self.get("Protection_Current")
+        self._over_current_s = self._over_current_s + seconds if over_current else 0.0
+        guards = {
+            _VOLTAGE: not self.get("Min_Voltage_Limit") <= volts <= self.get("Max_Voltage_Limit"),
+            _OVERHEAT: self.get("Present_Temperature") > self.get("Max_Temperature_Limit"),
+            _OVER_CURRENT: self._lasted(self._over_current_s, "Over_Current_Protection_Time"),
+            _OVERLOAD: self._lasted(self._overload_s, "Protection_Time") or self._still_overloaded(load),
+        }
+        self._show_errors(sum(bit for bit, tripped in guards.items() if tripped))
+        if self._guards & ~_OVERLOAD & self.get("Unloading_Condition"):
+            self.set("Torque_Enable", 0)
+
+    def _lasted(self, seconds: float, name: str) -> bool:
+        return seconds > self.get(name) * _GUARD_TICK_S
+
+    def _still_overloaded(self, load: float) -> bool:
+        tripped = bool(self._guards & _OVERLOAD)
+        return tripped and self.torque_enabled and load >= self.get("Protective_Torque") - 1
+
+    def _show_errors(self, guards: int) -> None:
+        self._guards = guards
+        self.set("Status", self._injected | guards)
 
     def _refresh_position(self) -> None:
         """Present = Actual - Homing_Offset, within one turn unless Phase says otherwise."""

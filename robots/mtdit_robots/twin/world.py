@@ -110,6 +110,8 @@ class World:
         self._mujoco.mj_kinematics(self.model, self.data)
         self._mujoco.mj_camlight(self.model, self.data)
         self.report()
+        for servo in self.registers.values():
+            servo.protect(SUBSTEP_S * SUBSTEPS)
 
     def report(self) -> None:
         """Bring the servos' present registers up to date."""

@@ -167,6 +167,77 @@ def test_wire_time_is_spent_before_the_reply() -> None:
         assert time.perf_counter() - begun_s >= 10 * (62 * 10e-6 + 6 * 500e-6)
 
 
+def test_a_packet_without_replies_occupies_the_wire_too() -> None:
+    servos = {n: ServoRegisters(n) for n in range(1, 7)}
+    with (
+        VirtualBus(servos, wire_time=True).serve_in_thread() as virtual,
+        Bus(virtual.path, timeout_s=PATIENT_S) as bus,
+    ):
+        begun_s = time.perf_counter()
+        for _ in range(20):
+            bus.sync_write("Goal_Position", dict.fromkeys(range(1, 7), 2000))
+        bus.ping(1)
+        # 26 bytes each, then 12 of the ping and its factory return delay
+        assert time.perf_counter() - begun_s >= (20 * 26 + 12) * 10e-6 + 500e-6
+
+
+SIX = range(1, 7)
+
+
+def test_a_lost_reply_is_asked_for_again(chain: Chain) -> None:
+    with Bus(chain.port, timeout_s=0.2, retries=1) as bus:
+        chain.bus.faults.silent = {2, 5}
+        assert sorted(bus.sync_read("Present_Position", SIX)) == [1, 3, 4, 6]
+        chain.bus.faults.silent = set()
+        assert sorted(bus.sync_read("Present_Position", SIX)) == [*SIX]
+    assert {n: dict(of) for n, of in bus.errors.items()} == {n: {"no answer": 2} for n in (2, 5)}
+
+
+def test_a_silent_servo_still_acts(chain: Chain) -> None:
+    chain.bus.faults.silent = {4}
+    with Bus(chain.port, timeout_s=0.05, retries=0) as bus, pytest.raises(BusError, match="servo 4"):
+        bus.write(4, "Acceleration", 9)
+    assert chain.servos[4].get("Acceleration") == 9
+
+
+def test_a_reply_that_loses_a_bit_is_not_believed(chain: Chain) -> None:
+    chain.bus.faults.corrupt[3] = 2
+    with Bus(chain.port, timeout_s=0.3, retries=9) as bus:
+        assert bus.sync_read("Present_Position", SIX) == dict.fromkeys(SIX, 2047)
+        assert bus.errors[3]["no answer"] >= 2
+
+
+def test_noise_repeats_and_any_order_do_no_harm(chain: Chain) -> None:
+    chain.bus.faults.noise, chain.bus.faults.repeat, chain.bus.faults.reverse = b"\xff\xff\x00\xff", True, True
+    for servo in chain.servos.values():
+        servo.set("Goal_Position", 1000 + servo.servo_id)
+    with Bus(chain.port, timeout_s=PATIENT_S) as bus:
+        for _ in range(5):
+            assert bus.sync_read("Goal_Position", SIX) == {n: 1000 + n for n in SIX}
+        assert not bus.errors
+
+
+def test_a_late_reply_is_not_taken_for_the_next_one(chain: Chain) -> None:
+    with Bus(chain.port, timeout_s=0.05, retries=0) as bus:
+        chain.bus.faults.late_s = 0.5
+        with pytest.raises(BusError):
+            bus.read(1, "Goal_Position")
+        chain.bus.faults.late_s = 0.0
+        chain.servos[1].set("Goal_Position", 1234)
+        time.sleep(1.0)  # by now the late reply, 2047 or 2048, waits in the port
+        bus.timeout_s = PATIENT_S
+        assert bus.read(1, "Goal_Position") == 1234
+
+
+def test_a_brown_out_takes_torque_and_what_was_not_saved(chain: Chain) -> None:
+    with Bus(chain.port, timeout_s=PATIENT_S) as bus:
+        bus.write(6, "Torque_Enable", 1)
+        bus.write(6, "P_Coefficient", 99)  # Lock is 1
+        chain.servos[6].power_cycle()
+        assert bus.ping(6) == ()
+        assert (bus.read(6, "Torque_Enable"), bus.read(6, "P_Coefficient"), bus.read(6, "Lock")) == (0, 32, 1)
+
+
 def test_the_link_appears_and_goes(tmp_path: Path) -> None:
     link = tmp_path / "ttySIM0"
     link.symlink_to("/dev/pts/gone")

@@ -110,6 +110,79 @@ def test_staged_writes_wait_for_action() -> None:
     assert not servo.action()
 
 
+def gripper() -> ServoRegisters:
+    """Energised, with the limits of the driver: 25 % of the torque is an overload, after 2 s."""
+    servo = ServoRegisters(6)
+    for name, value in {"Max_Torque_Limit": 500, "Protection_Current": 250, "Overload_Torque": 25}.items():
+        write(servo, name, value)
+    write(servo, "Torque_Enable", 1)
+    return servo
+
+
+def guarded(servo: ServoRegisters, seconds: float, **present: float) -> int:
+    for _ in range(round(seconds * 100)):
+        servo.set_present(2048, **present)
+        servo.protect(0.01)
+    return servo.error
+
+
+def test_an_overload_must_last_and_leaves_protective_torque() -> None:
+    servo = gripper()
+    assert guarded(servo, 1.9, load=0.4) == 0
+    assert servo.torque_limit == 0.5
+    assert guarded(servo, 0.05, load=0.1) == 0  # let go in between: it counts anew
+    assert guarded(servo, 1.9, load=-0.4) == 0
+    assert guarded(servo, 0.2, load=-0.4) == 32
+    assert servo.torque_enabled
+    assert servo.torque_limit == 0.2
+    assert guarded(servo, 1, load=0.2) == 32  # still squeezing, as hard as it may
+    assert guarded(servo, 0.02, load=0.05) == 0
+    assert servo.torque_limit == 0.5
+
+
+def test_torque_off_ends_an_overload() -> None:
+    servo = gripper()
+    assert guarded(servo, 2.5, load=0.4) == 32
+    write(servo, "Torque_Enable", 0)
+    assert guarded(servo, 0.01, load=0.0) == 0
+
+
+def test_too_much_current_or_heat_switches_torque_off() -> None:
+    servo = gripper()
+    assert guarded(servo, 1.9, current=2.0) == 0
+    assert servo.torque_enabled
+    assert guarded(servo, 0.2, current=2.0) == 8
+    assert not servo.torque_enabled
+    servo = gripper()
+    assert guarded(servo, 0.01, temperature_c=70) == 0
+    assert guarded(servo, 0.01, temperature_c=71) == 4
+    assert not servo.torque_enabled
+
+
+@pytest.mark.parametrize(("volts", "bits"), [(3.9, 1), (4.0, 0), (7.4, 0), (14.0, 0), (14.1, 1)])
+def test_a_wrong_voltage_is_told_and_takes_no_torque(volts: float, bits: int) -> None:
+    servo = gripper()
+    assert guarded(servo, 0.01, voltage_v=volts) == bits
+    assert servo.torque_enabled
+
+
+def test_unloading_can_be_switched_off() -> None:
+    servo = gripper()
+    write(servo, "Unloading_Condition", 0)
+    assert guarded(servo, 2.5, load=0.4, temperature_c=80) == 32 | 4
+    assert servo.torque_enabled
+    assert servo.torque_limit == 0.5
+
+
+def test_a_fault_from_outside_stays_until_power_off() -> None:
+    servo = gripper()
+    servo.error = 2
+    assert guarded(servo, 0.01, voltage_v=3) == 2 | 1
+    assert guarded(servo, 0.01) == 2
+    servo.power_cycle()
+    assert servo.error == 0
+
+
 def test_the_physics_reports_in_units() -> None:
     servo = ServoRegisters(1)
     servo.set_present(2048.6, velocity_ticks_s=-50, load=-0.25, temperature_c=31.4, voltage_v=7.1, current=0.65)

@@ -1,0 +1,405 @@
+"""What one control cycle costs on the servo bus: read six positions, write six goals, one driver against the other.
+
+    python benchmarks/servo_bus.py [--cycles 1000] [--silent-cycles 5] [--out table.md]
+
+The servos are virtual and live in a process of their own behind pseudo-terminals, once answering at once and once as
+late as a wire of 1 Mbit/s would let them. Every driver has a port of its own; drivers take turns in short blocks, so
+that a busy moment of the machine hits all of them. Servos jump to their goals, so a driver must read what it wrote in
+the cycle before; anything else is counted as wrong, not timed, and flushed away before its next turn. "bare" writes and
+reads the same bytes without looking at them: what it costs is pseudo-terminal, scheduler and virtual servos, the rest
+of a row is the driver's. Ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import select
+import statistics
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from mtdit_robots.feetech import BROADCAST, SYNC_READ, SYNC_WRITE, Bus, build, open_serial
+from mtdit_robots.sdk_bus import SdkBus
+from mtdit_robots.sts3215 import REGISTERS
+from mtdit_robots.twin.bus import VirtualBus
+from mtdit_robots.twin.registers import ServoRegisters
+
+SIX = tuple(range(1, 7))
+SILENT = 3
+PR_SET_TIMERSLACK = 29
+BLOCK = 50  # cycles a driver runs before the next one's turn
+BAUD = 1_000_000
+REPLY_BYTES = 6 * 8
+WIRE_BYTES = 14 + REPLY_BYTES + 26  # request, replies, goals
+FLOOR_US = WIRE_BYTES * 10 * 1e6 / BAUD
+TARGET_US = 150
+PRESENT, GOAL = REGISTERS["Present_Position"].address, REGISTERS["Goal_Position"].address
+PACKAGES = ("feetech-servo-sdk", "lerobot", "pyserial", "rustypot")
+
+
+# -- the virtual servos' own process --
+
+
+def serve(kind: str, count: int) -> None:
+    """`count` ports with six servos each until standard input closes. kind: at-once, wire, silent."""
+    ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1)  # sleep as exactly as the kernel can: 1 ns instead of 50 us late
+    chains = [_chain(wire_time=kind == "wire", silent=kind == "silent") for _ in range(count)]
+    poll, by_fd = select.poll(), {bus.fileno(): bus for bus in chains}
+    for fd in (sys.stdin.fileno(), *by_fd):
+        poll.register(fd, select.POLLIN)
+    print(json.dumps([bus.path for bus in chains]), flush=True)
+    while True:
+        for fd, _ in poll.poll():
+            if fd not in by_fd:
+                return
+            by_fd[fd].serve()
+
+
+def _chain(wire_time: bool, silent: bool) -> VirtualBus:
+    servos = {n: ServoRegisters(n) for n in SIX if not (silent and n == SILENT)}
+    for servo in servos.values():
+        servo.set("Return_Delay_Time", 0)
+
+    def jump() -> None:
+        for servo in servos.values():
+            servo.set_present(servo.goal_actual_ticks)
+
+    return VirtualBus(servos, on_goal=jump, wire_time=wire_time)
+
+
+@contextmanager
+def served(kind: str, count: int) -> Iterator[list[str]]:
+    command = [sys.executable, __file__, "--serve", kind, "--ports", str(count)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.stdin.close()
+
+
+# -- the drivers, all with one face: positions of those that answered, by id --
+
+
+class Driver(Protocol):
+    def read(self) -> dict[int, int]: ...
+
+    def write(self, goals: dict[int, int]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Bare:
+    """No driver: the bytes of a cycle, unseen."""
+
+    def __init__(self, port: str) -> None:
+        self._serial = open_serial(port, BAUD)
+        self._fd = self._serial.fileno()
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+        self._request = build(BROADCAST, SYNC_READ, bytes((PRESENT, 2, *SIX)))
+        self._goals: dict[int, int] = {}
+
+    def read(self) -> dict[int, int]:
+        os.write(self._fd, self._request)
+        seen = 0
+        while seen < REPLY_BYTES and self._poll.poll(1000):
+            seen += len(os.read(self._fd, 256))
+        return self._goals if seen == REPLY_BYTES else {}
+
+    def write(self, goals: dict[int, int]) -> None:
+        self._goals = goals
+        os.write(self._fd, _goal_packet(goals))
+
+    def close(self) -> None:
+        self._serial.close()
+
+
+class Ours:
+    def __init__(self, port: str, bus: type[Bus] = Bus) -> None:
+        self._bus = bus(port)
+
+    def read(self) -> dict[int, int]:
+        return self._bus.sync_read("Present_Position", SIX)
+
+    def write(self, goals: dict[int, int]) -> None:
+        self._bus.sync_write("Goal_Position", goals)
+
+    def close(self) -> None:
+        self._bus.close()
+
+
+class Sdk:
+    """feetech-servo-sdk's group operations as its examples use them."""
+
+    def __init__(self, port: str) -> None:
+        import scservo_sdk as scs
+
+        self._scs, self._port, packets = scs, scs.PortHandler(port), scs.PacketHandler(0)
+        if not self._port.openPort():
+            raise OSError(f"the SDK cannot open {port}")
+        self._reader = scs.GroupSyncRead(self._port, packets, PRESENT, 2)
+        self._writer = scs.GroupSyncWrite(self._port, packets, GOAL, 2)
+        for servo in SIX:
+            self._reader.addParam(servo)
+
+    def read(self) -> dict[int, int]:
+        if self._reader.txRxPacket() != self._scs.COMM_SUCCESS:
+            return {}
+        return {servo: self._reader.getData(servo, PRESENT, 2) for servo in SIX}
+
+    def write(self, goals: dict[int, int]) -> None:
+        self._writer.clearParam()
+        for servo, goal in goals.items():
+            self._writer.addParam(servo, [goal & 0xFF, goal >> 8])
+        self._writer.txPacket()
+
+    def close(self) -> None:
+        self._port.closePort()
+
+
+class LeRobot:
+    """Its Feetech bus with ticks instead of degrees, and the retries its follower asks for."""
+
+    def __init__(self, port: str) -> None:
+        from lerobot.motors import Motor, MotorNormMode
+        from lerobot.motors.feetech import FeetechMotorsBus
+
+        motors = {str(servo): Motor(servo, "sts3215", MotorNormMode.DEGREES) for servo in SIX}
+        self._bus = FeetechMotorsBus(port, motors)
+        self._bus.connect(handshake=False)
+
+    def read(self) -> dict[int, int]:
+        try:
+            values = self._bus.sync_read("Present_Position", normalize=False, num_retry=2)
+        except ConnectionError:
+            return {}
+        return {int(name): int(value) for name, value in values.items()}
+
+    def write(self, goals: dict[int, int]) -> None:
+        self._bus.sync_write("Goal_Position", {str(servo): goal for servo, goal in goals.items()}, normalize=False)
+
+    def close(self) -> None:
+        self._bus.disconnect(disable_torque=False)
+
+
+class Rustypot:
+    """Pollen Robotics' driver in Rust; as LeRobot's, it gives nothing when one servo is missing."""
+
+    def __init__(self, port: str) -> None:
+        from rustypot import Sts3215PyController
+
+        self._bus = Sts3215PyController(port, BAUD, 0.05)
+
+    def read(self) -> dict[int, int]:
+        try:
+            return dict(zip(SIX, self._bus.sync_read_raw_present_position(list(SIX)), strict=True))
+        except (OSError, RuntimeError):
+            return {}
+
+    def write(self, goals: dict[int, int]) -> None:
+        self._bus.sync_write_raw_goal_position(list(goals), list(goals.values()))
+
+    def close(self) -> None:
+        del self._bus
+
+
+def _goal_packet(goals: Mapping[int, int]) -> bytes:
+    shares = b"".join(bytes((servo, goal & 0xFF, goal >> 8)) for servo, goal in goals.items())
+    return build(BROADCAST, SYNC_WRITE, bytes((GOAL, 2)) + shares)
+
+
+def drivers() -> dict[str, Callable[[str], Driver]]:
+    """Name -> how to open it; rustypot only where it is installed."""
+    found: dict[str, Callable[[str], Driver]] = {
+        "bare": Bare, "mtdit": Ours, "mtdit --bus sdk": lambda port: Ours(port, SdkBus), "SDK": Sdk, "LeRobot": LeRobot,
+    }  # fmt: skip
+    if importlib.util.find_spec("rustypot"):
+        found["rustypot (Rust)"] = Rustypot
+    return found
+
+
+# -- measuring --
+
+
+@dataclass
+class Taken:
+    """What one driver's cycles cost so far."""
+
+    cycle_us: list[float] = field(default_factory=list)  # of those that read right
+    cycles: int = 0
+    cpu_s: float = 0.0
+    failed: int = 0  # reads without all six positions
+    wrong: int = 0  # reads of anything but the goals written before: late replies of an earlier cycle
+
+    def summary(self) -> dict[str, float]:
+        """Microseconds, and counts. RuntimeError for a driver that never read what it had written."""
+        ordered = sorted(self.cycle_us)
+        if not ordered:
+            raise RuntimeError(f"a driver read nothing right in {self.cycles} cycles")
+        return {
+            "cycle_us": round(statistics.median(ordered), 1),
+            "fastest_us": round(ordered[0], 1),
+            "p99_us": round(ordered[len(ordered) * 99 // 100], 1),
+            "cpu_us": round(self.cpu_s / self.cycles * 1e6, 1),
+            "failed": self.failed,
+            "wrong": self.wrong,
+        }
+
+
+def turn(driver: Driver, taken: Taken, cycles: int) -> None:
+    """One driver's turn: every read must give the goals written before it."""
+    goals = dict.fromkeys(SIX, 2048)
+    driver.write(goals)
+    cpu_began = time.process_time()
+    for n in range(cycles):
+        began = time.perf_counter()
+        seen = driver.read()
+        expected, goals = goals, {servo: 1000 + (servo * 300 + n * 7) % 2000 for servo in SIX}
+        driver.write(goals)
+        if seen == expected:
+            taken.cycle_us.append((time.perf_counter() - began) * 1e6)
+        taken.failed += len(seen) < len(SIX)
+        taken.wrong += len(seen) == len(SIX) and seen != expected
+    taken.cycles += cycles
+    taken.cpu_s += time.process_time() - cpu_began
+
+
+def measure(kind: str, cycles: int) -> dict[str, dict[str, float]]:
+    """Per driver: microseconds of a cycle, of processor time a cycle, and failed reads."""
+    opens = drivers()
+    with served(kind, len(opens)) as ports, ExitStack() as files:
+        doors = {name: files.enter_context(open(port, "rb", 0)) for name, port in zip(opens, ports, strict=True)}
+        opened = {name: opens[name](port) for name, port in zip(opens, ports, strict=True)}
+        for driver in opened.values():
+            turn(driver, Taken(), BLOCK)  # warm
+        taken = {name: Taken() for name in opened}
+        for _ in range(cycles // BLOCK):
+            for name, driver in opened.items():
+                termios.tcflush(doors[name], termios.TCIFLUSH)
+                turn(driver, taken[name], BLOCK)
+        for driver in opened.values():
+            driver.close()
+    return {name: of.summary() for name, of in taken.items()}
+
+
+def measure_silent(cycles: int) -> dict[str, dict[str, float]]:
+    """Per driver: milliseconds of the first and of a later read while one servo is silent; positions it still gives."""
+    opens = {name: opener for name, opener in drivers().items() if name != "bare"}
+    results = {}
+    with served("silent", len(opens)) as ports:
+        for (name, opener), port in zip(opens.items(), ports, strict=True):
+            driver, taken_ms, kept = opener(port), [], 0
+            for _ in range(cycles + 1):
+                began = time.perf_counter()
+                kept = len(driver.read())
+                taken_ms.append((time.perf_counter() - began) * 1e3)
+            driver.close()
+            later_ms = statistics.median(taken_ms[1:])
+            results[name] = {"first_ms": round(taken_ms[0], 1), "later_ms": round(later_ms, 1), "positions": kept}
+    return results
+
+
+# -- telling --
+
+
+def machine(cycles: int) -> dict[str, Any]:
+    installed = {name: importlib.metadata.version(name) for name in PACKAGES if _has(name)}
+    return {
+        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2)},
+        "versions": {"python": platform.python_version(), **installed},
+        "cycles": cycles,
+        "floor_us": FLOOR_US,
+    }
+
+
+def _has(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else platform.machine()
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    hardware, versions = result["hardware"], result["versions"]
+    at_once, wire, silent = result["at_once"], result["wire"], result["silent"]
+    rows = []
+    for name, row in at_once.items():
+        late = wire[name]
+        costs = [f"{row['cycle_us']:.0f} ({row['fastest_us']:.0f})"]
+        costs += [f"{cost:.0f}" for cost in (row["cpu_us"], late["cycle_us"], late["cpu_us"])]
+        bad = f"{row['failed'] + wire[name]['failed']} / {row['wrong'] + wire[name]['wrong']}"
+        alone = silent.get(name)
+        told = f"{alone['first_ms']:.0f} | {alone['later_ms']:.0f} | {alone['positions']} of 5" if alone else "| | "
+        rows.append(f"| {name} | {' | '.join(costs)} | {bad} | {told} |")
+    return "\n".join(
+        [
+            "# A cycle on the servo bus: six positions read, six goals written",
+            "",
+            "| driver | at once: cycle us | cpu us | 1 Mbit/s: cycle us | cpu us "
+            "| reads failed / wrong | one servo silent: first read ms | later ms | positions kept |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+            *rows,
+            "",
+            f"Wire-time floor: {WIRE_BYTES} bytes at 1 Mbit/s = **{FLOOR_US:.0f} us**. mtdit's host overhead over the "
+            f"bare exchange: **{result['overhead_us']:.0f} us** a cycle (target {TARGET_US}).",
+            "Cycles are medians of those that read right, the fastest in brackets; cpu is the client's processor time "
+            "per cycle. `bare` looks at no byte it reads. Wrong: positions of an earlier cycle given as new, out of a "
+            "late reply left in the port. Drivers that spin (SDK, LeRobot) suffer most from a busy machine.",
+            "",
+            f"{hardware['cpu']}, {hardware['cores']} cores, load average {hardware['load_before']} when it began; "
+            f"{result['cycles']} cycles, drivers in turns.",
+            ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+            "Made by `python benchmarks/servo_bus.py`.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cycles", type=int, default=1000)
+    parser.add_argument("--silent-cycles", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write the table here as markdown")
+    parser.add_argument("--serve", choices=("at-once", "wire", "silent"), help=argparse.SUPPRESS)
+    parser.add_argument("--ports", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        return serve(arguments.serve, arguments.ports)
+    if arguments.cycles < BLOCK or arguments.silent_cycles < 1:
+        parser.error(f"--cycles must be at least {BLOCK}, --silent-cycles at least 1")
+    result = machine(arguments.cycles)
+    result |= {"at_once": measure("at-once", arguments.cycles), "wire": measure("wire", arguments.cycles)}
+    result["silent"] = measure_silent(arguments.silent_cycles)
+    result["overhead_us"] = round(result["at_once"]["mtdit"]["cycle_us"] - result["at_once"]["bare"]["cycle_us"], 1)
+    print(markdown(result))
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(markdown(result))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

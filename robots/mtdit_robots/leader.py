@@ -1,0 +1,112 @@
+"""A leader arm: six limp servos that a person moves, read as positions for a follower.
+
+Knows how a leader is checked and kept without torque. Refuses to know followers, rates and recordings. Units are the
+follower's: both are calibrated, so mid-range reads 0 degrees on either. Source: LeRobot `so_leader.py` (configure).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+from mtdit_robots import calibration as calibrations
+from mtdit_robots import servos
+from mtdit_robots.calibration import Calibration
+from mtdit_robots.errors import UserError
+from mtdit_robots.feetech import Bus, BusError
+from mtdit_robots.robot import Positions
+from mtdit_robots.servos import JOINT_BY_ID, SERVOS
+from mtdit_robots.so101 import JOINTS
+
+log = logging.getLogger(__name__)
+
+_LISTED = 3  # differences a message names
+_MULTI_TURN = 0x10  # Phase bit: cleared, Present_Position stays in 0..4095
+
+
+class So101Leader:
+    """An SO-101 leader on its serial port. It is never energised.
+
+    port: serial device. calibration: the leader's own, as LeRobot made it. timeout_s, retries: of one bus exchange.
+    """
+
+    def __init__(
+        self,
+        port: str,
+        calibration: Calibration,
+        use_degrees: bool = True,
+        baud: int = 1_000_000,
+        timeout_s: float = 0.05,
+        retries: int = 1,
+    ) -> None:
+        self._port, self._baud, self._timeout_s, self._retries = port, baud, timeout_s, retries
+        self._calibration = dict(calibration)
+        self._ranges = calibrations.ranges(calibration, use_degrees)
+        self._bus: Bus | None = None
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        return JOINTS
+
+    @property
+    def errors(self) -> dict[str, Counter[str]]:
+        """Joint -> how often its servo gave "no answer" or reported an error bit, since connect."""
+        counts = self._bus.errors if self._bus is not None else {}
+        return {JOINT_BY_ID[servo]: Counter(errors) for servo, errors in counts.items()}
+
+    def connect(self) -> None:
+        """Open the port, greet the servos, release them, check the calibration. UserError names the fix."""
+        if self._bus is not None:
+            raise UserError(f"the leader on {self._port} is already connected: close it first")
+        try:
+            self._bus = Bus(self._port, self._baud, self._timeout_s, self._retries)
+            servos.handshake(self._bus)
+            self._configure(self._bus)
+        except BusError as error:
+            self.close()
+            raise UserError(f"leader: {error}: check its cables and power supply, then try again") from error
+        except UserError as error:
+            self.close()
+            raise UserError(f"leader: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self) -> Positions:
+        """Positions (6,), degrees, gripper 0..100, in one bus exchange. OSError when a servo is silent."""
+        if self._bus is None:
+            raise BusError(f"the leader on {self._port} is not connected")
+        return self._ranges.positions(list(servos.read(self._bus, "Present_Position").values()))
+
+    def close(self) -> None:
+        """Torque off, as it was all along, and close the port. Safe to call twice."""
+        if self._bus is None:
+            return
+        stiff = servos.release(self._bus)
+        if stiff:
+            log.warning("leader: %s did not confirm torque off: cut its power", ", ".join(stiff))
+        self._bus.close()
+        self._bus = None
+
+    def __enter__(self) -> So101Leader:
+        self.connect()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _configure(self, bus: Bus) -> None:
+        """What LeRobot's leader sets: no torque, quick replies, positions within one turn."""
+        servos.unlock(bus)
+        wrong = calibrations.differences(self._calibration, servos.read_calibration(bus))
+        if wrong:
+            listed = "; ".join(wrong[:_LISTED]) + (f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else "")
+            raise UserError(
+                f"its servos do not hold this calibration ({listed}): pass the file made with this arm, "
+                f"or write this one to the servos: mtdit calibrate --port {bus.port} --leader --import FILE"
+            )
+        for name, value in {"Return_Delay_Time": 0, "Operating_Mode": 0}.items():
+            servos.ensure(bus, name, dict.fromkeys(SERVOS, value))
+        phases = servos.read(bus, "Phase")
+        servos.ensure(bus, "Phase", {servo: phase & ~_MULTI_TURN for servo, phase in phases.items()})
+        servos.lock(bus)

@@ -1,0 +1,217 @@
+"""The serial ports of this computer, and which servos answer behind them.
+
+Knows device folders, /proc, udev and how to ask at every rate. Refuses to guess which arm is which: it says ids and
+voltages (a leader runs on 5..7.4 V, a follower on 7.4 or 12 V). Reads only; no servo is changed or moved.
+Sources: Linux device naming (by-id links, ttyACM, ttyUSB), /proc/PID/fd, ModemManager's udev tags.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mtdit_robots.errors import UserError
+from mtdit_robots.feetech import BROADCAST, FRAME_OVERHEAD, PING, Bus, BusError, build, open_serial, take_frame
+from mtdit_robots.so101 import IDS
+from mtdit_robots.sts3215 import BAUD_CODES
+
+BAUDS = tuple(BAUD_CODES)  # fastest first: an arm that was set up answers at 1 Mbit/s
+BROADCAST_WAIT_S = 0.8  # servos take turns, some 3 ms per id; LeRobot waits as long
+PING_WAIT_S = 0.05
+_USB_ADAPTER = ("1a86", "55d3")  # CH343, on the common servo boards; used where sysfs does not tell
+
+
+@dataclass(frozen=True)
+class Port:
+    """One serial device. path: the name to use, by-id where there is one. device: what it points to."""
+
+    path: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Servo:
+    """What a servo says of itself. baud: bits/s it answers at; faults: error words, usually none."""
+
+    id: int
+    baud: int
+    model: int
+    firmware: str
+    voltage_v: float
+    faults: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        words = (
+            f"id {self.id} at {self.baud} baud, model {self.model}, firmware {self.firmware}, {self.voltage_v:.1f} V"
+        )
+        return f"{words}, reports {' and '.join(self.faults)}" if self.faults else words
+
+
+@dataclass(frozen=True)
+class Report:
+    """A port and who answers there. problem: why nobody could be asked, and the fix; empty otherwise."""
+
+    port: Port
+    servos: tuple[Servo, ...] = ()
+    problem: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class CollisionError(UserError):
+    """Several servos talk at once: nobody can tell them apart, and nothing may be written to them."""
+
+
+def find_ports(dev: Path = Path("/dev")) -> list[Port]:
+    """Serial devices below `dev`: each once, under its by-id link when it has one."""
+    links = [*sorted(dev.glob("serial/by-id/*")), *sorted(dev.glob("ttyACM*")), *sorted(dev.glob("ttyUSB*"))]
+    found: dict[str, Port] = {}
+    for link in links:
+        device = os.path.realpath(link)
+        if os.path.exists(device):
+            found.setdefault(device, Port(str(link), device))
+    return list(found.values())
+
+
+def probe(
+    port: Port, ids: Collection[int] = tuple(IDS.values()), every_id: bool = False, timeout_s: float = PING_WAIT_S
+) -> Report:
+    """Ask for servos at every rate until some answer: `ids`, or with `every_id` all of them, at all rates.
+
+    timeout_s: how long one servo may take to answer.
+    """
+    try:
+        if every_id:
+            servos = [servo for baud in BAUDS for servo in scan(port.path, baud)]
+        else:
+            servos = next(filter(None, (_ping(port.path, baud, ids, timeout_s) for baud in BAUDS)), [])
+    except (UserError, BusError) as error:
+        return Report(port, problem=_with_holders(str(error), port.device))
+    return Report(port, tuple(servos))
+
+
+def scan(path: str, baud: int, wait_s: float = BROADCAST_WAIT_S) -> list[Servo]:
+    """Every servo that answers a broadcast ping at this rate, by id.
+
+    CollisionError when bytes come back that are no reply of one servo at a time: two share an id, or the wire is bad.
+    UserError when the port does not open.
+    """
+    frames, received = _broadcast_ping(path, baud, wait_s)
+    ids = sorted(frames)
+    if len(set(ids)) < len(ids) or received != FRAME_OVERHEAD * len(ids):
+        raise CollisionError(
+            f"several servos on {path} answer at once at {baud} baud, so two share an id: "
+            "connect one alone, with `mtdit setup-motors`"
+        )
+    with Bus(path, baud, retries=5) as bus:
+        return [_identify(bus, baud, servo) for servo in ids]
+
+
+def _broadcast_ping(path: str, baud: int, wait_s: float) -> tuple[list[int], int]:
+    """Ids of the replies that arrived intact, and how many bytes arrived in all."""
+    received, ids = bytearray(), []
+    handle = open_serial(path, baud)
+    try:
+        handle.reset_input_buffer()
+        handle.write(build(BROADCAST, PING))
+        deadline = time.monotonic() + wait_s
+        while select.select([handle], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            received += handle.read(4096)
+    except OSError as error:
+        raise BusError(f"{path} went away: check the USB cable") from error
+    finally:
+        handle.close()
+    n_bytes = len(received)
+    while frame := take_frame(received, max_length=2):
+        ids.append(frame.servo)
+    return ids, n_bytes
+
+
+def _ping(path: str, baud: int, ids: Collection[int], timeout_s: float) -> list[Servo]:
+    with Bus(path, baud, timeout_s, retries=1) as bus:
+        return [_identify(bus, baud, servo) for servo in ids if _answers(bus, servo)]
+
+
+def _answers(bus: Bus, servo: int) -> bool:
+    with contextlib.suppress(BusError):
+        bus.ping(servo)
+        return True
+    return False
+
+
+def _identify(bus: Bus, baud: int, servo: int) -> Servo:
+    """Read also what differs from servo to servo: two under one id answer a ping as one, and this garbled.
+
+    CollisionError when they do.
+    """
+    try:
+        faults = bus.ping(servo)
+        major, minor = bus.read(servo, "Firmware_Major_Version"), bus.read(servo, "Firmware_Minor_Version")
+        tenths, model = bus.read(servo, "Present_Voltage"), bus.read(servo, "Model_Number")
+        bus.read(servo, "Present_Position")
+    except BusError as error:
+        raise CollisionError(
+            f"servo {servo} on {bus.port} answers a ping but cannot be read: if two servos share this id, connect one "
+            "alone; if not, check the cable"
+        ) from error
+    return Servo(servo, baud, model, f"{major}.{minor}", tenths / 10, faults)
+
+
+def holders(device: str, proc: Path = Path("/proc")) -> list[str]:
+    """Other programs that have `device` open, as "python (pid 123)". Those of other users need root to be seen."""
+    others = (folder for folder in _processes(proc) if int(folder.name) != os.getpid())
+    return [f"{_name(folder)} (pid {folder.name})" for folder in others if device in _open_files(folder)]
+
+
+def modem_manager_runs(proc: Path = Path("/proc")) -> bool:
+    """Whether ModemManager is there; it opens every new serial port and talks to it for some seconds."""
+    return any(_name(folder) == "ModemManager" for folder in _processes(proc))
+
+
+def udev_rule(device: str, sys_class: Path = Path("/sys/class/tty")) -> str:
+    """The line for /etc/udev/rules.d/99-so101.rules: everyone in dialout may open it, ModemManager leaves it alone."""
+    usb = (sys_class / Path(device).name / "device" / "..").resolve()
+    vendor, product = _text(usb / "idVendor"), _text(usb / "idProduct")
+    if not vendor or not product:
+        vendor, product = _USB_ADAPTER
+    return (
+        f'SUBSYSTEM=="tty", ATTRS{{idVendor}}=="{vendor}", ATTRS{{idProduct}}=="{product}", '
+        'MODE="0660", GROUP="dialout", ENV{ID_MM_DEVICE_IGNORE}="1"'
+    )
+
+
+def _with_holders(message: str, device: str) -> str:
+    names = holders(device) if "in use" in message else []
+    return f"{message}; held by {', '.join(names)}" if names else message
+
+
+def _processes(proc: Path) -> Iterator[Path]:
+    return (folder for folder in sorted(proc.glob("[0-9]*")) if folder.name.isdigit())
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    try:
+        links = list((process / "fd").iterdir())
+    except OSError:
+        return
+    for link in links:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            yield os.readlink(link)
+
+
+def _name(process: Path) -> str:
+    return _text(process / "comm")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""

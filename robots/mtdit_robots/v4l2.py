@@ -1,0 +1,163 @@
+"""Which V4L2 cameras there are and what they offer, asked of the kernel by ioctl.
+
+Knows the device folder, names that survive a reboot, formats, sizes and rates, and why a stream does not start.
+Refuses to capture. Source: linux/videodev2.h; layouts are those of 64-bit kernels, the structures used here have no
+pointers and are the same on 32 bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_QUERYCAP = (0x80685600, struct.Struct("16s32s32s3I12x"))  # driver, card, bus, version, capabilities, device's own
+_ENUM_FMT = (0xC0405602, struct.Struct("3I32sI16x"))  # index, type, flags, description, pixel format
+_ENUM_FRAMESIZES = (0xC02C564A, struct.Struct("3I6I8x"))  # index, pixel format, kind, width, height ...
+_ENUM_FRAMEINTERVALS = (0xC034564B, struct.Struct("5I6I8x"))  # index, pixel format, width, height, kind, n, d ...
+_REQBUFS = (0xC0145608, struct.Struct("4I4x"))  # count, type, memory
+_STREAMON, _STREAMOFF = 0x40045612, 0x40045613
+_CAPTURE, _STREAMING, _DEVICE_CAPS = 0x1, 0x0400_0000, 0x8000_0000
+_VIDEO_CAPTURE, _MMAP, _DISCRETE = 1, 1, 1
+
+BANDWIDTH = (
+    "the USB bus has no bandwidth left for another camera: plug one into another port (not the same hub), "
+    "or ask for a smaller size or rate"
+)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One format and size a camera offers, with its rates, highest first; (0, 0) when it takes any size."""
+
+    pixel_format: str
+    height: int
+    width: int
+    rates_hz: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A camera as the kernel knows it. path: the name to use; by-id where there is one, as it survives a reboot."""
+
+    path: str
+    node: str
+    card: str = ""
+    bus: str = ""  # two cameras whose bus starts alike share a USB controller
+    modes: tuple[Mode, ...] = ()
+    problem: str = ""  # why it could not be asked
+
+
+def find_devices(dev: Path = Path("/dev")) -> list[Device]:
+    """Every capture device below `dev`, by-id names first. A node that only carries metadata is left out."""
+    named = {str(link.resolve()): str(link) for link in sorted((dev / "v4l/by-id").glob("*"), reverse=True)}
+    nodes = sorted(dev.glob("video[0-9]*"), key=lambda node: int(node.name.removeprefix("video")))
+    found = (_device(str(node), named.get(str(node.resolve()), str(node))) for node in nodes)
+    return [device for device in found if device is not None]
+
+
+def _device(node: str, path: str) -> Device | None:
+    try:
+        fd = os.open(node, os.O_RDWR | os.O_NONBLOCK)
+    except OSError as error:
+        return Device(path, node, problem=_why_closed(error))
+    try:
+        _, card, bus, _, all_caps, own_caps = _ask(fd, _QUERYCAP)
+        caps = own_caps if all_caps & _DEVICE_CAPS else all_caps
+        if not (caps & _CAPTURE and caps & _STREAMING):
+            return None
+        return Device(path, node, _text(card), _text(bus), tuple(_modes(fd)))
+    except OSError as error:
+        return Device(path, node, problem=f"is no camera ({error.strerror})")
+    finally:
+        os.close(fd)
+
+
+def _why_closed(error: OSError) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "no permission: run `sudo usermod -aG video $USER`, then log in again"
+    return f"cannot be opened ({error.strerror})"
+
+
+def _modes(fd: int) -> Iterator[Mode]:
+    for _, _, _, _, pixel_format in _each(fd, _ENUM_FMT, lambda n: (n, _VIDEO_CAPTURE, 0, b"", 0)):
+        yield from _sizes(fd, pixel_format)
+
+
+def _sizes(fd: int, pixel_format: int) -> Iterator[Mode]:
+    for _, _, kind, width, height, *_ in _each(fd, _ENUM_FRAMESIZES, lambda n: (n, pixel_format, *[0] * 7)):
+        if kind != _DISCRETE:  # from .. to .. in steps: any size
+            yield Mode(fourcc(pixel_format), 0, 0, ())
+            return
+        yield Mode(fourcc(pixel_format), height, width, _rates(fd, pixel_format, width, height))
+
+
+def _rates(fd: int, pixel_format: int, width: int, height: int) -> tuple[float, ...]:
+    answers = _each(fd, _ENUM_FRAMEINTERVALS, lambda n: (n, pixel_format, width, height, *[0] * 7))
+    return tuple(sorted({round(d / n, 2) for *_, kind, n, d, _, _, _, _ in answers if kind == _DISCRETE and n}))[::-1]
+
+
+def _each(
+    fd: int, request: tuple[int, struct.Struct], question: Callable[[int], tuple[Any, ...]]
+) -> Iterator[tuple[Any, ...]]:
+    """Answers to an enumeration, one index after the other, until the driver says EINVAL."""
+    for index in range(256):  # no camera offers more; a broken driver might never end
+        try:
+            yield _ask(fd, request, question(index))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return
+            raise
+
+
+def _ask(fd: int, request: tuple[int, struct.Struct], fields: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+    """One ioctl: fields in, fields out."""
+    code, layout = request
+    buffer = bytearray(layout.pack(*fields) if fields else bytes(layout.size))
+    fcntl.ioctl(fd, code, buffer)
+    return layout.unpack(buffer)
+
+
+def why_no_stream(node: str) -> str:
+    """What the kernel says when this camera is started while the others run: empty when it starts.
+
+    ENOSPC ("No space left on device") is USB's way of saying that the bus has no bandwidth left.
+    """
+    try:
+        fd = os.open(node, os.O_RDWR | os.O_NONBLOCK)
+    except OSError as error:
+        return _why_closed(error)
+    try:
+        _ask(fd, _REQBUFS, (2, _VIDEO_CAPTURE, _MMAP, 0))
+        fcntl.ioctl(fd, _STREAMON, struct.pack("i", _VIDEO_CAPTURE))
+    except OSError as error:
+        return explain(error)
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(fd, _STREAMOFF, struct.pack("i", _VIDEO_CAPTURE))
+        os.close(fd)
+    return ""
+
+
+def explain(error: OSError) -> str:
+    """A start that failed, in words."""
+    if error.errno == errno.ENOSPC:
+        return BANDWIDTH
+    if error.errno == errno.EBUSY:
+        return "another program uses it: close that one"
+    return f"does not start ({error.strerror}): unplug it and plug it in again"
+
+
+def fourcc(code: int) -> str:
+    """ "MJPG" of 0x47504A4D."""
+    return code.to_bytes(4, "little").decode("ascii", "replace").strip()
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0")[0].decode("utf-8", "replace")

@@ -1,0 +1,529 @@
+"""Recordings on disk: a LeRobotDataset v3, written one finished episode at a time, without torch or LeRobot.
+
+Knows the folder (meta/, data/, videos/), its tables, and the order of renames that makes an episode appear. Refuses to
+know robots, keys and clocks. Every episode has files of its own: written aside, flushed to disk, renamed one after the
+other, its row in meta/episodes before the last two. A kill at any moment costs the episode under way and no other; what
+is then left over is overwritten by the next session. Source of the format: LeRobot `datasets/` (codebase_version v3.0).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdit_robots.errors import UserError
+from mtdit_robots.robot import Frame, Positions
+from mtdit_runtime import dataset_stats
+from mtdit_runtime.dataset_stats import Stats
+from mtdit_runtime.encode import INSTALL, Codec, Encoding, PngSink, Sink, VideoSink, find_codec
+
+ACTION, STATE, IMAGES = "action", "observation.state", "observation.images."
+ROBOT_TYPE = "so_follower"  # LeRobot's name of an SO-100 or SO-101 follower
+INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+ASIDE = ".recording"  # what is not finished yet; readers never look there
+CHUNKS_SIZE = 1000
+FEWEST_FRAMES = 2  # one frame has no spread: statistics, and any policy, need two
+
+_INDICES = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64",
+            "task_index": "int64"}  # fmt: skip
+_COUNTERS = ("total_episodes", "total_frames", "total_tasks", "splits")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every frame of a recording looks like."""
+
+    fps: int
+    joints: tuple[str, ...]
+    cameras: Mapping[str, tuple[int, int]]  # name -> (height, width)
+    video: bool = True  # False: PNG pictures inside the tables, exact and 20 times larger
+    robot_type: str = ROBOT_TYPE
+
+    def features(self) -> dict[str, dict[str, Any]]:
+        """As LeRobot describes them, in the order its recorder writes them."""
+        names = [f"{joint}.pos" for joint in self.joints]
+        vector = {"dtype": "float32", "shape": [len(names)], "names": names}
+        pictures = {
+            IMAGES + camera: {
+                "dtype": "video" if self.video else "image",
+                "shape": [height, width, 3],
+                "names": ["height", "width", "channels"],
+            }
+            for camera, (height, width) in self.cameras.items()
+        }
+        numbers = {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in _INDICES.items()}
+        return {ACTION: vector, STATE: dict(vector), **pictures, **numbers}
+
+    def check(self) -> None:
+        """UserError for what cannot be recorded."""
+        if self.fps < 1:
+            raise UserError(f"{self.fps} frames a second is nothing to record: use --fps 30")
+        for camera, (height, width) in self.cameras.items():
+            if "/" in camera or not camera:
+                raise UserError(f"camera name {camera!r} cannot name a feature: use letters, digits and _")
+            if self.video and (height % 2 or width % 2):
+                raise UserError(f"camera {camera!r} is {width}x{height}, video needs even sides: choose another size")
+
+
+@dataclass
+class Episode:
+    """One episode while it is recorded: `add` its frames, then `Recording.keep` or `discard` it."""
+
+    task: str
+    encodings: Mapping[str, Encoding]  # camera -> its frames
+    states: list[Positions] = field(default_factory=list)
+    actions: list[Positions] = field(default_factory=list)
+
+    def add(self, state: Positions, action: Positions, frames: Mapping[str, Frame]) -> None:
+        """One tick: what was seen and what the arm was then told. Frames are encoded elsewhere; this never waits."""
+        for camera, encoding in self.encodings.items():
+            encoding.add(frames[camera])
+        self.states.append(np.array(state, np.float32))
+        self.actions.append(np.array(action, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def repeated(self) -> dict[str, int]:
+        """Camera -> frames that the encoder was too slow for; the one before is shown instead."""
+        return {camera: encoding.repeated for camera, encoding in self.encodings.items() if encoding.repeated}
+
+    def discard(self) -> None:
+        for encoding in self.encodings.values():
+            encoding.abandon()
+
+
+class Recording:
+    """A dataset folder that grows by whole episodes.
+
+    root: a new folder, or one to go on with if `resume`. codec: h264 or av1. wait: let the encoder hold up whoever adds
+    frames (lock-step) instead of repeating pictures. UserError: not empty, another layout, PyAV or pyarrow missing.
+    """
+
+    def __init__(
+        self, root: Path, layout: Layout, resume: bool = False, codec: str = "h264", wait: bool = False
+    ) -> None:
+        layout.check()
+        self.root, self.layout, self._wait = root, layout, wait
+        self._codec: Codec = find_codec(codec)
+        _parquet()
+        self.tasks: list[str] = []
+        self._rows: list[dict[str, Any]] = []  # of meta/episodes, without statistics
+        self._stats: list[dict[str, Stats]] = []  # per episode; before a resume all in one
+        self._info = _new_info(layout)
+        self._resumed_at = 0
+        _check_room(root, resume)
+        if (root / INFO).is_file():
+            self._resume()
+        self._aside = root / ASIDE
+        shutil.rmtree(self._aside, ignore_errors=True)
+        self._aside.mkdir(parents=True)
+
+    @property
+    def n_episodes(self) -> int:
+        return len(self._rows)
+
+    @property
+    def n_frames(self) -> int:
+        return int(self._rows[-1]["dataset_to_index"]) if self._rows else 0
+
+    def begin(self, task: str) -> Episode:
+        """Start an episode; its encoders start with it."""
+        return Episode(task, {c: Encoding(partial(self._sink, c), self._wait) for c in self.layout.cameras})
+
+    def keep(self, episode: Episode) -> None:
+        """Finish the encoders and make the episode part of the dataset. Takes a while: not for the control loop.
+
+        UserError when there is too little of it. OSError when the disk is full; the dataset is as it was.
+        """
+        if len(episode) < FEWEST_FRAMES:
+            episode.discard()
+            raise UserError(f"an episode of {len(episode)} frames is no demonstration: record a longer one")
+        for encoding in episode.encodings.values():
+            encoding.finish()
+        tasks = self.tasks if episode.task in self.tasks else [*self.tasks, episode.task]
+        row = self._new_row(episode)
+        data = _frame_table(episode, self.layout, row, tasks.index(episode.task))
+        stats = _episode_stats(episode, data)
+        info = self._info_with([*self._rows, row], tasks)
+        for old, new in self._staged(row, data, stats, tasks, info):
+            new.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(old, new)
+        self._rows, self.tasks, self._info = [*self._rows, row], tasks, info
+        self._stats.append(stats)
+
+    def drop_last(self) -> bool:
+        """Take the last episode of this session out again. False when there is none."""
+        if self.n_episodes <= self._resumed_at:
+            return False
+        row = self._rows.pop()
+        self._stats.pop()
+        self._path(EPISODES_PATH, row, "meta/episodes").unlink()  # from here on it is not part of the dataset
+        self._info = self._info_with(self._rows, self.tasks)
+        self._write_json(STATS, dataset_stats.to_lists(_merged(self._stats)))
+        self._write_json(INFO, self._info)
+        self._path(DATA_PATH, row, "data").unlink()
+        for key in self._video_keys():
+            self._path(VIDEO_PATH, row, f"videos/{key}").unlink()
+        return True
+
+    def close(self) -> None:
+        """Remove what was not finished, and the folder itself if nothing came of it."""
+        shutil.rmtree(self._aside, ignore_errors=True)
+        if self.root.is_dir() and not any(self.root.iterdir()):
+            self.root.rmdir()
+
+    # -- going on with an earlier session
+
+    def _resume(self) -> None:
+        """Read what is there; counters and statistics are made good from the episodes themselves."""
+        pq = _parquet()
+        self._info = json.loads((self.root / INFO).read_text())
+        _check_same(self._info, self.layout, self.root)
+        self._rows = list(_episode_rows(self.root))
+        self._resumed_at = len(self._rows)
+        tasks = pq.read_table(self.root / TASKS).to_pylist()
+        self.tasks = [str(row["task"]) for row in sorted(tasks, key=lambda row: row["task_index"])]
+        if self._rows:
+            self._stats = [_stats_so_far(self.root, self._rows)]
+
+    # -- one episode's files
+
+    def _sink(self, camera: str) -> Sink:
+        height, width = self.layout.cameras[camera]
+        if not self.layout.video:
+            return PngSink(height, width)
+        return VideoSink(self._aside / f"{camera}.mp4", self.layout.fps, height, width, self._codec)
+
+    def _staged(
+        self,
+        row: Mapping[str, Any],
+        data: Any,
+        stats: Mapping[str, Stats],
+        tasks: Sequence[str],
+        info: Mapping[str, Any],
+    ) -> list[tuple[Path, Path]]:
+        """Write everything aside and flush it: (there, where it belongs), in the order in which it may appear."""
+        pq, aside = _parquet(), self._aside
+        pq.write_table(data, aside / "data.parquet", compression="snappy")
+        pq.write_table(_task_table(tasks), aside / "tasks.parquet")
+        pq.write_table(_row_table(row, stats), aside / "episode.parquet", compression="snappy")
+        merged = dataset_stats.to_lists(_merged([*self._stats, stats]))
+        (aside / "stats.json").write_text(_json(merged))
+        (aside / "info.json").write_text(_json(info))
+        moves = [
+            *((f"{key.removeprefix(IMAGES)}.mp4", self._path(VIDEO_PATH, row, f"videos/{key}"))
+              for key in self._video_keys()),
+            ("tasks.parquet", self.root / TASKS),
+            ("data.parquet", self._path(DATA_PATH, row, "data")),
+            ("episode.parquet", self._path(EPISODES_PATH, row, "meta/episodes")),
+            ("stats.json", self.root / STATS),
+            ("info.json", self.root / INFO),
+        ]  # fmt: skip
+        for name, _ in moves:
+            _flush(aside / name)
+        return [(aside / name, place) for name, place in moves]
+
+    def _path(self, pattern: str, row: Mapping[str, Any], columns: str) -> Path:
+        """Where this episode's file of one kind lies."""
+        chunk, file = row[f"{columns}/chunk_index"], row[f"{columns}/file_index"]
+        return self.root / pattern.format(video_key=columns.removeprefix("videos/"), chunk_index=chunk, file_index=file)
+
+    def _new_row(self, episode: Episode) -> dict[str, Any]:
+        """The episode's line in meta/episodes: which rows and which files are its own."""
+        first = self.n_frames
+        row: dict[str, Any] = {"episode_index": self.n_episodes, "tasks": [episode.task], "length": len(episode)}
+        row |= self._next_file("data")
+        row |= {"dataset_from_index": first, "dataset_to_index": first + len(episode)}
+        for key in self._video_keys():
+            row |= self._next_file(f"videos/{key}")
+            row |= {f"videos/{key}/from_timestamp": 0.0, f"videos/{key}/to_timestamp": len(episode) / self.layout.fps}
+        return row | self._next_file("meta/episodes")
+
+    def _next_file(self, columns: str) -> dict[str, int]:
+        """The file after the last one of its kind."""
+        size = int(self._info["chunks_size"])
+        last = self._rows[-1] if self._rows else {f"{columns}/chunk_index": 0, f"{columns}/file_index": -1}
+        number = int(last[f"{columns}/chunk_index"]) * size + int(last[f"{columns}/file_index"]) + 1
+        return {f"{columns}/chunk_index": number // size, f"{columns}/file_index": number % size}
+
+    def _video_keys(self) -> list[str]:
+        return [IMAGES + camera for camera in self.layout.cameras] if self.layout.video else []
+
+    def _info_with(self, rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> dict[str, Any]:
+        features = {key: dict(feature) for key, feature in self._info["features"].items()}
+        for key in self._video_keys():
+            features[key].setdefault("info", _video_info(self.layout, key, self._codec))
+        n_frames = rows[-1]["dataset_to_index"] if rows else 0
+        counters = (len(rows), n_frames, len(tasks), {"train": f"0:{len(rows)}"})
+        return {**self._info, "features": features, **dict(zip(_COUNTERS, counters, strict=True))}
+
+    def _write_json(self, name: str, value: Any) -> None:
+        aside = self._aside / "rewritten.json"
+        aside.write_text(_json(value))
+        _flush(aside)
+        os.replace(aside, self.root / name)
+
+
+# -- reading
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One episode as it was recorded, without pictures."""
+
+    fps: int
+    joints: tuple[str, ...]
+    task: str
+    states: NDArray[np.float64]  # (N, J)
+    actions: NDArray[np.float64]  # (N, J)
+
+
+def read_episode(root: Path, number: int) -> Recorded:
+    """Episode `number` of a LeRobotDataset v3. UserError: no dataset, no such episode, other features."""
+    pq, info = _parquet(), read_info(root)
+    rows = list(_episode_rows(root))
+    if not 0 <= number < len(rows):
+        raise UserError(f"{root} has no episode {number}: it has 0 to {len(rows) - 1}")
+    row = rows[number]
+    pattern = info.get("data_path") or DATA_PATH
+    path = root / pattern.format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+    try:
+        table = pq.read_table(path, columns=[ACTION, STATE, "episode_index"], filters=[("episode_index", "=", number)])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): copy the dataset again") from error
+    states, actions = (np.array(table[key].to_pylist(), np.float64) for key in (STATE, ACTION))
+    joints = tuple(str(name).removesuffix(".pos") for name in info["features"][ACTION].get("names") or [])
+    return Recorded(int(info["fps"]), joints, row["tasks"][0], states, actions)
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    """meta/info.json. UserError when there is no v3 dataset."""
+    try:
+        info = json.loads((root / INFO).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{root} is no dataset, it has no {INFO}: give the folder that contains meta/") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{root / INFO} cannot be read ({error}): copy the dataset again") from error
+    version = info.get("codebase_version") if isinstance(info, dict) else None
+    if not str(version).startswith("v3."):
+        raise UserError(f"{root} is a dataset of version {version}, v3.x is needed: convert it with LeRobot's script")
+    return dict(info)
+
+
+def _episode_rows(root: Path) -> Iterator[dict[str, Any]]:
+    """Lines of meta/episodes without their statistics, in order."""
+    pq, rows = _parquet(), []
+    for file in sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet")):
+        columns = [name for name in pq.read_schema(file).names if not name.startswith("stats/")]
+        rows += pq.read_table(file, columns=columns).to_pylist()
+    yield from sorted(rows, key=lambda row: int(row["episode_index"]))
+
+
+# -- tables
+
+
+def _frame_table(episode: Episode, layout: Layout, row: Mapping[str, Any], task_index: int) -> Any:
+    """The episode's rows of data/: everything but the videos."""
+    import pyarrow as pa
+
+    n, first = len(episode), row["dataset_from_index"]
+
+    def vectors(rows: Sequence[Positions]) -> Any:
+        flat = np.concatenate(rows).astype(np.float32)
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), len(layout.joints))
+
+    columns = {ACTION: vectors(episode.actions), STATE: vectors(episode.states)}
+    for camera, encoding in episode.encodings.items():
+        if isinstance(encoding.sink, PngSink):
+            columns[IMAGES + camera] = _pictures(encoding.sink.images)
+    columns |= {
+        "timestamp": pa.array((np.arange(n) / layout.fps).astype(np.float32)),
+        "frame_index": pa.array(np.arange(n, dtype=np.int64)),
+        "episode_index": pa.array(np.full(n, row["episode_index"], np.int64)),
+        "index": pa.array(np.arange(first, first + n, dtype=np.int64)),
+        "task_index": pa.array(np.full(n, task_index, np.int64)),
+    }
+    return pa.table(columns)
+
+
+def _pictures(images: Sequence[bytes]) -> Any:
+    """PNG bytes as Hugging Face's Image feature stores them."""
+    import pyarrow as pa
+
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return pa.array([{"bytes": image, "path": f"frame-{i:06d}.png"} for i, image in enumerate(images)], kind)
+
+
+def _row_table(row: Mapping[str, Any], stats: Mapping[str, Stats]) -> Any:
+    """One line of meta/episodes, statistics included, columns in LeRobot's order."""
+    import pyarrow as pa
+
+    lists = dataset_stats.to_lists(stats)
+    flat = {f"stats/{key}/{name}": value for key, values in lists.items() for name, value in values.items()}
+    place = {key: value for key, value in row.items() if key.startswith("meta/")}
+    return pa.Table.from_pylist([{**{k: v for k, v in row.items() if k not in place}, **flat, **place}])
+
+
+def _task_table(tasks: Sequence[str]) -> Any:
+    """The tasks as pandas would have written them: LeRobot looks instructions up in the index."""
+    import pyarrow as pa
+
+    def column(name: str | None, kind: str, dtype: str, metadata: Any = None) -> dict[str, Any]:
+        return {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype, "metadata": metadata}
+
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [column(None, "unicode", "object", {"encoding": "UTF-8"})],
+        "columns": [column("task_index", "int64", "int64"), column("task", "unicode", "object")],
+        "attributes": {},
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.2.0",
+    }
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+def _episode_stats(episode: Episode, data: Any) -> dict[str, Stats]:
+    vectors = {
+        name: np.array(data[name].to_pylist() if name in (ACTION, STATE) else data[name])
+        for name in (ACTION, STATE, *_INDICES)
+    }
+    images = {IMAGES + camera: dataset_stats.image_stats(e.counts) for camera, e in episode.encodings.items()}
+    numbers = {name: dataset_stats.vector_stats(rows) for name, rows in vectors.items()}
+    return {ACTION: numbers.pop(ACTION), STATE: numbers.pop(STATE), **images, **numbers}
+
+
+def _merged(parts: Sequence[Mapping[str, Stats]]) -> dict[str, Stats]:
+    return {key: dataset_stats.merged([part[key] for part in parts]) for key in (parts[0] if parts else ())}
+
+
+def _stats_so_far(root: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Stats]:
+    """Merged from the episodes' own statistics; from stats.json where a writer kept none."""
+    pq, parts = _parquet(), list[dict[str, Stats]]()
+    for file in sorted({EPISODES_PATH.format(**_place(row)) for row in rows}):
+        table = pq.read_table(root / file)
+        names = [name for name in table.column_names if name.startswith("stats/")]
+        for line in table.select(names).to_pylist():
+            parts.append(_unflattened(line))
+    if parts and all(parts):
+        return _merged(parts)
+    kept = json.loads((root / STATS).read_text()) if (root / STATS).is_file() else {}
+    return {key: {name: np.array(v) for name, v in values.items()} for key, values in kept.items()}
+
+
+def _unflattened(line: Mapping[str, Any]) -> dict[str, Stats]:
+    """{"stats/KEY/NAME": list} -> KEY -> NAME -> array."""
+    stats: dict[str, Stats] = {}
+    for column, value in line.items():
+        key, _, name = column.removeprefix("stats/").rpartition("/")
+        stats.setdefault(key, {})[name] = np.array(value)
+    return stats
+
+
+def _place(row: Mapping[str, Any]) -> dict[str, int]:
+    return {name: int(row[f"meta/episodes/{name}"]) for name in ("chunk_index", "file_index")}
+
+
+# -- info.json
+
+
+def _new_info(layout: Layout) -> dict[str, Any]:
+    return {
+        "codebase_version": "v3.0",
+        "fps": layout.fps,
+        "features": layout.features(),
+        "total_episodes": 0,
+        "total_frames": 0,
+        "total_tasks": 0,
+        "chunks_size": CHUNKS_SIZE,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 200,
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH if layout.video and layout.cameras else None,
+        "robot_type": layout.robot_type,
+        "splits": {},
+    }
+
+
+def _video_info(layout: Layout, key: str, codec: Codec) -> dict[str, Any]:
+    height, width = layout.cameras[key.removeprefix(IMAGES)]
+    return {
+        "video.height": height,
+        "video.width": width,
+        "video.codec": codec.name,
+        "video.pix_fmt": "yuv420p",
+        "video.fps": layout.fps,
+        "video.channels": 3,
+        "has_audio": False,
+        "video.g": codec.g,
+        "video.crf": codec.crf,
+        "video.preset": codec.preset,
+        "video.fast_decode": 0,
+        "video.video_backend": "pyav",
+        "video.extra_options": {},
+        "is_depth_map": False,
+    }
+
+
+def _check_room(root: Path, resume: bool) -> None:
+    """UserError for a folder that holds something else, or an earlier session nobody asked to continue."""
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is not a folder: choose another --out")
+    found = {path.name for path in root.iterdir()} - {ASIDE} if root.is_dir() else set()
+    if found and not (root / INFO).is_file():
+        raise UserError(f"{root} holds {sorted(found)[0]} and no dataset: choose another --out")
+    if found and not resume:
+        raise UserError(f"{root} holds a recording already: add --resume to go on with it, or choose another --out")
+
+
+def _check_same(info: Mapping[str, Any], layout: Layout, root: Path) -> None:
+    """UserError naming the first thing in which the recording differs from what is to be added."""
+    if not str(info.get("codebase_version")).startswith("v3."):
+        raise UserError(f"{root} is a dataset of version {info.get('codebase_version')}: convert it to v3.0 first")
+    asked = _new_info(layout)
+    for name in ("fps", "robot_type"):
+        if info.get(name) != asked[name]:
+            raise UserError(f"{root} has {name} {info.get(name)}, not {asked[name]}: choose another --out")
+    for key in dict.fromkeys([*asked["features"], *info["features"]]):
+        ours, theirs = (_essence(features.get(key)) for features in (asked["features"], info["features"]))
+        if ours != theirs:
+            raise UserError(f"{root} has {key} as {theirs}, this arm gives {ours}: choose another --out")
+
+
+def _essence(feature: Mapping[str, Any] | None) -> str:
+    if feature is None:
+        return "nothing"
+    names = f" of {', '.join(feature['names'])}" if feature["dtype"] == "float32" and feature["names"] else ""
+    return f"{feature['dtype']} {'x'.join(map(str, feature['shape']))}{names}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=4, ensure_ascii=False)
+
+
+def _flush(path: Path) -> None:
+    """Onto the disk, so that a rename never reveals an empty file after a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError(INSTALL) from error
+    return pq

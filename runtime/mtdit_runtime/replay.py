@@ -1,0 +1,107 @@
+"""Playing a recorded episode on an arm, and how well the arm followed.
+
+Knows an episode's actions and three errors. Refuses to know how an arm is found. The arm first goes to the episode's
+first action on a ramp, waits there for a moment, then plays; every command passes the guards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdit_robots.errors import UserError
+from mtdit_robots.robot import Frame, Positions
+from mtdit_runtime.demonstrations import Recorded
+from mtdit_runtime.loop import RunReport, Tick
+from mtdit_runtime.safety import Stop
+from mtdit_runtime.teleoperate import ActionSource, Actor, DriveOptions, drive
+
+SETTLE_S = 0.5  # at the first action, after the ramp
+
+
+class EpisodeSource(ActionSource):
+    """The episode's first action for `lead_in_ticks`, then all of them, then the end of the run."""
+
+    def __init__(self, episode: Recorded, lead_in_ticks: int) -> None:
+        super().__init__(Actor(episode.joints))
+        self.row = -lead_in_ticks - 1  # of the action last given; negative: not begun
+        self._actions = episode.actions
+
+    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Positions:
+        if self.row + 1 >= len(self._actions):
+            raise Stop("duration")
+        self.row += 1
+        return np.array(self._actions[max(self.row, 0)])
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """Errors in degrees (gripper: percent), joint -> {mean, max}, and the run itself.
+
+    tracking: where the arm stood one tick after an action, against that action. recorded: where it stood, against where
+    the recorded arm stood at that frame; 0 would be the very same movement. limited: played against recorded actions.
+    """
+
+    ticks: int
+    tracking: dict[str, dict[str, float]]
+    recorded: dict[str, dict[str, float]]
+    limited: dict[str, dict[str, float]]
+    run: RunReport
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**{k: v for k, v in vars(self).items() if k != "run"}, "run": self.run.to_dict()}
+
+
+class _Trace:
+    """An `on_tick` that keeps what the errors are made of."""
+
+    def __init__(self) -> None:
+        self.rows, self.positions, self.sent = list[int](), list[Positions](), list[Positions]()
+
+    def __call__(self, tick: Tick) -> None:
+        if tick.row >= 0:
+            self.rows.append(tick.row)
+            self.positions.append(tick.observation.positions)
+            self.sent.append(tick.sent)
+
+
+def play(episode: Recorded, options: DriveOptions) -> ReplayReport:
+    """Play an episode's actions. UserError: other joints, or a rate this arm is not driven at."""
+    if episode.joints != options.robot.joints:
+        raise UserError(
+            f"the recording moves {', '.join(episode.joints)}, this arm has {', '.join(options.robot.joints)}: "
+            "replay it on the arm it was made with"
+        )
+    if episode.fps != options.fps:
+        raise UserError(f"the recording has {episode.fps} frames a second: use --fps {episode.fps}")
+    lead_in = round((options.safety.ramp_s + SETTLE_S) * options.fps)
+    trace = _Trace()
+    report = drive(EpisodeSource(episode, lead_in), options, trace)
+    return _report(episode, trace, report)
+
+
+def _report(episode: Recorded, trace: _Trace, report: RunReport) -> ReplayReport:
+    rows = np.array(trace.rows, np.int64)
+    positions, sent = np.array(trace.positions), np.array(trace.sent)  # (N, J)
+    if not len(rows):
+        return ReplayReport(0, {}, {}, {}, report)
+    follows = np.flatnonzero(np.diff(rows) == 1)  # ticks whose next one was not lost
+    tracking = positions[follows + 1] - sent[follows]
+    return ReplayReport(
+        len(rows),
+        tracking=_errors(episode.joints, tracking),
+        recorded=_errors(episode.joints, positions - episode.states[rows]),
+        limited=_errors(episode.joints, sent - episode.actions[rows]),
+        run=report,
+    )
+
+
+def _errors(joints: tuple[str, ...], errors: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    sizes = np.abs(errors) if len(errors) else np.zeros((1, len(joints)))
+    return {
+        joint: {"mean": float(sizes[:, i].mean()), "max": float(sizes[:, i].max())} for i, joint in enumerate(joints)
+    }

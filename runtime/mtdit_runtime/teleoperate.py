@@ -1,0 +1,218 @@
+"""Driving a follower arm by hand: a leader's positions, through the guards, at the loop's rate.
+
+Knows the leader as a source of actions, the limits of a follower without a policy, and the order of connecting and
+letting go. Refuses to know keys, screens and recordings. The follower starts where it is found and reaches the leader's
+pose on a ramp; at the end it may ride back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from mtdit_robots import calibration as calibrations
+from mtdit_robots.calibration import Calibration
+from mtdit_robots.robot import Frame, Positions, Robot
+from mtdit_runtime.ledger import Ledger
+from mtdit_runtime.loop import (
+    Clock,
+    LockstepClock,
+    LoopConfig,
+    RealClock,
+    RunReport,
+    Tick,
+    check_lockstep,
+    dying_in_order,
+    run,
+)
+from mtdit_runtime.safety import Limits, Safety, SafetyConfig, Stop
+
+MAX_SPEED = 300.0  # degrees or percent per second: a little more than the servo can do, so only glitches are cut
+MAX_SILENT_TICKS = 10  # a third of a second of a leader whose cable is out
+
+# A person sees what the arm does and leans on things on purpose: later and further than for a policy.
+BY_HAND = SafetyConfig(ramp_s=2.0, tracking_error=40.0, tracking_end_s=2.0)
+
+
+class Leader(Protocol):
+    """An arm that is moved by a person, or what stands in for one."""
+
+    @property
+    def joints(self) -> tuple[str, ...]: ...
+
+    def connect(self) -> None: ...
+
+    def read(self) -> Positions: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Whose actions they are, for the loop: joints, and the cameras that must be fresh."""
+
+    joints: tuple[str, ...]
+    cameras: tuple[str, ...] = ()
+
+
+class ActionSource:
+    """One action per tick from something that is no policy. `step` is all a subclass adds."""
+
+    adopted, chunk, row, requested = 1, -1, -1, -1
+    prefetch_ticks = stalls = continued = discarded = 0
+
+    def __init__(self, policy: Actor) -> None:
+        self.policy, self.ledger = policy, Ledger()
+        self.seam_jump: Positions = np.zeros(len(policy.joints))
+
+    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Positions:
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        return None
+
+
+class LeaderSource(ActionSource):
+    """The leader's positions. Silence holds the last ones for a while, then ends the run. lost: silent ticks."""
+
+    def __init__(self, leader: Leader, cameras: tuple[str, ...] = ()) -> None:
+        super().__init__(Actor(leader.joints, cameras))
+        self.lost = 0
+        self._leader, self._silent = leader, 0
+        self._last: Positions | None = None
+
+    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Positions:
+        try:
+            with self.ledger.time("leader"):
+                self._last, self._silent = self._leader.read(), 0
+        except OSError as error:
+            self.lost, self._silent = self.lost + 1, self._silent + 1
+            if self._silent >= MAX_SILENT_TICKS:
+                raise Stop("bus", f"leader: {error}") from error
+        return positions if self._last is None else self._last
+
+
+def arm_limits(calibration: Calibration, fps: float, max_speed: float = MAX_SPEED) -> Limits:
+    """What a follower is kept within when no policy says more: its calibrated ranges and a speed, in degrees."""
+    low, high = calibrations.ranges(calibration).bounds()
+    step = np.full(len(low), max_speed / fps)
+    return Limits(low, high, step, np.array([joint != "gripper" for joint in calibration]))
+
+
+@dataclass(frozen=True)
+class DriveOptions:
+    """How a robot is driven by something that is no policy. The robot is not connected yet."""
+
+    robot: Robot
+    calibration: Calibration
+    fps: int = 30
+    duration_s: float | None = None
+    lockstep: bool = False
+    max_speed: float = MAX_SPEED
+    home_s: float = 3.0  # ride back to the pose found; 0: stay, then lose torque there
+    safety: SafetyConfig = field(default_factory=lambda: BY_HAND)
+    say: Callable[[str], None] = print
+
+
+def drive(source: ActionSource, options: DriveOptions, on_tick: Callable[[Tick], None] | None = None) -> RunReport:
+    """Connect the robot, drive it until something ends the run, release it whatever happens.
+
+    Raises UserError for what the user must mend; everything else is a reason in the report.
+    """
+    if options.lockstep:
+        check_lockstep(options.fps)
+    clock: Clock = LockstepClock() if options.lockstep else RealClock()
+    limits = arm_limits(options.calibration, options.fps, options.max_speed)
+    safety = Safety(source.policy.joints, limits, options.safety)
+    config = LoopConfig(options.fps, options.duration_s, home_s=options.home_s)
+    with dying_in_order(), closing(options.robot) as robot:
+        options.say(f"torque comes on, the arm moves in {options.safety.ramp_s:g} s: keep clear. Ctrl-C ends it")
+        robot.connect()
+        return run(robot, source, safety, config, clock, on_tick=on_tick)
+
+
+def teleoperate(
+    leader: Leader,
+    options: DriveOptions,
+    on_tick: Callable[[Tick], None] | None = None,
+    cameras: tuple[str, ...] = (),
+) -> RunReport:
+    """Let a leader drive the robot. cameras: those whose frames must be fresh, else the arm holds."""
+    with dying_in_order(), closing(leader):
+        leader.connect()  # first: it is limp, and what is wrong with it is better known before torque comes on
+        source = LeaderSource(leader, cameras)
+        report = drive(source, options, on_tick)
+    if source.lost:
+        options.say(f"the leader was silent in {source.lost} ticks: check its cable")
+    return report
+
+
+class Rate:
+    """Ticks per second over the last second or so."""
+
+    def __init__(self, keep: int = 30) -> None:
+        self._times_s: deque[float] = deque(maxlen=keep)
+
+    def note(self, time_s: float) -> None:
+        self._times_s.append(time_s)
+
+    @property
+    def hz(self) -> float:
+        times_s = list(self._times_s)
+        span_s = times_s[-1] - times_s[0] if len(times_s) > 1 else 0.0
+        return (len(times_s) - 1) / span_s if span_s > 0 else 0.0
+
+
+class Board:
+    """An `on_tick` that remembers what a screen shows; another thread may ask for it. next: called after it."""
+
+    def __init__(self, joints: tuple[str, ...], then: Callable[[Tick], None] | None = None) -> None:
+        self._joints, self._then, self._rate = joints, then, Rate()
+        self._tick: Tick | None = None
+
+    def __call__(self, tick: Tick) -> None:
+        self._rate.note(tick.time_s)
+        self._tick = tick
+        if self._then is not None:
+            self._then(tick)
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """(joint, leader, follower told, follower measured)."""
+        tick = self._tick
+        if tick is None:
+            return []
+        columns = (tick.wanted, tick.sent, tick.observation.positions)
+        numbers = zip(*([f"{value:.1f}" for value in column] for column in columns), strict=True)
+        return [(joint, *row) for joint, row in zip(self._joints, numbers, strict=True)]
+
+    def line(self) -> str:
+        """Rate, work per tick, and the age of every camera's frame."""
+        tick = self._tick
+        if tick is None:
+            return "connecting"
+        ages = [f"{name} {age_s * 1e3:.0f} ms old" for name, age_s in tick.observation.frame_age_s.items()]
+        return "  ".join([f"{self._rate.hz:.1f} Hz", f"{tick.work_s * 1e3:.1f} ms a tick", *ages])
+
+
+def report_rows(report: RunReport) -> list[tuple[str, Any]]:
+    """What is worth knowing of a run by hand."""
+    limited = {
+        guard: ", ".join(f"{joint} x{n}" for joint, n in joints.items() if n)
+        for guard, joints in report.interventions.items()
+    }
+    servos = [f"{joint} {error} x{n}" for joint, errors in report.servo_errors.items() for error, n in errors.items()]
+    return [
+        ("ended", f"{report.reason}{': ' if report.detail else ''}{report.detail}"),
+        ("ran", f"{report.duration_s:.1f} s, {report.ticks} ticks"),
+        ("late", f"{report.late_ticks} ticks, at most {report.max_overrun_ms:.1f} ms"),
+        *((stage, f"p50 {d['p50_ms']:.1f}  p95 {d['p95_ms']:.1f}  max {d['max_ms']:.1f} ms")
+          for stage, d in report.stages.items()),
+        *((f"limited: {guard}", joints or "never") for guard, joints in limited.items()),
+        ("bus errors", "; ".join([f"{report.bus_errors} ticks lost", *servos])),
+        *(("at the end", error) for error in report.exit_errors),
+    ]  # fmt: skip
