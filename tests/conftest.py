@@ -18,8 +18,8 @@ import pytest
 
 PATIENCE_S = 90.0  # a loaded computer may take long to start an interpreter
 _CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
-# The terminal becomes the session's own, so that Ctrl-C typed into it is a signal. Signals mean what they mean at a desk,
-# also when the tests themselves run in the background or under nohup, where some are ignored.
+# The terminal becomes the session's own, so that Ctrl-C typed into it is a signal. Signals mean what they mean at a
+# desk, also when the tests themselves run in the background or under nohup, where some are ignored.
 _ADOPT = (
     "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "[signal.signal(s, signal.SIG_DFL) for s in (signal.SIGHUP, signal.SIGINT)]; os.execv(sys.argv[1], sys.argv[1:])"
