@@ -7,6 +7,7 @@ pose on a ramp; at the end it may ride back.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -60,7 +61,7 @@ class Actor:
     cameras: tuple[str, ...] = ()
 
 
-class ActionSource:
+class ActionSource(ABC):
     """One action per tick from something that is no policy. `step` is all a subclass adds."""
 
     adopted, chunk, row, requested = 1, -1, -1, -1
@@ -70,8 +71,8 @@ class ActionSource:
         self.policy, self.ledger = policy, Ledger()
         self.seam_jump: Positions = np.zeros(len(policy.joints))
 
-    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Positions:
-        raise NotImplementedError
+    @abstractmethod
+    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Positions: ...
 
     def prepare(self) -> None:
         return None
