@@ -6,6 +6,7 @@ format (`mtdit_robots.calibration`).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mtdit_robots import calibration as calibrations
 from mtdit_robots import servos
 from mtdit_robots.calibration import Calibration
 from mtdit_robots.errors import UserError
+from mtdit_robots.feetech import Bus
 from mtdit_robots.so101 import IDS
 from mtdit_runtime.loop import dying_in_order
 
@@ -30,12 +32,17 @@ class Arm:
     name: str | None = None
     file: Path | None = None
     leader: bool = False
+    bus: str = "own"  # or sdk
 
     def needed_port(self) -> str:
         """UserError when none was given."""
         if self.port is None:
             raise UserError("which arm? add --port /dev/ttyACM0; `mtdit find-port` lists the ports")
         return self.port
+
+    def opened(self) -> AbstractContextManager[Bus]:
+        """UserError when no port was given, or it does not open."""
+        return procedure.opened(self.needed_port(), bus=self.bus)
 
     def place(self) -> Path:
         """The file's path, whether it exists or not. UserError unless exactly one of --id and --file was given."""
@@ -72,13 +79,12 @@ def calibrate(options: hands_on.CalibrateOptions) -> None:
 def check(arm: Arm, json_out: Path | None) -> bool:
     """Whether file, servos and end stops go together. Nothing is written or moved."""
     file = arm.calibration()
-    with procedure.opened(arm.needed_port()) as bus:
+    with arm.opened() as bus:
         findings = procedure.inspect(bus, file)
-    if str(json_out) != "-":
-        rows = [(finding.joint, finding.status, finding.finding, finding.remedy) for finding in findings]
-        console.print(table("", ["joint", "", "finding", "what to do"], rows))
-        if file is None:
-            console.print("no file was compared: add --id or --file")
+    rows = [(finding.joint, finding.status, finding.finding, finding.remedy) for finding in findings]
+    console.print(table("", ["joint", "", "finding", "what to do"], rows))
+    if file is None:
+        console.print("no file was compared: add --id or --file")
     healthy = all(finding.status != "fail" for finding in findings)
     write_json(json_out, {"healthy": healthy, "joints": [asdict(finding) for finding in findings]})
     return healthy
@@ -93,7 +99,7 @@ def import_file(arm: Arm, file: Path, yes: bool) -> None:
 
 def export_file(arm: Arm, file: Path) -> None:
     """Write what the servos hold to a file; UserError when that is no calibration."""
-    with procedure.opened(arm.needed_port()) as bus:
+    with arm.opened() as bus:
         servos.handshake(bus)
         held = servos.read_calibration(bus)
     calibrations.check(held)
@@ -105,7 +111,7 @@ def diff(arm: Arm, file: Path) -> bool:
     """Whether the file equals what the servos hold, or the file of --id/--file when no port is given."""
     ours = calibrations.load(file)
     if arm.port is not None:
-        with procedure.opened(arm.port) as bus:
+        with arm.opened() as bus:
             servos.handshake(bus)
             theirs: Calibration = servos.read_calibration(bus)
         other = "servo"
@@ -129,19 +135,20 @@ def show_history(arm: Arm) -> None:
 def restore(arm: Arm, number: int, yes: bool) -> None:
     """Put a former version back in the file and, when a port is given, in the servos."""
     place = arm.place()
-    version = calibrations.restore(place, number)
+    version = calibrations.former(place, number)
+    if arm.port is not None:  # first: whoever leaves here, or has an arm that fails, keeps the file too
+        import_file(arm, version.path, yes)
+    calibrations.restore(place, number)
     console.print(f"{place} is again as before {version.replaced:%Y-%m-%d %H:%M:%S} UTC")
     if arm.port is None:
         console.print(f"next: mtdit calibrate --port PORT --import {place}")
-    else:
-        import_file(arm, place, yes)
 
 
 def _write(arm: Arm, calibration: Calibration, yes: bool) -> None:
     """Ask, then write. Exit(1) when the person leaves."""
-    port = arm.needed_port()
+    arm.needed_port()
     if not hands_on.confirm("the arm goes limp while its servos are written: lay it down", yes):
         console.print("left; the servos are as they were")
         raise typer.Exit(1)
-    with dying_in_order(), procedure.opened(port) as bus:
+    with dying_in_order(), arm.opened() as bus:
         procedure.write(bus, calibration, console.print)

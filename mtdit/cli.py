@@ -23,9 +23,10 @@ import typer
 from rich.progress import Progress, TaskID
 from typer.core import TyperCommand
 
-from mtdit import cli_record, cli_robot
+from mtdit import cli_bundle, cli_record, cli_robot
 from mtdit.config import read_json
 from mtdit.lerobot_flags import translate
+from mtdit.options import BusKind, BusOption, Json
 from mtdit.terminal import console, progress, stage_table, table, write_json
 from mtdit.train_config import TrainConfig, training_defaults
 from mtdit_export.errors import ExportError
@@ -33,7 +34,7 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Robot
 
 OUTPUTS = Path("outputs")
-RUN, BUNDLE = OUTPUTS / "train", OUTPUTS / "policy.mtdit"
+RUN, BUNDLE = OUTPUTS / "train", cli_bundle.BUNDLE
 MAX_SEED = 2**31 - 1
 INTERRUPTED = 130  # what a shell calls a Ctrl-C
 
@@ -70,11 +71,6 @@ class Clock(str, Enum):
     lockstep = "lockstep"
 
 
-class BusKind(str, Enum):
-    own = "own"
-    sdk = "sdk"
-
-
 class Backend(str, Enum):
     auto = "auto"
     onnx = "onnx"
@@ -82,13 +78,15 @@ class Backend(str, Enum):
     tensorrt = "tensorrt"
 
 
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file; - for standard output.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Makes the run repeatable.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left at --out.")]
 BundleOption = Annotated[Path, typer.Option("--bundle", help="The policy: a NAME.mtdit folder.")]
 BackendOption = Annotated[Backend, typer.Option(help="auto takes the fastest that really runs and says which.")]
-Calibration = Annotated[Path | None, typer.Option(help="LeRobot's calibration JSON of this arm.")]
-CameraList = Annotated[list[str] | None, typer.Option("--camera", help="name=device, e.g. top=/dev/video0; repeat.")]
+Calibration = Annotated[str | None, typer.Option(help="The arm's calibration: a file, or LeRobot's id of the arm.")]
+CameraList = Annotated[
+    list[str] | None,
+    typer.Option("--camera", help="name=source: a device, file:clip.mp4 or dataset:FOLDER:camera; repeat."),
+]
 
 
 class GroupedHelp(TyperCommand):
@@ -262,7 +260,9 @@ def train(
         bool,
         _ask("Start", "Go on from the last checkpoint in --out, with that run's options.", names="--resume"),
     ] = False,
-    init_from: Annotated[Path | None, _ask("Start", "Start from this checkpoint's weights.")] = None,
+    init_from: Annotated[
+        Path | None, _ask("Start", "Start from these weights: a run, checkpoint or Hub repo id.")
+    ] = None,
     overwrite: Annotated[bool, _ask("Start", "Replace an earlier run at --out.", names="--overwrite")] = False,
 ) -> None:
     """Train a Multitask DiT policy; its checkpoint loads in LeRobot, whose command lines are understood too."""
@@ -281,19 +281,31 @@ def train(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Training run or checkpoint folder.")] = RUN,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A run, a checkpoint folder, or owner/name on the Hub; default: the last run.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The bundle to write, NAME.mtdit.")] = BUNDLE,
     fp16: Annotated[bool, typer.Option("--fp16", help="Weights and matrix products in fp16.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Vision and text in int8; calibrated on --dataset.")] = False,
     steps: Annotated[int, typer.Option(help="Denoising steps inside the graph.")] = 10,
-    sampler: Annotated[str | None, typer.Option(help="ddim; euler or rk4 for flow matching.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim (default) or ddpm; euler or rk4 for flow matching.")] = None,
     dataset: Annotated[Path | None, typer.Option(help="Check on this dataset's frames instead of random ones.")] = None,
+    rtc: Annotated[
+        bool, typer.Option("--rtc", help="Also a denoiser that continues the chunk being executed (twice the time).")
+    ] = False,
+    build: Annotated[
+        bool, typer.Option("--build/--no-build", help="Where TensorRT and a GPU are: build its engines too.")
+    ] = True,
     json_out: Json = None,
 ) -> None:
     """Fold a checkpoint into ONNX graphs, verify them against the torch policy, write a bundle."""
+    from mtdit.checkpoint import last_run
     from mtdit_export.export import export as write
 
-    report = write(checkpoint, out, steps, sampler, fp16, dataset, on_stage=console.print)
+    report = write(checkpoint or last_run(OUTPUTS), out, steps, sampler, fp16, dataset, console.print, rtc, int8)
     console.print(report.table())
+    if build:
+        console.print(cli_bundle.build_if_possible(out))
     console.print(f'next: mtdit run --robot twin --bundle {out} --task="{report.task}"')
     write_json(json_out, report.to_dict())
 
@@ -309,9 +321,7 @@ def run(
     port: Annotated[str | None, typer.Option(help="Serial port of a real arm.")] = None,
     calibration: Calibration = None,
     camera: CameraList = None,
-    bus: Annotated[BusKind, typer.Option(help="sdk: Feetech's own packets instead of ours; both do the same.")] = (
-        BusKind.own
-    ),
+    bus: BusOption = BusKind.own,
     backend: BackendOption = Backend.auto,
     duration: Annotated[float | None, typer.Option(min=0.0, help="Seconds; default: until success or Ctrl-C.")] = None,
     clock: Annotated[Clock, typer.Option(help="Of the twin: real time, or as fast as it goes.")] = Clock.real,
@@ -354,7 +364,7 @@ def evaluate(
     task: Annotated[list[str], typer.Option(help="Task whose success is measured; repeat for more.")],
     robot: Annotated[RobotKind, typer.Option(help="Only the twin knows success.")] = RobotKind.twin,
     bundle: Annotated[Path | None, typer.Option(help="A NAME.mtdit folder.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="A training run or checkpoint instead: torch.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="A run, checkpoint or Hub repo id instead: torch.")] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Scenes per task.")] = 50,
     seed: Annotated[int, typer.Option(min=0, max=100_000, help="Picks the scenes; none of them is ever recorded.")] = 0,
     instruction: Annotated[str | None, typer.Option(help="Tell the policy this instead of the task.")] = None,
@@ -417,10 +427,12 @@ def doctor(
     bundle: Annotated[Path | None, typer.Option("--bundle", help="A NAME.mtdit folder to compare with.")] = None,
     servo_volts: Annotated[float | None, typer.Option(help="What the servos are made for: 7.4 or 12.")] = None,
     cycles: Annotated[int, typer.Option(min=1, help="Bus exchanges whose errors are counted.")] = 1000,
-    patience: Annotated[float, typer.Option(min=0.01, help="Seconds a servo may take to answer.")] = 0.05,
+    patience: Annotated[float, typer.Option(min=0.01, max=10.0, help="Seconds a servo may take to answer.")] = 0.05,
+    bus: BusOption = BusKind.own,
     json_out: Json = None,
 ) -> None:
     """What works on this computer, what does not, and the line that mends it."""
+    from mtdit.driving import calibration_file
     from mtdit_runtime.doctor import Questions, healthy, to_dict
     from mtdit_runtime.doctor import doctor as check
 
@@ -429,9 +441,10 @@ def doctor(
     cameras = dict(_pairs("--camera", camera or []))
     checks = check(
         Questions(
-            robot, port, calibration, cameras, bundle, servo_volts=servo_volts, cycles=cycles, patience_s=patience
+            robot, port, calibration_file(calibration), cameras, bundle, servo_volts=servo_volts, cycles=cycles,
+            patience_s=patience, bus=bus.value,
         )
-    )
+    )  # fmt: skip
     rows = [(c.id, c.status, c.finding, c.remedy) for c in checks]
     console.print(table("", ["check", "", "finding", "what to do"], rows))
     write_json(json_out, to_dict(checks))
@@ -494,7 +507,7 @@ def _train_config(given: Mapping[str, Any]) -> tuple[TrainConfig, set[str]]:
 
 def _check_sources(config: TrainConfig) -> None:
     """That what the run starts from is there, and will be once --out is emptied; that no run is writing there."""
-    from mtdit.checkpoint import find_pretrained
+    from mtdit.checkpoint import open_to_train
     from mtdit.frames import check_dataset
     from mtdit.keeping import alone_in
 
@@ -502,7 +515,7 @@ def _check_sources(config: TrainConfig) -> None:
         pass
     check_dataset(config.dataset)
     if config.init_from is not None:
-        find_pretrained(config.init_from)
+        open_to_train(config.init_from)
     for option, place in (("--dataset", Path(config.dataset).expanduser()), ("--init-from", config.init_from)):
         if place is not None and place.exists() and place.resolve().is_relative_to(config.output_dir.resolve()):
             raise UserError(
@@ -575,7 +588,7 @@ class Rig:
 @contextmanager
 def _rig(
     kind: RobotKind, sizes: Mapping[str, tuple[int, int]], fps: int, task: str, seed: int, clock: Clock,
-    port: str | None, calibration: Path | None, cameras: list[str] | None, bus: str,
+    port: str | None, calibration: str | None, cameras: list[str] | None, bus: str,
 ) -> Iterator[Rig]:  # fmt: skip
     if kind is RobotKind.so101:
         yield Rig(_so101(sizes, fps, port, calibration, cameras or [], bus))
@@ -590,12 +603,12 @@ def _rig(
 
 
 def _so101(
-    sizes: Mapping[str, tuple[int, int]], fps: int, port: str | None, calibration: Path | None, cameras: list[str],
+    sizes: Mapping[str, tuple[int, int]], fps: int, port: str | None, calibration: str | None, cameras: list[str],
     bus: str,
 ) -> Robot:  # fmt: skip
-    from mtdit_robots import calibration as calibrations
+    from mtdit.driving import load_calibration
     from mtdit_robots.arm import So101Arm
-    from mtdit_robots.camera import OpenCvCamera
+    from mtdit_robots.camera import open_camera
     from mtdit_robots.feetech import open_bus
 
     if port is None or calibration is None:
@@ -605,9 +618,9 @@ def _so101(
     for name in sizes:
         if name not in devices:
             raise UserError(f"the policy needs camera {name!r}: add --camera {name}=/dev/video0")
-    loaded = calibrations.load(calibration)
+    loaded = load_calibration("--calibration", calibration)
     open_bus(bus, port).close()  # a wrong port is told at once, before the cameras have taken their seconds
-    opened = [OpenCvCamera(name, devices[name], height, width, fps) for name, (height, width) in sizes.items()]
+    opened = [open_camera(name, devices[name], height, width, fps) for name, (height, width) in sizes.items()]
     return So101Arm(port, loaded, opened, bus=bus)
 
 
@@ -683,6 +696,7 @@ def _make_room(
 
 cli_robot.register(app)
 cli_record.register(app)
+cli_bundle.register(app)
 
 if __name__ == "__main__":
     main()

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mtdit.options import BusKind, BusOption, Json
 from mtdit.terminal import console, table, write_json
 from mtdit_robots.errors import UserError
 
@@ -45,12 +46,15 @@ Cameras = Annotated[
 Height = Annotated[int, typer.Option(min=16, help="Of every camera, pixels.")]
 Width = Annotated[int, typer.Option(min=16, help="Of every camera, pixels.")]
 Fps = Annotated[int, typer.Option(min=1, max=200, help="Ticks per second.")]
-MaxSpeed = Annotated[float, typer.Option(min=1.0, help="Degrees per second the follower may be told to move.")]
-HomeS = Annotated[float, typer.Option("--home-seconds", min=0.0, help="Ride back to the start pose; 0: stay there.")]
-Patience = Annotated[float, typer.Option(min=0.01, help="Seconds a servo may take to answer.")]
+MaxSpeed = Annotated[
+    float, typer.Option(min=1.0, max=10_000.0, help="Degrees per second the follower may be told to move.")
+]
+HomeS = Annotated[
+    float, typer.Option("--home-seconds", min=0.0, max=60.0, help="Ride back to the start pose; 0: stay there.")
+]
+Patience = Annotated[float, typer.Option(min=0.01, max=10.0, help="Seconds a servo may take to answer.")]
 TwinClock = Annotated[Clock, typer.Option("--clock", help="Of the twin: real time, or as fast as it goes.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the twin's placements.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file; - for standard output.")]
 
 HEIGHT, WIDTH = 480, 640
 
@@ -77,6 +81,7 @@ def teleoperate(
     max_speed: MaxSpeed = 300.0,
     home_s: HomeS = 3.0,
     patience: Patience = 0.05,
+    bus: BusOption = BusKind.own,
     clock: TwinClock = Clock.real,
     seed: Seed = 0,
     json_out: Json = None,
@@ -87,10 +92,10 @@ def teleoperate(
     from mtdit_runtime.teleoperate import Board, DriveOptions
     from mtdit_runtime.teleoperate import teleoperate as drive
 
-    leader = driving.leader(leader_port, leader_calibration, patience)
     follower = driving.Follower(
-        robot.value, port, calibration, camera or (), (height, width), fps, patience, clock.value, seed
+        robot.value, port, calibration, camera or (), (height, width), fps, patience, clock.value, seed, bus=bus.value
     )
+    leader = driving.leader(leader_port, leader_calibration, follower)
     board = Board(JOINTS)
     with driving.rigged(follower) as rig:
         options = DriveOptions(
@@ -116,9 +121,12 @@ def record(
     width: Width = WIDTH,
     fps: Fps = 30,
     episodes: Annotated[int, typer.Option(min=1, help="To keep in this session.")] = 50,
-    episode_s: Annotated[float, typer.Option("--episode-seconds", min=0.1, help="Longest an episode gets.")] = 60.0,
+    episode_s: Annotated[
+        float, typer.Option("--episode-seconds", min=0.1, max=3600.0, help="Longest an episode gets.")
+    ] = 60.0,
     reset_s: Annotated[
-        float, typer.Option("--reset-seconds", min=0.0, help="Pause to lay the table again; the arm follows.")
+        float,
+        typer.Option("--reset-seconds", min=0.0, max=86400.0, help="Pause to lay the table again; the arm follows."),
     ] = 60.0,
     resume: Annotated[bool, typer.Option("--resume", help="Add to the recording that --out holds.")] = False,
     images: Annotated[bool, typer.Option("--images", help="PNG instead of video: exact, 20 x larger.")] = False,
@@ -126,6 +134,7 @@ def record(
     max_speed: MaxSpeed = 300.0,
     home_s: HomeS = 3.0,
     patience: Patience = 0.05,
+    bus: BusOption = BusKind.own,
     clock: TwinClock = Clock.real,
     seed: Seed = 0,
     json_out: Json = None,
@@ -140,24 +149,17 @@ def record(
     from mtdit_runtime.demonstrations import Layout, Recording
     from mtdit_runtime.teleoperate import Board, DriveOptions, teleoperate
 
-    leader = driving.leader(leader_port, leader_calibration, patience)
+    plan = Plan(task, episodes, episode_s, reset_s)
+    plan.check(fps)
     follower = driving.Follower(
-        robot.value,
-        port,
-        calibration,
-        camera or (),
-        (height, width),
-        fps,
-        patience,
-        clock.value,
-        seed,
-        task,
-        strict=True,
-    )
+        robot.value, port, calibration, camera or (), (height, width), fps, patience, clock.value, seed, task,
+        strict=True, bus=bus.value,
+    )  # fmt: skip
+    leader = driving.leader(leader_port, leader_calibration, follower)
     with driving.rigged(follower) as rig, driving.keys_if_any() as key:
         layout = Layout(fps, JOINTS, rig.cameras, video=not images)
         recording = Recording(out, layout, resume, codec.value, wait=follower.lockstep)
-        session = Session(recording, Plan(task, episodes, episode_s, reset_s), key, console.print)
+        session = Session(recording, plan, key, console.print)
         board = Board(JOINTS, session)
         options = DriveOptions(
             rig.robot, rig.calibration, fps, None, follower.lockstep, max_speed, home_s, say=console.print
@@ -181,10 +183,10 @@ def replay(
     robot: Robot = RobotKind.so101,
     port: Port = None,
     calibration: CalibrationName = None,
-    fps: Annotated[int | None, typer.Option(min=1, help="Default: the recording's own.")] = None,
     max_speed: MaxSpeed = 300.0,
     home_s: HomeS = 3.0,
     patience: Patience = 0.05,
+    bus: BusOption = BusKind.own,
     clock: TwinClock = Clock.real,
     seed: Seed = 0,
     json_out: Json = None,
@@ -196,14 +198,14 @@ def replay(
     from mtdit_runtime.teleoperate import DriveOptions
 
     recorded = read_episode(dataset, episode)
-    rate = fps or recorded.fps
+    fps = recorded.fps
     follower = driving.Follower(
-        robot.value, port, calibration, (), (64, 64), rate, patience, clock.value, seed, recorded.task
+        robot.value, port, calibration, (), (64, 64), fps, patience, clock.value, seed, recorded.task, bus=bus.value
     )
     console.print(f"episode {episode}: {recorded.task!r}, {len(recorded.actions) / recorded.fps:.1f} s")
     with driving.rigged(follower) as rig:
         options = DriveOptions(
-            rig.robot, rig.calibration, rate, None, follower.lockstep, max_speed, home_s, say=console.print
+            rig.robot, rig.calibration, fps, None, follower.lockstep, max_speed, home_s, say=console.print
         )
         report = play(recorded, options)
     driving.show_errors("behind its action, one tick later", report.tracking)
@@ -217,8 +219,8 @@ def find_cameras(
     camera: Cameras = None,
     height: Height = HEIGHT,
     width: Width = WIDTH,
-    fps: Annotated[float, typer.Option(min=1.0, help="Asked of every camera.")] = 30.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Watch all of them together for so long.")] = 3.0,
+    fps: Annotated[float, typer.Option(min=1.0, max=1000.0, help="Asked of every camera.")] = 30.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600.0, help="Watch all of them together for so long.")] = 3.0,
     snapshots: Annotated[Path | None, typer.Option(help="Write a PNG of each camera into this folder.")] = None,
     dev: Annotated[Path, typer.Option(help="Device folder.")] = Path("/dev"),
     json_out: Json = None,
@@ -237,9 +239,8 @@ def find_cameras(
     for one in watched if snapshots else ():
         if one.frame is not None and snapshots is not None:
             save_png(snapshots / f"{one.name}.png", one.frame)
-    if str(json_out) != "-":
-        _show_devices(devices)
-        _show_watched(watched, fps)
+    _show_devices(devices)
+    _show_watched(watched, fps)
     result = {"devices": [vars(device) | {"modes": [vars(m) for m in device.modes]} for device in devices]}
     write_json(json_out, {**result, "watched": [_plain(one) for one in watched]})
     if any(one.problem for one in watched) or any(device.problem for device in devices):

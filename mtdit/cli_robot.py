@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from mtdit.options import BusKind, BusOption, Json
 from mtdit.terminal import console, write_json
 from mtdit_robots.errors import UserError
 
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file; - for standard output.")]
 PortOption = Annotated[str, typer.Option("--port", help="Serial port of the arm, e.g. /dev/ttyACM0.")]
 Leader = Annotated[bool, typer.Option("--leader", help="A leader arm, the one that is moved by hand.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before going on.")]
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 def find_port(
     every_id: Annotated[bool, typer.Option("--all", help="Any id at any rate; some 7 s a port.")] = False,
     ask: Annotated[bool, typer.Option("--probe/--no-probe", help="Ask who answers, or only list the ports.")] = True,
-    patience: Annotated[float, typer.Option(min=0.01, help="Seconds a servo may take to answer.")] = 0.05,
+    patience: Annotated[float, typer.Option(min=0.01, max=10.0, help="Seconds a servo may take to answer.")] = 0.05,
     dev: Annotated[Path, typer.Option(help="Device folder.")] = Path("/dev"),
     json_out: Json = None,
 ) -> None:
@@ -44,13 +44,12 @@ def find_port(
     write_json(json_out, {"ports": [report.to_dict() for report in reports], "modem_manager": manager})
     if not ports:
         raise UserError(f"no USB serial port below {dev}: plug in the arm's USB cable, and look at `dmesg`")
-    if str(json_out) != "-":
-        _show_ports(reports, ask)
-        if manager:
-            console.print("ModemManager is running: it talks to a new port for some seconds, and may disturb the arm")
-        for port in hurdles or (ports[:1] if manager else []):
-            console.print("put this line into /etc/udev/rules.d/99-so101.rules, then unplug and plug in again:")
-            console.print(udev_rule(port.device))
+    _show_ports(reports, ask)
+    if manager:
+        console.print("ModemManager is running: it talks to a new port for some seconds, and may disturb the arm")
+    for port in hurdles or (ports[:1] if manager else []):
+        console.print("put this line into /etc/udev/rules.d/99-so101.rules, then unplug and plug in again:")
+        console.print(udev_rule(port.device))
     if ask and not any(report.servos for report in reports):
         raise typer.Exit(1)
 
@@ -75,12 +74,15 @@ def setup_motors(
     yes: Annotated[
         bool, typer.Option("--yes", help="The servo is connected, alone; do not ask. With --motor.")
     ] = False,
+    patience: Annotated[
+        float, typer.Option(min=0.01, max=10.0, help="Seconds to listen at each of 8 rates; 0.8 reach any id.")
+    ] = 0.8,
 ) -> None:
     """Give each servo its id, one at a time; never while two servos answer."""
     from mtdit.hands_on import SetupOptions
     from mtdit.hands_on import setup_motors as set_up
 
-    if not set_up(SetupOptions(port, leader, motor, yes)):
+    if not set_up(SetupOptions(port, leader, motor, yes, patience)):
         console.print("left; run it again to go on, what is set up already is recognised")
         raise typer.Exit(1)
     if motor is None:
@@ -102,12 +104,13 @@ def calibrate(
     restore: Annotated[int | None, typer.Option(help="Put the N-th newest former version back.", metavar="N")] = None,
     centre_now: Annotated[bool, typer.Option("--centre-now", help="The arm stands mid-range; do not ask.")] = False,
     sweep_s: Annotated[
-        float | None, typer.Option("--sweep-seconds", min=0.1, help="Sweep for so long, without keys.")
+        float | None, typer.Option("--sweep-seconds", min=0.1, max=3600.0, help="Sweep for so long, without keys.")
     ] = None,
     min_travel: Annotated[
         float, typer.Option(min=0.05, max=1.0, help="Share of an SO-101's travel that each joint must show.")
     ] = 0.6,
     yes: Yes = False,
+    bus: BusOption = BusKind.own,
     json_out: Json = None,
 ) -> None:
     """Calibrate an arm, as LeRobot does and in its format; or check, copy, compare, restore a calibration."""
@@ -121,7 +124,7 @@ def calibrate(
     given = [flag for flag, value in chosen.items() if value is not None and value is not False]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} exclude each other: give one")
-    arm = modes.Arm(port, name, file, leader)
+    arm = modes.Arm(port, name, file, leader, bus.value)
     if check:
         healthy = modes.check(arm, json_out)
         raise typer.Exit(0 if healthy else 1)
@@ -136,5 +139,7 @@ def calibrate(
     elif restore is not None:
         modes.restore(arm, restore, yes)
     else:
-        options = CalibrateOptions(arm.needed_port(), arm.place(), leader, min_travel, centre_now, sweep_s, yes)
+        options = CalibrateOptions(
+            arm.needed_port(), arm.place(), leader, min_travel, centre_now, sweep_s, yes, bus.value
+        )
         modes.calibrate(options)

@@ -6,10 +6,12 @@ thread of its own: a terminal that hangs must not hold up the arm.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ class Follower:
     seed: int = 0
     task: str | None = None  # whose table the twin lays; one it does not know is a mistake only when `strict`
     strict: bool = False
+    bus: str = "own"  # or sdk
 
     @property
     def lockstep(self) -> bool:
@@ -72,13 +75,16 @@ def rigged(follower: Follower) -> Iterator[Rig]:
     if follower.kind == "so101":
         yield _real(follower)
         return
+    real = {"--port": follower.port, "--calibration": follower.calibration, "--camera": follower.cameras}
+    for option in (option for option, value in real.items() if value):
+        raise UserError(f"{option} is of a real arm: leave it out, or use --robot so101")
     from mtdit_robots.twin.client import Twin
     from mtdit_robots.twin.tasks import TASKS, find_task
 
     task = follower.task if follower.task in TASKS or (follower.strict and follower.task) else next(iter(TASKS))
     with Twin(image_size=follower.size, clock=follower.clock) as twin:
         twin.reset(find_task(task or "").name, follower.seed)
-        robot = twin.robot()
+        robot = twin.robot(follower.bus)
         yield Rig(robot, twin.calibration, dict.fromkeys(robot.cameras, follower.size), twin.success)
 
 
@@ -89,23 +95,34 @@ def _real(follower: Follower) -> Rig:
     height, width = follower.size
     named = dict(pairs("--camera", follower.cameras))
     opened = [open_camera(name, source, height, width, follower.fps) for name, source in named.items()]
-    arm = So101Arm(follower.port, calibration, opened, timeout_s=follower.patience_s)
+    arm = So101Arm(follower.port, calibration, opened, timeout_s=follower.patience_s, bus=follower.bus)
     return Rig(arm, calibration, dict.fromkeys(named, follower.size))
 
 
-def leader(port: str | None, calibration: str | None, patience_s: float) -> So101Leader:
+def leader(port: str | None, calibration: str | None, follower: Follower) -> So101Leader:
     """The leader arm the options describe; not connected yet."""
     if port is None:
         raise UserError("which arm leads? add --leader-port /dev/ttyACM1, `mtdit find-port` lists the ports")
-    return So101Leader(port, load_calibration("--leader-calibration", calibration, leader=True), timeout_s=patience_s)
+    if follower.port is not None and os.path.realpath(port) == os.path.realpath(follower.port):
+        raise UserError(f"--leader-port and --port are both {port}: an arm cannot lead itself, see `mtdit find-port`")
+    loaded = load_calibration("--leader-calibration", calibration, leader=True)
+    return So101Leader(port, loaded, timeout_s=follower.patience_s, bus=follower.bus)
 
 
 def load_calibration(option: str, name: str | None, leader: bool = False) -> Calibration:
     """From a file, or from LeRobot's folder by the id it was calibrated under."""
-    if name is None:
+    file = calibration_file(name, leader)
+    if file is None:
         raise UserError(f"{option} is missing: give the arm's file or LeRobot's id of it, or {NO_CALIBRATION}")
-    is_path = "/" in name or name.endswith(".json") or Path(name).exists()
-    return calibrations.load(Path(name) if is_path else calibrations.find(name, leader))
+    return calibrations.load(file)
+
+
+def calibration_file(name: str | None, leader: bool = False) -> Path | None:
+    """Where the calibration is that a person calls by its file or by its id. UserError for an id LeRobot lacks."""
+    if name is None:
+        return None
+    is_path = "/" in name or name.endswith(".json") or Path(name).is_file()
+    return Path(name) if is_path else calibrations.find(name, leader)
 
 
 def pairs(option: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -136,12 +153,22 @@ def screen(board: Board, status: Callable[[], str] = str, help_line: str = "Ctrl
 
 @contextmanager
 def keys_if_any() -> Iterator[Callable[[], str | None]]:
-    """A function that gives the key hit since it was last asked; without a terminal it never gives one."""
+    """A function that gives the key hit since it was last asked; without a terminal it never gives one.
+
+    Nor does it once the terminal is gone: what then becomes of the arm is for the hang-up signal to say.
+    """
     if not sys.stdin.isatty():
         yield lambda: None
         return
     with Keys("") as keys:
-        yield lambda: keys.get(0.0)
+        yield partial(_key_if_any, keys)
+
+
+def _key_if_any(keys: Keys) -> str | None:
+    try:
+        return keys.get(0.0)
+    except KeyboardInterrupt:
+        return None
 
 
 def show(report: RunReport) -> None:
@@ -169,6 +196,8 @@ def summary(outcome: Any, out: Path, n_episodes: int) -> str:
         line += "\nthe episode under way when it ended is not kept"
     for camera, n in outcome.repeated.items():
         line += f"\n{n} frames of {camera} show the picture before, the encoder was too slow: use a smaller --width"
+    if outcome.slow_episodes:
+        line += f"\n{outcome.slow_episodes} episodes ran slower than --fps says: use a lower --fps, or smaller cameras"
     if outcome.stale_frames:
         line += f"\n{outcome.stale_frames} frames have old pictures: check the cameras with `mtdit find-cameras`"
     return line

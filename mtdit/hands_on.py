@@ -35,7 +35,7 @@ ADVICE = "ENTER when every joint has its tick · c centre again · q leave"
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    """port: serial device. place: the file to write. The last three answer what a person would be asked."""
+    """port: serial device. place: the file to write. centre_now, sweep_s, yes answer what a person would be asked."""
 
     port: str
     place: Path
@@ -44,6 +44,7 @@ class CalibrateOptions:
     centre_now: bool = False
     sweep_s: float | None = None
     yes: bool = False
+    bus: str = "own"  # or sdk
 
     def unanswered(self) -> str:
         """The flags a run without a terminal still needs; empty when it can go ahead."""
@@ -59,12 +60,12 @@ def calibrate(options: CalibrateOptions) -> Calibration | None:
 
 
 def _calibrate(options: CalibrateOptions, keys: Keys | None) -> Calibration | None:
-    options.place.parent.mkdir(parents=True, exist_ok=True)  # before an hour of moving joints, not after
+    calibrations.check_place(options.place)
     if options.place.exists():
         console.print(f"{options.place} exists; it will be replaced, and kept in the history")
     if not options.yes and not _go_on(keys, f"the {_arm(options.leader)} goes limp now: hold it"):
         return None
-    with opened(options.port) as bus, Calibrator(bus, options.min_share, console.print) as calibrator:
+    with opened(options.port, bus=options.bus) as bus, Calibrator(bus, options.min_share, console.print) as calibrator:
         console.print("torque is off")
         if not _centre(calibrator, keys, options.centre_now):
             return None
@@ -168,12 +169,13 @@ def _cell(ticks: int) -> int:
 
 @dataclass(frozen=True)
 class SetupOptions:
-    """motor: only this joint's servo. yes: do not ask, the servo is connected."""
+    """motor: only this joint's servo. yes: do not ask, the servo is connected. patience_s: listening at each rate."""
 
     port: str
     leader: bool = False
     motor: str | None = None
     yes: bool = False
+    patience_s: float = motor_setup.BROADCAST_WAIT_S
 
 
 def setup_motors(options: SetupOptions) -> bool:
@@ -181,7 +183,7 @@ def setup_motors(options: SetupOptions) -> bool:
     if options.motor is not None and options.motor not in JOINTS:
         raise UserError(f"there is no motor {options.motor!r}: use one of {', '.join(motor_setup.ORDER)}")
     if options.motor is not None and options.yes:
-        _set_up(options.port, options.motor)
+        _set_up(options, options.motor)
         return True
     with dying_in_order(), Keys("--motor gripper --yes (and so on, one servo at a time)") as keys:
         for joint in [options.motor] if options.motor else motor_setup.ORDER:
@@ -203,14 +205,15 @@ def _ask_for(joint: str, options: SetupOptions, keys: Keys) -> str:
         if key != "enter":
             return "next" if key == "s" else "leave"
         try:
-            return "complete" if _set_up(options.port, joint) else "next"
+            return "complete" if _set_up(options, joint) else "next"
         except UserError as error:
             console.print(str(error))
 
 
-def _set_up(port: str, joint: str) -> bool:
+def _set_up(options: SetupOptions, joint: str) -> bool:
     """Set up the one servo on the wire. True when a whole arm hangs there that needs nothing. UserError otherwise."""
-    found = motor_setup.find_servos(port, _say_baud)
+    port = options.port
+    found = motor_setup.find_servos(port, _say_baud, options.patience_s)
     if motor_setup.complete(found):
         console.print("all six servos answer with their ids at 1000000 baud: nothing to do")
         return True

@@ -1,4 +1,4 @@
-"""A terminal with a program in it: keys are sent, the screen is read until it says something."""
+"""A terminal with a program in it: keys are sent, the screen is read until it says something; and commands refused."""
 
 from __future__ import annotations
 
@@ -97,3 +97,20 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
     yield start
     for each in started:
         each.close()
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The one line `mtdit WORDS` ends with, in this process and without a terminal; exit code 2."""
+    from mtdit.cli import main
+
+    def refused(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["mtdit", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert ended.value.code == 2, said.out + said.err
+        (line,) = said.err.strip().splitlines()
+        return line
+
+    return refused

@@ -9,13 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mtdit.cli import main
 from mtdit.keys import split
 from mtdit_robots.calibrate import SWEPT
 from mtdit_robots.calibration import JointCalibration, load, save
@@ -29,8 +28,10 @@ REACH = dict(zip(JOINTS, (1250, 1130, 1100, 1077, 0, 700), strict=True))
 CALIBRATED = ("Homing_Offset", "Min_Position_Limit", "Max_Position_Limit")
 CTRL_C, ENTER, ESCAPE = "\x03", "\r", "\x1b"
 PATIENT_S = 60.0
+QUICKLY = ("--patience", "0.3")  # a virtual servo answers at once, whatever its id
 
 Start = Callable[..., Any]
+Refused = Callable[..., str]
 
 
 @dataclass
@@ -251,16 +252,6 @@ def test_calibrate_without_a_terminal(arm: Arm, tmp_path: Path) -> None:
     assert arm.holds() == values(load(EXAMPLE))
 
 
-def fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
-    """The one line a command in this process ends with; exit code 2."""
-    monkeypatch.setattr(sys, "argv", ["mtdit", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
-
-
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -270,10 +261,9 @@ def fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
     ],
 )
 def test_without_a_terminal_the_missing_flags_are_named(
-    arm: Arm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    flags: tuple[str, ...], named: str,
-) -> None:  # fmt: skip
-    line = fails(capsys, monkeypatch, "calibrate", "--port", arm.port, "--file", str(tmp_path / "arm.json"), *flags)
+    arm: Arm, tmp_path: Path, refused: Refused, flags: tuple[str, ...], named: str
+) -> None:
+    line = refused("calibrate", "--port", arm.port, "--file", str(tmp_path / "arm.json"), *flags)
     assert "no terminal" in line
     assert line.endswith(named)
     assert all(servo.torque_enabled for servo in arm.servos.values())
@@ -305,13 +295,51 @@ def test_a_sweep_that_shows_nothing(arm: Arm, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...],
-    parts: tuple[str, ...],
-) -> None:  # fmt: skip
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused, words: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
     monkeypatch.setenv("HF_LEROBOT_CALIBRATION", str(tmp_path))
-    line = fails(capsys, monkeypatch, "calibrate", *words)
+    line = refused("calibrate", *words)
     for part in parts:
         assert part in line
+
+
+def test_a_place_that_takes_no_file_is_told_before_the_arm_goes_limp(
+    arm: Arm, tmp_path: Path, refused: Refused
+) -> None:
+    scripted = ("calibrate", "--port", arm.port, "--centre-now", "--sweep-seconds", "1", "--yes", "--file")
+    assert f"{tmp_path} is a folder: name a file in it" in refused(*scripted, str(tmp_path))
+    assert "/proc/arm.json cannot be written" in refused(*scripted, "/proc/arm.json")
+    (tmp_path / "file").write_text("")
+    assert "arm.json cannot be written" in refused(*scripted, str(tmp_path / "file" / "arm.json"))
+    assert all(servo.torque_enabled for servo in arm.servos.values())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b'{"shoulder_pan": ' + b"9" * 5000 + b"}", b"[" * 100_000, b"[]", b'{"gripper": 1}']
+)
+def test_a_garbled_file_is_named_and_never_written(arm: Arm, tmp_path: Path, refused: Refused, content: bytes) -> None:
+    before, file = arm.holds(), tmp_path / "arm.json"
+    file.write_bytes(content)
+    assert f"calibration file {file}" in refused("calibrate", "--port", arm.port, "--import", str(file), "--yes")
+    assert arm.holds() == before
+
+
+def test_restore_asks_before_it_changes_anything(arm: Arm, tmp_path: Path, refused: Refused) -> None:
+    file, before = tmp_path / "arm.json", arm.holds()
+    save(load(EXAMPLE), file)
+    newer = {joint: replace(c, range_min=c.range_min + 1) for joint, c in load(EXAMPLE).items()}
+    save(newer, file)
+    restore = ("calibrate", "--file", str(file), "--port", arm.port, "--restore", "1")
+    assert "add --yes" in refused(*restore)
+    arm.bus.faults.silent = {3}
+    assert "elbow_flex (servo 3)" in refused(*restore, "--yes")
+    arm.bus.faults.silent = set()
+    assert load(file) == newer
+    assert arm.holds() == before
+    done = mtdit(*restore, "--yes", "--bus", "sdk")
+    assert done.returncode == 0, done.stderr
+    assert load(file) == load(EXAMPLE)
+    assert arm.holds() == values(load(EXAMPLE))
 
 
 def test_import_check_diff_export(arm: Arm, tmp_path: Path) -> None:
@@ -355,6 +383,18 @@ def test_import_asks_in_a_terminal(arm: Arm, terminal: Start) -> None:
         assert arm.holds() == after
 
 
+def test_the_doctor_by_id_and_as_json(arm: Arm, tmp_path: Path) -> None:
+    """An arm is called by its file or by LeRobot's id of it; with --json - standard output is JSON alone."""
+    save(load(EXAMPLE), tmp_path / "robots" / "so_follower" / "blue.json")
+    look = ("doctor", "--robot", "so101", "--port", arm.port, "--cycles", "3", "--patience", "2", "--json", "-")
+    done = mtdit(*look, "--calibration", "blue", "--bus", "sdk", HF_LEROBOT_CALIBRATION=str(tmp_path))
+    assert done.returncode == 1
+    checks = {check["id"]: check for check in json.loads(done.stdout)["checks"]}
+    assert "values differ: shoulder_pan homing_offset: file -137, servo 0" in checks["calibration"]["finding"]
+    assert "what to do" in done.stderr
+    assert_one_line(mtdit(*look, "--calibration", "green"), "no calibration of a robot 'green'")
+
+
 # -- setup-motors
 
 
@@ -368,7 +408,7 @@ def test_setup_motors_in_a_terminal(arm: Arm, terminal: Start) -> None:
     gripper, roll = ServoRegisters(1), ServoRegisters(5)
     gripper.set("Baud_Rate", 4)
     plug(arm)
-    screen = terminal("-m", "mtdit.cli", "setup-motors", "--port", arm.port)
+    screen = terminal("-m", "mtdit.cli", "setup-motors", "--port", arm.port, *QUICKLY)
     screen.expect("connect only the gripper servo (gear 1/345) of the arm, power on: ENTER when ready")
     screen.send("x" + ENTER)
     screen.expect("no servo answers")
@@ -411,20 +451,18 @@ def test_leaving_setup_motors_changes_nothing(arm: Arm, terminal: Start, key: st
     assert one.get("ID") == 1
 
 
-def test_setup_motors_in_a_script(
-    arm: Arm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_setup_motors_in_a_script(arm: Arm, refused: Refused) -> None:
     one = ServoRegisters(1)
     plug(arm, one)
-    command = ("setup-motors", "--port", arm.port)
-    assert "no terminal to answer in: add --motor gripper --yes" in fails(capsys, monkeypatch, *command)
-    assert "no motor 'griper'" in fails(capsys, monkeypatch, *command, "--motor", "griper", "--yes")
+    command = ("setup-motors", "--port", arm.port, *QUICKLY)
+    assert "no terminal to answer in: add --motor gripper --yes" in refused(*command)
+    assert "no motor 'griper'" in refused(*command, "--motor", "griper", "--yes")
     for said in ("wrist_flex is now id 4 at 1000000 baud", "wrist_flex is right already"):
         done = mtdit(*command, "--motor", "wrist_flex", "--yes")
         assert (done.returncode, said in done.stdout) == (0, True), done.stdout + done.stderr
         assert one.get("ID") == 4
     plug(arm)
-    assert "no servo answers" in fails(capsys, monkeypatch, *command, "--motor", "gripper", "--yes")
+    assert "no servo answers" in refused(*command, "--motor", "gripper", "--yes")
 
 
 # -- find-port

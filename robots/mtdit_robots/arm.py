@@ -22,6 +22,7 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.feetech import Bus, BusError, open_bus
 from mtdit_robots.robot import Observation, Positions
 from mtdit_robots.servos import JOINT_BY_ID, SERVOS
+from mtdit_robots.signals import undisturbed
 from mtdit_robots.so101 import IDS, JOINTS, Ticks
 
 log = logging.getLogger(__name__)
@@ -152,11 +153,12 @@ class So101Arm:
     def _close_bus(self) -> None:
         if self._bus is None:
             return
-        energised = self.torque_off()
-        if energised:
-            log.warning("%s did not confirm torque off: cut the arm's power", ", ".join(energised))
-        self._bus.close()
-        self._bus = self._goal = None
+        with undisturbed():
+            energised = self.torque_off()
+            if energised:
+                log.warning("%s did not confirm torque off: cut the arm's power", ", ".join(energised))
+            self._bus.close()
+            self._bus = self._goal = None
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Bus]:

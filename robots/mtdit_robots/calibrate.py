@@ -15,7 +15,8 @@ from mtdit_robots import calibration as calibrations
 from mtdit_robots import servos
 from mtdit_robots.calibration import MAX_HOMING_OFFSET, MAX_TICK, Calibration, JointCalibration
 from mtdit_robots.errors import UserError
-from mtdit_robots.feetech import Bus, BusError
+from mtdit_robots.feetech import Bus, BusError, open_bus
+from mtdit_robots.signals import undisturbed
 from mtdit_robots.so101 import IDS, JOINTS
 from mtdit_robots.sts3215 import TICKS_PER_TURN
 
@@ -174,8 +175,9 @@ class Calibrator:
 
     def _leave(self) -> None:
         """Former calibration back unless done, torque off, locked; every step is tried whatever the others do."""
-        kept = self._done or self._restored()
-        _leave_limp(self._bus, self._say)
+        with undisturbed():
+            kept = self._done or self._restored()
+            _leave_limp(self._bus, self._say)
         if not kept:
             self._say("their former calibration could not be given back: calibrate again, or --import this arm's file")
         elif not self._done:
@@ -199,7 +201,8 @@ def write(bus: Bus, calibration: Calibration, say: Callable[[str], None] = print
     try:
         servos.write_calibration(bus, calibration)
     finally:
-        _leave_limp(bus, say)
+        with undisturbed():
+            _leave_limp(bus, say)
 
 
 def _leave_limp(bus: Bus, say: Callable[[str], None]) -> None:
@@ -288,13 +291,13 @@ def _judge_travel(joint: str, held: JointCalibration, finding: str) -> Finding:
 
 
 @contextlib.contextmanager
-def opened(port: str, timeout_s: float = 0.05) -> Iterator[Bus]:
+def opened(port: str, timeout_s: float = 0.05, bus: str = "own") -> Iterator[Bus]:
     """An open bus that is patient, as LeRobot is while calibrating: a person shakes the cables.
 
-    UserError for a port that does not open, and for servos that fall silent inside the block.
+    bus: "own" or "sdk". UserError for a port that does not open, and for servos that fall silent inside the block.
     """
     try:
-        with Bus(port, timeout_s=timeout_s, retries=5) as bus:
-            yield bus
+        with open_bus(bus, port, timeout_s=timeout_s, retries=5) as opened_bus:
+            yield opened_bus
     except BusError as error:
         raise UserError(f"{error}: check the arm's cables and power supply, then try again") from error

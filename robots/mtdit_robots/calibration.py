@@ -52,7 +52,7 @@ def load(path: str | Path) -> dict[str, JointCalibration]:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"no calibration file {path}: run `mtdit calibrate`, or correct the path") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the calibration file {path} ({error}): restore it from a copy") from error
     try:
         return _parse(content)
@@ -68,9 +68,22 @@ def save(calibration: Calibration, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps({joint: asdict(calibration[joint]) for joint in JOINTS}, indent=4).encode()
-    if path.is_file() and (former := path.read_bytes()) != content:
-        _keep(path, former)
+    if path.is_file() and (before := path.read_bytes()) != content:
+        _keep(path, before)
     _write_whole(path, content)
+
+
+def check_place(path: Path) -> None:
+    """UserError when `save` could not write there: better told before an arm is swept than after."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file in it, e.g. {path / 'my_arm.json'}")
+    probe = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): choose another place with --file") from error
 
 
 @dataclass(frozen=True)
@@ -90,14 +103,19 @@ def history(path: str | Path) -> list[Version]:
 
 def restore(path: str | Path, number: int = 1) -> Version:
     """Put a former version back at `path`; what was there goes to the history. UserError names the ones there are."""
+    version = former(path, number)
+    save(load(version.path), path)
+    return version
+
+
+def former(path: str | Path, number: int = 1) -> Version:
+    """The `number`-th newest former version of the file at `path`. UserError names the ones there are."""
     versions = history(path)
     if not versions:
         raise UserError(f"{path} has no former versions: nothing was ever replaced there")
     if not 1 <= number <= len(versions):
         raise UserError(f"{path} has former versions 1..{len(versions)}, no {number}: `--history` lists them")
-    version = versions[number - 1]
-    save(load(version.path), path)
-    return version
+    return versions[number - 1]
 
 
 def search_directories(leader: bool = False) -> tuple[Path, ...]:

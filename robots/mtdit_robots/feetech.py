@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 import serial
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.processes import holders
 from mtdit_robots.sts3215 import REGISTERS, Register, decode, encode, error_words
 
 PING, READ, WRITE, REG_WRITE, ACTION, SYNC_READ, SYNC_WRITE = 1, 2, 3, 4, 5, 0x82, 0x83
@@ -304,7 +305,13 @@ def find_register(name: str) -> Register:
 
 
 def open_serial(port: str, baud: int) -> serial.Serial:
-    """Open `port` exclusively, 8N1, non-blocking. UserError with the fix when that fails."""
+    """Open `port` exclusively, 8N1, non-blocking. UserError with the fix when that fails.
+
+    LeRobot and the SDK lock no port: who already has it open is looked up. Two programs on one wire garble each other.
+    """
+    others = holders(os.path.realpath(port))
+    if others:
+        raise UserError(f"{port} is in use by {', '.join(others)}: stop it and try again")
     try:
         handle = serial.Serial(port, baud, timeout=0, exclusive=True)
     except (OSError, ValueError) as error:

@@ -13,9 +13,10 @@ from mtdit_robots import calibration as calibrations
 from mtdit_robots import servos
 from mtdit_robots.calibration import Calibration
 from mtdit_robots.errors import UserError
-from mtdit_robots.feetech import Bus, BusError
+from mtdit_robots.feetech import Bus, BusError, open_bus
 from mtdit_robots.robot import Positions
 from mtdit_robots.servos import JOINT_BY_ID, SERVOS
+from mtdit_robots.signals import undisturbed
 from mtdit_robots.so101 import JOINTS
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class So101Leader:
     """An SO-101 leader on its serial port. It is never energised.
 
     port: serial device. calibration: the leader's own, as LeRobot made it. timeout_s, retries: of one bus exchange.
+    bus: "own" driver, or "sdk" for Feetech's packets.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class So101Leader:
         baud: int = 1_000_000,
         timeout_s: float = 0.05,
         retries: int = 1,
+        bus: str = "own",
     ) -> None:
         self._port, self._baud, self._timeout_s, self._retries = port, baud, timeout_s, retries
+        self._bus_kind = bus
         self._calibration = dict(calibration)
         self._ranges = calibrations.ranges(calibration, use_degrees)
         self._bus: Bus | None = None
@@ -59,7 +63,7 @@ class So101Leader:
         if self._bus is not None:
             raise UserError(f"the leader on {self._port} is already connected: close it first")
         try:
-            self._bus = Bus(self._port, self._baud, self._timeout_s, self._retries)
+            self._bus = open_bus(self._bus_kind, self._port, self._baud, self._timeout_s, self._retries)
             servos.handshake(self._bus)
             self._configure(self._bus)
         except BusError as error:
@@ -82,11 +86,12 @@ class So101Leader:
         """Torque off, as it was all along, and close the port. Safe to call twice."""
         if self._bus is None:
             return
-        stiff = servos.release(self._bus)
-        if stiff:
-            log.warning("leader: %s did not confirm torque off: cut its power", ", ".join(stiff))
-        self._bus.close()
-        self._bus = None
+        with undisturbed():
+            stiff = servos.release(self._bus)
+            if stiff:
+                log.warning("leader: %s did not confirm torque off: cut its power", ", ".join(stiff))
+            self._bus.close()
+            self._bus = None
 
     def __enter__(self) -> So101Leader:
         self.connect()

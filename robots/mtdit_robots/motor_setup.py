@@ -72,6 +72,7 @@ def set_up(port: str, servo: Servo, joint: str, timeout_s: float = 0.05) -> Serv
     target = replace(servo, id=IDS[joint], baud=BAUD)
     try:
         with Bus(port, servo.baud, timeout_s, retries=5) as bus:
+            _make_writable(bus, servo, joint)
             _write_both(bus, servo, target)
         with Bus(port, BAUD, timeout_s, retries=5) as bus:
             _prove(bus, target)
@@ -83,10 +84,16 @@ def set_up(port: str, servo: Servo, joint: str, timeout_s: float = 0.05) -> Serv
     return target
 
 
+def _make_writable(bus: Bus, servo: Servo, joint: str) -> None:
+    try:
+        bus.write(servo.id, "Torque_Enable", 0)
+        bus.write(servo.id, "Lock", 0)
+    except BusError as error:
+        raise UserError(f"{joint}: {error}, its id and rate are as they were: check its cable, try again") from error
+
+
 def _write_both(bus: Bus, servo: Servo, target: Servo) -> None:
     """Rate last: it takes effect at once, and the reply to it may come at either rate."""
-    bus.write(servo.id, "Torque_Enable", 0)
-    bus.write(servo.id, "Lock", 0)
     if servo.id != target.id:
         with contextlib.suppress(BusError):  # the reply may carry the old id or the new one; `_prove` tells
             bus.write(servo.id, "ID", target.id)

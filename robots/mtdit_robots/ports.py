@@ -11,11 +11,12 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mtdit_robots import processes
 from mtdit_robots.errors import UserError
 from mtdit_robots.feetech import BROADCAST, FRAME_OVERHEAD, PING, Bus, BusError, build, open_serial, take_frame
 from mtdit_robots.so101 import IDS
@@ -93,7 +94,7 @@ def probe(
         else:
             servos = next(filter(None, (_ping(port.path, baud, ids, timeout_s) for baud in BAUDS)), [])
     except (UserError, BusError) as error:
-        return Report(port, problem=_with_holders(str(error), port.device))
+        return Report(port, problem=str(error))
     return Report(port, tuple(servos))
 
 
@@ -164,15 +165,9 @@ def _identify(bus: Bus, baud: int, servo: int) -> Servo:
     return Servo(servo, baud, model, f"{major}.{minor}", tenths / 10, faults)
 
 
-def holders(device: str, proc: Path = Path("/proc")) -> list[str]:
-    """Other programs that have `device` open, as "python (pid 123)". Those of other users need root to be seen."""
-    others = (folder for folder in _processes(proc) if int(folder.name) != os.getpid())
-    return [f"{_name(folder)} (pid {folder.name})" for folder in others if device in _open_files(folder)]
-
-
-def modem_manager_runs(proc: Path = Path("/proc")) -> bool:
+def modem_manager_runs() -> bool:
     """Whether ModemManager is there; it opens every new serial port and talks to it for some seconds."""
-    return any(_name(folder) == "ModemManager" for folder in _processes(proc))
+    return processes.runs("ModemManager")
 
 
 def udev_rule(device: str, sys_class: Path = Path("/sys/class/tty")) -> str:
@@ -185,29 +180,6 @@ def udev_rule(device: str, sys_class: Path = Path("/sys/class/tty")) -> str:
         f'SUBSYSTEM=="tty", ATTRS{{idVendor}}=="{vendor}", ATTRS{{idProduct}}=="{product}", '
         'MODE="0660", GROUP="dialout", ENV{ID_MM_DEVICE_IGNORE}="1"'
     )
-
-
-def _with_holders(message: str, device: str) -> str:
-    names = holders(device) if "in use" in message else []
-    return f"{message}; held by {', '.join(names)}" if names else message
-
-
-def _processes(proc: Path) -> Iterator[Path]:
-    return (folder for folder in sorted(proc.glob("[0-9]*")) if folder.name.isdigit())
-
-
-def _open_files(process: Path) -> Iterator[str]:
-    try:
-        links = list((process / "fd").iterdir())
-    except OSError:
-        return
-    for link in links:
-        with contextlib.suppress(OSError):  # closed meanwhile
-            yield os.readlink(link)
-
-
-def _name(process: Path) -> str:
-    return _text(process / "comm")
 
 
 def _text(file: Path) -> str:

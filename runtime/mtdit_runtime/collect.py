@@ -6,12 +6,13 @@ out. Everything slow (finishing an episode, words for the user) happens in a thr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.demonstrations import Episode, Recording
+from mtdit_runtime.demonstrations import FEWEST_FRAMES, Episode, Recording
 from mtdit_runtime.loop import Tick
 from mtdit_runtime.safety import Stop
 
@@ -19,19 +20,33 @@ NEXT, AGAIN, STOP = ("right", "enter", "n"), ("left", "r"), ("escape", "q")
 KEYS = "right or ENTER: on to the next   left or r: once more   q or ESC: enough"
 READY_S = 3.0  # before the first episode: the follower's way to the leader's pose is no demonstration
 SHORTEST_S = 0.3  # a key that was hit twice is no episode
+SLOWEST_SHARE = 0.95  # of the rate the frames are marked with; a late tick now and then is nothing
 
 Key = Callable[[], str | None]  # the key hit since it was last asked, if any
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be recorded."""
+    """What is to be recorded. UserError for a task without words, and for episodes that are over before they begin."""
 
     task: str
     episodes: int
     episode_s: float = 60.0
     reset_s: float = 60.0
     ready_s: float = READY_S
+
+    def fewest_frames(self, fps: int) -> int:
+        return max(FEWEST_FRAMES, math.ceil(SHORTEST_S * fps))
+
+    def check(self, fps: int) -> None:
+        """UserError for a plan of which nothing would be kept."""
+        if not self.task.strip():
+            raise UserError('an empty task teaches nothing: say what is shown, e.g. --task "open the drawer"')
+        if round(self.episode_s * fps) < self.fewest_frames(fps):
+            raise UserError(
+                f"{self.episode_s:g} s at {fps} frames a second are no episode: use --episode-seconds "
+                f"{self.fewest_frames(fps) / fps:g} or more"
+            )
 
 
 @dataclass
@@ -43,6 +58,7 @@ class Outcome:
     discarded: int = 0
     repeated: dict[str, int] = field(default_factory=dict)  # camera -> pictures shown twice, encoder too slow
     stale_frames: int = 0  # kept rows whose pictures were old: the arm held meanwhile
+    slow_episodes: int = 0  # kept, though the loop was slower than their frames say
     interrupted: bool = False  # an episode was under way when the run ended
 
 
@@ -59,6 +75,7 @@ class Session:
         key: Key = lambda: None,
         say: Callable[[str], None] = print,
     ) -> None:
+        plan.check(recording.layout.fps)
         self.recording, self.plan, self.outcome = recording, plan, Outcome()
         self._key, self._tell = key, say
         self._writer = ThreadPoolExecutor(1, "recording")
@@ -70,12 +87,16 @@ class Session:
         self._say(f"{recording.n_episodes} episodes so far; recording begins in {plan.ready_s:g} s")
 
     def __call__(self, tick: Tick) -> None:
+        """Raises Stop when it is enough, UserError when the disk takes no more."""
         self._now_s = tick.time_s
         key = self._key()
-        if self._episode is not None:
-            self._record(self._episode, tick, key)
-        else:
+        if self._episode is None:
             self._pause(key)
+            return
+        try:
+            self._record(self._episode, tick, key)
+        except OSError as error:
+            raise self._no_room(error) from error
 
     def status(self) -> str:
         """One line for the screen."""
@@ -111,10 +132,11 @@ class Session:
             self._end(episode)
 
     def _end(self, episode: Episode) -> None:
-        if len(episode) < SHORTEST_S * self.recording.layout.fps:
+        if len(episode) < self.plan.fewest_frames(self.recording.layout.fps):
             self._throw_away(episode, f"{len(episode)} frames are too few")
             return
-        self._writing = self._writer.submit(self._keep, episode, self._stale)
+        rate_hz = len(episode) / (self._now_s - self._since_s)
+        self._writing = self._writer.submit(self._keep, episode, self._stale, rate_hz)
         self._begin_pause(self.plan.reset_s)
 
     def _throw_away(self, episode: Episode, why: str) -> None:
@@ -160,15 +182,19 @@ class Session:
 
     # -- in the writer's thread
 
-    def _keep(self, episode: Episode, stale: int) -> bool:
+    def _keep(self, episode: Episode, stale: int, rate_hz: float) -> bool:
         self.recording.keep(episode)
-        seconds = len(episode) / self.recording.layout.fps
+        fps = self.recording.layout.fps
+        seconds = len(episode) / fps
         lines = [f"episode {self.outcome.kept + 1} kept: {seconds:.1f} s, {len(episode)} frames"]
         for camera, n in episode.repeated.items():
             lines.append(f"{n} frames of {camera} were too many for the encoder, the ones before are shown instead")
             self.outcome.repeated[camera] = self.outcome.repeated.get(camera, 0) + n
         if stale:
             lines.append(f"{stale} frames were old when the arm saw them: check the cameras")
+        if rate_hz < SLOWEST_SHARE * fps:
+            lines.append(f"only {rate_hz:.1f} of {fps} ticks a second: a policy learns it that much faster")
+            self.outcome.slow_episodes += 1
         self.outcome.stale_frames += stale
         self.outcome.frames += len(episode)
         self._tell("; ".join(lines))
@@ -180,7 +206,10 @@ class Session:
         try:
             self.outcome.kept += bool(writing and writing.result())
         except OSError as error:
-            raise UserError(f"{self.recording.root} cannot be written ({error}): make room, then --resume") from error
+            raise self._no_room(error) from error
+
+    def _no_room(self, error: OSError) -> UserError:
+        return UserError(f"{self.recording.root} cannot be written ({error}): make room, then --resume")
 
     def _say(self, line: str) -> None:
         self._writer.submit(self._tell, line)

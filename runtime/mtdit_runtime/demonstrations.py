@@ -8,10 +8,13 @@ is then left over is overwritten by the next session. Source of the format: LeRo
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,6 +42,8 @@ FEWEST_FRAMES = 2  # one frame has no spread: statistics, and any policy, need t
 _INDICES = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64",
             "task_index": "int64"}  # fmt: skip
 _COUNTERS = ("total_episodes", "total_frames", "total_tasks", "splits")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,11 +131,15 @@ class Recording:
         self._info = _new_info(layout)
         self._resumed_at = 0
         _check_room(root, resume)
-        if (root / INFO).is_file():
-            self._resume()
         self._aside = root / ASIDE
-        shutil.rmtree(self._aside, ignore_errors=True)
-        self._aside.mkdir(parents=True)
+        with ExitStack() as alone:
+            alone.enter_context(_only_writer(root))
+            if (root / INFO).is_file():
+                with _whole(root):
+                    self._resume()
+            shutil.rmtree(self._aside, ignore_errors=True)
+            self._aside.mkdir()
+            self._alone = alone.pop_all()
 
     @property
     def n_episodes(self) -> int:
@@ -185,13 +194,14 @@ class Recording:
         shutil.rmtree(self._aside, ignore_errors=True)
         if self.root.is_dir() and not any(self.root.iterdir()):
             self.root.rmdir()
+        self._alone.close()
 
     # -- going on with an earlier session
 
     def _resume(self) -> None:
         """Read what is there; counters and statistics are made good from the episodes themselves."""
         pq = _parquet()
-        self._info = json.loads((self.root / INFO).read_text())
+        self._info = read_info(self.root)
         _check_same(self._info, self.layout, self.root)
         self._rows = list(_episode_rows(self.root))
         self._resumed_at = len(self._rows)
@@ -295,19 +305,28 @@ class Recorded:
 def read_episode(root: Path, number: int) -> Recorded:
     """Episode `number` of a LeRobotDataset v3. UserError: no dataset, no such episode, other features."""
     pq, info = _parquet(), read_info(root)
-    rows = list(_episode_rows(root))
-    if not 0 <= number < len(rows):
-        raise UserError(f"{root} has no episode {number}: it has 0 to {len(rows) - 1}")
-    row = rows[number]
-    pattern = info.get("data_path") or DATA_PATH
-    path = root / pattern.format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-    try:
+    with _whole(root):
+        rows = list(_episode_rows(root))
+        if not 0 <= number < len(rows):
+            there = f"0 to {len(rows) - 1}" if rows else "none"
+            raise UserError(f"{root} has no episode {number}: it has {there}")
+        row = rows[number]
+        pattern = info.get("data_path") or DATA_PATH
+        path = root / pattern.format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         table = pq.read_table(path, columns=[ACTION, STATE, "episode_index"], filters=[("episode_index", "=", number)])
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): copy the dataset again") from error
-    states, actions = (np.array(table[key].to_pylist(), np.float64) for key in (STATE, ACTION))
-    joints = tuple(str(name).removesuffix(".pos") for name in info["features"][ACTION].get("names") or [])
-    return Recorded(int(info["fps"]), joints, row["tasks"][0], states, actions)
+        states, actions = (np.array(table[key].to_pylist(), np.float64) for key in (STATE, ACTION))
+        joints = tuple(str(name).removesuffix(".pos") for name in info["features"][ACTION].get("names") or [])
+        return Recorded(int(info["fps"]), joints, row["tasks"][0], states, actions)
+
+
+@contextmanager
+def _whole(root: Path) -> Iterator[None]:
+    """UserError where a dataset's tables are not what its format says, whatever was damaged."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        what = (str(error).splitlines() or [""])[0][:160]
+        raise UserError(f"{root} is damaged ({type(error).__name__}: {what}): restore it from a copy") from error
 
 
 def read_info(root: Path) -> dict[str, Any]:
@@ -479,6 +498,27 @@ def _video_info(layout: Layout, key: str, codec: Codec) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _only_writer(root: Path) -> Iterator[None]:
+    """Hold the folder, new or not; a process that dies lets go of it. UserError while another one holds it."""
+    root.mkdir(parents=True, exist_ok=True)
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        _lock(folder, root)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, root: Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another program records into {root}: wait for it, or choose another --out") from error
+    except OSError as error:  # a network folder may know no locks
+        log.debug("%s cannot be locked: %s", root, error)
+
+
 def _check_room(root: Path, resume: bool) -> None:
     """UserError for a folder that holds something else, or an earlier session nobody asked to continue."""
     if root.exists() and not root.is_dir():
@@ -492,8 +532,6 @@ def _check_room(root: Path, resume: bool) -> None:
 
 def _check_same(info: Mapping[str, Any], layout: Layout, root: Path) -> None:
     """UserError naming the first thing in which the recording differs from what is to be added."""
-    if not str(info.get("codebase_version")).startswith("v3."):
-        raise UserError(f"{root} is a dataset of version {info.get('codebase_version')}: convert it to v3.0 first")
     asked = _new_info(layout)
     for name in ("fps", "robot_type"):
         if info.get(name) != asked[name]:

@@ -68,6 +68,7 @@ class Questions:
     cycles: int = 1000  # bus exchanges whose errors are counted
     camera_s: float = 3.0
     patience_s: float = 0.05  # of a servo
+    bus: str = "own"  # or sdk
     root: Path = Path("/")
 
 
@@ -85,7 +86,7 @@ def doctor(asked: Questions | None = None) -> list[Check]:
         checks.append(_no_port())
     else:
         checks += doctor_arm.check_arm(
-            q.port, q.calibration, manifest, q.servo_volts, q.cycles, q.patience_s
+            q.port, q.calibration, manifest, q.servo_volts, q.cycles, q.patience_s, q.bus
         )  # fmt: skip
     if q.cameras:
         checks += doctor_cameras.check_cameras(q.cameras, bundle, q.camera_s)
@@ -208,12 +209,12 @@ def _cannot_run(ort: Any, name: str) -> str:
 def _check_tensorrt() -> Check:
     if importlib.util.find_spec("tensorrt") is None:
         return Check("tensorrt", OK, "not installed", "for NVIDIA GPUs; on a Jetson: apt install python3-libnvinfer")
-    from mtdit_runtime.engine import gpu_name
+    from mtdit_runtime.engine import this_device
 
     try:
         import tensorrt  # type: ignore[import-not-found,unused-ignore]
 
-        name = gpu_name()
+        name = this_device().gpu
         tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
     except (UserError, ImportError, RuntimeError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -11,7 +11,7 @@ from pathlib import Path
 from mtdit_robots import calibration as calibrations
 from mtdit_robots import servos
 from mtdit_robots.errors import UserError
-from mtdit_robots.feetech import Bus, BusError
+from mtdit_robots.feetech import Bus, BusError, open_bus
 from mtdit_robots.so101 import IDS, JOINTS
 from mtdit_robots.sts3215 import BAUD_CODES, MODEL_NUMBER
 from mtdit_runtime.bundle import Manifest
@@ -23,6 +23,7 @@ MAX_VOLTAGE_SPREAD_V = 0.6  # along the chain; more is a bad plug or a thin cabl
 VOLTAGE_SHARE = 0.15  # a supply may be so far from what the servos are made for
 MAX_ERROR_RATE = 0.001  # of the exchanges; with two retries a run does not notice that
 GAINS = {"P_Coefficient": 16, "I_Coefficient": 0, "D_Coefficient": 32}  # LeRobot's, set at every connect
+MAX_IN_A_ROW = 20  # exchanges without any answer: the power is off
 BEYOND = 5.0  # degrees a policy may go beyond an arm's range unnoticed: the guards allow as much
 OUTSIDE_TICKS = 100  # as `arm.py` refuses
 _PROBE_S = 0.02  # per id and rate, when nobody answers
@@ -35,10 +36,11 @@ def check_arm(
     servo_volts: float | None = None,
     cycles: int = 1000,
     patience_s: float = 0.05,
+    kind: str = "own",
 ) -> Iterator[Check]:
-    """Every check of an arm on its port. cycles: bus exchanges whose errors are counted."""
+    """Every check of an arm on its port. cycles: bus exchanges whose errors are counted. kind: of bus, own or sdk."""
     try:
-        bus = Bus(port, timeout_s=patience_s)
+        bus = open_bus(kind, port, timeout_s=patience_s)
     except UserError as error:
         yield Check("port", FAIL, f"{port} does not open", str(error))
         return
@@ -102,8 +104,8 @@ _FAULTS = {
 
 
 def _check_firmware(bus: Bus, there: list[int]) -> Check:
-    major, minor = (bus.sync_read(f"Firmware_{part}_Version", there) for part in ("Major", "Minor"))
-    versions = {servo: f"{major[servo]}.{minor[servo]}" for servo in there if servo in major and servo in minor}
+    major, minor = (servos.read(bus, f"Firmware_{part}_Version", there) for part in ("Major", "Minor"))
+    versions = {servo: f"{major[servo]}.{minor[servo]}" for servo in there}
     finding = ", ".join(sorted(set(versions.values())))
     if len(set(versions.values())) > 1:
         finding = ", ".join(f"{servos.JOINT_BY_ID[servo]} {version}" for servo, version in versions.items())
@@ -113,11 +115,11 @@ def _check_firmware(bus: Bus, there: list[int]) -> Check:
 
 def _check_voltage(bus: Bus, there: list[int], servo_volts: float | None) -> Check:
     """Against what the servos themselves allow, against their type if it is known, and along the chain."""
-    volts = {servo: value / 10 for servo, value in bus.sync_read("Present_Voltage", there).items()}
-    low, high = (bus.sync_read(f"{end}_Voltage_Limit", there) for end in ("Min", "Max"))
+    volts = {servo: value / 10 for servo, value in servos.read(bus, "Present_Voltage", there).items()}
+    low, high = (servos.read(bus, f"{end}_Voltage_Limit", there) for end in ("Min", "Max"))
     finding = f"{min(volts.values()):.1f} to {max(volts.values()):.1f} V"
     for servo, value in volts.items():
-        if not low.get(servo, 0) / 10 <= value <= high.get(servo, 255) / 10:
+        if not low[servo] / 10 <= value <= high[servo] / 10:
             limits = f"{low[servo] / 10:.1f} to {high[servo] / 10:.1f} V"
             return Check("voltage", FAIL, f"{finding}, {servos.named([servo])} is made for {limits}", _SUPPLY)
     mean = sum(volts.values()) / len(volts)
@@ -131,20 +133,27 @@ _SUPPLY = "use the power supply that belongs to the servos (7.4 V types: 5 to 7.
 
 
 def _check_gains(bus: Bus, there: list[int]) -> Check:
-    """What the servos hold now; every connect sets LeRobot's values, with which recordings are made."""
-    held = {name: set(bus.sync_read(name, there).values()) for name in GAINS}
+    """What the servos hold now. Not compared with a bundle: LeRobot's datasets, and so bundles, keep no gains.
+
+    Recordings are made with what LeRobot's follower sets at every connect, and so do we: no fault of the arm.
+    """
+    held = {name: set(servos.read(bus, name, there).values()) for name in GAINS}
     finding = ", ".join(f"{name[0]} {'/'.join(map(str, sorted(values)))}" for name, values in held.items())
     same = all(values == {GAINS[name]} for name, values in held.items())
-    return Check("gains", OK, finding if same else f"{finding}; P 16, I 0, D 32 once connected")
+    wanted = "LeRobot's, with which demonstrations are recorded"
+    return Check("gains", OK, f"{finding}: {wanted}" if same else f"{finding}; at connect P 16, I 0, D 32: {wanted}")
 
 
 def _check_errors(bus: Bus, there: list[int], cycles: int) -> Check:
     """Replies that did not come, in plain exchanges without a retry."""
     retries, bus.retries = bus.retries, 0
     try:
-        lost = dict.fromkeys(there, 0)
+        lost, in_a_row = dict.fromkeys(there, 0), 0
         for _ in range(cycles):
             answers = bus.sync_read("Present_Position", there)
+            in_a_row = 0 if answers else in_a_row + 1
+            if in_a_row > MAX_IN_A_ROW:
+                raise BusError(f"nobody on {bus.port} answers any more")
             for servo in there:
                 lost[servo] += servo not in answers
     finally:

@@ -73,9 +73,11 @@ class VideoSink:
         self._file.mux(self._stream.encode(picture))
 
     def close(self) -> None:
-        if self._n_frames:
-            self._file.mux(self._stream.encode(None))
-        self._file.close()
+        try:
+            if self._n_frames:
+                self._file.mux(self._stream.encode(None))
+        finally:
+            self._file.close()
 
 
 class PngSink:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import numpy as np
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Observation, Positions, Robot
+from mtdit_robots.signals import handled_by
 from mtdit_robots.twin.scene import TICK_S
 from mtdit_runtime.ledger import Ledger
 from mtdit_runtime.safety import Safety, Stop
@@ -29,10 +29,11 @@ from mtdit_runtime.safety import Safety, Stop
 if TYPE_CHECKING:
     from rich.table import Table
 
-REASONS = ("duration", "success", "interrupted", "stale camera", "bus", "policy error", "blocked")
+REASONS = (
+    "duration", "success", "interrupted", "stale camera", "bus", "leader", "policy error", "blocked", "recording"
+)  # fmt: skip
 GOOD_REASONS = ("duration", "success", "interrupted")
 UNSAFE_TO_MOVE = ("bus", "blocked")  # no ride home after these
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a supervisor, a lost terminal or ssh
 LOCKSTEP_FPS = round(1 / TICK_S)
 
 
@@ -100,11 +101,11 @@ class LockstepClock:
 
 
 def check_lockstep(fps: float) -> None:
-    """Raises UserError for a policy of another rate: in lock-step it would see the arm move at the wrong speed."""
+    """Raises UserError for another rate than the twin's: in lock-step the arm would move at the wrong speed."""
     if fps != LOCKSTEP_FPS:
         raise UserError(
-            f"the policy runs at {fps:g} Hz, a lock-step tick of the twin is 1/{LOCKSTEP_FPS} s: "
-            "use `mtdit run --clock real`"
+            f"a lock-step tick of the twin is 1/{LOCKSTEP_FPS} s, and {fps:g} are asked for in a second: "
+            "use --clock real"
         )
 
 
@@ -177,7 +178,7 @@ def run(
     """Drive a connected robot until something ends the run; afterwards it holds its pose, at home if asked.
 
     The queue must have been reset to its task. Raises UserError for what the user must mend (a camera's size); every
-    other failure of robot or policy ends the run and stands in the report.
+    other failure of robot, policy or `on_tick` ends the run and stands in the report.
     """
     with _interrupts() as interrupts, _quiet_memory():
         loop = _Loop(robot, queue, safety, config, clock, success, on_tick, interrupts)
@@ -205,30 +206,15 @@ class _Interrupts:
 def _interrupts() -> Iterator[_Interrupts]:
     """Count the signals that end a run instead of dying of them."""
     interrupts = _Interrupts()
-    with _handled_by(interrupts.note):
+    with handled_by(interrupts.note):
         yield interrupts
 
 
 @contextmanager
 def dying_in_order() -> Iterator[None]:
     """SIGTERM and a lost terminal raise KeyboardInterrupt, as Ctrl-C does: else no `finally` would release the arm."""
-    with _handled_by(signal.default_int_handler):
+    with handled_by(signal.default_int_handler):
         yield
-
-
-@contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Only the main thread may handle signals; elsewhere nothing changes. What `nohup` ignores stays ignored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    ends = [s for s in ENDING_SIGNALS if s is signal.SIGINT or signal.getsignal(s) is not signal.SIG_IGN]
-    before = {s: signal.signal(s, handler) for s in ends}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
 
 
 @contextmanager
@@ -324,7 +310,7 @@ class _Loop:
         return Tick(self.ticks, now_s - self.start_s, seen, wanted, sent, *self._origin(fresh), fresh, work_s)
 
     def _policy_step(self, seen: Observation) -> Positions:
-        with self.ledger.time("policy"), _as_policy_error():
+        with self.ledger.time("policy"), _as_stop("policy error", UserError):
             return self.queue.step(seen.positions, seen.frames)
 
     def _origin(self, fresh: bool) -> tuple[int, int, int]:
@@ -333,10 +319,11 @@ class _Loop:
     def _after(self, tick: Tick) -> None:
         """What can wait until the command is out."""
         self.ticks += 1
-        with _as_policy_error():
+        with _as_stop("policy error", UserError):
             self.queue.prepare()
         if self.on_tick is not None:
-            self.on_tick(tick)
+            with _as_stop("recording"):
+                self.on_tick(tick)
 
     def _check_success(self) -> None:
         """Right after observing: by then the twin has carried out the last command, in either clock."""
@@ -418,14 +405,19 @@ class _Loop:
 
 
 @contextmanager
-def _as_policy_error() -> Iterator[None]:
-    """Whatever the policy raises, here or in its worker, ends the run and is named in the report."""
+def _as_stop(reason: str, ends: type[Exception] = Stop) -> Iterator[None]:
+    """Whatever is raised in the block ends the run in order, ride home and all, and is named in the report.
+
+    ends: what passes as it is.
+    """
     try:
         yield
-    except (UserError, Stop):
+    except (Stop, ends):
         raise
+    except UserError as error:
+        raise Stop(reason, str(error)) from error
     except Exception as error:
-        raise Stop("policy error", f"{type(error).__name__}: {error}") from error
+        raise Stop(reason, f"{type(error).__name__}: {error}") from error
 
 
 def report_table(report: RunReport) -> Table:

@@ -79,7 +79,10 @@ class ActionSource(ABC):
 
 
 class LeaderSource(ActionSource):
-    """The leader's positions. Silence holds the last ones for a while, then ends the run. lost: silent ticks."""
+    """The leader's positions. Silence holds the last ones for a while, then ends the run. lost: silent ticks.
+
+    The follower is sound then: it rides back instead of dropping.
+    """
 
     def __init__(self, leader: Leader, cameras: tuple[str, ...] = ()) -> None:
         super().__init__(Actor(leader.joints, cameras))
@@ -94,7 +97,7 @@ class LeaderSource(ActionSource):
         except OSError as error:
             self.lost, self._silent = self.lost + 1, self._silent + 1
             if self._silent >= MAX_SILENT_TICKS:
-                raise Stop("bus", f"leader: {error}") from error
+                raise Stop("leader", f"{error}: check its cable and power supply") from error
         return positions if self._last is None else self._last
 
 

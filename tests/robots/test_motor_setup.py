@@ -136,6 +136,11 @@ def test_a_servo_that_does_not_take_its_id_is_told() -> None:
             set_up(chain.port, NEW, "wrist_flex", 0.2)
 
 
+def test_a_servo_that_is_gone_before_anything_was_written_is_told_so() -> None:
+    with wire() as chain, pytest.raises(UserError, match=r"gripper: servo 1 .* its id and rate are as they were"):
+        set_up(chain.port, NEW, "gripper", 0.1)
+
+
 def test_a_servo_whose_rate_was_not_written_yet_is_finished() -> None:
     """The power failed between id and rate."""
     half = servo(6, 500_000)

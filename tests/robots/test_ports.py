@@ -20,12 +20,11 @@ from mtdit_robots.ports import (
     CollisionError,
     Port,
     find_ports,
-    holders,
-    modem_manager_runs,
     probe,
     scan,
     udev_rule,
 )
+from mtdit_robots.processes import holders, runs
 from mtdit_robots.sts3215 import BAUD_CODES
 from mtdit_robots.twin.bus import VirtualBus
 from mtdit_robots.twin.registers import ServoRegisters
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
 
 PATIENT_S = 0.5
 HOLDER = (
-    "import serial, sys; s = serial.Serial(sys.argv[1], exclusive=True); print('open', flush=True); sys.stdin.read()"
+    "import serial, sys; s = serial.Serial(sys.argv[1], exclusive=sys.argv[2] == 'True'); "
+    "print('open', flush=True); sys.stdin.read()"
 )
 
 
@@ -151,18 +151,17 @@ def test_a_babbling_wire_is_no_servo() -> None:
             scan(bus.path, 1_000_000, PATIENT_S)
 
 
-def test_a_busy_port_names_its_holder() -> None:
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_busy_port_names_its_holder(locks: bool) -> None:
+    """LeRobot and the SDK lock nothing: two programs could talk on one wire, and garble each other."""
     with served(servo(1)) as bus:
-        holder = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, bus.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-c", HOLDER, bus.path, str(locks)]
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert holder.stdout
         assert holder.stdout.readline() == "open\n"
         problem = probe(port_of(bus)).problem
         holder.communicate()
-        assert "is in use by another program" in problem
-        assert f"(pid {holder.pid})" in problem
-        assert str(os.getpid()) not in problem
+        assert f"{bus.path} is in use by python (pid {holder.pid}): stop it" in problem
         assert probe(port_of(bus), timeout_s=PATIENT_S).servos
 
 
@@ -195,9 +194,12 @@ def test_holders_come_from_proc(tmp_path: Path) -> None:
     (tmp_path / "self").mkdir()
     assert holders("/dev/ttyACM0", tmp_path) == ["lerobot-record (pid 12)"]
     assert holders("/dev/ttyACM1", tmp_path) == []
-    assert not modem_manager_runs(tmp_path)
+    assert holders("/dev/pts/1", tmp_path) == ["bash (pid 13)"]
+    (tmp_path / "13" / "fd" / "4").symlink_to("/dev/ptmx")  # bash keeps the other end: it made the pseudo-terminal
+    assert holders("/dev/pts/1", tmp_path) == []
+    assert not runs("ModemManager", tmp_path)
     (tmp_path / "14" / "comm").write_text("ModemManager\n")
-    assert modem_manager_runs(tmp_path)
+    assert runs("ModemManager", tmp_path)
 
 
 def test_the_udev_rule_is_about_this_very_adapter(tmp_path: Path) -> None:

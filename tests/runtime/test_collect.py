@@ -149,6 +149,41 @@ def test_old_pictures_are_told(rehearsal: Rehearsal) -> None:
     assert any("3 frames were old" in line for line in rehearsal.said)
 
 
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (Plan("  ", 1), "an empty task teaches nothing"),
+        (Plan("open", 1, episode_s=0.2), "0.2 s at 10 frames a second are no episode: use --episode-seconds 0.3"),
+        (Plan("open", 1, episode_s=0.0), "--episode-seconds 0.3 or more"),
+    ],
+)
+def test_a_plan_that_keeps_nothing_is_refused(tmp_path: Path, plan: Plan, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Rehearsal(tmp_path / "set", plan)
+    assert plan.fewest_frames(1) == 2, "one frame has no spread"
+
+
+def test_a_loop_that_is_too_slow_is_told(rehearsal: Rehearsal) -> None:
+    """Frames are marked with the asked rate: at half of it, a policy would learn to move twice as fast."""
+    rehearsal.until("RECORDING episode 1")
+    for _ in range(6):
+        rehearsal.tick()
+        rehearsal.ticks += 1  # the next one comes a period late
+    rehearsal.finish()
+    assert rehearsal.session.outcome.slow_episodes == 1
+    (line,) = (line for line in rehearsal.said if "ticks a second" in line)
+    assert "only 6.3 of 10 ticks a second" in line
+
+
+def test_an_encoder_that_fails_in_an_episode_is_told_at_once(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    rehearsal.until("pause before episode 2")
+    (tmp_path / "set/.recording/top.mp4").mkdir()  # where the next film would go: as good as no room
+    with pytest.raises(UserError, match=r"cannot be written .*: make room, then --resume"):
+        rehearsal.until("pause before episode 3")
+    rehearsal.session.close()
+    assert json.loads((tmp_path / "set/meta/info.json").read_text())["total_episodes"] == 1
+
+
 def test_a_full_disk_ends_the_session_and_leaves_what_was_there(rehearsal: Rehearsal, tmp_path: Path) -> None:
     rehearsal.until("RECORDING episode 2")
     (tmp_path / "set/data/chunk-000/file-001.parquet").mkdir()  # where the next file would go: as good as no room

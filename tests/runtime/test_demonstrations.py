@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.so101 import JOINTS
 from mtdit_runtime import dataset_stats
 from mtdit_runtime.demonstrations import ASIDE, INFO, Episode, Layout, Recording, read_episode
+from mtdit_runtime.demonstrations import TASKS as TASKS_FILE
 from mtdit_runtime.encode import Encoding, PngSink
 
 FPS = 10
@@ -327,7 +329,8 @@ def test_every_half_done_commit_reads_and_goes_on(tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "first", root)
         recording = Killed(root, layout(), resume=True, wait=True)
         recording.steps = steps
-        recording.keep(fill(recording, 2, 9))  # no close: the process is gone
+        recording.keep(fill(recording, 2, 9))
+        recording._alone.close()  # the process is gone: the kernel lets go of its lock, nothing else is tidied
         dataset = lerobot(root)
         counted = 3 if steps == n_moves else 2
         assert dataset.meta.total_episodes == counted, steps
@@ -354,7 +357,7 @@ recording = Recording(Path(sys.argv[1]), layout, resume=True, wait=True)
 for episode in range(3):
     taking = recording.begin("open the drawer")
     for i in range(400 if episode == 2 else 8):
-        frames = {"top": np.full((48, 64, 3), i, np.uint8), "wrist": np.full((64, 64, 3), i, np.uint8)}
+        frames = {"top": np.full((48, 64, 3), i % 256, np.uint8), "wrist": np.full((64, 64, 3), i % 256, np.uint8)}
         taking.add(np.full(6, i), np.full(6, i), frames)
         if episode == 2 and i == 200:
             print("under way", flush=True)
@@ -383,6 +386,48 @@ def test_a_killed_recording_keeps_every_finished_episode(tmp_path: Path) -> None
     dataset = lerobot(root)
     assert (len(dataset), dataset.num_episodes) == (21, 3)
     assert not (root / ASIDE).exists()
+
+
+def test_two_recordings_do_not_share_a_folder(tmp_path: Path) -> None:
+    """The second one would remove what the first has under way."""
+    root = tmp_path / "set"
+    command = [sys.executable, "-c", RECORD, str(root)]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "under way\n"
+    with pytest.raises(UserError, match=r"another program records into .*: wait for it"):
+        Recording(root, layout(), resume=True)
+    first.communicate()
+    assert first.returncode == 0
+    assert lerobot(root).num_episodes == 3
+    Recording(root, layout(), resume=True).close()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        (INFO, b'{"codebase_version": "v3.0", "fps'),
+        (INFO, b"[]"),
+        (INFO, b'{"codebase_version": "v3.0"}'),
+        (INFO, b"\xff\xfe"),
+        (TASKS_FILE, b"PAR1junk"),
+        ("meta/episodes/chunk-000/file-000.parquet", b""),
+        ("data/chunk-000/file-000.parquet", b"PAR1" * 9),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, file: str, content: bytes) -> None:
+    """Whatever a bad disk or a bad copy made of it: one line, and nothing more is written."""
+    root = tmp_path / "set"
+    write(root, lengths=LENGTHS[:1])
+    (root / file).write_bytes(content)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    if not file.startswith("data"):
+        with pytest.raises(UserError, match=re.escape(str(root))):
+            Recording(root, layout(), resume=True)
+    if file != TASKS_FILE:
+        with pytest.raises(UserError, match=re.escape(str(root))):
+            read_episode(root, 0)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
 # -- an encoder that lags

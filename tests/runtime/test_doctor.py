@@ -145,12 +145,16 @@ def examined(port: str, file: Path | None = None, **more: object) -> dict[str, C
     return by_id(list(check_arm(port, file, None, **options)))  # type: ignore[arg-type]
 
 
-def test_a_sound_arm(port: str, file: Path, chain: dict[int, ServoRegisters]) -> None:
+@pytest.mark.parametrize("kind", ["own", "sdk"])
+def test_a_sound_arm(port: str, file: Path, chain: dict[int, ServoRegisters], kind: str) -> None:
     before = {n: servo.read(0, 87) for n, servo in chain.items()}
-    found = examined(port, file)
+    found = examined(port, file, kind=kind)
     assert {check.status for check in found.values()} == {OK}, found
     assert found["servo 6 gripper"].finding == "model 777, 7.4 V, 25 C, load 0%"
     assert found["firmware"].finding == "3.10"
+    assert found["gains"].finding == (
+        "P 32, I 0, D 32; at connect P 16, I 0, D 32: LeRobot's, with which demonstrations are recorded"
+    )
     assert found["bus errors"].finding == "0 of 120 replies lost in 20 cycles"
     assert found["calibration"].finding == "file and servos agree, the pose is inside"
     assert {n: servo.read(0, 87) for n, servo in chain.items()} == before, "the doctor writes nothing"
@@ -183,6 +187,27 @@ def test_the_wrong_supply(port: str, chain: dict[int, ServoRegisters]) -> None:
         servo.set("Present_Voltage", 121)
     found = examined(port)["voltage"]
     assert (found.status, "made for 4.0 to 8.0 V" in found.finding) == (FAIL, True)
+
+
+class Unplugged(ServoRegisters):
+    """Loses its power after so many words."""
+
+    words = 0
+
+    @property
+    def servo_id(self) -> int:
+        self.words -= 1
+        return super().servo_id if self.words > 0 else 200
+
+
+@pytest.mark.parametrize("words", [30, 250, 500, 800])
+def test_a_plug_pulled_in_the_middle_is_a_finding(port: str, chain: dict[int, ServoRegisters], words: int) -> None:
+    """At whichever check it happens: one line that names the silence, within seconds, and no traceback."""
+    for servo in chain.values():
+        servo.__class__, servo.words = Unplugged, words  # type: ignore[attr-defined]
+    found = examined(port, cycles=100_000, patience_s=0.05)
+    failed = [check for check in found.values() if check.status == FAIL]
+    assert any("answer" in check.finding for check in failed), found
 
 
 def test_lost_replies_are_counted_per_joint(port: str, chain: dict[int, ServoRegisters]) -> None:

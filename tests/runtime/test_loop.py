@@ -158,8 +158,8 @@ def test_a_failing_policy_ends_the_run(drive: Any, robot: Any, policy: BundlePol
         def describe(self) -> str:
             return "broken"
 
-    engine = policy._engines.denoiser
-    object.__setattr__(policy._engines, "denoiser", Broken())
+    engine = policy._denoisers["denoiser"]
+    policy._denoisers["denoiser"] = Broken()
     report = drive(LoopConfig(FPS, duration_s=9.0), k)
     assert (report.reason, report.detail) == ("policy error", "ValueError: engine on fire")
     assert robot.holds == 1
@@ -172,14 +172,27 @@ def test_what_the_user_must_mend_is_raised_with_the_robot_held(drive: Any, robot
     assert robot.holds == 1
 
 
-@pytest.mark.parametrize("error", [KeyError("recorder"), OSError("disk full")])
-def test_a_failing_observer_is_neither_swallowed_nor_the_bus(drive: Any, robot: Any, error: Exception) -> None:
-    def fail(tick: Any) -> None:
-        raise error
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyError("recorder"), "KeyError: 'recorder'"),
+        (OSError("disk full"), "OSError: disk full"),
+        (UserError("no room: make some"), "no room: make some"),
+    ],
+)
+def test_a_failing_observer_ends_the_run_and_the_arm_rides_home(
+    drive: Any, robot: Any, error: Exception, told: str
+) -> None:
+    """Whoever films or records may fail; the arm is sound, and must not drop from where it is."""
 
-    with pytest.raises(type(error)):
-        drive(LoopConfig(FPS, duration_s=1.0), on_tick=fail)
-    assert robot.holds == 1
+    def fail(tick: Any) -> None:
+        if tick.index == 9:
+            raise error
+
+    report = drive(LoopConfig(FPS, duration_s=9.0, home_s=0.5), on_tick=fail)
+    assert (report.reason, report.detail, report.ok) == ("recording", told, False)
+    assert report.ticks == 10
+    np.testing.assert_allclose(robot.commands[-1], [10.0, -5.0, 20.0], atol=1e-9)
 
 
 def limits(step: float = 1e3, tracked: bool = False) -> Limits:
