@@ -39,9 +39,19 @@ from mtdit.policy import Policy
 from mtdit.tiny import make_tiny_clip
 from mtdit_export.export import export
 from mtdit_robots.so101 import JOINTS
-from mtdit_runtime.bundle import ACTIONS, FEATURES, NOISE, STATE, TEXT_FEATURE, Bundle, open_bundle
+from mtdit_runtime.bundle import (
+    ACTIONS,
+    FEATURES,
+    NOISE,
+    PREFIX,
+    PREFIX_MASK,
+    STATE,
+    TEXT_FEATURE,
+    Bundle,
+    open_bundle,
+)
 from mtdit_runtime.engine import Engines, OnnxEngine
-from mtdit_runtime.policy import BundlePolicy
+from mtdit_runtime.policy import BundlePolicy, prefix_inputs
 
 TASK = "open the drawer"
 STEPS = 10
@@ -147,8 +157,8 @@ def contestants(checkpoint: Path, bundle: Bundle, size: Size, threads: int) -> d
     inputs = {
         tensor.name: rng.standard_normal(tensor.shape, np.float32)
         for tensor in bundle.manifest.graphs["denoiser"].inputs
-    }
-    assert set(inputs) == {STATE, TEXT_FEATURE, NOISE, FEATURES}
+    } | prefix_inputs(np.zeros((0, 6), np.float32), ours.horizon)
+    assert set(inputs) == {STATE, TEXT_FEATURE, NOISE, PREFIX, PREFIX_MASK, FEATURES}
     return {
         "LeRobot, DDPM 100 (its default)": lambda: ddpm._generate_actions(batch),
         f"LeRobot, DDIM {STEPS}": lambda: ddim._generate_actions(batch),

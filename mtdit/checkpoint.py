@@ -6,6 +6,7 @@
     RUN/checkpoints/<step>/training_state/     what resuming needs; LeRobot's is read as well
     RUN/checkpoints/last -> <step>
 
+Two more are read: a repository of the Hugging Face Hub, and the folders of brysonjones/multitask_dit_policy.
 Knows files. Refuses to know how a policy is trained or run. Every checkpoint is written under another name and renamed,
 so a crash or a full disk leaves the one before it intact. Two things LeRobot does not write: mtdit.json, because a
 LeRobot checkpoint does not say which joints it moves, and clip/, so that a checkpoint can be exported without the CLIP
@@ -17,7 +18,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +32,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mtdit import brysonjones
 from mtdit.config import (
     ACTION,
     STATE,
     PolicyConfig,
+    check_policy_type,
     policy_config_from_json,
     policy_config_to_dict,
     read_json,
 )
-from mtdit.encoders import clip_shapes, load_tokenizer, save_tokenizer
+from mtdit.encoders import ClipShape, clip_shapes, load_tokenizer, save_tokenizer, shape_of
+from mtdit.hub import fetch, is_repo_id
 from mtdit.policy import Policy
+from mtdit.tiny import write_tokenizer
 from mtdit_robots.errors import UserError
 from mtdit_runtime.normalize import Stats
 
@@ -47,7 +54,7 @@ STEP, OPTIMIZER, LIVE = "training_step.json", "optimizer_state.safetensors", "li
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 PRETRAINED, TRAINING_STATE, CHECKPOINTS, LAST = "pretrained_model", "training_state", "checkpoints", "last"
 PRETRAINED_EMA = "pretrained_model_ema"  # LeRobot's, from 0.6.2 on
-FACTS, CLIP = "mtdit.json", "clip"
+FACTS, CLIP, TOKENIZER = "mtdit.json", "clip", "tokenizer.json"
 EPS = 1e-8  # LeRobot's, added to the standard deviation
 
 DatasetStats = Mapping[str, Mapping[str, NDArray[np.float32]]]  # feature -> min, max, mean, std ... -> values
@@ -72,7 +79,8 @@ class Checkpoint:
     folder: Path
     config: PolicyConfig
     dataset_stats: DatasetStats
-    facts: DatasetFacts | None  # None for a checkpoint that LeRobot wrote
+    facts: DatasetFacts | None  # None for a checkpoint that another program wrote
+    trainable: bool = True  # whether LeRobot's format can hold what a training would make of it
 
     @property
     def state_stats(self) -> Stats:
@@ -87,35 +95,103 @@ class Checkpoint:
 
     def policy(self, device: str | torch.device = "cpu") -> Policy:
         """The trained policy, in eval mode. UserError when the weights are missing or are another network's."""
-        policy = Policy(self.config, clip_shapes(self.config, beside=self.folder / CLIP))
-        load_weights(policy, self.folder / WEIGHTS)
+        weights = self.weights()
+        policy = Policy(self.config, self.clip_shape(weights))
+        fill(policy, weights, self.folder / WEIGHTS)
         return policy.to(device).eval()
 
+    def weights(self) -> dict[str, Tensor]:
+        """Under LeRobot's names."""
+        return read_tensors(self.folder / WEIGHTS)
+
+    def clip_shape(self, weights: Mapping[str, Tensor]) -> ClipShape:
+        return clip_shapes(self.config, self.folder / CLIP, weights)
+
     def tokenizer(self) -> Any:
-        """The tokenizer the policy was trained with: kept beside the weights, else by the text encoder's name."""
-        for kept in (self.folder / CLIP, self.folder / "tokenizer"):  # the second is LeRobot's, from 0.6.2 on
-            if (kept / "tokenizer.json").is_file():
-                return load_tokenizer(kept)
-        return load_tokenizer(self.config.text_encoder_name)
+        """CLIP's tokenizer, as transformers has it."""
+        with self.tokenizer_folder() as folder:
+            return load_tokenizer(folder)
+
+    @contextmanager
+    def tokenizer_folder(self) -> Iterator[Path]:
+        """A folder with tokenizer.json: the checkpoint's, its CLIP's, or one made of the vocabulary all CLIPs share."""
+        named = Path(self.config.text_encoder_name)
+        candidates = (self.folder / CLIP, self.folder / "tokenizer", named)  # the second is LeRobot's, from 0.6.2 on
+        kept = [folder for folder in candidates if (folder / TOKENIZER).is_file()]
+        with tempfile.TemporaryDirectory() as scratch:
+            if not kept:
+                write_tokenizer(Path(scratch))
+            yield kept[0] if kept else Path(scratch)
+
+
+@dataclass(frozen=True)
+class BrysonJonesCheckpoint(Checkpoint):
+    """A folder of that repository's trainer: other names, and a vision feature that LeRobot does not know."""
+
+    trainable: bool = False
+
+    def weights(self) -> dict[str, Tensor]:
+        return brysonjones.renamed(super().weights(), self.config)
+
+    def clip_shape(self, weights: Mapping[str, Tensor]) -> ClipShape:
+        text = shape_of(self.config.text_encoder_name, self.folder / CLIP, weights).text
+        return ClipShape(brysonjones.tower_shape(self.config, weights), text)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens a pretrained_model folder, a checkpoint, or the last checkpoint of a run; UserError when it is none."""
+    """Opens what `find_pretrained` finds; UserError when it is no policy of ours, LeRobot's or brysonjones'."""
     folder = find_pretrained(Path(path))
-    config = policy_config_from_json(folder / CONFIG)
+    raw = read_json(folder / CONFIG)
     facts = _read_facts(folder / FACTS) if (folder / FACTS).is_file() else None
+    if brysonjones.is_config(raw):
+        config = brysonjones.policy_config(raw, str(folder / CONFIG))
+        return BrysonJonesCheckpoint(folder, config, brysonjones.dataset_stats(folder), facts)
+    config = policy_config_from_json(folder / CONFIG)
     return Checkpoint(folder, config, read_stats(folder), facts)
 
 
+def open_to_train(path: Path) -> Checkpoint:
+    """An opened checkpoint that a training may start from."""
+    checkpoint = open_checkpoint(path)
+    if not checkpoint.trainable:
+        raise UserError(
+            f"{path} is of brysonjones/multitask_dit_policy, whose image features LeRobot's format cannot express: "
+            "export or evaluate it, or train anew without --init-from"
+        )
+    return checkpoint
+
+
 def find_pretrained(path: Path) -> Path:
-    """The pretrained_model folder meant by a path to it, to one checkpoint, or to a whole run."""
-    for candidate in (path, path / PRETRAINED, path / LAST / PRETRAINED, path / CHECKPOINTS / LAST / PRETRAINED):
+    """The pretrained_model folder meant by a path to it, to one checkpoint, to a whole run, or by a Hub repo id."""
+    inside = (path, path / PRETRAINED, path / LAST / PRETRAINED, path / CHECKPOINTS / LAST / PRETRAINED)
+    for candidate in (*inside, *brysonjones.checkpoints(path)):
         if (candidate / CONFIG).is_file() and not (candidate / CHECKPOINTS).is_dir():
             return candidate
+    if path.is_file():
+        raise UserError(f"{path} is a file: give the folder it lies in, {path.parent}, with {CONFIG} beside it")
+    if (path / WEIGHTS).is_file():
+        raise UserError(f"{path} has {WEIGHTS} but no {CONFIG}: copy the whole checkpoint folder")
+    if not path.exists() and is_repo_id(path):
+        return fetch(str(path), _check_config)
     return find_last_checkpoint(path) / PRETRAINED
+
+
+def _check_config(path: Path) -> None:
+    raw = read_json(path)
+    if not brysonjones.is_config(raw):
+        check_policy_type(raw, str(path))
+
+
+def last_run(outputs: Path) -> Path:
+    """The run below `outputs` that saved last, ours or LeRobot's; UserError when there is none."""
+    depths = ("*", "*/*", "*/*/*")  # train, demo/train, train/<date>/<time>_<job> of lerobot-train
+    saved = [c for depth in depths for c in outputs.glob(f"{depth}/{CHECKPOINTS}/[0-9]*/{PRETRAINED}/{CONFIG}")]
+    if not saved:
+        raise UserError(f"no training run in {outputs}: run `mtdit train` first, or give a checkpoint")
+    return max(saved, key=lambda config: config.stat().st_mtime).parents[3]
 
 
 def find_last_checkpoint(run: Path) -> Path:
@@ -132,8 +208,12 @@ def find_last_checkpoint(run: Path) -> Path:
 
 
 def load_weights(policy: torch.nn.Module, path: Path) -> None:
-    """Strictly: every tensor must be there, with its shape, and none may be left over."""
-    weights = read_tensors(path)
+    """Fills a policy from a file."""
+    fill(policy, read_tensors(path), path)
+
+
+def fill(policy: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Strictly: every tensor must be there, with its shape, and none may be left over. `path` is named to the user."""
     own = policy.state_dict()
     missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
     shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
@@ -155,6 +235,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_stats(folder: Path) -> DatasetStats:
     """The dataset statistics that the preprocessor's normalizer holds."""
+    if not (folder / PREPROCESSOR).is_file():
+        raise UserError(f"{folder} has no {PREPROCESSOR}, which names the statistics; copy the whole checkpoint folder")
     raw = read_json(folder / PREPROCESSOR)
     steps = [step for step in raw.get("steps", []) if isinstance(step, dict)] if isinstance(raw, dict) else []
     names = [s["state_file"] for s in steps if s.get("registry_name") == "normalizer_processor" and "state_file" in s]

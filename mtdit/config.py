@@ -164,9 +164,16 @@ def input_size(config: PolicyConfig, camera: str) -> tuple[int, int]:
 def policy_config_from_json(path: Path) -> PolicyConfig:
     """Reads LeRobot's config.json. UserError when it is missing, broken, of another policy type or invalid."""
     raw = read_json(path)
-    if not isinstance(raw, dict) or raw.get("type") != "multi_task_dit":
-        raise UserError(f"{path} is of {_other_policy(raw)}; mtdit knows only multi_task_dit: train one, `mtdit train`")
+    check_policy_type(raw, str(path))
     return policy_config_from_dict({k: v for k, v in raw.items() if k != "type"}, source=str(path))
+
+
+def check_policy_type(raw: Any, source: str) -> None:
+    """UserError when parsed JSON is not LeRobot's config.json of a multi_task_dit policy."""
+    if not isinstance(raw, dict) or raw.get("type") != "multi_task_dit":
+        raise UserError(
+            f"{source} is of {_other_policy(raw)}; mtdit knows only multi_task_dit: train one, `mtdit train`"
+        )
 
 
 def _other_policy(raw: Any) -> str:
@@ -174,10 +181,8 @@ def _other_policy(raw: Any) -> str:
     kind = raw.get("type") if isinstance(raw, dict) else None
     if kind == "diffusion":
         return "a Diffusion Policy (ResNet + U-Net, type 'diffusion'), which is not supported yet"
-    if kind is None and isinstance(raw, dict) and isinstance(raw.get("observation_encoder"), dict):
-        return (
-            "brysonjones/multitask_dit_policy, whose vision tower (timm) computes something else and is not supported"
-        )
+    if kind is None and isinstance(raw, dict) and "model_type" in raw:
+        return f"a model of transformers ({raw['model_type']!r}), no policy"
     return "no policy, it names no type" if kind is None else f"a policy of type {kind!r}, which is not supported"
 
 

@@ -5,7 +5,8 @@ for `clip_shapes` and `load_clip`, which look a CLIP up by Hub name or local fol
 
 Parameter names, and their order, are those of transformers' CLIPVisionModel and CLIPTextModel inside LeRobot's
 `observation_encoder`, so optimiser states match by number.
-Vision: the class token of the last layer *before* post_layernorm. Text: frozen, pooled at the first EOS, projected.
+Vision: the class token of the last layer, *before* post_layernorm unless the shape says after.
+Text: frozen, pooled at the first EOS, projected.
 
 B batch, S observation steps, N cameras, D vision width, W text width, P projected text (= hidden_dim).
 """
@@ -13,7 +14,8 @@ B batch, S observation steps, N cameras, D vision width, W text width, P project
 from __future__ import annotations
 
 import errno
-import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import InterpolationMode, center_crop, resize  # type: ignore[import-untyped]
 
 from mtdit.config import OPENAI_B16, PolicyConfig, input_size, read_json
+from mtdit.hub import Hub
 from mtdit_robots.errors import UserError
 
 # --- the shape of a CLIP ------------------------------------------------------------------------------------------
@@ -42,6 +45,7 @@ class VisionShape:
     layer_norm_eps: float = 1e-5
     image_size: int = 224
     patch_size: int = 32
+    class_token_normed: bool = False  # ours: whether the feature is read after post_layernorm
 
 
 @dataclass(frozen=True)
@@ -72,34 +76,96 @@ class ClipShape:
         return {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 64, **parts}
 
 
-_OPENAI_TEXT = TextShape(eos_token_id=2)
+LEGACY_EOS = 2  # of OpenAI's own configs
+VISION, TEXT = ".vision_model.", ".text_model."  # what the names of a tower's weights contain
+_VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}  # OpenCLIP's H, g and G
+_OF_OPENAI = re.compile(r"(openai/|[./~].*/)?clip-vit-(base|large)-patch\d\d(-336)?")  # or a copy of the same name
+_OPENAI_TEXT = TextShape(eos_token_id=LEGACY_EOS)
 _OPENAI: dict[str, ClipShape] = {
     OPENAI_B16: ClipShape(VisionShape(patch_size=16), _OPENAI_TEXT),
     "openai/clip-vit-base-patch32": ClipShape(VisionShape(patch_size=32), _OPENAI_TEXT),
     "openai/clip-vit-large-patch14": ClipShape(
-        VisionShape(1024, 4096, 24, 16, patch_size=14), TextShape(768, 3072, 12, 12, eos_token_id=2)
+        VisionShape(1024, 4096, 24, 16, patch_size=14), TextShape(768, 3072, 12, 12, eos_token_id=LEGACY_EOS)
     ),
 }
 
 
-def clip_shapes(config: PolicyConfig, beside: Path | None = None) -> ClipShape:
-    """The shape of the towers a config names; `beside` (a folder with config.json) wins over the names."""
-    if beside is not None and (beside / "config.json").is_file():
-        return _shape_from_json(read_json(beside / "config.json"))
-    return ClipShape(_shape_of(config.vision_encoder_name).vision, _shape_of(config.text_encoder_name).text)
+def clip_shapes(
+    config: PolicyConfig, beside: Path | None = None, weights: Mapping[str, Tensor] | None = None
+) -> ClipShape:
+    """The shape of the towers a config names; `beside` (a folder with config.json) wins over the names.
+
+    weights: a trained policy's. They tell the shape of one of OpenAI's CLIPs, so that none has to be looked up; for
+    another CLIP they leave open how many heads it has and what activates it.
+    """
+    vision, text = (shape_of(name, beside, weights) for name in (config.vision_encoder_name, config.text_encoder_name))
+    return ClipShape(vision.vision, text.text)
 
 
-def _shape_of(name: str) -> ClipShape:
-    if Path(name).is_dir():
-        return _shape_from_json(read_json(Path(name) / "config.json"))
+def shape_of(name: str, beside: Path | None = None, weights: Mapping[str, Tensor] | None = None) -> ClipShape:
+    """The shape of the CLIP with this Hub name or folder; see `clip_shapes`."""
+    for folder in (beside, Path(name)):
+        if folder is not None and (folder / "config.json").is_file():
+            return _shape_from_json(read_json(folder / "config.json"))
     if name in _OPENAI:
         return _OPENAI[name]
-    from huggingface_hub import hf_hub_download
-
+    if weights is not None and _OF_OPENAI.fullmatch(name):
+        return ClipShape(vision_shape(weights), text_shape(weights))
     try:
-        return _shape_from_json(json.loads(Path(hf_hub_download(name, "config.json")).read_text()))
-    except Exception as error:
-        raise _no_clip(name, error) from None
+        return _shape_from_json(read_json(Hub().file(name, "config.json")))
+    except (OSError, ValueError) as error:  # huggingface_hub's are of these
+        raise _no_clip(name, error, beside) from None
+
+
+def vision_shape(weights: Mapping[str, Tensor]) -> VisionShape:
+    """What the shapes of a policy's weights tell of its vision towers, the rest as in OpenAI's CLIPs.
+
+    UserError when they are no CLIP's. A policy without cameras has no tower: any shape does.
+    """
+    tower = _tower(weights, VISION)
+    if not tower:
+        return VisionShape()
+    try:
+        width, _, patch, _ = tower["embeddings.patch_embedding.weight"].shape  # (D, 3, patch, patch)
+        places, _ = tower["embeddings.position_embedding.weight"].shape  # one per patch, and the class token's
+        return VisionShape(
+            width, len(tower["encoder.layers.0.mlp.fc1.bias"]), _layers(tower), _heads(width, _VISION_HEADS),
+            image_size=patch * math.isqrt(places - 1), patch_size=patch,
+        )  # fmt: skip
+    except (KeyError, ValueError) as error:
+        raise UserError(f"the weights hold no CLIP vision tower ({error}); only CLIP's is supported") from None
+
+
+def text_shape(weights: Mapping[str, Tensor]) -> TextShape:
+    """What the shapes of a policy's weights tell of its text tower. UserError when they are no CLIP's."""
+    tower = _tower(weights, TEXT)
+    try:
+        vocabulary, width = tower["embeddings.token_embedding.weight"].shape
+        longest, _ = tower["embeddings.position_embedding.weight"].shape
+        return TextShape(
+            width, len(tower["encoder.layers.0.mlp.fc1.bias"]), _layers(tower), _heads(width),
+            vocab_size=vocabulary, max_position_embeddings=longest, eos_token_id=LEGACY_EOS,
+        )  # fmt: skip
+    except (KeyError, ValueError) as error:
+        raise UserError(f"the weights hold no CLIP text tower ({error}); only CLIP's is supported") from None
+
+
+def _tower(weights: Mapping[str, Tensor], marker: str) -> dict[str, Tensor]:
+    """The weights whose names contain `marker`, by what follows it. Cameras with towers of their own are alike."""
+    return {name.partition(marker)[2]: value for name, value in weights.items() if marker in name}
+
+
+def _layers(tower: Mapping[str, Tensor]) -> int:
+    return len([name for name in tower if re.fullmatch(r"encoder\.layers\.\d+\.layer_norm1\.weight", name)])
+
+
+def _heads(width: int, known: Mapping[int, int] | None = None) -> int:
+    """64 wide in every CLIP but the `known`."""
+    if known and width in known:
+        return known[width]
+    if width % 64:
+        raise ValueError(f"{width} wide, which is no multiple of a head's 64")
+    return width // 64
 
 
 def _shape_from_json(raw: Any) -> ClipShape:
@@ -112,9 +178,12 @@ def _shape_from_json(raw: Any) -> ClipShape:
     return ClipShape(pick(VisionShape, raw.get("vision_config", {})), pick(TextShape, raw.get("text_config", {})))
 
 
-def _no_clip(name: str, error: Exception) -> UserError:
+def _no_clip(name: str, error: Exception, beside: Path | None = None) -> UserError:
     reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-    return UserError(f"no CLIP called {name!r} ({reason}); give a local folder with a CLIP, or a Hub name while online")
+    fix = "give a local folder with a CLIP, or a Hub name while online"
+    if beside is not None:
+        fix = f"put that CLIP's config.json at {beside / 'config.json'}: weights do not tell heads and activation"
+    return UserError(f"no CLIP called {name!r} ({reason}); {fix}")
 
 
 # --- the towers ---------------------------------------------------------------------------------------------------
@@ -204,17 +273,19 @@ class PatchEmbeddings(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Normalised images (B, 3, size, size) -> class token (B, D), before post_layernorm."""
+    """Normalised images (B, 3, size, size) -> class token (B, D), before post_layernorm unless the shape says after."""
 
     def __init__(self, shape: VisionShape) -> None:
         super().__init__()
         self.embeddings = PatchEmbeddings(shape)
         self.pre_layrnorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)  # CLIP's own spelling
         self.encoder = Stack(shape, causal=False)
-        self.post_layernorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)  # kept for the file, unused
+        self.post_layernorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)  # LeRobot keeps it unused
+        self.normed = shape.class_token_normed
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.encoder(self.pre_layrnorm(self.embeddings(images)), wanted=1)[:, 0]
+        first = self.encoder(self.pre_layrnorm(self.embeddings(images)), wanted=1)[:, 0]
+        return self.post_layernorm(first) if self.normed else first
 
 
 class TokenEmbeddings(nn.Module):
@@ -239,7 +310,7 @@ class TextTower(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         x = self.final_layer_norm(self.encoder(self.embeddings(token_ids)))  # (B, L, W)
-        legacy = self.eos_token_id == 2
+        legacy = self.eos_token_id == LEGACY_EOS
         end = (token_ids if legacy else (token_ids == self.eos_token_id).int()).argmax(dim=-1)
         return x[torch.arange(x.shape[0], device=x.device), end]
 

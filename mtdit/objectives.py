@@ -4,6 +4,10 @@ Knows two objectives with one interface: `draw` the randomness of a training ste
 noise. Every sampler takes its noise as an argument, so two implementations can be compared chunk by chunk.
 Refuses to know the network: `denoise(x, time)` is any function (B, T, A), (B,) -> (B, T, A).
 
+A sampler can hold a prefix, rows of the chunk that are already promised (inpainting, arXiv 2011.13456 section 5):
+before every call of the network they are set to the promised actions at that call's noise level, made with the chunk's
+own noise, and at the end to the promised actions. Only the network joins rows, so the free ones are drawn to fit them.
+
 Numerics equal diffusers' DDPMScheduler and DDIMScheduler with the arguments LeRobot passes (leading timesteps, eta 0,
 fixed_small variance), and LeRobot's flow matching.
 """
@@ -11,7 +15,7 @@ fixed_small variance), and LeRobot's flow matching.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +25,7 @@ from mtdit.config import PolicyConfig
 from mtdit_robots.errors import UserError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
+Hold = Callable[[Tensor, float, float], Tensor]  # x, share of actions, share of noise -> x with its held rows set
 
 
 def make_objective(config: PolicyConfig) -> Diffusion | FlowMatching:
@@ -59,6 +64,7 @@ class Diffusion:
         if not self.alpha_bar[-1] > 0:
             raise UserError(f"beta_end {config.beta_end} leaves nothing of an action; lower it or num_train_timesteps")
         self._alpha_bar = self.alpha_bar.tolist()  # numbers, so that a traced sampler holds constants
+        self.draws = config.inference_steps if config.noise_scheduler_type == "DDPM" else 1  # of noise, per chunk
 
     def draw(self, actions: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Noise (B, T, A) and a timestep (B,) per sample, from `generator` or torch's global one."""
@@ -75,11 +81,18 @@ class Diffusion:
         target = noise if self.config.prediction_type == "epsilon" else actions
         return mean_loss(denoise(noisy, time), target, is_pad, valid_actions)
 
-    def sample(self, denoise: Denoise, noise: Tensor, step_noise: Tensor | None = None) -> Tensor:
-        """Noise (B, T, A) -> actions. DDPM adds `step_noise` (steps - 1, B, T, A) on the way, drawn here if None."""
-        x = noise
+    def sample(
+        self, denoise: Denoise, noise: Tensor, step_noise: Tensor | Sequence[Tensor] | None = None,
+        prefix: Tensor | None = None, mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Noise (B, T, A) -> actions. DDPM adds `step_noise` (steps - 1, B, T, A) on the way, drawn here if None.
+
+        The rows of `prefix` (B, T, A) where `mask` (B, T, 1) is 1 are held; where it is 0 nothing changes, to the bit.
+        """
+        x, hold = noise, holding(noise, prefix, mask)
         for i, step in enumerate(self.steps()):
-            output = denoise(x, torch.full(x.shape[:1], step.time, device=x.device))
+            x = hold(x, math.sqrt(step.alpha_bar), math.sqrt(1.0 - step.alpha_bar))
+            output = denoise(x, x.new_full(x.shape[:1], step.time, dtype=torch.long))
             if self.config.noise_scheduler_type == "DDIM":
                 x = self.ddim_step(step, x, output)
                 continue
@@ -87,7 +100,7 @@ class Diffusion:
             if step.alpha_bar_next < 1.0:
                 fresh = torch.randn_like(x) if step_noise is None else step_noise[i]
                 x = x + math.sqrt(ddpm_variance(step)) * fresh
-        return x
+        return hold(x, 1.0, 0.0)
 
     def steps(self) -> list[Step]:
         """`inference_steps` times, spaced evenly from high to low, ending at 0."""
@@ -155,7 +168,7 @@ class FlowMatching:
     """A velocity field from noise at time 0 to actions at time 1 (arXiv 2210.02747)."""
 
     def __init__(self, config: PolicyConfig) -> None:
-        self.config = config
+        self.config, self.draws = config, 1
         grid = torch.linspace(0, 1, config.num_integration_steps + 1)
         self._grid = list(zip(grid[:-1].tolist(), grid.diff().tolist(), strict=True))  # (time, dt) of each step
 
@@ -177,17 +190,24 @@ class FlowMatching:
         between = t * actions + (1 - keep * t) * noise
         return mean_loss(denoise(between, time), actions - keep * noise, is_pad, valid_actions)
 
-    def sample(self, denoise: Denoise, noise: Tensor) -> Tensor:
-        """Integrates the velocity from noise (B, T, A) to actions; nothing is clipped."""
+    def sample(
+        self, denoise: Denoise, noise: Tensor, prefix: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Integrates the velocity from noise (B, T, A) to actions; nothing is clipped.
+
+        The rows of `prefix` (B, T, A) where `mask` (B, T, 1) is 1 are held; where it is 0 nothing changes, to the bit.
+        """
+        hold, keep = holding(noise, prefix, mask), 1 - self.config.sigma_min
 
         def velocity(x: Tensor, time: float) -> Tensor:
-            return denoise(x, torch.full(x.shape[:1], time, dtype=x.dtype, device=x.device))
+            x = hold(x, time, 1 - keep * time)
+            return denoise(x, x.new_full(x.shape[:1], time))
 
         step = euler_step if self.config.integration_method == "euler" else rk4_step
         x = noise
         for time, dt in self._grid:
             x = step(velocity, x, time, dt)
-        return x
+        return hold(x, 1.0, 0.0)
 
 
 def euler_step(velocity: Callable[[Tensor, float], Tensor], x: Tensor, time: float, dt: float) -> Tensor:
@@ -200,3 +220,11 @@ def rk4_step(velocity: Callable[[Tensor, float], Tensor], x: Tensor, time: float
     k3 = velocity(x + dt / 2 * k2, time + dt / 2)
     k4 = velocity(x + dt * k3, time + dt)
     return x + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+def holding(noise: Tensor, prefix: Tensor | None, mask: Tensor | None) -> Hold:
+    """`hold(x, signal, rest)`: (1 - mask) * x + mask * (signal * prefix + rest * noise); without a mask x itself."""
+    if prefix is None or mask is None:
+        return lambda x, signal, rest: x
+    free, promised, its_noise = 1 - mask, mask * prefix, mask * noise
+    return lambda x, signal, rest: free * x + signal * promised + rest * its_noise

@@ -8,7 +8,7 @@ and actions leave and enter in the range the statistics give them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,11 +91,14 @@ class Policy(nn.Module):
         return self.sample_from(conditioning, noise, step_noise)
 
     @torch.no_grad()
-    def sample_from(self, conditioning: Tensor, noise: Tensor, step_noise: Tensor | None = None) -> Tensor:
-        """Conditioning (B, C), noise (B, T, A) -> actions (B, T, A)."""
+    def sample_from(
+        self, conditioning: Tensor, noise: Tensor, step_noise: Tensor | Sequence[Tensor] | None = None,
+        prefix: Tensor | None = None, mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Conditioning (B, C), noise (B, T, A) -> actions (B, T, A); `prefix` and `mask` as in `Diffusion.sample`."""
         if isinstance(self.objective, Diffusion):
-            return self.objective.sample(self._denoise(conditioning), noise, step_noise)
-        return self.objective.sample(self._denoise(conditioning), noise)
+            return self.objective.sample(self._denoise(conditioning), noise, step_noise, prefix, mask)
+        return self.objective.sample(self._denoise(conditioning), noise, prefix, mask)
 
     def executed(self, chunk: Tensor) -> Tensor:
         """The part of a chunk (B, T, A) that is carried out: (B, n_action_steps, A), from the newest observation on."""

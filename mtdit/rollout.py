@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mtdit.checkpoint import Checkpoint, open_checkpoint
@@ -21,7 +20,8 @@ from mtdit.encoders import tokenize
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.so101 import JOINTS
-from mtdit_runtime.policy import Chunk, History, Noise, draw_noise
+from mtdit_runtime.bundle import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE
+from mtdit_runtime.policy import Chunk, History, Noise, draw_noise, given_noise, noise_inputs, prefix_inputs
 
 DEFAULT_FPS = 30  # of SO-101 recordings; a checkpoint that LeRobot wrote does not say
 
@@ -66,14 +66,16 @@ class TorchPolicy:
         self._check(positions, frames)
         self._history.push(_Moment(torch.from_numpy(self._state_stats.normalize(positions)), frames))
 
-    def request(self, noise: Noise | None = None) -> Callable[[], Chunk]:
-        """Freezes history, task and noise now; the result computes the chunk (horizon, J) in degrees."""
+    def request(self, noise: Noise | None = None, committed: Positions | None = None) -> Callable[[], Chunk]:
+        """Freezes history, task, noise and prefix now; the result computes the chunk (horizon, J) in degrees."""
         if self._text is None:
             raise RuntimeError("reset() must come before the first chunk")
         steps, text = self._history.steps(), self._text
-        drawn = draw_noise(self._rng, self.horizon, self.policy.config.action_dim) if noise is None else noise
-        on_the_way = self._step_noise()
-        return lambda: self._chunk(steps, text, drawn, on_the_way)
+        held = np.zeros((0, len(self.joints))) if committed is None else np.array(committed)  # (n, J), a copy
+        prefix = prefix_inputs(self._action_stats.normalize(held), self.horizon)
+        arrays = {**noise_inputs(self._noise(noise)), **prefix}
+        given = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        return lambda: self._chunk(steps, text, given, held)
 
     def prepare(self) -> Callable[[], None]:
         """Freezes now what a request after the next observation will need; the result encodes it ahead."""
@@ -85,18 +87,19 @@ class TorchPolicy:
 
         return encode
 
-    def chunk(self, noise: Noise | None = None) -> Chunk:
-        return self.request(noise)()
+    def chunk(self, noise: Noise | None = None, committed: Positions | None = None) -> Chunk:
+        return self.request(noise, committed)()
 
     @torch.no_grad()
-    def _chunk(self, steps: list[_Moment], text: Tensor, noise: Noise, on_the_way: NDArray[np.float32] | None) -> Chunk:
+    def _chunk(self, steps: list[_Moment], text: Tensor, given: Mapping[str, Tensor], held: Positions) -> Chunk:
         state = torch.stack([moment.state for moment in steps])[None].to(self.device)  # (1, S, J)
         features = torch.stack([self._feature(moment) for moment in steps])[None] if self.cameras else None
         conditioning = self.policy.observation_encoder(state, features, text)
-        step_noise = None if on_the_way is None else torch.from_numpy(on_the_way).to(self.device)
-        start = torch.from_numpy(np.asarray(noise, np.float32))[None].to(self.device)  # (1, T, A)
-        actions = self.policy.sample_from(conditioning, start, step_noise)[0]
-        return self._action_stats.unnormalize(actions.cpu().numpy()).astype(np.float64)
+        on_the_way = given[STEP_NOISE].transpose(0, 1)  # (steps - 1, 1, T, A), empty but for DDPM
+        actions = self.policy.sample_from(conditioning, given[NOISE], on_the_way, given[PREFIX], given[PREFIX_MASK])[0]
+        chunk = self._action_stats.unnormalize(actions.cpu().numpy()).astype(np.float64)
+        chunk[: len(held)] = held  # what normalising there and back rounds off
+        return chunk
 
     @torch.no_grad()
     def _feature(self, moment: _Moment) -> Tensor:
@@ -112,13 +115,9 @@ class TorchPolicy:
         pixels = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device)
         return normalized_images(pixels, *self._scaling[camera])[None, None]  # (1, 1, 3, H, W)
 
-    def _step_noise(self) -> NDArray[np.float32] | None:
-        """What a DDPM sampler adds on its way, (steps - 1, 1, T, A), from the same generator."""
-        c = self.policy.config
-        if c.objective != "diffusion" or c.noise_scheduler_type != "DDPM":
-            return None
-        shape = (c.inference_steps - 1, 1, self.horizon, c.action_dim)
-        return self._rng.standard_normal(shape, dtype=np.float32)
+    def _noise(self, noise: Noise | None) -> Noise:
+        sizes = self.horizon, self.policy.config.action_dim, self.policy.objective.draws
+        return draw_noise(self._rng, *sizes) if noise is None else given_noise(noise, *sizes)
 
     def _check(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
         if positions.shape != (self.policy.config.state_dim,):

@@ -28,6 +28,7 @@ from mtdit.checkpoint import (
     find_last_checkpoint,
     load_weights,
     open_checkpoint,
+    open_to_train,
 )
 from mtdit.config import (
     PRESETS,
@@ -157,7 +158,7 @@ def _policy_config(config: TrainConfig, resumed: Path | None) -> PolicyConfig:
     if earlier is None:
         standard = {"vision_encoder_name": "tiny", "text_encoder_name": "tiny"} if config.preset == "tiny" else {}
         return with_features(_with_clip_folders({**standard, **config.policy}, config), config.preset, {}, {})
-    checkpoint = open_checkpoint(earlier)
+    checkpoint = open_to_train(earlier)
     fields = {k: v for k, v in policy_config_to_dict(checkpoint.config).items() if k != "type"}
     return policy_config_from_dict(
         {**fields, **_own_tiny_clip(checkpoint, config), **_with_clip_folders(config.policy, config)}
@@ -223,7 +224,7 @@ def _start(
             load_weights(policy, resumed / TRAINING_STATE / LIVE)
         return policy, checkpoint.dataset_stats
     if config.init_from is not None:
-        checkpoint = open_checkpoint(config.init_from)
+        checkpoint = open_to_train(config.init_from)
         return replace(checkpoint, config=policy_config).policy(), checkpoint.dataset_stats
     return Policy.pretrained(policy_config), stats
 

@@ -2,51 +2,168 @@
 
 Knows the builder calls that TensorRT 10.3 to 11 and TensorRT for RTX share; the module comes in as an argument, so the
 same code runs on a Jetson, and ahead of time where there is no GPU. Precision is in the ONNX file: networks are
-strongly typed. Refuses to know torch and ONNX; it runs on the robot computer.
+strongly typed. Engines count as built only after they gave the bundle's golden chunks here. Refuses to know torch and
+ONNX; it runs on the robot computer.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mtdit_export.errors import ExportError
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import ENGINES, Bundle
-from mtdit_runtime.engine import device_key
+from mtdit_runtime.doctor import FAIL, check_jetson
+from mtdit_runtime.engine import Engines, engines_in
+from mtdit_runtime.engine_cache import (
+    Device,
+    EngineRecord,
+    engine_folder,
+    engine_records,
+    graph_hashes,
+    is_complete,
+    read_record,
+    write_record,
+)
+from mtdit_runtime.golden import check_bundle
 
 WORKSPACE_MB = 1024  # the builder would take all memory, which on a Jetson is the computer's own
-TIMING_CACHE = "timing.cache"  # per TensorRT version and GPU, beside the engines: makes a rebuild quick
-ON_GPU = ("vision", "denoiser")  # the text encoder runs once per unknown task, on the CPU
+FREE_MEMORY = "close other programs and the desktop, lower --workspace-mb, or use --backend onnx"
+TICK_S = 0.1  # between two looks at a running build
 
 OnLine = Callable[[str], None]
+OnProgress = Callable[[str, float, float], None]  # graph, share done of 0..1, elapsed seconds
+OpenEngines = Callable[[Bundle, Path], Engines]  # engines from the plans of a folder
 
 
-def build(bundle: Bundle, trt: Any, workspace_mb: int = WORKSPACE_MB, on_line: OnLine = lambda line: None) -> Path:
-    """Engines for the GPU of this computer; returns their folder, at once if they are there already.
+def build(
+    bundle: Bundle,
+    trt: Any,
+    device: Device,
+    workspace_mb: int = WORKSPACE_MB,
+    clean: bool = False,
+    open_engines: OpenEngines = engines_in,
+    on_line: OnLine = lambda line: None,
+    on_progress: OnProgress = lambda graph, share, elapsed_s: None,
+    compute_capability: str | None = None,
+) -> Path:
+    """Engines for `device`; returns their folder, which appears only after its engines gave the golden chunks.
 
-    Takes minutes on a small board, and the GPU is not free meanwhile. Raises UserError when TensorRT refuses a graph.
+    Engines that lie there already are checked, and built again if they fail. Takes minutes on a small board, and the
+    GPU is not free meanwhile. `clean` removes the bundle's engines for other devices, versions and graphs; without it
+    they are kept, since a bundle may serve several computers. `compute_capability` (e.g. "SM86") builds ahead of time
+    for another GPU, which only TensorRT for RTX can.
+
+    Raises ExportError when TensorRT refuses a graph or an engine is not the policy, UserError when another build is at
+    work; nothing but TensorRT's timing cache is left behind then.
     """
-    folder = bundle.path(ENGINES) / device_key(bundle)
-    if folder.is_dir():
-        on_line(f"engines are up to date: {folder}")
-        return folder
-    graphs = [name for name in ON_GPU if name in bundle.manifest.graphs]
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    scratch.mkdir(parents=True)
+    cache, folder = bundle.path(ENGINES), engine_folder(bundle, device)
+    with _alone_in(cache):
+        for part in cache.glob(".*.part"):  # of a build that was killed
+            shutil.rmtree(part)
+        if _still_good(bundle, folder, open_engines, on_line):
+            on_line(f"engines are up to date: {folder}")
+        else:
+            builder = PlanBuilder(trt, workspace_mb, cache / f"timing-{device.label}.cache", compute_capability)
+            _make(bundle, device, builder, open_engines, on_line, on_progress)
+        _mind_others(bundle, folder, clean, on_line)
+    return folder
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        builder = PlanBuilder(trt, workspace_mb, bundle.path(ENGINES) / TIMING_CACHE)
-        for name in graphs:
-            began = time.perf_counter()
-            size = builder.plan(bundle.path(bundle.manifest.graphs[name].file), scratch / f"{name}.plan")
-            on_line(f"built {name}.plan: {size / 1e6:.1f} MB in {time.perf_counter() - began:.0f} s")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"another build is at work in {folder}: wait until it ends") from None
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            folder.rmdir()  # only if it is empty
+
+
+def _still_good(bundle: Bundle, folder: Path, open_engines: OpenEngines, on_line: OnLine) -> bool:
+    record = read_record(folder)
+    if record is None or not is_complete(folder, record, bundle):
+        return False
+    try:
+        found = check_bundle(bundle, open_engines(bundle, folder), text=False).failures
+    except UserError as error:
+        found = [str(error)]
+    if found:
+        on_line(f"engines are built again, those in {folder} are no good: {found[0]}")
+    return not found
+
+
+def _make(
+    bundle: Bundle, device: Device, builder: PlanBuilder, open_engines: OpenEngines, on_line: OnLine,
+    on_progress: OnProgress,
+) -> None:  # fmt: skip
+    folder = engine_folder(bundle, device)
+    scratch = folder.with_name(f".{folder.name}.part")
+    scratch.mkdir()
+    try:
+        record = _plans(bundle, device, builder, scratch, on_line, on_progress)
+        builder.close()  # a small board has no memory for builder and engines at once
+        checked = _checked(bundle, open_engines(bundle, scratch))
+        write_record(
+            scratch, replace(record, checked=checked, built=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        )
+        shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+    on_line(f"verified on {device.gpu}: largest error {checked['robot']['max_error']:.2g} degrees")
+
+
+def _plans(
+    bundle: Bundle, device: Device, builder: PlanBuilder, scratch: Path, on_line: OnLine, on_progress: OnProgress
+) -> EngineRecord:
+    hashes, bytes_of, seconds = graph_hashes(bundle), {}, {}
+    for name in hashes:
+        onnx, began = bundle.path(bundle.manifest.graphs[name].file), time.perf_counter()
+        on_line(f"building {name} from {onnx.stat().st_size / 1e6:.1f} MB of ONNX")
+        bytes_of[name] = builder.plan(onnx, scratch / f"{name}.plan", partial(on_progress, name))
+        seconds[name] = round(time.perf_counter() - began, 1)
+        on_line(f"built {name}.plan: {bytes_of[name] / 1e6:.1f} MB in {seconds[name]:.0f} s")
+    m = bundle.manifest
+    return EngineRecord(device.gpu, device.compute_capability, device.tensorrt, m.precision, hashes, bytes_of, seconds)
+
+
+def _checked(bundle: Bundle, engines: Engines) -> dict[str, dict[str, float]]:
+    """Stage -> figures. ExportError names the stages that fail."""
+    result = check_bundle(bundle, engines, text=False)
+    if result.failures:
+        raise ExportError(
+            f"the {bundle.manifest.precision} engines are not the trained policy, they are not kept: "
+            f"{'; '.join(result.failures)}: run with --backend onnx, or export in another precision"
+        )
+    return result.stages
+
+
+def _mind_others(bundle: Bundle, folder: Path, clean: bool, on_line: OnLine) -> None:
+    """Tell of engines for other devices, versions or graphs; remove them if asked."""
+    for other, record in engine_records(bundle).items():
+        if other == folder:
+            continue
+        megabytes = sum(record.bytes.values()) / 1e6
+        what = f"{megabytes:.0f} MB of engines for {record.gpu}, TensorRT {record.tensorrt}: {other.name}"
+        if clean:
+            shutil.rmtree(other)
+        on_line(f"removed {what}" if clean else f"also there: {what} (--clean removes them)")
 
 
 class PlanBuilder:
@@ -64,27 +181,49 @@ class PlanBuilder:
     ) -> None:
         self.trt, self.workspace_mb, self.timing_cache = trt, workspace_mb, timing_cache
         self.compute_capability = compute_capability
-        self.logger = trt.Logger(trt.Logger.ERROR)  # TensorRT wants one per process
-        self.builder = trt.Builder(self.logger)
+        self.log = make_log(trt)  # TensorRT wants one per process
+        try:
+            self.builder = trt.Builder(self.log)
+        except (TypeError, RuntimeError) as error:
+            raise self._refusal(f"cannot start here ({error})") from error
 
-    def plan(self, onnx: Path, plan: Path) -> int:
-        """Builds and writes; returns the plan's size in bytes. UserError with TensorRT's reason when it refuses."""
+    def plan(self, onnx: Path, plan: Path, on_share: Callable[[float, float], None] = lambda share, s: None) -> int:
+        """Builds and writes; returns the plan's size in bytes. ExportError with TensorRT's reason when it refuses.
+
+        on_share is told the share done and the elapsed seconds, several times a second, in the caller's thread.
+        """
         flag = self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
         network = self.builder.create_network(1 << int(flag))
-        parser = self.trt.OnnxParser(network, self.logger)
+        parser = self.trt.OnnxParser(network, self.log)
         if not parser.parse_from_file(str(onnx)):
             reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-            raise UserError(f"TensorRT {self.trt.__version__} does not take {onnx}: {'; '.join(reasons)}")
+            raise self._refusal(f"does not take {onnx}: {'; '.join(reasons)}", "run with --backend onnx")
         config = self._config()
-        serialized = self.builder.build_serialized_network(network, config)
+        serialized = self._watched(network, config, on_share)
         if serialized is None:
-            raise UserError(
-                f"TensorRT {self.trt.__version__} cannot build {onnx}: its log above says why; free memory, "
-                "close the desktop, or run with --backend onnx"
-            )
+            raise self._refusal(f"cannot build {onnx}")
         self._keep_timing_cache(config)
         plan.write_bytes(serialized)
         return plan.stat().st_size
+
+    def close(self) -> None:
+        del self.builder
+
+    def _watched(self, network: Any, config: Any, on_share: Callable[[float, float], None]) -> Any:
+        """The build in a thread of its own, so that this one can tell the time and be interrupted."""
+        monitor, result = make_monitor(self.trt), []
+        config.progress_monitor = monitor
+        thread = threading.Thread(target=lambda: result.append(self.builder.build_serialized_network(network, config)))
+        began = time.perf_counter()
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(TICK_S)
+                on_share(monitor.share(), time.perf_counter() - began)
+        finally:
+            monitor.wanted = False
+            thread.join()
+        return result[0] if result else None
 
     def _config(self) -> Any:
         config = self.builder.create_builder_config()
@@ -93,14 +232,78 @@ class PlanBuilder:
         if self.compute_capability is not None:
             config.num_compute_capabilities = 1
             config.set_compute_capability(getattr(self.trt.ComputeCapability, self.compute_capability), 0)
-        if self.timing_cache is not None and hasattr(config, "create_timing_cache"):
+        if self.timing_cache is not None:
             known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
-            config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+            if not config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False):
+                config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # of another driver
         return config
 
     def _keep_timing_cache(self, config: Any) -> None:
-        if self.timing_cache is None or not hasattr(config, "get_timing_cache"):
+        if self.timing_cache is None:
             return
         part = self.timing_cache.with_suffix(".part")
         part.write_bytes(config.get_timing_cache().serialize())
         part.replace(self.timing_cache)
+
+    def _refusal(self, what: str, hint: str = FREE_MEMORY) -> ExportError:
+        """With TensorRT's last words, and what is known to be wrong with this computer's system."""
+        words = f" ({self.log.errors[-1]})" if self.log.errors else ""
+        return ExportError(f"TensorRT {self.trt.__version__} {what}{words}: {'; '.join([*known_trouble(), hint])}")
+
+
+def known_trouble(root: Path = Path("/")) -> list[str]:
+    """What is known to be wrong with a Jetson's system: L4T 36.4.7 fails to allocate memory that is free."""
+    return [f"{check.finding}: {check.remedy}" for check in check_jetson(root) if check.status == FAIL]
+
+
+def make_log(trt: Any) -> Any:
+    """A logger that keeps TensorRT's errors for our own message."""
+    worst = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in worst:
+                self.errors.append(message)
+
+    return Log()
+
+
+def make_monitor(trt: Any) -> Any:
+    """TensorRT's progress as one number. Its threads report, ours asks; `wanted` = False ends the build early."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.wanted, self._done = True, 0.0
+            self._phases: dict[str, tuple[str | None, int, int]] = {}  # running: name -> parent, steps, steps done
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._phases[phase_name] = (parent_phase, num_steps, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self._phases:
+                parent, steps, _ = self._phases[phase_name]
+                self._phases[phase_name] = (parent, steps, step + 1)
+            return self.wanted
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._phases.pop(phase_name, None)
+
+        def share(self) -> float:
+            """What was done at the last look or has been done since."""
+            self._done = max(self._done, self._share_of(None))
+            return self._done
+
+        def _share_of(self, parent: str | None) -> float:
+            """Steps done of the phases that run; a step that is under way counts by its own phases."""
+            phases = list(self._phases.items())
+            shares = [
+                (done + self._share_of(p)) / max(steps, 1) for p, (above, steps, done) in phases if above == parent
+            ]
+            return min(1.0, max(shares, default=0.0))
+
+    return Monitor()

@@ -9,49 +9,52 @@ import datetime
 import importlib.metadata
 import json
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
+from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor, nn
 
-from mtdit.checkpoint import CLIP, WEIGHTS, Checkpoint, DatasetFacts, open_checkpoint
+from mtdit.checkpoint import WEIGHTS, Checkpoint, DatasetFacts, open_checkpoint
 from mtdit.config import PolicyConfig
 from mtdit.dataset import Dataset, open_dataset
 from mtdit.encoders import load_tokenizer
 from mtdit.frames import dataset_facts
 from mtdit.terminal import table
-from mtdit.tiny import write_tokenizer
 from mtdit_export.errors import ExportError
-from mtdit_export.fold import Folded, fold, with_sampler
+from mtdit_export.fold import Folded, FoldedDenoiser, fold, with_sampler
+from mtdit_export.guide import unroll_guided
 from mtdit_export.lint import OPSET
-from mtdit_export.precision import FP16, FP32, halve
-from mtdit_export.trace import trace
+from mtdit_export.precision import FP16, FP32, INT8, halve
+from mtdit_export.quantize import quantize
+from mtdit_export.trace import trace, write
+from mtdit_export.unroll import unroll
 from mtdit_export.verify import (
-    Expected,
-    Probe,
     Reference,
+    calibration_frames,
     dataset_probes,
     synthetic_probes,
     verify,
-    write_golden,
     write_reference,
 )
 from mtdit_robots.errors import UserError
 from mtdit_runtime import bundle as names
 from mtdit_runtime.bundle import Bundle, Camera, Graph, Joint, Manifest, Sampler, new_bundle, write_manifest
+from mtdit_runtime.golden import Expected, Probe, write_golden
 from mtdit_runtime.normalize import save_stats
 
-FILES = {"vision": names.VISION, "text": names.TEXT, "denoiser": names.DENOISER}
+FILES = {"vision": names.VISION, "text": names.TEXT, "denoiser": names.DENOISER, "guided": names.GUIDED}
 OUTPUTS = {"vision": names.FEATURES, "text": names.TEXT_FEATURE, "denoiser": names.ACTIONS}
-SAMPLERS = {"diffusion": ("ddim",), "flow_matching": ("euler", "rk4")}  # the first is the default
-MOST_FLOW_STEPS = 100  # the graph holds the network once per step
+SAMPLERS = {"diffusion": ("ddim", "ddpm"), "flow_matching": ("euler", "rk4")}  # the first is the default
+MOST_FLOW_CALLS = 100  # the graph holds every call of the network; opening it takes the square of that
+CALLS_PER_STEP = {"euler": 1, "rk4": 4}
 GOLDEN_COUNT = 2
 VERSIONS_OF = ("mtdit", "torch", "onnx", "onnxruntime")
 REQUIREMENTS = {"onnxruntime": ">=1.18", "tensorrt": ">=10.3"}
@@ -80,7 +83,7 @@ class ExportReport:
 
     def _row(self, stage: str) -> list[str]:
         known = self.stages[stage]
-        label = f"{stage}, degrees" if stage == "robot" else stage
+        label = f"{stage}, degrees" if stage.endswith("robot") else stage
         return [label, *(form(known[key]) if key in known else "" for _, key, form in COLUMNS[1:])]
 
 
@@ -102,28 +105,37 @@ def export(
     fp16: bool = False,
     dataset: Path | None = None,
     on_stage: OnStage = lambda line: None,
+    rtc: bool = False,
+    int8: bool = False,
 ) -> ExportReport:
     """Writes the bundle `out` for a training run, a checkpoint or a pretrained_model folder.
 
-    `sampler`: ddim; euler or rk4 for flow matching; None takes the first that fits. `dataset`: check on its frames
-    instead of synthetic ones, and learn from it what a checkpoint of LeRobot's does not say. `on_stage` is told one
-    line as each stage ends. Raises UserError for a wrong argument and ExportError when the graphs are not the policy.
+    `sampler`: ddim or ddpm; euler or rk4 for flow matching; None takes the first that fits. `dataset`: check on its
+    frames instead of synthetic ones, and learn from it what a checkpoint of LeRobot's does not say. `on_stage` is told
+    one line as each stage ends. `rtc`: also the guided denoiser of real-time chunking. `int8`: both towers, calibrated
+    on the dataset, which a policy with cameras then needs. Raises UserError for a wrong argument and ExportError when
+    the graphs are not the policy.
     """
     began = time.perf_counter()
     opened = open_checkpoint(checkpoint)
     opened = replace(opened, config=sampled(opened.config, sampler, steps))
     recorded = None if dataset is None else matching_dataset(str(dataset), opened.config)
     facts = known_facts(opened, recorded)
-    with new_bundle(out) as folder, tokenizer_folder(opened) as tokenizer:
+    precision = chosen_precision(fp16, int8, opened.config, recorded)
+    with new_bundle(out) as folder, opened.tokenizer_folder() as tokenizer:
         policy = opened.policy()
         folded = fold(policy, {camera: opened.image_scaling(camera) for camera in opened.config.cameras})
-        for module in folded.modules().values() if fp16 else ():
-            halve(module)
         on_stage(f"folded {opened.folder}")
-        manifest = describe(out.stem, opened, facts, folded, FP16 if fp16 else FP32)
-        manifest = replace(manifest, graphs=write_graphs(folder, folded, opened.config, manifest, on_stage))
+        reference = Reference(policy, opened, load_tokenizer(tokenizer), guided=rtc)
+        if precision == FP16:
+            for module in folded.modules().values():
+                halve(module)
+        if precision == INT8:
+            moments = [] if recorded is None else calibration_frames(recorded, list(opened.config.cameras))
+            quantize_towers(folded, moments, [reference.text(task)[0] for task in facts.tasks or ("",)], on_stage)
+        manifest = describe(out.stem, opened, facts, folded, precision)
+        manifest = replace(manifest, graphs=write_graphs(folder, folded, opened.config, manifest, on_stage, rtc))
 
-        reference = Reference(policy, opened, load_tokenizer(tokenizer))
         probes = make_probes(opened, facts, recorded)
         expected = [reference(probe) for probe in probes]
         shutil.copyfile(tokenizer / names.TOKENIZER, folder / names.TOKENIZER)
@@ -137,7 +149,7 @@ def export(
         record = {"observations": len(probes), "frames": seen, "stages": checked}
         manifest = write_manifest(folder, replace(manifest, verification=record))
         on_stage(f"verified on {len(probes)} observations, {seen}")
-    weights = {name: sizes(module, out / f"{name}.onnx") for name, module in folded.modules().items()}
+    weights = {name: sizes(module, out / FILES[name]) for name, module in traced_modules(folded, rtc).items()}
     stages = {name: {**weights.get(name, {}), **figures} for name, figures in checked.items()}
     return ExportReport(
         str(out), next(iter(facts.tasks), ""), manifest.precision, manifest.sampler, stages, time.perf_counter() - began
@@ -153,7 +165,8 @@ def sampled(config: PolicyConfig, sampler: str | None, steps: int) -> PolicyConf
     chosen = sampler or (config.integration_method if config.objective == "flow_matching" else fitting[0])
     if chosen not in fitting:
         raise UserError(f"--sampler {chosen} does not fit a {config.objective} policy: use {' or '.join(fitting)}")
-    most = config.num_train_timesteps if config.objective == "diffusion" else MOST_FLOW_STEPS
+    is_flow = config.objective == "flow_matching"
+    most = MOST_FLOW_CALLS // CALLS_PER_STEP[chosen] if is_flow else config.num_train_timesteps
     if not 1 <= steps <= most:
         raise UserError(f"--steps {steps} is out of range: this policy takes 1 to {most}")
     return with_sampler(config, chosen, steps)
@@ -183,15 +196,13 @@ def known_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts
     return dataset_facts(dataset)
 
 
-@contextmanager
-def tokenizer_folder(checkpoint: Checkpoint) -> Iterator[Path]:
-    """A folder with CLIP's tokenizer.json: the checkpoint's, or one made from the vocabulary all CLIPs share."""
-    candidates = (checkpoint.folder / CLIP, checkpoint.folder / "tokenizer", Path(checkpoint.config.text_encoder_name))
-    kept = [folder for folder in candidates if (folder / names.TOKENIZER).is_file()]
-    with tempfile.TemporaryDirectory() as scratch:
-        if not kept:
-            write_tokenizer(Path(scratch))
-        yield kept[0] if kept else Path(scratch)
+def chosen_precision(fp16: bool, int8: bool, config: PolicyConfig, dataset: Dataset | None) -> str:
+    """UserError: both, or nothing to calibrate the vision tower with."""
+    if fp16 and int8:
+        raise UserError("--fp16 and --int8 exclude each other: give one of them")
+    if int8 and config.cameras and dataset is None:
+        raise UserError("--int8 takes the ranges of the vision tower from recorded frames: add --dataset")
+    return INT8 if int8 else FP16 if fp16 else FP32
 
 
 def make_probes(checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset | None) -> list[Probe]:
@@ -203,17 +214,42 @@ def make_probes(checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset | 
 # -- during: the files of the bundle --
 
 
+def quantize_towers(
+    folded: Folded,
+    seen: Sequence[Sequence[NDArray[np.uint8]]],
+    token_ids: Sequence[NDArray[np.int64]],
+    on_stage: OnStage,
+) -> None:
+    """Both towers to int8, calibrated on frames (H, W, 3) of every camera and on the tokens (1, L) of the tasks."""
+    began = time.perf_counter()
+    if folded.vision is not None:
+        quantize(folded.vision, [[torch.from_numpy(frame) for frame in frames] for frames in seen])
+    quantize(folded.text, [[torch.from_numpy(ids)] for ids in token_ids])
+    took = time.perf_counter() - began
+    on_stage(f"calibrated int8 on {len(seen)} frames of each camera and {len(token_ids)} tasks in {took:.0f} s")
+
+
+def traced_modules(folded: Folded, rtc: bool) -> dict[str, nn.Module]:
+    """By the name of their graph; the guided one is made of the same denoiser."""
+    return {**folded.modules(), **({"guided": folded.denoiser} if rtc else {})}
+
+
 def write_graphs(
-    folder: Path, folded: Folded, config: PolicyConfig, manifest: Manifest, on_stage: OnStage
+    folder: Path, folded: Folded, config: PolicyConfig, manifest: Manifest, on_stage: OnStage, rtc: bool
 ) -> dict[str, Graph]:
     graphs = {}
-    for name, module in folded.modules().items():
+    for name, module in traced_modules(folded, rtc).items():
         began, path = time.perf_counter(), folder / FILES[name]
-        graphs[name] = trace(
-            module, example_inputs(name, folded, config), OUTPUTS[name], path, metadata(name, manifest)
-        )
+        inputs = example_inputs(name, folded, config)
+        graphs[name] = write(as_graph(name, module, inputs), path, metadata(name, manifest))
         on_stage(f"traced {path.name}: {path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - began:.0f} s")
     return graphs
+
+
+def as_graph(name: str, module: nn.Module, inputs: Mapping[str, Tensor]) -> onnx.ModelProto:
+    if isinstance(module, FoldedDenoiser):
+        return unroll_guided(module, inputs) if name == "guided" else unroll(module, inputs)
+    return trace(module, inputs, OUTPUTS[name])
 
 
 def example_inputs(name: str, folded: Folded, config: PolicyConfig) -> dict[str, Tensor]:
@@ -226,7 +262,10 @@ def example_inputs(name: str, folded: Folded, config: PolicyConfig) -> dict[str,
         names.STATE: (1, config.n_obs_steps, config.state_dim),
         names.TEXT_FEATURE: (1, config.hidden_dim),
         names.NOISE: (1, config.horizon, config.action_dim),
+        names.PREFIX: (1, config.horizon, config.action_dim),
+        names.PREFIX_WEIGHTS if name == "guided" else names.PREFIX_MASK: (1, config.horizon, 1),
         names.FEATURES: (1, config.n_obs_steps, folded.denoiser.feature_dim),
+        names.STEP_NOISE: (1, folded.denoiser.objective.draws - 1, config.horizon, config.action_dim),
     }
     return {key: torch.zeros(shape) for key, shape in shapes.items() if 0 not in shape}
 
@@ -308,9 +347,9 @@ def checked_stages(bundle: Bundle, probes: Sequence[Probe], expected: Sequence[E
     """The figures of every stage. ExportError when a gate fails."""
     result = verify(bundle, probes, expected)
     if result.failures:
-        what = f"the {bundle.manifest.precision} graphs are not the trained policy"
-        hint = " (export without --fp16)" if bundle.manifest.precision == FP16 else ""
-        raise ExportError(f"{what}: {'; '.join(result.failures)}{hint}")
+        precision = bundle.manifest.precision
+        hint = "" if precision == FP32 else f" (export without --{precision})"
+        raise ExportError(f"the {precision} graphs are not the trained policy: {'; '.join(result.failures)}{hint}")
     return result.stages
 
 

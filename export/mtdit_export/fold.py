@@ -3,7 +3,7 @@
 Every rearrangement is an identity on real numbers; only the order of float operations changes.
 
 - Denoiser: the AdaLN linear splits by columns into a part that depends on time (a constant per step) and a part that
-  depends on the observation (once per chunk). All steps of the sampler are unrolled; their coefficients are numbers.
+  depends on the observation (once per chunk). The times and coefficients of all steps of the sampler are numbers.
 - The text stands in the conditioning once per observation step, so its columns are summed.
 - Vision: antialiased resize and centre crop are one small matrix per axis. The last CLIP block is evaluated for the
   class token only, because nothing else is read from it.
@@ -26,15 +26,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mtdit.config import PolicyConfig
-from mtdit.dit import SinusoidalTime, rope_tables, rotate
+from mtdit.dit import SinusoidalTime, rope_tables
 from mtdit.encoders import TextShape, VisionShape, quick_gelu
-from mtdit.objectives import make_objective
+from mtdit.objectives import Denoise, Diffusion, make_objective
 from mtdit.policy import Policy
 
 Weights = Mapping[str, Tensor]  # parameter name -> value, e.g. a state_dict
 TowerShape = VisionShape | TextShape
 Scaling = tuple[NDArray[np.float32], NDArray[np.float32]]  # (3,) each: a pixel x of 0..1 becomes (x - first) / second
 
+NORM_EPS = 1e-6  # DiT's
 LATER = -1e4  # added to the score of a later token: its softmax weight becomes exactly 0
 
 
@@ -64,7 +65,7 @@ def dense(weights: Weights, name: str) -> Dense:
 
 
 class Patches(nn.Module):
-    """Pixels (N, 3, H, W) -> patch embeddings (N, S - 1, D), in the precision of the weight (D, 3, patch, patch)."""
+    """Pixels (N, 3, H, W) -> patch embeddings (S - 1, N, D), in the precision of the weight (D, 3, patch, patch)."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -72,11 +73,11 @@ class Patches(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         grid = F.conv2d(pixels.to(self.weight.dtype), self.weight, stride=self.weight.shape[-1])
-        return grid.flatten(2).transpose(1, 2)
+        return grid.flatten(2).permute(2, 0, 1)
 
 
 class Tokens(nn.Module):
-    """Token ids (N, L) -> rows (N, L, D) of a table (vocabulary, D)."""
+    """Token ids (L,) -> rows (L, D) of a table (vocabulary, D)."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -98,16 +99,19 @@ class Norm(nn.Module):
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """(N, S, parts * D) -> `parts` tensors (N, heads, S, D / heads)."""
-    n, length, width = x.shape
-    return x.reshape(n, length, parts, heads, width // (parts * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    """(S, N, parts * D) -> `parts` tensors (S, N, heads, D / heads)."""
+    return tuple(part.unflatten(-1, (heads, -1)) for part in x.chunk(parts, -1))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention of scaled queries, softmax in float32: (N, heads, S, d) each -> (N, S, heads * d)."""
-    scores = (q @ k.transpose(-1, -2)).float()
+    """Attention of scaled queries, softmax in float32: (S, N, heads, d) each -> (S, N, heads * d).
+
+    Tokens come first because a transposition that moves them behind the heads is free: ONNX Runtime's matrix product
+    reads its operands that way.
+    """
+    scores = (q.permute(1, 2, 0, 3) @ k.permute(1, 2, 3, 0)).float()  # (N, heads, S, S)
     weights = (scores if mask is None else scores + mask).softmax(-1).to(v.dtype)
-    return (weights @ v).transpose(1, 2).flatten(2)
+    return (weights @ v.permute(1, 2, 0, 3)).permute(2, 0, 1, 3).flatten(2)
 
 
 # -- CLIP --
@@ -123,7 +127,7 @@ def packed(*projections: Sequence[Tensor]) -> Dense:
 
 
 class ClipBlock(nn.Module):
-    """Pre-norm transformer block on a float32 residual stream. `first_only`: the output is the first token's."""
+    """Pre-norm transformer block on a float32 residual stream (S, N, D). `first_only`: the first token's (1, N, D)."""
 
     def __init__(self, weights: Weights, shape: TowerShape, first_only: bool) -> None:
         super().__init__()
@@ -143,7 +147,7 @@ class ClipBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         normed = self.norm1(x)
         if self.first_only:
-            x, (q,) = x[:, :1], split_heads(self.q(normed[:, :1]), 1, self.heads)
+            x, (q,) = x[:1], split_heads(self.q(normed[:1]), 1, self.heads)
             k, v = split_heads(self.kv(normed), 2, self.heads)
         else:
             q, k, v = split_heads(self.qkv(normed), 3, self.heads)
@@ -157,23 +161,25 @@ def clip_blocks(weights: Weights, shape: TowerShape, first_only: bool) -> nn.Mod
 
 
 class FoldedTower(nn.Module):
-    """Normalised pixels (N, 3, H, W) -> class token before the final norm (N, D), as LeRobot reads it."""
+    """Normalised pixels (N, 3, H, W) -> class token (N, D): before the final norm, as LeRobot reads it, or after."""
 
     def __init__(self, weights: Weights, shape: VisionShape) -> None:
         super().__init__()
         position = weights["embeddings.position_embedding.weight"]  # (S, D)
         self.patches = Patches(weights["embeddings.patch_embedding.weight"])
-        self.patch_position = fixed(position[1:])
+        self.patch_position = fixed(position[1:, None])  # (S - 1, 1, D)
         self.first_token = fixed((weights["embeddings.class_embedding"] + position[0])[None, None])  # (1, 1, D)
         self.pre_norm = Norm(under(weights, "pre_layrnorm."), shape.layer_norm_eps)
         self.blocks = clip_blocks(weights, shape, first_only=True)
+        normed = shape.class_token_normed
+        self.final_norm = Norm(under(weights, "post_layernorm."), shape.layer_norm_eps) if normed else nn.Identity()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        patches = self.patches(pixels).float() + self.patch_position  # (N, S - 1, D)
-        x = self.pre_norm(torch.cat([self.first_token.expand(len(patches), -1, -1), patches], dim=1))
+        patches = self.patches(pixels).float() + self.patch_position  # (S - 1, N, D)
+        x = self.pre_norm(torch.cat([self.first_token.expand(-1, len(pixels), -1), patches]))
         for block in self.blocks:
             x = block(x)
-        return x[:, 0]
+        return self.final_norm(x[0])
 
 
 class FoldedText(nn.Module):
@@ -192,11 +198,11 @@ class FoldedText(nn.Module):
         self.eos = shape.vocab_size - 1 if legacy else shape.eos_token_id
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        x = self.tokens(token_ids).float() + self.position
+        x = (self.tokens(token_ids[0]).float() + self.position)[:, None]  # (L, 1, D)
         for block in self.blocks:
             x = block(x, self.mask)
         first_eos = ((token_ids == self.eos).float() * self.earliness).argmax(-1)  # (1,), no ties
-        return self.projection(self.final_norm(x)[0].index_select(0, first_eos)).float()
+        return self.projection(self.final_norm(x)[:, 0].index_select(0, first_eos)).float()
 
 
 # -- frames --
@@ -216,17 +222,17 @@ def crop_window(size: int, crop: int | None) -> slice:
 
 
 class Axis(nn.Module):
-    """Resize then crop along the first axis: (size, columns) -> (out, columns). A window when nothing is resized."""
+    """Resize then crop along the last axis: (..., size) -> (..., out). A window when nothing is resized."""
 
     def __init__(self, size: int, resized: int | None, crop: int | None) -> None:
         super().__init__()
         resized = resized or size
         self.window = crop_window(resized, crop)
         matrix = resize_matrix(size, resized)[self.window].float()  # (out, size)
-        self.matrix = None if resized == size else fixed(matrix)
+        self.matrix = None if resized == size else fixed(matrix.T)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[self.window] if self.matrix is None else self.matrix @ x
+        return x[..., self.window] if self.matrix is None else x @ self.matrix
 
 
 class Preprocess(nn.Module):
@@ -244,9 +250,9 @@ class Preprocess(nn.Module):
         self.scale, self.shift = fixed((1 / (255 * scale)).float()), fixed((-offset / scale).float())
 
     def forward(self, frame: Tensor) -> Tensor:
-        x = self.rows(frame.float().flatten(1)).unflatten(1, frame.shape[1:])  # (h, W, 3)
-        x = self.columns(x.transpose(0, 1).flatten(1)).unflatten(1, (-1, 3))  # (w, h, 3)
-        return x.permute(2, 1, 0) * self.scale + self.shift
+        x = self.columns(frame.float().permute(2, 0, 1))  # (3, H, w)
+        x = self.rows(x.transpose(1, 2)).transpose(1, 2)  # (3, h, w)
+        return x * self.scale + self.shift
 
 
 class FoldedVision(nn.Module):
@@ -266,8 +272,11 @@ class FoldedVision(nn.Module):
 # -- denoiser --
 
 
+Rope = tuple[Tensor, Tensor]  # (T, 1, d) each: cosines, and sines whose first half has its sign turned
+
+
 class DenoiserBlock(nn.Module):
-    """A block of the denoiser, its modulation given: x (1, T, D), six rows (1, D) -> (1, T, D)."""
+    """A block of the denoiser, its modulation given: x (T, D), six rows (D,) -> (T, D)."""
 
     def __init__(self, weights: Weights, heads: int) -> None:
         super().__init__()
@@ -281,17 +290,30 @@ class DenoiserBlock(nn.Module):
         self.down = dense(weights, "mlp.2")
         self.heads = heads
 
-    def forward(self, x: Tensor, modulation: Sequence[Tensor], rope: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, modulation: Sequence[Tensor], rope: Rope | None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation
-        x = x + gate_a * self.attention(normed(x) * scale_a + shift_a, rope).float()
-        hidden = F.gelu(self.up(normed(x) * scale_m + shift_m), approximate="tanh")
+        x = x + gate_a * self.attention(normed(x, scale_a, shift_a), rope).float()
+        hidden = F.gelu(self.up(normed(x, scale_m, shift_m)), approximate="tanh")
         return x + gate_m * self.down(hidden).float()
 
-    def attention(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        q, k, v = split_heads(self.qkv(x), 3, self.heads)
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
-        return self.out(attend(q, k, v))
+    def attention(self, x: Tensor, rope: Rope | None) -> Tensor:
+        qk, v = self.qkv(x).split([2 * x.shape[1], x.shape[1]], dim=1)
+        qk = qk.unflatten(1, (2 * self.heads, -1))  # (T, 2 heads, d): rotated together
+        q, k = (qk if rope is None else rotate(qk, *rope)).unsqueeze(1).chunk(2, dim=2)  # (T, 1, heads, d) each
+        return self.out(attend(q, k, v.unflatten(1, (1, self.heads, -1))).squeeze(1))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates (T, heads, d) by its position."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat([second, first], dim=-1) * sin.to(x.dtype)
+
+
+def signed_rope(config: PolicyConfig) -> list[Tensor]:
+    """The tables of `rotate`."""
+    cos, sin = rope_tables(config.horizon, config.hidden_dim // config.num_heads, config.rope_base)
+    first, second = sin.chunk(2, dim=-1)
+    return [cos[:, None], torch.cat([-first, second], dim=-1)[:, None]]
 
 
 def scale_queries(qkv: Tensor, heads: int) -> Tensor:
@@ -300,9 +322,44 @@ def scale_queries(qkv: Tensor, heads: int) -> Tensor:
     return torch.cat([qkv[:width] * (width // heads) ** -0.5, qkv[width:]])
 
 
-def normed(x: Tensor) -> Tensor:
-    """LayerNorm without parameters; 1e-6 is DiT's."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+def normed(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """LayerNorm of rows (T, D) with the observation's scale and shift (D,)."""
+    return F.layer_norm(x, x.shape[-1:], scale, shift, eps=NORM_EPS)
+
+
+class Modulation(nn.Module):
+    """What the observation makes of every block of every call of the network: (calls * layers * 6 D,)."""
+
+    def __init__(self, blocks: Sequence[Weights], table: Tensor, config: PolicyConfig) -> None:
+        super().__init__()
+        self.of_time = fixed(table)  # (K, layers * 6 D)
+        self.of_observation = observation_modulation(blocks, config)  # conditioning -> (1, layers * 6 D)
+
+    def forward(self, state: Tensor, text: Tensor, features: Tensor | None = None) -> Tensor:
+        seen = [] if features is None else [features.flatten(1)]
+        condition = F.silu(torch.cat([*seen, state.flatten(1), text], dim=1))
+        return (self.of_time + self.of_observation(condition).float()).flatten()
+
+
+class Network(nn.Module):
+    """One call of the denoiser: x (1, T, A), its modulation (layers * 6 D,) -> (1, T, A)."""
+
+    def __init__(self, weights: Weights, blocks: Sequence[Weights], config: PolicyConfig) -> None:
+        super().__init__()
+        self.input = dense(weights, "input_proj")
+        self.output = dense(weights, "output_proj")
+        self.position = fixed(weights["pos_embedding"][0]) if config.use_positional_encoding else None
+        self.blocks = nn.ModuleList(DenoiserBlock(block, config.num_heads) for block in blocks)
+        self.rope = nn.ParameterList(map(fixed, signed_rope(config))) if config.use_rope else None
+        self.width = config.hidden_dim
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        rope, rows = None if self.rope is None else (self.rope[0], self.rope[1]), modulation.split(self.width)
+        x = self.input(x.squeeze(0)).float()  # (T, D): two axes, so that every product is one operation, bias and all
+        x = x if self.position is None else x + self.position
+        for i, block in enumerate(self.blocks):
+            x = block(x, rows[6 * i : 6 * i + 6], rope)
+        return self.output(x).float()[None]
 
 
 class FoldedDenoiser(nn.Module):
@@ -312,37 +369,29 @@ class FoldedDenoiser(nn.Module):
         super().__init__()
         blocks = [under(weights, f"transformer_blocks.{i}.") for i in range(config.num_layers)]
         self.config, self.objective = config, make_objective(config)
-        self.times = network_times(config)
-        self.of_time = fixed(time_modulation(weights, blocks, config, self.times))  # (K, layers * 6 D)
-        self.of_observation = observation_modulation(blocks, config)  # conditioning -> (1, layers * 6 D)
-        per_step = (len(self.of_observation.weight) - config.hidden_dim) // config.n_obs_steps
+        self.times = network_times(config)  # K of them
+        self.modulation = Modulation(blocks, time_modulation(weights, blocks, config, self.times), config)
+        self.network = Network(weights, blocks, config)
+        per_step = (len(self.modulation.of_observation.weight) - config.hidden_dim) // config.n_obs_steps
         self.feature_dim = per_step - config.state_dim  # n_cam * D
-        self.input = dense(weights, "input_proj")
-        self.output = dense(weights, "output_proj")
-        self.position = fixed(weights["pos_embedding"]) if config.use_positional_encoding else None
-        self.blocks = nn.ModuleList(DenoiserBlock(block, config.num_heads) for block in blocks)
-        cos, sin = rope_tables(config.horizon, config.hidden_dim // config.num_heads, config.rope_base)
-        self.rope = nn.ParameterList([fixed(cos), fixed(sin)]) if config.use_rope else None
 
-    def forward(self, state: Tensor, text: Tensor, noise: Tensor, features: Tensor | None = None) -> Tensor:
-        """(1, n_obs, S) normalised, (1, P), (1, T, A), (1, n_obs, n_cam * D) -> (1, T, A)."""
-        seen = [] if features is None else [features.flatten(1)]
-        condition = F.silu(torch.cat([*seen, state.flatten(1), text], dim=1))
-        table = self.of_time + self.of_observation(condition).float()  # (K, layers * 6 D)
-        rows = iter(table.reshape(-1, self.config.hidden_dim).split(1))  # each (1, D), in the order of use
+    def forward(
+        self, state: Tensor, text: Tensor, noise: Tensor, prefix: Tensor, prefix_mask: Tensor,
+        features: Tensor | None = None, step_noise: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(1, n_obs, S) normalised, (1, P), (1, T, A), (1, T, A), (1, T, 1), (1, n_obs, n_cam * D),
+        DDPM's (1, steps - 1, T, A) -> (1, T, A)."""
+        calls = iter(self.modulation(state, text, features).chunk(len(self.times)))  # each (layers * 6 D,)
+        on_the_way = () if step_noise is None else step_noise.unbind(1)
+        return self.sample(lambda x, time: self.network(x, next(calls)), noise, prefix, prefix_mask, on_the_way)
 
-        def denoise(x: Tensor, time: Tensor) -> Tensor:
-            return self.network(x, [[next(rows) for _ in range(6)] for _ in self.blocks])
-
-        return self.objective.sample(denoise, noise)
-
-    def network(self, actions: Tensor, modulations: Sequence[Sequence[Tensor]]) -> Tensor:
-        rope = None if self.rope is None else (self.rope[0], self.rope[1])
-        x = self.input(actions).float()
-        x = x if self.position is None else x + self.position
-        for block, modulation in zip(self.blocks, modulations, strict=True):
-            x = block(x, modulation, rope)
-        return self.output(x).float()
+    def sample(
+        self, denoise: Denoise, noise: Tensor, prefix: Tensor | None, mask: Tensor | None, on_the_way: Sequence[Tensor]
+    ) -> Tensor:
+        """The sampler around any `denoise`. `on_the_way`: what DDPM adds after each step but the last."""
+        if isinstance(self.objective, Diffusion):
+            return self.objective.sample(denoise, noise, on_the_way, prefix, mask)
+        return self.objective.sample(denoise, noise, prefix, mask)
 
 
 def with_sampler(config: PolicyConfig, sampler: str, steps: int) -> PolicyConfig:

@@ -7,17 +7,20 @@ TensorRT for RTX rejects. Knows ONNX files. Refuses to repair them.
 from __future__ import annotations
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 20  # the newest that TensorRT 10.3 reads
 
 OPERATORS = frozenset((
-    "Add", "ArgMax", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Equal", "Expand", "Gather", "Gelu",
-    "Identity", "LayerNormalization", "MatMul", "Mul", "Neg", "Reshape", "Sigmoid", "Slice", "Softmax", "Split",
-    "Squeeze", "Sub", "Transpose", "Unsqueeze",
+    "Add", "ArgMax", "Cast", "Clip", "Concat", "Constant", "Conv", "DequantizeLinear", "Div", "Equal", "Expand",
+    "Gather", "Gelu", "Identity", "LayerNormalization", "MatMul", "Mul", "Neg", "QuantizeLinear", "Reciprocal",
+    "ReduceMean", "ReduceSum", "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh",
+    "Transpose", "Unsqueeze",
 ))  # fmt: skip
-WEIGHT_TYPES = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.INT32))
-INPUT_TYPES = WEIGHT_TYPES | {TensorProto.UINT8}
+INPUT_TYPES = frozenset((
+    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.INT32, TensorProto.UINT8,
+))  # fmt: skip
+WEIGHT_TYPES = INPUT_TYPES - {TensorProto.UINT8} | {TensorProto.INT8}
 
 
 def problems(model: onnx.ModelProto) -> list[str]:
@@ -36,7 +39,7 @@ def problems(model: onnx.ModelProto) -> list[str]:
             found.append(f"input or output {value.name} of type {_type(kind.elem_type)}")
         if not all(d.HasField("dim_value") and d.dim_value > 0 for d in kind.shape.dim):
             found.append(f"input or output {value.name} without a static shape")
-    return found + _bytes_beyond_cast(graph)
+    return found + _bytes_beyond_cast(graph) + _wrong_quantization(graph)
 
 
 def _bytes_beyond_cast(graph: onnx.GraphProto) -> list[str]:
@@ -44,6 +47,17 @@ def _bytes_beyond_cast(graph: onnx.GraphProto) -> list[str]:
     frames = {i.name for i in graph.input if i.type.tensor_type.elem_type == TensorProto.UINT8}
     users = [n for n in graph.node if frames & set(n.input)]
     return [f"operator {n.op_type} ({n.name}) on uint8" for n in users if n.op_type != "Cast"]
+
+
+def _wrong_quantization(graph: onnx.GraphProto) -> list[str]:
+    """int8 is for DequantizeLinear alone, and only symmetric quantisation is taken: every zero point is 0."""
+    weights = {w.name: w for w in graph.initializer}
+    small = {name for name, w in weights.items() if w.data_type == TensorProto.INT8}
+    nodes = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    shifted = [n for n in nodes if len(n.input) == 3 and numpy_helper.to_array(weights[n.input[2]]).any()]
+    users = [n for n in graph.node if n not in nodes and small & set(n.input)]
+    found = [f"operator {n.op_type} ({n.name}) with a zero point other than 0" for n in shifted]
+    return found + [f"operator {n.op_type} ({n.name}) on int8" for n in users]
 
 
 def _type(code: int) -> str:

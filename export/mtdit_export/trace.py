@@ -25,16 +25,14 @@ from mtdit_runtime.bundle import Tensor as TensorInfo
 PROTOBUF_LIMIT = 2_000_000_000  # bytes; ONNX cannot hold more in one file
 
 
-def trace(
-    module: nn.Module, inputs: Mapping[str, Tensor], output: str, path: Path, metadata: Mapping[str, str]
-) -> Graph:
-    """Writes `path` and describes it. `inputs` are examples in the order of the module's arguments.
+def trace(module: nn.Module, inputs: Mapping[str, Tensor], output: str) -> onnx.ModelProto:
+    """The module as a graph. `inputs` are examples of its arguments, in their order.
 
-    ExportError: more than 2 GB of weights, or something TensorRT 10.3 would refuse.
+    ExportError: more than 2 GB of weights.
     """
     size = sum(p.numel() * p.element_size() for p in module.parameters())
     if size > PROTOBUF_LIMIT:
-        raise ExportError(f"{path.name} would hold {size / 1e9:.1f} GB, one ONNX file takes 2: export with --fp16")
+        raise ExportError(f"one graph would hold {size / 1e9:.1f} GB, an ONNX file takes 2: export with --fp16")
     with quiet():
         program = torch.onnx.export(
             module.eval(),
@@ -46,7 +44,11 @@ def trace(
             verbose=False,
         )
     assert program is not None  # only the old exporter returns nothing
-    model = program.model_proto
+    return program.model_proto
+
+
+def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> Graph:
+    """Describes the graph and writes it. ExportError: something TensorRT 10.3 would refuse."""
     describe(model, path.stem, metadata)
     if found := problems(model):
         raise ExportError(f"{path.name} is not what TensorRT 10.3 takes: {found[0]}; please report this")

@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 from mtdit_robots.errors import UserError
 from mtdit_runtime.normalize import Stats, load_stats
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SUFFIX = ".mtdit"
 
 MANIFEST = "manifest.json"
 VISION, TEXT, DENOISER = "vision.onnx", "text.onnx", "denoiser.onnx"
+GUIDED = "guided.onnx"  # optional: the denoiser with real-time-chunking guidance inside
 TOKENIZER = "tokenizer.json"
 TASKS = "tasks.npz"
 STATS = "stats.safetensors"
@@ -44,8 +45,15 @@ TEXT_FEATURE = "text"  # (1, P) float32
 FEATURES = "features"  # vision: (1, n_cam * D); denoiser: (1, n_obs, n_cam * D) float32
 STATE = "state"  # (1, n_obs, S) float32, normalised
 NOISE = "noise"  # (1, horizon, A) float32, standard normal
+STEP_NOISE = "step_noise"  # (1, steps - 1, horizon, A) float32, standard normal; DDPM only, and only with steps > 1
+PREFIX = "prefix"  # (1, horizon, A) float32, normalised actions that are already promised
+PREFIX_MASK = "prefix_mask"  # (1, horizon, 1) float32, 1 = the row is committed (held), 0 = free
+PREFIX_WEIGHTS = "prefix_weights"  # (1, horizon, 1) float32 in 0..1, instead of the mask in the guided graph
 ACTIONS = "actions"  # (1, horizon, A) float32, normalised
 
+MOST = 1 << 20  # no size of a policy is larger; a manifest that says so is broken
+SAMPLERS = ("ddim", "ddpm", "euler", "rk4")
+PRECISIONS = ("fp32", "fp16", "int8")  # int8: vision and text towers; the denoiser is fp32
 UNITS = ("degrees", "percent")
 STATE_KEY, ACTION_KEY = "observation.state", "action"  # LeRobot's feature names, the keys of the stats file
 
@@ -75,10 +83,15 @@ class Graph:
 class Sampler:
     """What is unrolled inside denoiser.onnx. `timesteps` in the order they are taken."""
 
-    kind: str  # ddim
+    kind: str  # one of SAMPLERS
     steps: int
     timesteps: tuple[float, ...]
     clip_range: float | None  # normalised actions are clamped to +-clip_range, None: not at all
+
+    @property
+    def draws(self) -> int:
+        """Chunks of noise that one chunk of actions takes: DDPM adds fresh noise after every step but the last."""
+        return self.steps if self.kind == "ddpm" else 1
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,7 @@ class Manifest:
     """Everything the runtime must know about a policy. Field order here is the order in manifest.json."""
 
     name: str
-    graphs: dict[str, Graph]  # vision, text, denoiser; vision is absent for a policy without cameras
+    graphs: dict[str, Graph]  # vision (absent for a policy without cameras), text, denoiser, guided (optional)
     sampler: Sampler
     joints: tuple[Joint, ...]  # in the order of state and action
     cameras: tuple[Camera, ...]  # in the order of the feature vector
@@ -117,7 +130,7 @@ class Manifest:
     n_action_steps: int
     fps: int
     tasks: tuple[str, ...]  # seen in training; their text features are in tasks.npz
-    precision: str  # fp32 | fp16
+    precision: str  # one of PRECISIONS
     opset: int
     requirements: dict[str, str]  # e.g. {"onnxruntime": ">=1.18"}
     verification: dict[str, Any]  # stage -> {max_error, mean_error, ...}
@@ -250,15 +263,67 @@ def _check_consistency(manifest: Manifest, folder: Path) -> None:
     problems += [f"{n} has no checksum" for n in (STATS, TASKS) if n not in manifest.files]
     problems += [f"graph {n!r} is missing" for n in ("text", "denoiser") if n not in manifest.graphs]
     problems += ["graph 'vision' is missing"] if manifest.cameras and "vision" not in manifest.graphs else []
+    problems += [f"sampler {manifest.sampler.kind!r} is unknown"] if manifest.sampler.kind not in SAMPLERS else []
+    problems += [f"sampler takes {manifest.sampler.steps} steps"] if not 1 <= manifest.sampler.steps <= MOST else []
+    problems += [f"precision {manifest.precision!r} is unknown"] if manifest.precision not in PRECISIONS else []
     sizes = {n: getattr(manifest, n) for n in ("n_obs_steps", "horizon", "n_action_steps", "fps", "obs_spacing_ticks")}
-    problems += [f"{n} is {v}" for n, v in sizes.items() if v < 1]
+    problems += [f"{n} is {v}" for n, v in sizes.items() if not 1 <= v <= MOST]
     problems += [f"joint {j.name!r} has an impossible unit, range or speed" for j in manifest.joints if not _is_sane(j)]
+    for what, things in (("joint", manifest.joints), ("camera", manifest.cameras)):
+        names = [thing.name for thing in things]
+        problems += [f"two {what}s are called {name!r}" for name in dict.fromkeys(names) if names.count(name) > 1]
     if not manifest.joints:
         problems.append("no joints")
     if manifest.n_obs_steps - 1 + manifest.n_action_steps > manifest.horizon:
         problems.append("n_obs_steps - 1 + n_action_steps exceeds horizon")
+    problems = problems or _wrong_tensors(manifest)
     if problems:
-        raise UserError(f"{folder}/{MANIFEST}: {problems[0]}: re-run `mtdit export`")
+        raise UserError(f"{folder}/{MANIFEST}: {' '.join(problems[0].split())}: re-run `mtdit export`")
+
+
+def _wrong_tensors(m: Manifest) -> list[str]:
+    """Graphs whose inputs and outputs are not what the rest of the manifest says. Only feature widths are free."""
+    unknown = sorted(set(m.graphs) - {"vision", "text", "denoiser", "guided"})
+    found = [f"graph {name!r} is unknown" for name in unknown]
+    for name, (inputs, outputs) in _wanted_tensors(m).items():
+        found += _differing(f"graph {name!r}", "input", m.graphs[name].inputs, inputs)
+        found += _differing(f"graph {name!r}", "output", m.graphs[name].outputs, outputs)
+    return found
+
+
+def _wanted_tensors(m: Manifest) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+    actions = (1, m.horizon, len(m.joints))
+    text = Tensor(TEXT_FEATURE, (1, _width(m.graphs["text"].outputs)), "float32")
+    ids = Tensor(TOKEN_IDS, (1, _width(m.graphs["text"].inputs)), "int64")
+    wanted = {"text": ([ids], [text])}
+    given = [Tensor(STATE, (1, m.n_obs_steps, len(m.joints)), "float32"), text]
+    given += [Tensor(name, actions, "float32") for name in (NOISE, PREFIX)]
+    if m.sampler.draws > 1:
+        given.append(Tensor(STEP_NOISE, (1, m.sampler.draws - 1, *actions[1:]), "float32"))
+    if "vision" in m.graphs:
+        width = _width(m.graphs["vision"].outputs)
+        frames = [Tensor(frame_input(c.name), (c.height, c.width, 3), "uint8") for c in m.cameras]
+        wanted["vision"] = (frames, [Tensor(FEATURES, (1, width), "float32")])
+        given.append(Tensor(FEATURES, (1, m.n_obs_steps, width), "float32"))
+    for name, held in (("denoiser", PREFIX_MASK), ("guided", PREFIX_WEIGHTS)):
+        if name in m.graphs:
+            rows = Tensor(held, (1, m.horizon, 1), "float32")
+            wanted[name] = ([*given, rows], [Tensor(ACTIONS, actions, "float32")])
+    return wanted
+
+
+def _width(tensors: tuple[Tensor, ...]) -> int:
+    """Of a feature, which nothing else in the manifest tells."""
+    return tensors[0].shape[-1] if tensors and tensors[0].shape and 1 <= tensors[0].shape[-1] <= MOST else 1
+
+
+def _differing(where: str, what: str, got: tuple[Tensor, ...], wanted: list[Tensor]) -> list[str]:
+    there, asked = {t.name: t for t in got}, {t.name: t for t in wanted}
+    found = [f"{where} has no {what} {name!r}" for name in asked if name not in there]
+    found += [f"{where} has the {what} {name!r}, which nothing gives" for name in there if name not in asked]
+    found += [f"{where} has an {what} twice"] if len(there) != len(got) else []
+    both = [(there[name], asked[name]) for name in asked if name in there]
+    return found + [f"{where}: {a.name} is {a.dtype} {a.shape}, not {b.dtype} {b.shape}" for a, b in both if a != b]
 
 
 def _is_sane(joint: Joint) -> bool:
@@ -270,7 +335,7 @@ def _is_sane(joint: Joint) -> bool:
 def _parse_manifest(text: bytes, folder: Path) -> Manifest:
     where = f"{folder}/{MANIFEST}"
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({type(error).__name__}): copy the bundle again") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
@@ -280,15 +345,26 @@ def _parse_manifest(text: bytes, folder: Path) -> Manifest:
             "export again or install the matching mtdit"
         )
     try:
-        return typing.cast(Manifest, _build(Manifest, data, "manifest"))
-    except (TypeError, ValueError) as error:
+        manifest: Manifest = from_json(Manifest, data, "manifest")
+        from_json(dict[str, dict[str, float]], manifest.verification.get("stages", {}), "manifest.verification.stages")
+        from_json(dict[str, str], manifest.provenance.get("versions", {}), "manifest.provenance.versions")
+        return manifest
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}: re-run `mtdit export`") from error
 
 
-def _build(kind: Any, data: Any, where: str) -> Any:
-    """JSON value -> the annotated type, strictly. Raises ValueError or TypeError that names the place."""
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Readers differ in which of two equal keys they take."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a key appears twice")
+    return dict(pairs)
+
+
+def from_json(kind: Any, data: Any, where: str) -> Any:
+    """JSON value -> the annotated type, strictly. Raises TypeError, ValueError, OverflowError, RecursionError."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
+        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair could never be printed
         return data
     if is_dataclass(kind):
         return _build_dataclass(kind, data, where)
@@ -296,13 +372,16 @@ def _build(kind: Any, data: Any, where: str) -> Any:
         items = _expect(data, list, where)
         if args[-1] is not Ellipsis and len(items) != len(args):
             raise ValueError(f"{where} must have {len(args)} entries, not {len(items)}")
-        return tuple(_build(args[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+        return tuple(from_json(args[0], item, f"{where}[{i}]") for i, item in enumerate(items))
     if origin is dict:
-        return {k: _build(args[1], v, f"{where}.{k}") for k, v in _expect(data, dict, where).items()}
+        items = _expect(data, dict, where).items()
+        return {from_json(str, k, where): from_json(args[1], v, f"{where}.{k}") for k, v in items}
     if origin in (types.UnionType, typing.Union):
-        return None if data is None else _build(args[0], data, where)
+        return None if data is None else from_json(args[0], data, where)
     if kind is float and type(data) is int:
         return float(data)
+    if kind is str:
+        _expect(data, str, where).encode()
     return _expect(data, kind, where)
 
 
@@ -312,7 +391,7 @@ def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
     wrong = sorted(set(data) ^ set(hints))
     if wrong:
         raise ValueError(f"{where}.{wrong[0]} is {'unknown' if wrong[0] in data else 'missing'}")
-    return kind(**{name: _build(hint, data[name], f"{where}.{name}") for name, hint in hints.items()})
+    return kind(**{name: from_json(hint, data[name], f"{where}.{name}") for name, hint in hints.items()})
 
 
 def _expect(data: Any, kind: type, where: str) -> Any:

@@ -23,21 +23,25 @@ from mtdit_runtime.bundle import (
     ACTIONS,
     FEATURES,
     NOISE,
+    PREFIX,
+    PREFIX_MASK,
+    PREFIX_WEIGHTS,
     STATE,
     STATE_KEY,
+    STEP_NOISE,
     TEXT_FEATURE,
     TOKEN_IDS,
     TOKENIZER,
     Bundle,
     frame_input,
 )
-from mtdit_runtime.engine import Engine, Engines
+from mtdit_runtime.engine import Arrays, Engine, Engines
 from mtdit_runtime.ledger import Ledger
 from mtdit_runtime.normalize import Stats
 from mtdit_runtime.tokens import load_tokens
 
 Chunk = NDArray[np.float64]  # (horizon, J) degrees, gripper 0..100
-Noise = NDArray[np.float32]  # (horizon, J) standard normal
+Noise = NDArray[np.float32]  # (horizon, J) standard normal; DDPM's (draws, horizon, J): the start, then every step's
 
 T = TypeVar("T")
 
@@ -80,22 +84,54 @@ class Policy(Protocol):
         the caller must not write to them either.
         """
 
-    def request(self, noise: Noise | None = None) -> Callable[[], Chunk]:
-        """Freeze history, task and noise now; calling the result, in any thread, computes the (horizon, J) chunk."""
+    def request(self, noise: Noise | None = None, committed: Positions | None = None) -> Callable[[], Chunk]:
+        """Freeze history, task and noise now; calling the result, in any thread, computes the (horizon, J) chunk.
+
+        committed: (n, J) positions in units, n <= horizon: the chunk's first rows, already promised. They come back as
+        they are, and the other rows are denoised to fit them.
+        """
         ...
 
     def prepare(self) -> Callable[[], None]:
         """Freeze now what a request after the next `observe` will need; calling the result computes it ahead."""
         ...
 
-    def chunk(self, noise: Noise | None = None) -> Chunk:
-        """`request(noise)()`: (horizon, J) in degrees; row n_obs_steps-1 belongs to the newest observation."""
+    def chunk(self, noise: Noise | None = None, committed: Positions | None = None) -> Chunk:
+        """`request(...)()`: (horizon, J) in degrees; row n_obs_steps-1 belongs to the newest observation."""
         ...
 
 
-def draw_noise(rng: np.random.Generator, horizon: int, n_joints: int) -> Noise:
+def draw_noise(rng: np.random.Generator, horizon: int, n_joints: int, draws: int = 1) -> Noise:
     """A chunk's noise. Every Policy draws through here, so equal seeds mean equal noise whatever the backend."""
-    return rng.standard_normal((horizon, n_joints), dtype=np.float32)
+    return rng.standard_normal(noise_shape(horizon, n_joints, draws), dtype=np.float32)
+
+
+def noise_shape(horizon: int, n_joints: int, draws: int) -> tuple[int, ...]:
+    return (horizon, n_joints) if draws == 1 else (draws, horizon, n_joints)
+
+
+def given_noise(noise: Noise, horizon: int, n_joints: int, draws: int) -> Noise:
+    """The caller's noise. ValueError when it has another shape than the policy would draw."""
+    wanted = noise_shape(horizon, n_joints, draws)
+    if noise.shape != wanted:
+        raise ValueError(f"noise of shape {noise.shape}, this policy takes {wanted}")
+    return noise
+
+
+def noise_inputs(noise: Noise) -> Arrays:
+    """A chunk's noise as a graph takes it: (1, horizon, J) to start from, (1, draws - 1, horizon, J) on the way."""
+    draws = np.asarray(noise, np.float32).reshape(-1, *noise.shape[-2:])
+    return {NOISE: draws[:1], STEP_NOISE: draws[None, 1:]}
+
+
+def prefix_inputs(actions: NDArray[np.float32], horizon: int) -> Arrays:
+    """Normalised actions (n, J) of a chunk's first rows as a graph takes them: held rows, then free ones."""
+    count = len(actions)
+    if count > horizon:
+        raise ValueError(f"{count} committed actions do not fit a chunk of {horizon}")
+    prefix, mask = np.zeros((1, horizon, actions.shape[1]), np.float32), np.zeros((1, horizon, 1), np.float32)
+    prefix[0, :count], mask[0, :count] = actions, 1.0
+    return {PREFIX: prefix, PREFIX_MASK: mask}
 
 
 class History(Generic[T]):
@@ -138,10 +174,11 @@ class BundlePolicy:
     """A Policy computed by a bundle's graphs.
 
     Each frame is encoded at most once, and only if a chunk needs it. `frames_encoded`, `texts_encoded` and `ledger`
-    (stages vision, text, denoiser) say what was really done.
+    (stages vision, text, denoiser, guided) say what was really done. `guided`: also open the guided denoiser;
+    UserError when the bundle has none.
     """
 
-    def __init__(self, bundle: Bundle, engines: Engines) -> None:
+    def __init__(self, bundle: Bundle, engines: Engines, guided: bool = False) -> None:
         m = bundle.manifest
         self.joints = tuple(joint.name for joint in m.joints)
         self.cameras = tuple(camera.name for camera in m.cameras)
@@ -156,7 +193,9 @@ class BundlePolicy:
         self._bundle, self._engines = bundle, engines
         self._state_stats, self._action_stats = _stats(bundle, STATE_KEY), _stats(bundle, ACTION_KEY)
         self._shapes = {camera.name: (camera.height, camera.width, 3) for camera in m.cameras}
-        self._denoiser_inputs = {tensor.name for tensor in m.graphs["denoiser"].inputs}
+        self._denoisers: dict[str, Engine] = {"denoiser": engines.denoiser}
+        if guided:
+            self._denoisers["guided"] = _open_guided(bundle, engines)
         self._texts: dict[str, NDArray[np.float32]] = dict(bundle.task_features)
         self._text: NDArray[np.float32] | None = None
         self._history: History[_Moment] = History(m.n_obs_steps, m.obs_spacing_ticks)
@@ -174,12 +213,38 @@ class BundlePolicy:
         self._check(positions, frames)
         self._history.push(_Moment(self._state_stats.normalize(positions), frames))
 
-    def request(self, noise: Noise | None = None) -> Callable[[], Chunk]:
-        steps, text = self._history.steps(), self._text
-        if text is None:
+    def request(self, noise: Noise | None = None, committed: Positions | None = None) -> Callable[[], Chunk]:
+        steps, text = self._seen()
+        held = np.zeros((0, len(self.joints))) if committed is None else np.array(committed)  # (n, J), a copy
+        prefix = prefix_inputs(self._action_stats.normalize(held), self.horizon)
+        given = {**noise_inputs(self._noise(noise)), **prefix}
+
+        def compute() -> Chunk:
+            chunk = self._denoise("denoiser", steps, text, given)
+            chunk[: len(held)] = held  # what normalising there and back rounds off
+            return chunk
+
+        return compute
+
+    def request_guided(
+        self, previous: Positions, weights: NDArray[np.float32], noise: Noise | None = None
+    ) -> Callable[[], Chunk]:
+        """Like `request`, but drawn towards rows of the chunk being executed instead of held to them.
+
+        previous: (n, J) positions in units, what the old chunk wants in the new one's first n rows. weights: (horizon,)
+        of 0..1, see `prefix_weights`; rows beyond n weigh nothing. Only of a policy opened with `guided`.
+        """
+        steps, text = self._seen()
+        inputs = prefix_inputs(self._action_stats.normalize(np.asarray(previous)), self.horizon)
+        inputs[PREFIX_WEIGHTS] = inputs.pop(PREFIX_MASK) * np.asarray(weights, np.float32).reshape(1, self.horizon, 1)
+        given = {**noise_inputs(self._noise(noise)), **inputs}
+        return lambda: self._denoise("guided", steps, text, given)
+
+    def _seen(self) -> tuple[list[_Moment], NDArray[np.float32]]:
+        """The observations and the text of a request made now."""
+        if self._text is None:
             raise RuntimeError("reset() must come before the first chunk")
-        drawn = draw_noise(self._rng, self.horizon, len(self.joints)) if noise is None else noise
-        return lambda: self._denoise(steps, text, drawn)
+        return self._history.steps(), self._text
 
     def prepare(self) -> Callable[[], None]:
         steps = self._history.steps_after_next()
@@ -190,19 +255,23 @@ class BundlePolicy:
 
         return encode_ahead
 
-    def chunk(self, noise: Noise | None = None) -> Chunk:
-        return self.request(noise)()
+    def chunk(self, noise: Noise | None = None, committed: Positions | None = None) -> Chunk:
+        return self.request(noise, committed)()
 
-    def _denoise(self, steps: Sequence[_Moment], text: NDArray[np.float32], noise: Noise) -> Chunk:
+    def _noise(self, noise: Noise | None) -> Noise:
+        sizes = self.horizon, len(self.joints), self._bundle.manifest.sampler.draws
+        return draw_noise(self._rng, *sizes) if noise is None else given_noise(noise, *sizes)
+
+    def _denoise(self, graph: str, steps: Sequence[_Moment], text: NDArray[np.float32], given: Arrays) -> Chunk:
         inputs = {
+            **given,
             FEATURES: np.stack([self._feature(moment) for moment in steps])[None],  # (1, n_obs, n_cam * D)
             STATE: np.stack([moment.state for moment in steps])[None],  # (1, n_obs, J)
             TEXT_FEATURE: text[None],  # (1, P)
-            NOISE: np.asarray(noise, np.float32)[None],  # (1, horizon, J)
         }
-        asked = {name: array for name, array in inputs.items() if name in self._denoiser_inputs}
-        with self._lock, self.ledger.time("denoiser"):
-            actions = self._engines.denoiser(asked)[ACTIONS][0]  # (horizon, J) normalised
+        asked = {tensor.name: inputs[tensor.name] for tensor in self._bundle.manifest.graphs[graph].inputs}
+        with self._lock, self.ledger.time(graph):
+            actions = self._denoisers[graph](asked)[ACTIONS][0]  # (horizon, J) normalised
         return self._action_stats.unnormalize(actions).astype(np.float64)
 
     def _feature(self, moment: _Moment) -> NDArray[np.float32]:
@@ -265,6 +334,12 @@ def _stats(bundle: Bundle, key: str) -> Stats:
     if key not in bundle.stats:
         raise UserError(f"{bundle.folder}: the statistics lack {key!r}: re-run `mtdit export`")
     return bundle.stats[key]
+
+
+def _open_guided(bundle: Bundle, engines: Engines) -> Engine:
+    if engines.open_guided is None:
+        raise UserError(f"{bundle.folder} has no guided denoiser: export it again with --rtc")
+    return engines.open_guided()
 
 
 def _size(shape: tuple[int, ...]) -> str:

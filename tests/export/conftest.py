@@ -1,87 +1,19 @@
-"""Small policies, checkpoints and bundles: random weights, awake AdaLN, statistics of a real-looking arm."""
+"""What most tests of the export begin with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from mtdit.checkpoint import DatasetFacts, PretrainedFiles, image_scaling, save_pretrained
-from mtdit.config import Feature, PolicyConfig
-from mtdit.encoders import ClipShape, TextShape, VisionShape, load_tokenizer
-from mtdit.policy import Policy
 from mtdit.tiny import make_tiny_clip
 from mtdit_export.export import export
 from mtdit_robots.so101 import JOINTS
 
-torch.set_num_threads(1)
-SHAPE = ClipShape(VisionShape(64, 128, 2, 4, image_size=32, patch_size=8), TextShape(32, 64, 2, 2, eos_token_id=49407))
-CAMERA = (60, 80)  # height, width
-TASKS = ("open the drawer", "push the red cube to the left")
-STEPS = 4
-SMALL: Mapping[str, Any] = {
-    "noise_scheduler_type": "DDIM",
-    "num_inference_steps": STEPS,
-    "hidden_dim": 32,
-    "num_heads": 2,
-    "num_layers": 2,
-    "horizon": 16,
-    "n_action_steps": 8,
-    "timestep_embed_dim": 16,
-    "image_resize_shape": (41, 47),
-    "image_crop_shape": (32, 32),
-}
-
-
-class Workshop:
-    """Makes what a test needs around one CLIP folder."""
-
-    def __init__(self, clip: Path) -> None:
-        self.clip = clip
-
-    def config(self, cameras: tuple[str, ...] = ("top", "wrist"), **changes: Any) -> PolicyConfig:
-        images = {f"observation.images.{name}": Feature("VISUAL", (3, *CAMERA)) for name in cameras}
-        return PolicyConfig(
-            input_features={"observation.state": Feature("STATE", (6,)), **images},
-            output_features={"action": Feature("ACTION", (6,))},
-            vision_encoder_name=str(self.clip),
-            text_encoder_name=str(self.clip),
-            **{**SMALL, **changes},
-        )
-
-    def policy(self, config: PolicyConfig, seed: int = 0) -> Policy:
-        """A fresh AdaLN is zero, which would switch every block off: it is drawn too."""
-        torch.manual_seed(seed)
-        policy = Policy(config, SHAPE).eval()
-        for name, parameter in policy.named_parameters():
-            if "adaLN" in name:
-                torch.nn.init.normal_(parameter, std=0.05)
-        return policy
-
-    def stats(self, config: PolicyConfig, span: float = 40.0) -> dict[str, dict[str, np.ndarray]]:
-        """Positions from -span to span or less, pixels with ImageNet's mean and std."""
-        low, high = np.full(6, -span, np.float32), np.linspace(0.5, 1.0, 6, dtype=np.float32) * span
-        vector = {"min": low, "max": high, "mean": (low + high) / 2, "std": (high - low) / 4}
-        pixels = {"mean": np.array([0.485, 0.456, 0.406]), "std": np.array([0.229, 0.224, 0.225])}
-        image = {name: value.astype(np.float32).reshape(3, 1, 1) for name, value in pixels.items()}
-        return {"observation.state": vector, "action": vector, **dict.fromkeys(config.image_keys.values(), image)}
-
-    def scaling(self, config: PolicyConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        stats = self.stats(config)
-        return {camera: image_scaling(config, stats, camera) for camera in config.cameras}
-
-    def checkpoint(self, folder: Path, config: PolicyConfig, span: float = 40.0) -> Path:
-        """A pretrained_model folder as training writes it."""
-        policy = self.policy(config)
-        facts = DatasetFacts("demo", 30, JOINTS, TASKS, (90.0,) * 6, "so_follower")
-        tokenizer = load_tokenizer(config.text_encoder_name)
-        stats = self.stats(config, span)
-        save_pretrained(folder, PretrainedFiles(policy, policy.state_dict(), stats, facts, tokenizer, {}))
-        return folder
+sys.path.append(str(Path(__file__).parent))  # test folders are no packages
+from workshop import SHAPE, STEPS, Workshop
 
 
 @pytest.fixture(scope="session")
@@ -109,3 +41,34 @@ def half_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("bundles") / "half.mtdit"
     export(checkpoint, out, steps=STEPS, fp16=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(checkpoint: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in int8, calibrated on noise."""
+    out = tmp_path_factory.mktemp("bundles") / "int8.mtdit"
+    export(checkpoint, out, steps=STEPS, dataset=recording, int8=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short episodes written by LeRobot, with the policy's cameras."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    vector = {"dtype": "float32", "shape": (6,), "names": [f"{joint}.pos" for joint in JOINTS]}
+    camera = {"dtype": "image", "shape": (60, 80, 3), "names": ["height", "width", "channels"]}
+    images = {f"observation.images.{name}": camera for name in ("top", "wrist")}
+    folder = tmp_path_factory.mktemp("recordings") / "drawer"
+    dataset = LeRobotDataset.create(
+        "mtdit/drawer", 15, {"action": vector, "observation.state": vector, **images}, root=folder, use_videos=False
+    )
+    rng = np.random.default_rng(0)
+    for task in ("close the drawer", "wave"):
+        for _ in range(6):
+            state = rng.uniform(-20, 20, 6).astype(np.float32)
+            pictures = {key: rng.integers(0, 256, (60, 80, 3), np.uint8) for key in images}
+            dataset.add_frame({"observation.state": state, "action": state, "task": task, **pictures})
+        dataset.save_episode()
+    dataset.finalize()
+    return folder

@@ -1,46 +1,43 @@
 """TensorRT takes the graphs: the real builder code with TensorRT for RTX, which builds ahead of time without a GPU.
 
-In a subprocess, because the library can crash the interpreter it lives in.
+What decides whether an engine is kept runs too, with ONNX Runtime in the engines' place: see engines_ahead.py.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mtdit_robots.errors import UserError
+from mtdit_export.build import known_trouble
+from mtdit_export.export import export
 from mtdit_runtime.bundle import open_bundle
-from mtdit_runtime.engine import device_key, engine_key
 
-AHEAD_OF_TIME = """
-import sys
-from pathlib import Path
-import tensorrt_rtx
-from mtdit_robots.errors import UserError
-from mtdit_export.build import PlanBuilder
-builder = PlanBuilder(tensorrt_rtx, 512, Path(sys.argv[1]) / "timing.cache", compute_capability="SM86")
-for file in sys.argv[2:]:
-    try:
-        print("built:", Path(file).name, builder.plan(Path(file), Path(sys.argv[1]) / (Path(file).stem + ".plan")))
-    except UserError as error:
-        print("refused:", error)
-"""
+SCRIPT = Path(__file__).with_name("engines_ahead.py")
+
+
+def ahead(*words: str | Path) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
 
 
 def build_ahead(folder: Path, *files: Path) -> list[str]:
-    command = [sys.executable, "-c", AHEAD_OF_TIME, str(folder), *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [line for line in done.stdout.splitlines() if line.startswith(("built:", "refused:"))]
+    """ "built: NAME SIZE" or "refused: WHY" for every file."""
+    told = ahead("plans", folder, *files)
+    return [f"built: {name} {end}" if isinstance(end, int) else end for name, end in told.items()]
 
 
-@pytest.mark.parametrize("fixture", ["bundle", "half_bundle"])
+@pytest.mark.parametrize("fixture", ["bundle", "half_bundle", "int8_bundle"])
 def test_tensorrt_builds_every_graph(fixture: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     opened = open_bundle(request.getfixturevalue(fixture))
     files = [opened.path(graph.file) for graph in opened.manifest.graphs.values()]
@@ -59,24 +56,98 @@ def test_refusal_names_the_graph_and_the_reason(tmp_path: Path) -> None:
     half = numpy_helper.from_array(np.ones((1, 4), np.float16), "half")
     graph = helper.make_graph([helper.make_node("Add", ["x", "half"], ["y"])], "mixed", [x], [y], [half])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "mixed.onnx")
-    (line,) = build_ahead(tmp_path, tmp_path / "mixed.onnx")
-    assert line.startswith("refused: TensorRT")
-    assert "mixed.onnx" in line
+    (tmp_path / "cut.onnx").write_bytes((tmp_path / "mixed.onnx").read_bytes()[:40])
+    mixed, cut = build_ahead(tmp_path, tmp_path / "mixed.onnx", tmp_path / "cut.onnx")
+    assert mixed.startswith("refused: TensorRT")
+    assert "mixed.onnx" in mixed
+    assert "type" in mixed
+    assert "cut.onnx" in cut
 
 
-def test_engines_are_keyed_by_graphs_device_and_version(bundle: Path, half_bundle: Path) -> None:
-    full, half = open_bundle(bundle), open_bundle(half_bundle)
-    key = engine_key(full, "Orin", (8, 7), "10.3.0")
-    assert key.startswith("sm87-trt10.3.0-fp32-")
-    others = [
-        engine_key(half, "Orin", (8, 7), "10.3.0"),
-        engine_key(full, "Orin NX", (8, 7), "10.3.0"),
-        engine_key(full, "Orin", (8, 7), "10.16.2"),
-        engine_key(full, "Orin", (8, 6), "10.3.0"),
-    ]
-    assert len({key, *others}) == 5
+def test_a_jetson_whose_system_is_known_to_fail_is_told(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    release = tmp_path / "etc/nv_tegra_release"
+    release.write_text("# R36 (release), REVISION: 4.7, GCID: 1, BOARD: generic, EABI: aarch64")
+    (line,) = known_trouble(tmp_path)
+    assert "L4T 36.4.7" in line
+    assert "36.5.0" in line
+    release.write_text("# R36 (release), REVISION: 5.0, GCID: 1, BOARD: generic, EABI: aarch64")
+    assert known_trouble(tmp_path) == []
 
 
-def test_without_tensorrt_the_extra_is_named(bundle: Path) -> None:
-    with pytest.raises(UserError, match=r"mtdit\[tensorrt\]"):
-        device_key(open_bundle(bundle))
+@pytest.fixture(scope="module")
+def blind(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As little as builds: no cameras, one layer, one step."""
+    folder = tmp_path_factory.mktemp("blind")
+    checkpoint = workshop.checkpoint(folder / "pretrained_model", workshop.config(cameras=(), num_layers=1))
+    export(checkpoint, folder / "blind.mtdit", steps=1)
+    return folder / "blind.mtdit"
+
+
+@pytest.fixture
+def copy(blind: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(blind, tmp_path / "copy.mtdit"))
+
+
+def plans_of(files: list[str]) -> list[str]:
+    return [name.split("/")[-1] for name in files if name.endswith(".plan")]
+
+
+@pytest.fixture(scope="module")
+def built(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A copy of the small bundle whose engines were built four times, and what was told."""
+    folder = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("built") / "small.mtdit"))
+    return folder, ahead("again", folder)
+
+
+def test_engines_are_built_checked_and_kept(bundle: Path, built: tuple[Path, dict[str, Any]]) -> None:
+    folder, told = built
+    before, first = open_bundle(bundle).manifest, told["first"]
+    assert first["ended"] == "well"
+    assert plans_of(first["files"]) == ["denoiser.plan", "vision.plan"]
+    (record,) = [name for name in first["files"] if name.endswith("engine.json")]
+    kept = json.loads((folder / record).read_text())
+    assert kept["gpu"] == "Test GPU"
+    assert kept["onnx"] == {name: before.files[f"{name}.onnx"] for name in ("vision", "denoiser")}
+    assert kept["checked"]["chunk"]["max_error"] <= 1e-4
+    assert any(name.startswith("engines/timing-sm86-") for name in first["files"])
+    assert "verified on Test GPU" in first["said"][-1]
+    assert open_bundle(folder).manifest == before
+
+    assert [line.partition(":")[0] for line in told["second"]["said"]] == ["engines are up to date"]
+    assert any(line.startswith("built denoiser.plan") for line in told["third"]["said"]), "a plan was cut short"
+    assert told["size"] == kept["bytes"]["denoiser"]
+    assert "are no good: denoiser: max error inf" in told["fourth"]["said"][0]
+    assert told["fourth"]["ended"] == "well"
+    assert told["fourth"]["files"] == first["files"]
+
+
+def test_progress_is_told_while_it_builds(built: tuple[Path, dict[str, Any]]) -> None:
+    told = built[1]["progress"]
+    assert {graph for graph, _, _ in told} == {"vision", "denoiser"}
+    for graph in ("vision", "denoiser"):
+        shares = [share for name, share, _ in told if name == graph]
+        times = [elapsed_s for name, _, elapsed_s in told if name == graph]
+        assert shares == sorted(shares)
+        assert 0 < shares[-1] <= 1
+        assert times == sorted(times)
+
+
+def test_an_engine_that_is_not_the_policy_is_not_kept(copy: Path) -> None:
+    told = ahead("refused", copy)
+    assert told["nan"]["ended"].startswith("ExportError: the fp32 engines are not the trained policy")
+    assert "denoiser: max error inf" in told["nan"]["ended"]
+    assert "denoiser: max error 0.025 exceeds 0.0001" in told["off"]["ended"]
+    assert "denoiser: actions has shape (1, 15, 6), the manifest says (1, 16, 6)" in told["shape"]["ended"]
+    assert told["interrupted"]["ended"].startswith("KeyboardInterrupt")
+    for story in told.values():
+        assert all(Path(name).name.startswith("timing-") for name in story["files"]), "nothing else is left behind"
+    assert told["beside"]["ended"].startswith("UserError: another build is at work")
+
+
+def test_engines_of_other_computers_are_kept_until_cleaned(copy: Path) -> None:
+    told = ahead("others", copy)
+    assert "of engines for Orin, TensorRT 10.3.0: sm87-trt10.3.0" in told["kept"]["said"][-1]
+    assert any("sm87" in name for name in told["kept"]["files"])
+    assert told["cleaned"]["said"][-1].startswith("removed ")
+    assert told["cleaned"]["files"] == told["first"]["files"]

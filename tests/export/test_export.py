@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mtdit.checkpoint import open_checkpoint
-from mtdit_export.export import export, known_facts, matching_dataset, sampled, tokenizer_folder
+from mtdit_export.export import export, known_facts, matching_dataset, sampled
 from mtdit_robots.errors import UserError
 from mtdit_robots.so101 import JOINTS
 from mtdit_runtime.bundle import Bundle, open_bundle
@@ -70,29 +70,6 @@ def lerobots_checkpoint(checkpoint: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two short episodes written by LeRobot, with the policy's cameras."""
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    vector = {"dtype": "float32", "shape": (6,), "names": [f"{joint}.pos" for joint in JOINTS]}
-    camera = {"dtype": "image", "shape": (60, 80, 3), "names": ["height", "width", "channels"]}
-    images = {f"observation.images.{name}": camera for name in ("top", "wrist")}
-    folder = tmp_path_factory.mktemp("recordings") / "drawer"
-    dataset = LeRobotDataset.create(
-        "mtdit/drawer", 15, {"action": vector, "observation.state": vector, **images}, root=folder, use_videos=False
-    )
-    rng = np.random.default_rng(0)
-    for task in ("close the drawer", "wave"):
-        for _ in range(6):
-            state = rng.uniform(-20, 20, 6).astype(np.float32)
-            pictures = {key: rng.integers(0, 256, (60, 80, 3), np.uint8) for key in images}
-            dataset.add_frame({"observation.state": state, "action": state, "task": task, **pictures})
-        dataset.save_episode()
-    dataset.finalize()
-    return folder
-
-
 def test_lerobots_checkpoint_takes_its_facts_from_the_dataset(
     lerobots_checkpoint: Path, recording: Path, tmp_path: Path
 ) -> None:
@@ -115,10 +92,10 @@ def test_lerobots_checkpoint_alone_does_not_say_enough(lerobots_checkpoint: Path
 
 def test_tokenizer_without_a_clip_folder_is_the_common_one(checkpoint: Path, tmp_path: Path) -> None:
     opened = open_checkpoint(checkpoint)
-    with tokenizer_folder(opened) as kept:
+    with opened.tokenizer_folder() as kept:
         known = (kept / "tokenizer.json").read_bytes()
     named = replace(opened.config, text_encoder_name="openai/clip-vit-base-patch16")
-    with tokenizer_folder(replace(opened, folder=tmp_path, config=named)) as made:
+    with replace(opened, folder=tmp_path, config=named).tokenizer_folder() as made:
         assert (made / "tokenizer.json").read_bytes() == known
     assert not made.exists()
 
@@ -130,11 +107,19 @@ def test_steps_out_of_range(checkpoint: Path, tmp_path: Path, steps: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("objective", "sampler"), [("diffusion", "euler"), ("diffusion", "ddpm"), ("flow_matching", "ddim")]
+    ("objective", "sampler"), [("diffusion", "euler"), ("flow_matching", "ddpm"), ("flow_matching", "ddim")]
 )
 def test_sampler_must_fit_the_objective(workshop: Any, objective: str, sampler: str) -> None:
     with pytest.raises(UserError, match=f"--sampler {sampler} does not fit a {objective} policy: use"):
         sampled(workshop.config(objective=objective), sampler, 4)
+
+
+@pytest.mark.parametrize(("sampler", "most"), [("euler", 100), ("rk4", 25)])
+def test_flow_takes_a_hundred_calls_of_the_network_at_most(workshop: Any, sampler: str, most: int) -> None:
+    config = workshop.config(objective="flow_matching")
+    assert sampled(config, sampler, most).num_integration_steps == most
+    with pytest.raises(UserError, match=rf"--steps {most + 1} is out of range: this policy takes 1 to {most}"):
+        sampled(config, sampler, most + 1)
 
 
 def test_default_sampler_follows_the_objective(workshop: Any) -> None:

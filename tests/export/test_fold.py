@@ -58,7 +58,8 @@ def test_folded_policy_equals_the_policy(workshop: Any, variant: str) -> None:
     text = folded.text(ids)
     torch.testing.assert_close(text, policy.observation_encoder.text_encoder(pooled), atol=1e-5, rtol=0)
     wanted = policy.sample(Batch(images, state, pooled), noise)
-    torch.testing.assert_close(folded.denoiser(state, text, noise, features), wanted, atol=1e-5, rtol=0)
+    nothing = torch.zeros_like(noise), torch.zeros(1, config.horizon, 1)
+    torch.testing.assert_close(folded.denoiser(state, text, noise, *nothing, features), wanted, atol=1e-5, rtol=0)
 
 
 def test_network_times_are_the_samplers(workshop: Any) -> None:
@@ -131,4 +132,4 @@ def test_preprocess_is_lerobots(workshop: Any, resize: tuple[int, int] | None, c
 def test_an_axis_that_is_not_resized_has_no_matrix() -> None:
     assert Axis(60, None, 32).matrix is None
     assert Axis(60, 60, 32).matrix is None
-    assert Axis(60, 41, 32).matrix.shape == (32, 60)
+    assert Axis(60, 41, 32).matrix.shape == (60, 32)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lerobot_policy import LeRobot, lerobot_noise
 
-from mtdit_export.verify import Candidate, Probe
+from mtdit_robots.robot import Positions
 from mtdit_runtime.bundle import open_bundle
 from mtdit_runtime.chunks import ChunkQueue
 from mtdit_runtime.engine import choose_engines
+from mtdit_runtime.golden import Candidate, Probe
 from mtdit_runtime.policy import BundlePolicy, Chunk, Noise
 
 CAMERAS = ("top", "wrist")
@@ -22,65 +23,13 @@ UNSEEN = "Put the Sponge into the bowl, please!"
 TICKS = 60
 
 
-class LeRobot:
-    """LeRobot's policy with its own pre- and post-processors, read from our checkpoint folder."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        from lerobot.policies.factory import make_pre_post_processors
-        from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
-
-        self.policy = MultiTaskDiTPolicy.from_pretrained(str(checkpoint)).eval()
-        self.before, self.after = make_pre_post_processors(self.policy.config, pretrained_path=str(checkpoint))
-
-    def prepare(self, positions: np.ndarray, frames: dict[str, np.ndarray], task: str) -> dict[str, Any]:
-        images = {
-            f"observation.images.{c}": torch.from_numpy(f).float().permute(2, 0, 1) / 255 for c, f in frames.items()
-        }
-        state = torch.from_numpy(positions.astype(np.float32))
-        return self.before({"observation.state": state, "task": task, **images})
-
-    def act(self, positions: np.ndarray, frames: dict[str, np.ndarray], task: str) -> np.ndarray:
-        action = self.policy.select_action(self.prepare(positions, frames, task))
-        return self.after(action)[0].numpy()
-
-    @torch.no_grad()
-    def stages(self, probe: Probe, seed: int) -> dict[str, np.ndarray]:
-        """features (1, n_obs, n_cam * D), text, and the whole chunk, normalised and in degrees."""
-        steps = [
-            self.prepare(p, {c: f[i] for c, f in probe.frames.items()}, probe.task)
-            for i, p in enumerate(probe.positions)
-        ]
-        batch = {k: v for k, v in steps[-1].items() if "language" in k}
-        batch["observation.state"] = torch.stack([s["observation.state"] for s in steps], dim=1)
-        keys = [f"observation.images.{c}" for c in CAMERAS]
-        batch["observation.images"] = torch.stack([torch.stack([s[k] for k in keys], dim=1) for s in steps], dim=1)
-        torch.manual_seed(seed)
-        conditioning = self.policy.observation_encoder.encode(batch)
-        per_step = conditioning.unflatten(1, (len(steps), -1))
-        state, text = 6, self.policy.config.hidden_dim
-        actions = self.policy.objective.conditional_sample(self.policy.noise_predictor, 1, conditioning)
-        return {
-            "features": per_step[:, :, state:-text].numpy(),
-            "text": per_step[:, 0, -text:].numpy(),
-            "actions": actions.numpy(),
-            "degrees": self.after(actions)[0].numpy(),
-        }
-
-
 class SameNoise(BundlePolicy):
     """A BundlePolicy that takes its noise from a given sequence instead of its own generator."""
 
     noises: Iterator[Noise]
 
-    def request(self, noise: Noise | None = None) -> Callable[[], Chunk]:
-        return super().request(next(self.noises))
-
-
-def lerobot_noise(seed: int, horizon: int) -> Iterator[Noise]:
-    """The noise LeRobot draws, chunk after chunk, after torch.manual_seed(seed)."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield torch.randn((1, horizon, 6), generator=generator)[0].numpy()
+    def request(self, noise: Noise | None = None, committed: Positions | None = None) -> Callable[[], Chunk]:
+        return super().request(next(self.noises), committed)
 
 
 def observation(rng: np.random.Generator, tick: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from mtdit.checkpoint import open_checkpoint
 from mtdit_export.errors import ExportError
 from mtdit_export.export import export
-from mtdit_export.precision import FP16, FP32
-from mtdit_export.verify import FP32_LIMIT, Candidate, Probe, failures, figures, synthetic_probes
-from mtdit_runtime.bundle import open_bundle, sha256
+from mtdit_export.precision import FP16, FP32, INT8
+from mtdit_export.verify import synthetic_probes
+from mtdit_runtime.bundle import Bundle, open_bundle, sha256, write_manifest
 from mtdit_runtime.engine import choose_engines
+from mtdit_runtime.golden import FP32_LIMIT, Candidate, Probe, check_bundle, failures, figures
 
 
 def stage(max_error: float, largest: float = 1.0, rms_error: float = 0.0, spread: float = 1.0) -> dict[str, float]:
     return {"max_error": max_error, "largest": largest, "rms_error": rms_error, "spread": spread}
 
 
-def test_exact_graphs_pass_both_gates() -> None:
+def test_exact_graphs_pass_every_gate() -> None:
     stages = {name: stage(0.0) for name in ("vision", "text", "denoiser", "chunk", "robot")}
-    assert failures(stages, FP32) == failures(stages, FP16) == []
+    assert failures(stages, FP32) == failures(stages, FP16) == failures(stages, INT8) == []
 
 
 @pytest.mark.parametrize("name", ["vision", "text", "denoiser", "chunk"])
@@ -56,16 +60,30 @@ def test_fp16_is_judged_in_degrees_and_against_the_spread(robot: dict[str, float
     assert all(word in line for word, line in zip(broken, found, strict=True))
 
 
+@pytest.mark.parametrize("name", ["robot", "text robot", "guided robot"])
+@pytest.mark.parametrize(("rms_error", "broken"), [(0.099, 0), (0.101, 1)])
+def test_int8_may_err_by_a_tenth_of_the_spread(name: str, rms_error: float, broken: int) -> None:
+    stages = {"robot": stage(0.0), name: stage(0.5, rms_error=rms_error)}
+    found = failures(stages, INT8)
+    assert len(found) == broken
+    assert all(line.startswith(f"{name}: rms error 0.1 exceeds 0.1 degrees, 10% of the spread") for line in found)
+
+
+def test_int8_leaves_the_denoiser_exact() -> None:
+    stages = {"vision": stage(0.1), "denoiser": stage(2e-4), "guided": stage(2e-4), "robot": stage(0.0)}
+    assert [line.partition(":")[0] for line in failures(stages, INT8)] == ["denoiser", "guided"]
+
+
 def test_a_single_nan_is_an_infinite_error() -> None:
     got = np.array([0.0, np.nan], np.float32)
     assert figures([(got, np.zeros(2, np.float32))])["max_error"] == np.inf
 
 
-@pytest.mark.parametrize("fixture", ["bundle", "half_bundle"])
+@pytest.mark.parametrize("fixture", ["bundle", "half_bundle", "int8_bundle"])
 def test_record_in_the_manifest_holds_every_stage(fixture: str, request: pytest.FixtureRequest) -> None:
     manifest = open_bundle(request.getfixturevalue(fixture)).manifest
     stages = manifest.verification["stages"]
-    assert list(stages) == ["vision", "text", "denoiser", "chunk", "robot"]
+    assert list(stages) == ["vision", "text", "denoiser", "chunk", "robot", "text robot"]
     assert failures(stages, manifest.precision) == []
     if manifest.precision == FP32:
         assert stages["chunk"]["max_error"] < 1e-5
@@ -87,6 +105,23 @@ def test_golden_files_replay(bundle: Path) -> None:
         actions = candidate.actions(golden["state"], golden["text"], probe.noise, golden["features"])
         np.testing.assert_allclose(actions, golden["actions"], atol=1e-4)
         np.testing.assert_allclose(candidate.positions(probe), golden["actions_units"], atol=1e-2)
+
+
+@pytest.mark.parametrize("fixture", ["half_bundle", "int8_bundle"])
+def test_wrecked_text_graph_is_caught_though_known_tasks_do_not_need_it(
+    fixture: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = tmp_path / "wrecked.mtdit"
+    shutil.copytree(request.getfixturevalue(fixture), folder)
+    model = onnx.load(folder / "text.onnx")
+    (weight,) = (w for w in model.graph.initializer if w.name == "projection.weight")
+    weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, folder / "text.onnx")
+    wrecked = Bundle(folder, write_manifest(folder, open_bundle(folder, check_files=False).manifest))
+    assert any(
+        line.startswith("text robot: rms error")
+        for line in check_bundle(wrecked, choose_engines(wrecked, "onnx")).failures
+    )
 
 
 def test_task_features_are_the_text_graphs(bundle: Path) -> None:
@@ -118,7 +153,7 @@ def wild_checkpoint(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_failing_gate_keeps_the_bundle_before_and_nothing_else(wild_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "wild.mtdit"
     report = export(wild_checkpoint, out, steps=1)
-    assert list(report.stages) == ["text", "denoiser", "chunk", "robot"]
+    assert list(report.stages) == ["text", "denoiser", "chunk", "robot", "text robot"]
     assert choose_engines(open_bundle(out), "onnx").vision is None
     before = {p: sha256(p) for p in out.rglob("*") if p.is_file()}
     with pytest.raises(ExportError, match=r"fp16 graphs are not the trained policy: robot: .*export without --fp16"):

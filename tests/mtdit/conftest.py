@@ -11,7 +11,7 @@ import torch
 
 from mtdit.tiny import make_tiny_clip
 
-sys.path.append(str(Path(__file__).parent))  # for lerobot_oracle: test folders are no packages
+sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages; other folders have a conftest too
 torch.set_num_threads(1)
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 TASKS = ("open the drawer", "close the drawer")

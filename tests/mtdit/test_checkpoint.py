@@ -25,6 +25,7 @@ from mtdit.checkpoint import (
     DatasetFacts,
     PretrainedFiles,
     find_last_checkpoint,
+    last_run,
     open_checkpoint,
     read_training_state,
     save_checkpoint,
@@ -370,7 +371,11 @@ def test_nothing_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("config", "says"), [
     ({"type": "diffusion", "vision_backbone": "resnet18"}, "Diffusion Policy.*not supported yet"),
     ({"type": "act"}, "'act'.*not supported"),
-    ({"horizon": 100, "observation_encoder": {}, "transformer": {}}, "brysonjones/multitask_dit_policy"),
+    ({"type": "pi05"}, "'pi05'.*not supported"),
+    ({"type": "smolvla"}, "'smolvla'.*not supported"),
+    ({"type": "multi_task_dit", "vision_encoder_name": "google/siglip-base-patch16-224"}, "must be a CLIP model"),
+    ({"type": "multi_task_dit", "vision_encoder_name": "facebook/dinov3-vitb16"}, "must be a CLIP model"),
+    ({"model_type": "clip", "architectures": ["CLIPModel"]}, "a model of transformers .'clip'., no policy"),
 ])  # fmt: skip
 def test_other_policies_are_told_apart(config: dict[str, Any], says: str, found: str, tmp_path: Path) -> None:
     """As LeRobot's trainer lays a run out; every command opens checkpoints here."""
@@ -406,13 +411,13 @@ def test_weights_that_do_not_fit_are_refused(change: Any, says: str, saved: Path
 def test_damaged_files(saved: Path) -> None:
     folder = saved / PRETRAINED
     weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="cannot be read"):
-        open_checkpoint(saved).policy()
     (folder / "clip/config.json").write_text("[]")
     with pytest.raises(UserError, match="CLIP"):
         open_checkpoint(saved).policy()
     (folder / "clip/config.json").unlink()
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read"):
+        open_checkpoint(saved).policy()
     weights.unlink()
     with pytest.raises(UserError, match="does not exist"):
         open_checkpoint(saved).policy()
@@ -428,8 +433,43 @@ def test_damaged_files(saved: Path) -> None:
         open_checkpoint(saved)
 
 
+def test_paths_that_are_no_checkpoint(saved: Path, tmp_path: Path) -> None:
+    weights = saved / PRETRAINED / "model.safetensors"
+    with pytest.raises(UserError, match=rf"is a file: give the folder it lies in, {saved / PRETRAINED}"):
+        open_checkpoint(weights)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copyfile(weights, alone / "model.safetensors")
+    with pytest.raises(UserError, match=r"has model\.safetensors but no config\.json: copy the whole"):
+        open_checkpoint(alone)
+    (alone / "config.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match="no policy, it names no type"):
+        open_checkpoint(alone)
+    shutil.copyfile(saved / PRETRAINED / "config.json", alone / "config.json")
+    with pytest.raises(UserError, match=r"no policy_preprocessor\.json, which names the statistics"):
+        open_checkpoint(alone)
+
+
+def test_the_last_run_is_the_one_that_saved_last(saved: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    with pytest.raises(UserError, match="run `mtdit train` first"):
+        last_run(outputs)
+    runs = [outputs / name for name in ("train", "demo/train", "train/2026-08-03/12-00-00_multi_task_dit")]
+    for i, run in enumerate(runs):
+        folder = run / "checkpoints/000007/pretrained_model"
+        folder.mkdir(parents=True)
+        shutil.copyfile(saved / PRETRAINED / "config.json", folder / "config.json")
+        os.utime(folder / "config.json", (1000 + i, 1000 + i))
+        assert last_run(outputs) == run
+    os.utime(runs[0] / "checkpoints/000007/pretrained_model/config.json", (2000, 2000))
+    assert last_run(outputs) == runs[0]
+
+
 def test_statistics_that_are_not_there(saved: Path) -> None:
     checkpoint = open_checkpoint(saved)
     without = replace(checkpoint, dataset_stats={k: v for k, v in checkpoint.dataset_stats.items() if k != "action"})
     with pytest.raises(UserError, match="'action'"):
         _ = without.action_stats
+    bare = replace(checkpoint, dataset_stats={**checkpoint.dataset_stats, "action": {"mean": np.zeros(6, np.float32)}})
+    with pytest.raises(UserError, match="statistics lack 'min', which MIN_MAX needs"):
+        _ = bare.action_stats

@@ -190,7 +190,7 @@ def test_a_crop_larger_than_the_frame_is_refused() -> None:
         ('{"type": "act"}', "'act'.*not supported"),
         ('{"type": "smolvla"}', "'smolvla'.*not supported"),
         ('{"type": "pi0"}', "'pi0'.*not supported"),
-        ('{"horizon": 100, "observation_encoder": {"vision": {}}}', "brysonjones/multitask_dit_policy.*not supported"),
+        ('{"model_type": "clip", "text_config": {}}', "a model of transformers .*no policy"),
         ("[]", "names no type"),
         (None, "does not exist"),
     ],

@@ -8,7 +8,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from mtdit.config import BETA_SCHEDULES, PolicyConfig
-from mtdit.objectives import Diffusion, FlowMatching, betas, ddpm_variance
+from mtdit.objectives import Diffusion, FlowMatching, betas, ddpm_variance, make_objective
 
 CONSTANT_EPSILON = [0.57874215, 0.70660222, 0.81733632, 0.90826035, 0.97716981,
                     1.02239239, 1.04282594, 1.03794837, 1.00722158, 0.99999970]  # fmt: skip
@@ -94,3 +94,66 @@ def test_flow_matching_integrates_a_known_field() -> None:
         ends[method] = float(FlowMatching(config).sample(lambda x, t: -x, torch.ones(1, 1, 1)))
     assert ends["rk4"] == pytest.approx(0.36787944, abs=1e-6)
     assert ends["euler"] == pytest.approx(0.95**20, abs=1e-6)
+
+
+SAMPLERS = {
+    "ddim": {"noise_scheduler_type": "DDIM", "num_inference_steps": 4},
+    "ddim, no clipping": {"noise_scheduler_type": "DDIM", "num_inference_steps": 4, "clip_sample": False},
+    "ddpm": {"noise_scheduler_type": "DDPM", "num_inference_steps": 4},
+    "ddpm, predicts the sample": {
+        "noise_scheduler_type": "DDPM",
+        "num_inference_steps": 4,
+        "prediction_type": "sample",
+    },
+    "euler": {"objective": "flow_matching", "num_integration_steps": 4},
+    "rk4": {"objective": "flow_matching", "num_integration_steps": 2, "integration_method": "rk4"},
+}
+
+
+def joining(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """A network in which every row hears of every other."""
+    return torch.tanh(x.cumsum(1).flip(1) * 0.3 + x.mean(1, keepdim=True))
+
+
+def draw(objective: Diffusion | FlowMatching, **held: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    noise, *on_the_way = torch.randn(objective.draws, 2, 8, 3, generator=generator)
+    given = (on_the_way,) if isinstance(objective, Diffusion) else ()
+    return objective.sample(joining, noise, *given, **held)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_prefix_is_held_and_felt_and_nothing_without_its_mask(name: str) -> None:
+    objective = make_objective(PolicyConfig(**SAMPLERS[name]))  # type: ignore[arg-type]
+    prefix = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(8) < 3).float().expand(2, 8)[:, :, None]
+    plain, held = draw(objective), draw(objective, prefix=prefix, mask=mask)
+    assert torch.equal(draw(objective, prefix=prefix, mask=torch.zeros_like(mask)), plain)
+    assert torch.equal(draw(objective, prefix=prefix, mask=torch.ones_like(mask)), prefix)
+    assert torch.equal(held[:, :3], prefix[:, :3])
+    assert (held - plain)[:, 3:].abs().max() > 1e-3
+    one = mask * torch.tensor([1.0, 0.0]).view(2, 1, 1)  # only the first chunk of the batch holds anything
+    assert torch.equal(draw(objective, prefix=prefix, mask=one)[1], plain[1])
+
+
+def test_the_network_sees_held_rows_at_its_own_noise_level() -> None:
+    """Half way through flow matching a row is half noise; at diffusion's time t it has alpha_bar[t] of signal left."""
+    noise, prefix, mask = torch.full((1, 4, 1), 2.0), torch.full((1, 4, 1), 10.0), torch.ones(1, 4, 1)
+    seen: list[tuple[float, float]] = []
+
+    def look(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        seen.append((float(time), float(x[0, 0, 0])))
+        return x
+
+    flow = PolicyConfig(objective="flow_matching", num_integration_steps=2, integration_method="rk4", sigma_min=0.0)
+    FlowMatching(flow).sample(look, noise, prefix, mask)
+    expected = {0.0: 2.0, 0.25: 4.0, 0.5: 6.0, 0.75: 8.0, 1.0: 10.0}
+    assert [time for time, _ in seen] == [0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0]
+    assert all(x == pytest.approx(expected[time]) for time, x in seen)
+
+    seen.clear()
+    diffusion = ddim(num_inference_steps=2)
+    diffusion.sample(look, noise, prefix=prefix, mask=mask)
+    for time, x in seen:
+        signal = float(diffusion.alpha_bar[int(time)])
+        assert x == pytest.approx(10 * signal**0.5 + 2 * (1 - signal) ** 0.5, rel=1e-5)

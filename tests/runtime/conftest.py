@@ -46,7 +46,7 @@ class Toy:
     def chunk(
         self, moments: list[tuple[NDArray[np.float64], Mapping[str, NDArray[np.uint8]]]], task: str, noise: Any
     ) -> NDArray[np.float64]:
-        """(HORIZON, A) in degrees from N_OBS (positions, frames), oldest first."""
+        """(HORIZON, A) in degrees from N_OBS (positions, frames), oldest first. Nothing is committed."""
         features = np.concatenate([self.vision(frames) for _, frames in moments])
         states = np.concatenate([2 * (positions - LOW) / (HIGH - LOW) - 1 for positions, _ in moments])
         x = np.concatenate([features, states, self.tasks[task]])
@@ -106,11 +106,12 @@ def _manifest() -> Manifest:
     features, text = Tensor("features", (1, width), "float32"), Tensor("text", (1, TEXT), "float32")
     actions = Tensor("actions", (1, HORIZON, A), "float32")
     history = Tensor("features", (1, N_OBS, width), "float32"), Tensor("state", (1, N_OBS, A), "float32")
-    noise = Tensor("noise", (1, HORIZON, A), "float32")
+    noise, prefix = Tensor("noise", (1, HORIZON, A), "float32"), Tensor("prefix", (1, HORIZON, A), "float32")
+    mask = Tensor("prefix_mask", (1, HORIZON, 1), "float32")
     graphs = {
         "vision": Graph(bundles.VISION, frames, (features,)),
         "text": Graph(bundles.TEXT, (Tensor("token_ids", (1, 77), "int64"),), (text,)),
-        "denoiser": Graph(bundles.DENOISER, (*history, text, noise), (actions,)),
+        "denoiser": Graph(bundles.DENOISER, (*history, text, noise, prefix, mask), (actions,)),
     }
     units = ("degrees", "degrees", "percent")
     joints = tuple(
@@ -149,8 +150,11 @@ def _write_graphs(folder: Path, toy: Toy) -> None:
         ("state", TensorProto.FLOAT, (1, N_OBS, A)),
         ("text", TensorProto.FLOAT, (1, TEXT)),
         ("noise", TensorProto.FLOAT, (1, HORIZON, A)),
+        ("prefix", TensorProto.FLOAT, (1, HORIZON, A)),
+        ("prefix_mask", TensorProto.FLOAT, (1, HORIZON, 1)),
     ]
-    constants = {"w": toy.weight, "b": toy.bias, "small": np.float32(0.01), "shape": np.array([1, HORIZON, A])}
+    constants = {"w": toy.weight, "b": toy.bias, "shape": np.array([1, HORIZON, A])}
+    constants |= {"small": np.float32(0.01), "one": np.float32(1)}
     _save(folder / bundles.DENOISER, _denoiser_nodes(), inputs, ("actions", (1, HORIZON, A)), constants)
 
 
@@ -174,7 +178,11 @@ def _denoiser_nodes() -> list[onnx.NodeProto]:
         helper.make_node("Add", ["xw", "b"], ["flat"]),
         helper.make_node("Reshape", ["flat", "shape"], ["mean"]),
         helper.make_node("Mul", ["noise", "small"], ["spread"]),
-        helper.make_node("Add", ["mean", "spread"], ["actions"]),
+        helper.make_node("Add", ["mean", "spread"], ["drawn"]),
+        helper.make_node("Sub", ["one", "prefix_mask"], ["free"]),
+        helper.make_node("Mul", ["free", "drawn"], ["free_rows"]),
+        helper.make_node("Mul", ["prefix_mask", "prefix"], ["held_rows"]),
+        helper.make_node("Add", ["free_rows", "held_rows"], ["actions"]),
     ]
 
 

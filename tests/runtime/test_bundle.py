@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from mtdit.cli_bundle import shown
 from mtdit_robots.errors import UserError
+from mtdit_runtime.about import about
 from mtdit_runtime.bundle import MANIFEST, Bundle, new_bundle, open_bundle, save_task_features, sha256, write_manifest
 from mtdit_runtime.normalize import Stats, load_stats, save_stats
 
@@ -108,7 +112,7 @@ def test_links_do_not_leave_the_folder(edited: Any, copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=2), "schema version 2, this mtdit reads 1"),
+        (lambda m: m.update(schema_version=1), "schema version 1, this mtdit reads 2"),
         (lambda m: m.pop("schema_version"), "schema version None"),
         (lambda m: m.update(surprise=1), "surprise is unknown"),
         (lambda m: m.pop("fps"), "fps is missing"),
@@ -125,9 +129,32 @@ def test_links_do_not_leave_the_folder(edited: Any, copy: Path) -> None:
         (lambda m: m["cameras"][0].update(resize=[1, 2, 3]), r"resize must have 2 entries"),
         (lambda m: m["graphs"].pop("denoiser"), "graph 'denoiser' is missing"),
         (lambda m: m["graphs"].pop("vision"), "graph 'vision' is missing"),
+        (lambda m: m["graphs"]["denoiser"]["inputs"].pop(), "graph 'denoiser' has no input 'prefix_mask'"),
+        (lambda m: m["graphs"].update(guided=m["graphs"]["denoiser"]), "'guided' has no input 'prefix_weights'"),
+        (lambda m: m["sampler"].update(kind="heun"), "sampler 'heun' is unknown"),
+        (lambda m: m["sampler"].update(steps=0), "sampler takes 0 steps"),
+        (lambda m: m.update(precision="fp8"), "precision 'fp8' is unknown"),
         (lambda m: m["files"].pop("denoiser.onnx"), "denoiser.onnx has no checksum"),
         (lambda m: m.update(n_action_steps=12), "exceeds horizon"),
         (lambda m: m.update(graphs=7), "graphs must be dict, not int"),
+        (lambda m: m.update(horizon=10**30), "horizon is 1000"),
+        (lambda m: m.update(horizon=13), r"'denoiser': noise is float32 \(1, 12, 3\), not float32 \(1, 13, 3\)"),
+        (lambda m: m["joints"][0].update(max_speed=10**400), "int too large to convert to float"),
+        (lambda m: m["joints"].append(m["joints"][0]), "two joints are called 'pan'"),
+        (lambda m: m["cameras"].append(m["cameras"][1]), "two cameras are called 'wrist'"),
+        (lambda m: m["cameras"][0].update(height=5), r"frame\.top is uint8 \(4, 6, 3\), not uint8 \(5, 6, 3\)"),
+        (lambda m: m["graphs"].update(extra=m["graphs"]["text"]), "graph 'extra' is unknown"),
+        (lambda m: m["graphs"]["vision"]["inputs"].append(m["graphs"]["vision"]["inputs"][0]), "an input twice"),
+        (lambda m: m["graphs"]["text"]["outputs"][0].update(shape=[]), "text is float32 .*, not float32 "),
+        (lambda m: m["sampler"].update(kind="ddpm", steps=3), "graph 'denoiser' has no input 'step_noise'"),
+        (lambda m: m.update(tasks=["\ud800"]), "surrogates not allowed"),
+        (lambda m: m["provenance"].update(deep={"x": ["\ud800"]}), "surrogates not allowed"),
+        (lambda m: m["provenance"].update(versions=["torch"]), "versions must be dict, not list"),
+        (lambda m: m["verification"].update(stages={"vision": 3}), r"stages\.vision must be dict, not int"),
+        (
+            lambda m: m["files"].update({"two\nlines.onnx": ""}) or m["graphs"]["text"].update(file="a\nb"),
+            "file a b has no",
+        ),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_named(edited: Any, change: Any, message: str) -> None:
@@ -135,15 +162,16 @@ def test_a_manifest_that_makes_no_sense_is_named(edited: Any, change: Any, messa
         open_bundle(edited(change))
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 5000])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 5000, b'{"a": 1, "a": 1}'])
 def test_a_manifest_that_is_none(copy: Path, content: bytes) -> None:
     (copy / MANIFEST).write_bytes(content)
     with pytest.raises(UserError, match=MANIFEST):
         open_bundle(copy)
 
 
+TEXT = st.text(st.characters(exclude_categories=()), max_size=20)  # halves of surrogate pairs too
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.sampled_from((10**30, -(10**400), 2**63)),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=20,
 )
@@ -158,9 +186,21 @@ SETTINGS = {
 def opens_or_explains(folder: Path, data: Any) -> None:
     (folder / MANIFEST).write_text(json.dumps(data))
     try:
-        open_bundle(folder)
+        facts = about(open_bundle(folder))
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017, one line is the contract
+    else:
+        json.dumps(facts, ensure_ascii=False).encode()
+        for part in shown(facts):  # what opens can be shown, too
+            Console(file=io.StringIO()).print(part)
+
+
+def spread(place: Any, key: Any) -> None:
+    """An entry a second time: the end of a list, or under another name."""
+    if isinstance(place, list):
+        place.append(place[key])
+    else:
+        place[f"{key}2"] = place[key]
 
 
 @given(data=ANYTHING)
@@ -176,6 +216,8 @@ def test_any_value_anywhere_in_a_manifest(copy: Path, bundle_folder: Path, data:
     place: Any = manifest
     while True:
         key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+        if data.draw(st.integers(0, 15)) == 0:
+            spread(place, key)
         if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
             break
         place = place[key]

@@ -31,7 +31,7 @@ class CountingPolicy:
     def observe(self, positions: Any, frames: Mapping[str, Any]) -> None:
         self.tick += 1
 
-    def request(self, noise: Any = None) -> Callable[[], Any]:
+    def request(self, noise: Any = None, committed: Any = None) -> Callable[[], Any]:
         tick, number = self.tick, self.asked
         self.asked += 1
 
@@ -45,7 +45,7 @@ class CountingPolicy:
     def prepare(self) -> Callable[[], None]:
         return lambda: None
 
-    def chunk(self, noise: Any = None) -> Any:
+    def chunk(self, noise: Any = None, committed: Any = None) -> Any:
         return self.request(noise)()
 
 

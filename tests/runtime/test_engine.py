@@ -13,7 +13,7 @@ import pytest
 
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import Bundle
-from mtdit_runtime.engine import OnnxEngine, choose_engines, engine_key
+from mtdit_runtime.engine import OnnxEngine, choose_engines
 
 NO_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
 
@@ -60,17 +60,10 @@ def test_the_text_encoder_is_opened_only_when_asked(bundle: Bundle) -> None:
     assert engines.open_text().name == "text"
 
 
-def test_engine_keys_change_with_whatever_makes_a_plan_invalid(bundle: Bundle) -> None:
-    key = engine_key(bundle, "Orin", (8, 7), "10.3.0")
-    assert key.startswith("sm87-trt10.3.0-fp32-")
-    others = {
-        engine_key(bundle, "Thor", (8, 7), "10.3.0"),
-        engine_key(bundle, "Orin", (11, 0), "10.3.0"),
-        engine_key(bundle, "Orin", (8, 7), "10.16.2"),
-    }
-    bundle.manifest.files["denoiser.onnx"] = "0" * 64
-    others.add(engine_key(bundle, "Orin", (8, 7), "10.3.0"))
-    assert len(others - {key}) == 4
+def test_a_truncated_graph_is_an_error(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "denoiser.onnx").write_bytes(bundle.path("denoiser.onnx").read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"cannot run .*denoiser\.onnx .*: re-run `mtdit export`"):
+        OnnxEngine(tmp_path / "denoiser.onnx", bundle.manifest.graphs["denoiser"], "denoiser")
 
 
 def test_without_onnxruntime_the_message_installs_it(bundle_folder: Path) -> None:

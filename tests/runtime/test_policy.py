@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import numpy as np
 import pytest
 
 from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import Bundle, Sampler, Tensor
 from mtdit_runtime.chunks import ChunkQueue
+from mtdit_runtime.engine import choose_engines
 from mtdit_runtime.policy import BundlePolicy, History, check_robot, draw_noise
 
 TASK, OTHER, HORIZON, A = "open the drawer", "close the drawer", 12, 3
@@ -185,3 +189,70 @@ def test_without_tokenizer_a_new_task_says_so(bundle_folder: Path, policy: Bundl
             policy.reset("something else", seed=0)
     finally:
         moved.write_bytes(kept)
+
+
+COMMITTED = np.array([[10.0, -20.0, 30.0], [11.0, -21.0, 31.0], [12.0, -22.0, 99.9]])
+
+
+def test_committed_rows_come_back_and_the_others_are_drawn(policy: BundlePolicy) -> None:
+    policy.reset(TASK, seed=0)
+    policy.observe(*observation(0))
+    noise = np.ones((HORIZON, A), np.float32)
+    promised = COMMITTED.copy()
+    request = policy.request(noise, promised)
+    promised += 5.0  # the caller's array; the request was made before
+    held, free = request(), policy.chunk(noise)
+    np.testing.assert_array_equal(held[:3], COMMITTED)
+    np.testing.assert_array_equal(held[3:], free[3:])
+    np.testing.assert_array_equal(policy.chunk(noise, COMMITTED[:0]), free)
+
+
+def test_what_cannot_be_committed(policy: BundlePolicy) -> None:
+    policy.reset(TASK, seed=0)
+    policy.observe(*observation(0))
+    with pytest.raises(ValueError, match="13 committed actions do not fit a chunk of 12"):
+        policy.request(committed=np.zeros((HORIZON + 1, A)))
+    with pytest.raises(ValueError, match=r"noise of shape \(4, 12, 3\), this policy takes \(12, 3\)"):
+        policy.request(np.zeros((4, HORIZON, A), np.float32))
+
+
+class Echo:
+    """A DDPM denoiser that keeps what it was given."""
+
+    name = "denoiser"
+    given: Mapping[str, Any]
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        self.given = inputs
+        return {"actions": inputs["noise"]}
+
+    def describe(self) -> str:
+        return "denoiser: an echo"
+
+
+@pytest.fixture
+def ddpm(bundle: Bundle) -> tuple[BundlePolicy, Echo]:
+    graphs, echo = bundle.manifest.graphs, Echo()
+    inputs = (*graphs["denoiser"].inputs, Tensor("step_noise", (1, 2, HORIZON, A), "float32"))
+    graphs = {**graphs, "denoiser": replace(graphs["denoiser"], inputs=inputs)}
+    manifest = replace(bundle.manifest, graphs=graphs, sampler=Sampler("ddpm", 3, (2.0, 1.0, 0.0), None))
+    engines = replace(choose_engines(bundle, "onnx"), denoiser=echo)
+    return BundlePolicy(replace(bundle, manifest=manifest), engines), echo
+
+
+def test_ddpm_draws_its_steps_from_the_same_generator(ddpm: tuple[BundlePolicy, Echo]) -> None:
+    policy, echo = ddpm
+    policy.reset(TASK, seed=6)
+    policy.observe(*observation(0))
+    policy.chunk()
+    rng = np.random.default_rng(6)
+    np.testing.assert_array_equal(echo.given["noise"][0], draw_noise(rng, HORIZON, A))
+    np.testing.assert_array_equal(echo.given["step_noise"][0], [draw_noise(rng, HORIZON, A) for _ in range(2)])
+    np.testing.assert_array_equal(echo.given["prefix_mask"], np.zeros((1, HORIZON, 1)))
+    noise = draw_noise(np.random.default_rng(7), HORIZON, A, draws=3)
+    policy.chunk(noise, COMMITTED)
+    np.testing.assert_array_equal(echo.given["noise"][0], noise[0])
+    np.testing.assert_array_equal(echo.given["step_noise"][0], noise[1:])
+    np.testing.assert_array_equal(echo.given["prefix_mask"][0, :, 0], [1.0] * 3 + [0.0] * 9)
+    with pytest.raises(ValueError, match=r"this policy takes \(3, 12, 3\)"):
+        policy.chunk(noise[0])

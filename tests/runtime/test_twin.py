@@ -31,7 +31,7 @@ class Wandering:
     def observe(self, positions: Any, frames: Mapping[str, Any]) -> None:
         self.positions, self.light = positions, sum(float(frame.mean()) for frame in frames.values())
 
-    def request(self, noise: Any = None) -> Callable[[], Any]:
+    def request(self, noise: Any = None, committed: Any = None) -> Callable[[], Any]:
         drift = 10 * self.rng.normal(size=len(JOINTS)) + self.light / 100
         chunk = self.positions + np.linspace(0, 1, self.horizon)[:, None] * drift
         return lambda: chunk
@@ -39,7 +39,7 @@ class Wandering:
     def prepare(self) -> Callable[[], None]:
         return lambda: None
 
-    def chunk(self, noise: Any = None) -> Any:
+    def chunk(self, noise: Any = None, committed: Any = None) -> Any:
         return self.request()()
 
 

@@ -1,0 +1,111 @@
+"""Which numbers of a folded policy are int8: the dense products of the vision and text towers.
+
+A weight has one scale per output, a product's input one scale for all, both symmetric with zero point 0, which is the
+only kind TensorRT takes; ONNX Runtime turns the inputs into uint8 by itself where that is faster. The range of an
+input is the largest magnitude seen on the dataset's own frames and tasks: ranges that cut outliers off (percentiles,
+least squares) gave smaller feature errors on a trained policy, but larger errors of its actions. Before that, the scale
+of every channel moves half-way from a layer norm into the weights that read it (SmoothQuant, Xiao et al. 2022,
+arXiv 2211.10438, alpha 0.5), because a single loud channel would take the range from all others.
+
+Float32 stay: attention's own products (softmax weights over 197 tokens are smaller on average than a step of int8, and
+TensorRT on small boards is slower with int8 attention), patches (ONNX Runtime has no int8 convolution with a float
+result), everything at a graph's edges, and the denoiser. Figures are in this folder's README.
+
+Knows the folded towers. Refuses to know files, datasets and how well it worked.
+
+N images, S tokens, D inputs, E outputs of a product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
+from torch import Tensor, nn
+
+from mtdit_export.fold import ClipBlock, Dense, Norm, fixed
+from mtdit_export.precision import EDGES
+
+LARGEST = 127  # of an int8, symmetric
+RANGE = (-128, LARGEST, torch.int8)
+
+Peaks = dict[nn.Module, Tensor]  # product -> (D,) largest magnitude of every input channel
+
+
+class Int8Dense(nn.Module):
+    """A Dense whose weight and input are rounded to int8; the product is exact, result and bias are float32.
+
+    `largest` (): the input's largest magnitude; what exceeds it is clipped.
+    """
+
+    def __init__(self, dense: Dense, largest: Tensor) -> None:
+        super().__init__()
+        scale = nonzero(dense.weight.abs().amax(0)) / LARGEST  # (E,)
+        self.weight, self.scale = fixed((dense.weight / scale).round().to(torch.int8)), fixed(scale)  # (D, E)
+        # Three axes: ONNX Runtime would fuse a vector into a float Gemm, and there is no int8 product left to see.
+        self.bias = fixed(dense.bias[None, None])
+        self.input_scale = float(nonzero(largest) / LARGEST)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, N, D) -> (S, N, E)."""
+        ops, step = torch.ops.quantized_decomposed, (self.input_scale, 0, *RANGE)
+        x = ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *step), *step)
+        return x @ ops.dequantize_per_channel(self.weight, self.scale, None, 1, *RANGE) + self.bias
+
+
+def nonzero(value: Tensor) -> Tensor:
+    """1 instead of 0, for what is only divided by."""
+    return torch.where(value == 0, torch.ones_like(value), value)
+
+
+def quantize(module: nn.Module, samples: Iterable[Sequence[Tensor]]) -> None:
+    """Turns the products of a folded tower's module into int8, in place. `samples`: typical inputs of the module."""
+    peaks = input_peaks(module, samples)
+    for block in module.modules():
+        for norm, readers in normed_products(block) if isinstance(block, ClipBlock) else ():
+            smooth(norm, readers, peaks)
+    for name, part in list(products(module)):
+        module.set_submodule(name, Int8Dense(part, peaks[part].amax()))
+
+
+def products(module: nn.Module) -> Iterator[tuple[str, Dense]]:
+    """What becomes int8, by name."""
+    for name, part in module.named_modules():
+        if isinstance(part, Dense) and name.rpartition(".")[2] not in EDGES:
+            yield name, part
+
+
+@torch.no_grad()
+def input_peaks(module: nn.Module, samples: Iterable[Sequence[Tensor]]) -> Peaks:
+    peaks: Peaks = {part: torch.zeros(len(part.weight)) for _, part in products(module)}
+    handles = [part.register_forward_pre_hook(keep_peak(peaks)) for part in peaks]
+    for sample in samples:
+        module(*sample)
+    for handle in handles:
+        handle.remove()
+    return peaks
+
+
+def keep_peak(peaks: Peaks) -> Callable[[nn.Module, tuple[Tensor]], None]:
+    def hook(part: nn.Module, inputs: tuple[Tensor]) -> None:
+        peaks[part] = torch.maximum(peaks[part], inputs[0].abs().flatten(0, -2).amax(0))
+
+    return hook
+
+
+def normed_products(block: ClipBlock) -> list[tuple[Norm, list[Dense]]]:
+    """A layer norm and all that reads it."""
+    return [(block.norm1, [block.q, block.kv] if block.first_only else [block.qkv]), (block.norm2, [block.up])]
+
+
+def smooth(norm: Norm, readers: Sequence[Dense], peaks: Peaks) -> None:
+    """The same function with evener channels: a layer norm's output is divided, the weights that read it multiplied."""
+    seen = torch.stack([peaks[reader] for reader in readers]).amax(0)  # (D,)
+    weight = torch.stack([reader.weight.abs().amax(1) for reader in readers]).amax(0)  # (D,)
+    factor = nonzero(seen / nonzero(weight)).sqrt()
+    norm.weight.div_(factor)
+    norm.bias.div_(factor)
+    for reader in readers:
+        reader.weight.mul_(factor[:, None])
+        peaks[reader] = peaks[reader] / factor

@@ -1,0 +1,44 @@
+"""A finished bundle against the checkpoint it was made from, on any backend: more observations than the bundle carries.
+
+Knows that a bundle must not be judged by another checkpoint. Refuses to know the gates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from mtdit.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
+from mtdit.encoders import load_tokenizer
+from mtdit_export.export import matching_dataset, sampled
+from mtdit_export.verify import Reference, dataset_probes, synthetic_probes
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import Bundle, sha256
+from mtdit_runtime.engine import choose_engines
+from mtdit_runtime.golden import Verification, check
+
+
+def recheck(bundle: Bundle, checkpoint: Path, dataset: Path | None = None, backend: str = "onnx") -> Verification:
+    """Torch and the bundle's engines on the same observations and noise: synthetic, or frames of `dataset`.
+
+    UserError: the bundle was made from other weights, or the dataset is of another robot.
+    """
+    opened, m = open_checkpoint(checkpoint), bundle.manifest
+    _check_origin(bundle, opened)
+    opened = replace(opened, config=sampled(opened.config, m.sampler.kind, m.sampler.steps))
+    if dataset is None:
+        probes = synthetic_probes(opened, m.tasks or ("",))
+    else:
+        probes = dataset_probes(matching_dataset(str(dataset), opened.config), opened.config)
+    with opened.tokenizer_folder() as tokenizer:
+        reference = Reference(opened.policy(), opened, load_tokenizer(tokenizer), guided="guided" in m.graphs)
+    return check(bundle, choose_engines(bundle, backend), probes, [reference(probe) for probe in probes])
+
+
+def _check_origin(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    made_from = bundle.manifest.provenance
+    if made_from.get("weights_sha256") != sha256(checkpoint.folder / WEIGHTS):
+        raise UserError(
+            f"{bundle.folder} was made from other weights ({made_from.get('checkpoint', 'unknown')}) than "
+            f"{checkpoint.folder}: give that checkpoint, or run `mtdit export` again"
+        )

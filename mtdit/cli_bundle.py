@@ -1,0 +1,207 @@
+"""The commands for a bundle that is there: build engines from it, verify it, look into it.
+
+Knows their words and options; each stage is imported inside its command. None of them needs torch, except `verify
+--checkpoint`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from mtdit.terminal import console, table, write_json
+from mtdit_robots.errors import UserError
+
+BUNDLE = Path("outputs/policy.mtdit")
+BACKENDS = "onnx, cuda, tensorrt, or auto: the fastest that really runs."
+
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file; - for standard output.")]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A NAME.mtdit folder.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the app."""
+    app.command("build")(build)
+    app.command("verify")(verify)
+    app.command("inspect")(inspect)
+
+
+def build(
+    bundle: BundleArgument = BUNDLE,
+    workspace_mb: Annotated[
+        int, typer.Option(min=64, help="Memory for trying kernels; the default suits boards of 8 GB.")
+    ] = 1024,
+    clean: Annotated[bool, typer.Option("--clean", help="Remove engines of other GPUs, versions and graphs.")] = False,
+) -> None:
+    """Build TensorRT engines for this computer's GPU, and check them with the bundle's golden fixtures."""
+    from mtdit_runtime.bundle import open_bundle
+
+    _build(open_bundle(bundle), workspace_mb, clean)
+    console.print(f"next: mtdit bench {bundle} --backend tensorrt")
+
+
+def build_if_possible(bundle: Path) -> str:
+    """Engines where TensorRT and a GPU are, else nothing; one line that says which. ExportError as from `build`."""
+    from mtdit_runtime.bundle import open_bundle
+    from mtdit_runtime.engine import this_device
+
+    try:
+        this_device()
+    except UserError as error:
+        return (
+            f"no TensorRT engines here ({str(error).partition(':')[0]}): on the robot computer, mtdit build NAME.mtdit"
+        )
+    return f"engines: {_build(open_bundle(bundle))}"
+
+
+def _build(bundle: Any, workspace_mb: int = 1024, clean: bool = False) -> Path:
+    from mtdit_export.build import build as make
+    from mtdit_runtime.engine import import_tensorrt, this_device
+
+    device = this_device()
+    console.print(f"{device.gpu}, TensorRT {device.tensorrt}: the GPU is not free until this ends")
+    with _bars() as on_progress:
+        return make(
+            bundle, import_tensorrt()[0], device, workspace_mb, clean, on_line=console.print, on_progress=on_progress
+        )
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, float, float], None]]:
+    """A bar per graph with the elapsed time, where a person looks on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(graph: str, share: float, elapsed_s: float) -> None:
+            if graph not in tasks:
+                tasks[graph] = bars.add_task(graph, total=1.0)
+            bars.update(tasks[graph], completed=share)
+
+        yield show
+
+
+def verify(
+    bundle: BundleArgument = BUNDLE,
+    backend: Annotated[str, typer.Option(help=BACKENDS)] = "auto",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Also compare with the torch policy this bundle was made from.")
+    ] = None,
+    dataset: Annotated[Path | None, typer.Option(help="With --checkpoint: on frames of this dataset.")] = None,
+    json_out: Json = None,
+) -> None:
+    """Check a bundle: checksums, schema, and what its graphs compute here against the golden fixtures."""
+    from mtdit_runtime.bundle import open_bundle
+    from mtdit_runtime.engine import choose_engines
+    from mtdit_runtime.golden import check_bundle
+
+    if dataset is not None and checkpoint is None:
+        raise UserError("--dataset needs --checkpoint: the golden fixtures bring their own frames")
+    opened = open_bundle(bundle)
+    engines = choose_engines(opened, backend)
+    results = {"golden": check_bundle(opened, engines)}
+    if checkpoint is not None:
+        from mtdit_export.recheck import recheck
+
+        results["checkpoint"] = recheck(opened, checkpoint, dataset, backend)
+    ended_well = not any(result.failures for result in results.values())
+    if str(json_out) != "-":
+        console.print(f"{bundle}: {len(opened.manifest.files)} files match their checksums, {engines.reason}")
+        for against, result in results.items():
+            console.print(_stages(f"against the {against}, {opened.manifest.precision}", result.stages))
+            for line in result.failures:
+                console.print(f"fail: {line}")
+        console.print("the bundle is the trained policy" if ended_well else "the bundle is not the trained policy here")
+    write_json(
+        json_out,
+        {
+            "bundle": str(bundle),
+            "backend": engines.reason,
+            "ok": ended_well,
+            **{name: {"stages": r.stages, "failures": r.failures} for name, r in results.items()},
+        },
+    )
+    if not ended_well:
+        raise typer.Exit(1)
+
+
+def _stages(title: str, stages: Mapping[str, Mapping[str, float]]) -> Any:
+    def row(name: str, f: Mapping[str, float]) -> list[str]:
+        forms = {"max_error": ".1e", "mean_error": ".1e", "largest": ".3g", "latency_ms": ".1f"}
+        label = f"{name}, degrees" if name.endswith("robot") else name
+        return [label, *(format(f[key], form) if key in f else "" for key, form in forms.items())]
+
+    columns = ["stage", "max error", "mean error", "largest value", "latency here, ms"]
+    return table(title, columns, [row(name, f) for name, f in stages.items()])
+
+
+def inspect(bundle: BundleArgument = BUNDLE, json_out: Json = None) -> None:
+    """Look into a bundle: policy, cameras, joints, graphs, checks, origin, engines."""
+    from mtdit_runtime.about import about
+    from mtdit_runtime.bundle import open_bundle
+
+    facts = about(open_bundle(bundle))
+    write_json(json_out, facts)
+    if str(json_out) != "-":
+        for part in shown(facts):
+            console.print(part)
+
+
+def shown(facts: Mapping[str, Any]) -> Iterator[Any]:
+    """What `mtdit_runtime.about` found, as tables and lines."""
+    sampler = facts["sampler"]
+    yield table(facts["bundle"], ["", ""], _overview(facts, sampler))
+    rows = [
+        (j["name"], f"{j['low']:.1f} to {j['high']:.1f}", j["unit"], f"{j['max_speed']:.0f}/s") for j in facts["joints"]
+    ]
+    yield table("joints, as trained", ["joint", "range", "unit", "fastest"], rows)
+    sizes = [
+        (c["name"], _size((c["height"], c["width"])), _size(c["resize"]), _size(c["crop"])) for c in facts["cameras"]
+    ]
+    if sizes:
+        yield table("cameras", ["camera", "frame", "resized to", "cropped to"], sizes)
+    graphs = [
+        (name, f"{g['bytes'] / 1e6:.1f} MB", ", ".join(g["inputs"]), ", ".join(g["outputs"]))
+        for name, g in facts["graphs"].items()
+    ]
+    yield table("graphs", ["graph", "size", "in", "out"], graphs)
+    stages = facts["verification"].get("stages", {})
+    if stages:
+        yield _stages(f"checked at export on {facts['verification'].get('frames', 'frames')}", stages)
+    engines = [
+        (e["gpu"], e["tensorrt"], f"{sum(e['bytes'].values()) / 1e6:.0f} MB", e["built"], _verdict(e))
+        for e in facts["engines"]
+    ]
+    if engines:
+        yield table("TensorRT engines", ["built for", "TensorRT", "size", "on", "here"], engines)
+    else:
+        yield "no TensorRT engines: `mtdit build` makes them on the robot computer"
+
+
+def _overview(facts: Mapping[str, Any], sampler: Mapping[str, Any]) -> list[tuple[str, str]]:
+    made = facts["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
+    return [
+        ("policy", f"{facts['name']}, {facts['precision']}, {facts['bytes'] / 1e6:.0f} MB"),
+        ("sampler", f"{sampler['kind']}, {sampler['steps']} steps"),
+        ("chunk", f"{facts['n_action_steps']} of {facts['horizon']} actions at {facts['fps']} Hz, "
+                  f"from {facts['n_obs_steps']} observations"),
+        *(("task" if i == 0 else "", task) for i, task in enumerate(facts["tasks"])),
+        ("made from", f"{made.get('checkpoint', '?')}, dataset {made.get('dataset', '?')}"),
+        ("made on", f"{made.get('date', '?')} with {versions}"),
+        ("needs", ", ".join(f"{name} {version}" for name, version in facts["requirements"].items())),
+        ("format", f"schema {facts['schema_version']}, ONNX opset {facts['opset']}"),
+    ]  # fmt: skip
+
+
+def _size(size: Any) -> str:
+    return f"{size[1]}x{size[0]}" if size else "as it is"
+
+
+def _verdict(engine: Mapping[str, Any]) -> str:
+    return "fits" if engine["fits"] else engine["why"]

@@ -1,0 +1,76 @@
+"""What a bundle says of itself: policy, cameras, joints, graphs, checks, origin, and the engines built from it.
+
+Knows the manifest and what lies beside it. Refuses to know how it is shown, and opens no graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import Bundle, Graph, Tensor
+from mtdit_runtime.engine import this_device
+from mtdit_runtime.engine_cache import Device, EngineRecord, differences, engine_records, is_complete
+
+
+def about(bundle: Bundle) -> dict[str, Any]:
+    """Everything of an opened bundle as JSON values. Keys: see the manifest; sizes are in bytes.
+
+    "engines": what was built, and whether it fits this computer: fits is None where that cannot be known, and "why"
+    says what differs.
+    """
+    m = bundle.manifest
+    kept = ("name", "schema_version", "precision", "opset", "n_obs_steps", "horizon", "n_action_steps", "fps")
+    lists = ("tasks", "requirements", "verification", "provenance")
+    files = [bundle.path(name) for name in (*m.files, "manifest.json")]
+    return {
+        "bundle": str(bundle.folder),
+        "bytes": sum(path.stat().st_size for path in files),
+        **{name: getattr(m, name) for name in kept},
+        "sampler": asdict(m.sampler),
+        "joints": [asdict(joint) for joint in m.joints],
+        "cameras": [asdict(camera) for camera in m.cameras],
+        "graphs": {name: _graph(bundle, graph) for name, graph in m.graphs.items()},
+        **{name: getattr(m, name) for name in lists},
+        "engines": _engines(bundle),
+    }
+
+
+def _graph(bundle: Bundle, graph: Graph) -> dict[str, Any]:
+    return {
+        "file": graph.file,
+        "bytes": bundle.path(graph.file).stat().st_size,
+        "inputs": [describe(tensor) for tensor in graph.inputs],
+        "outputs": [describe(tensor) for tensor in graph.outputs],
+    }
+
+
+def describe(tensor: Tensor) -> str:
+    """E.g. "state float32 1x2x6"."""
+    return f"{tensor.name} {tensor.dtype} {'x'.join(map(str, tensor.shape))}"
+
+
+def _engines(bundle: Bundle) -> list[dict[str, Any]]:
+    records = engine_records(bundle)
+    if not records:
+        return []
+    device: Device | None = None
+    try:
+        device, unknown = this_device(), ""
+    except UserError as error:
+        unknown = f"unknown here: {error}"
+    return [
+        {"folder": folder.name, **_fit(bundle, folder, record, device, unknown), **asdict(record)}
+        for folder, record in records.items()
+    ]
+
+
+def _fit(bundle: Bundle, folder: Path, record: EngineRecord, device: Device | None, unknown: str) -> dict[str, Any]:
+    if not is_complete(folder, record, bundle):
+        return {"fits": False, "why": "not complete"}
+    if device is None:
+        return {"fits": None, "why": unknown}
+    why = differences(record, bundle, device)
+    return {"fits": not why, "why": "; ".join(why)}

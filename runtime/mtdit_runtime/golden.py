@@ -1,0 +1,340 @@
+"""A bundle's golden fixtures against its opened engines: is what runs here the policy that was trained?
+
+Knows one observation with its noise, what torch made of it, and what counts as equal: the same gates judge an export,
+`mtdit verify` and an engine just built on the robot computer. Refuses to know torch and how the graphs came to be.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import (
+    ACTION_KEY,
+    ACTIONS,
+    FEATURES,
+    GOLDEN,
+    NOISE,
+    PREFIX,
+    PREFIX_WEIGHTS,
+    STATE,
+    TEXT_FEATURE,
+    TOKEN_IDS,
+    TOKENIZER,
+    Bundle,
+    frame_input,
+)
+from mtdit_runtime.engine import Engine, Engines, choose_engines
+from mtdit_runtime.policy import BundlePolicy, noise_inputs, prefix_inputs
+from mtdit_runtime.prefix import prefix_weights
+from mtdit_runtime.tokens import load_tokens
+
+Array = NDArray[np.float32]
+Pair = tuple[Array, Array]  # got, wanted
+
+FP32_LIMIT = 1e-4  # normalised; for features relative to their largest value
+EXACT = {  # precision -> stages that are float32 and held against that limit
+    "fp32": ("vision", "text", "denoiser", "guided", "chunk"),
+    "fp16": (),
+    "int8": ("denoiser", "guided"),
+}
+SHARE_OF_SPREAD = {"fp16": 0.02, "int8": 0.1}  # rms error of the executed actions to their rms deviation over noise
+LIMIT_UNITS = {"fp16": 0.1}  # degrees; also percent of the gripper
+NEGLIGIBLE_UNITS = 0.02  # a quarter of a servo tick, for policies that hardly vary
+SUSPECT = 10  # times the error at export: this is where a failure comes from
+
+POSITIONS, TASK, UNITS, GUIDED = "positions", "task", "actions_units", "guided"  # further arrays of a fixture
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One observation history as a robot gives it, and the noise to denoise."""
+
+    frames: Mapping[str, NDArray[np.uint8]]  # camera -> (n_obs, H, W, 3)
+    positions: Array  # (n_obs, J) units
+    task: str
+    noise: Array  # (T, A), or all of a DDPM chunk's draws (draws, T, A)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the torch policy makes of a probe."""
+
+    features: Array | None  # (1, n_obs, n_cam * D)
+    state: Array  # (1, n_obs, J) normalised
+    token_ids: NDArray[np.int64]  # (1, L)
+    text: Array  # (1, P)
+    actions: Array  # (1, T, A) normalised
+    positions: Array  # (T, A) units
+    spread: float  # units, rms deviation of the executed actions over noise seeds
+    guided: Array | None = None  # (1, T, A) normalised, pulled towards `guide_for(actions)`
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Stage -> figures. `failures` is empty when every gate held."""
+
+    stages: dict[str, dict[str, float]]
+    failures: list[str]
+
+
+# -- fixtures --
+
+
+def write_golden(folder: Path, probes: Sequence[Probe], expected: Sequence[Expected]) -> None:
+    """`golden/0.npz` ...: raw observation and noise -> every stage and the actions, for a check on the target.
+
+    Arrays: frame.<camera> (n_obs, H, W, 3), positions (n_obs, J), task, noise as in a probe; then features (without
+    cameras: absent), state, token_ids, text, actions as in the graphs, guided (with that graph), actions_units (T, A).
+    """
+    folder.mkdir(exist_ok=True)
+    for i, (probe, e) in enumerate(zip(probes, expected, strict=True)):
+        arrays: dict[str, NDArray[Any]] = {frame_input(c): f for c, f in probe.frames.items()}
+        arrays |= {POSITIONS: probe.positions, TASK: np.array(probe.task), NOISE: probe.noise}
+        arrays |= {STATE: e.state, TOKEN_IDS: e.token_ids, TEXT_FEATURE: e.text, ACTIONS: e.actions, UNITS: e.positions}
+        arrays |= {name: a for name, a in ((FEATURES, e.features), (GUIDED, e.guided)) if a is not None}
+        np.savez_compressed(folder / f"{i}.npz", **arrays)  # type: ignore[arg-type]
+
+
+def read_golden(bundle: Bundle) -> tuple[list[Probe], list[Expected]]:
+    """What `write_golden` wrote. UserError: there is none, or it is not what a fixture holds."""
+    names = sorted(name for name in bundle.manifest.files if name.startswith(f"{GOLDEN}/"))
+    if not names:
+        raise UserError(f"{bundle.folder} has no {GOLDEN} fixtures to check with: run `mtdit export` again")
+    spread = float(recorded(bundle).get("robot", {}).get("spread", 0.0))
+    try:
+        pairs = [_read(bundle, name, spread) for name in names]
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{bundle.folder}: a {GOLDEN} fixture is malformed ({error}): run `mtdit export` again"
+        ) from None
+    return [probe for probe, _ in pairs], [e for _, e in pairs]
+
+
+def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, Expected]:
+    with np.load(bundle.path(name), allow_pickle=False) as file:
+        a = dict(file)
+    frames = {camera.name: a[frame_input(camera.name)] for camera in bundle.manifest.cameras}
+    e = Expected(a.get(FEATURES), a[STATE], a[TOKEN_IDS], a[TEXT_FEATURE], a[ACTIONS], a[UNITS], spread, a.get(GUIDED))
+    return Probe(frames, a[POSITIONS], str(a[TASK]), a[NOISE]), e
+
+
+def recorded(bundle: Bundle) -> Mapping[str, Mapping[str, float]]:
+    """Stage -> figures as measured at export; empty while the bundle is being made."""
+    stages = bundle.manifest.verification.get("stages", {})
+    return stages if isinstance(stages, dict) else {}
+
+
+# -- what runs here --
+
+
+class WrongOutputError(Exception):
+    """An engine gave other tensors than the manifest says."""
+
+
+class Candidate:
+    """An opened bundle, one stage at a time. `seconds`: stage -> duration of every call."""
+
+    def __init__(self, bundle: Bundle, engines: Engines | None = None) -> None:
+        graphs = bundle.manifest.graphs
+        self.bundle, self.engines = bundle, engines or choose_engines(bundle, "onnx")
+        self.tokens = load_tokens(bundle.path(TOKENIZER), graphs["text"].inputs[0].shape[-1])
+        self.seconds: dict[str, list[float]] = {}
+
+    @cached_property
+    def text_engine(self) -> Engine:
+        return self.engines.open_text()
+
+    @cached_property
+    def guided_engine(self) -> Engine | None:
+        return self.engines.open_guided() if self.engines.open_guided else None
+
+    def features(self, probe: Probe) -> Array | None:
+        """(1, n_obs, n_cam * D): one call per observation step, as on the robot."""
+        if self.engines.vision is None:
+            return None
+        steps = [{frame_input(c): f[i] for c, f in probe.frames.items()} for i in range(len(probe.positions))]
+        return np.stack([self._run("vision", self.engines.vision, step)[FEATURES] for step in steps], axis=1)
+
+    def text(self, task: str) -> tuple[NDArray[np.int64], Array]:
+        ids = self.tokens(task)
+        return ids, self._run("text", self.text_engine, {TOKEN_IDS: ids})[TEXT_FEATURE]
+
+    def actions(
+        self, state: Array, text: Array, noise: Array, features: Array | None, held: Array | None = None
+    ) -> Array:
+        """(1, T, A) normalised. held: (n, A) normalised actions that are the chunk's first rows."""
+        horizon = self.bundle.manifest.horizon
+        prefix = prefix_inputs(np.zeros((0, noise.shape[-1]), np.float32) if held is None else held, horizon)
+        return self._denoise("denoiser", self.engines.denoiser, state, text, noise, features, prefix)
+
+    def guided(self, state: Array, text: Array, noise: Array, features: Array | None, guide: Guide) -> Array:
+        """(1, T, A) normalised, pulled towards `guide`."""
+        assert self.guided_engine is not None, "the bundle has no guided graph"
+        inputs = {PREFIX: guide.actions, PREFIX_WEIGHTS: guide.weights}
+        return self._denoise("guided", self.guided_engine, state, text, noise, features, inputs)
+
+    def positions(self, probe: Probe) -> Array:
+        """(T, A) in units, by the robot's own policy class."""
+        policy = BundlePolicy(self.bundle, self.engines)
+        policy.reset(probe.task, seed=0)
+        for i, position in enumerate(probe.positions):
+            policy.observe(position.astype(np.float64), {c: f[i] for c, f in probe.frames.items()})
+        return policy.chunk(probe.noise).astype(np.float32)
+
+    def _denoise(
+        self, stage: str, engine: Engine, state: Array, text: Array, noise: Array, features: Array | None,
+        more: Mapping[str, Array],
+    ) -> Array:  # fmt: skip
+        inputs = {STATE: state, TEXT_FEATURE: text, FEATURES: features, **noise_inputs(noise), **more}
+        asked = {tensor.name for tensor in self.bundle.manifest.graphs[stage].inputs}
+        given = {name: array for name, array in inputs.items() if name in asked and array is not None}
+        return self._run(stage, engine, given)[ACTIONS]
+
+    def _run(self, stage: str, engine: Engine, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, Array]:
+        began = time.perf_counter()
+        result = engine(inputs)
+        self.seconds.setdefault(stage, []).append(time.perf_counter() - began)
+        for tensor in self.bundle.manifest.graphs[stage].outputs:
+            if result[tensor.name].shape != tensor.shape:
+                got = result[tensor.name].shape
+                raise WrongOutputError(f"{stage}: {tensor.name} has shape {got}, the manifest says {tensor.shape}")
+        return result
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What the guided graph is pulled towards, as it takes it."""
+
+    actions: Array  # (1, T, A) normalised
+    weights: Array  # (1, T, 1) of 0..1
+
+
+def guide_for(actions: Array) -> Guide:
+    """The guide of a check: not the chunk itself (1, T, A), or there would be nothing to correct."""
+    horizon = actions.shape[1]
+    weights = prefix_weights(horizon, max(1, horizon // 8), max(2, horizon // 2))
+    return Guide((0.5 * actions).astype(np.float32), weights[None, :, None])
+
+
+# -- the gates --
+
+
+def check(
+    bundle: Bundle,
+    engines: Engines,
+    probes: Sequence[Probe],
+    expected: Sequence[Expected],
+    text: bool = True,
+) -> Verification:
+    """Holds opened engines against what torch computed.
+
+    "denoiser" and "guided" get the reference's features and text, "chunk" the graphs' own; they are normalised actions.
+    "robot" and "guided robot" are the executed part in units; "text robot" too, for a task that is not in tasks.npz, so
+    that the text graph counts. text=False leaves the text encoder out.
+    """
+    candidate = Candidate(bundle, engines)
+    try:
+        per_probe = [compare(candidate, p, e, text) for p, e in zip(probes, expected, strict=True)]
+    except WrongOutputError as error:
+        return Verification({}, [str(error)])
+    stages = {stage: figures([pairs[stage] for pairs in per_probe]) for stage in per_probe[0]}
+    for stage, seconds in candidate.seconds.items():
+        stages[stage]["latency_ms"] = 1e3 * statistics.median(seconds)
+    stages["robot"]["spread"] = float(np.sqrt(np.mean([e.spread**2 for e in expected])))
+    found = failures(stages, bundle.manifest.precision)
+    if found and all(line.partition(":")[0].endswith("robot") for line in found):
+        found += suspects(stages, recorded(bundle))
+    return Verification(stages, found)
+
+
+def check_bundle(bundle: Bundle, engines: Engines, text: bool = True) -> Verification:
+    """`check` with the fixtures that lie in the bundle."""
+    return check(bundle, engines, *read_golden(bundle), text=text)
+
+
+def compare(candidate: Candidate, probe: Probe, e: Expected, with_text: bool = True) -> dict[str, Pair]:
+    features, pairs = candidate.features(probe), {}
+    if features is not None and e.features is not None:
+        pairs["vision"] = (features, e.features)
+    text = e.text
+    if with_text:
+        ids, text = candidate.text(probe.task)
+        if not np.array_equal(ids, e.token_ids):
+            raise WrongOutputError(f"text: tokens of {probe.task!r} differ, the tokenizer is not the checkpoint's")
+        pairs["text"] = (text, e.text)
+    pairs["denoiser"] = (candidate.actions(e.state, e.text, probe.noise, e.features), e.actions)
+    if candidate.guided_engine is not None and e.guided is not None:
+        guide = guide_for(e.actions)
+        pairs["guided"] = (candidate.guided(e.state, e.text, probe.noise, e.features, guide), e.guided)
+    m = candidate.bundle.manifest
+    executed = slice(m.n_obs_steps - 1, m.n_obs_steps - 1 + m.n_action_steps)
+    pairs["chunk"] = (candidate.actions(e.state, text, probe.noise, features), e.actions)
+    pairs["robot"] = (candidate.positions(probe)[executed], e.positions[executed])
+    for stage, name in (("chunk", "text robot"), ("guided", "guided robot")):
+        if stage in pairs and (with_text or stage == "guided"):
+            got, wanted = (candidate.bundle.stats[ACTION_KEY].unnormalize(actions[0]) for actions in pairs[stage])
+            pairs[name] = (got[executed], wanted[executed])
+    return pairs
+
+
+def figures(pairs: Sequence[Pair]) -> dict[str, float]:
+    """Errors of a stage over all probes, and the largest value they stand beside. NaN errs infinitely."""
+    errors = np.abs(np.stack([np.asarray(got, np.float64) - wanted for got, wanted in pairs]))
+    errors = np.where(np.isfinite(errors), errors, np.inf)
+    return {
+        "max_error": float(errors.max()),
+        "mean_error": float(errors.mean()),
+        "rms_error": float(np.sqrt(np.mean(errors**2))),
+        "largest": float(max(np.abs(wanted).max() for _, wanted in pairs)),
+    }
+
+
+def failures(stages: Mapping[str, Mapping[str, float]], precision: str) -> list[str]:
+    """One line per gate that does not hold."""
+    infinite = [stage for stage, f in stages.items() if f["max_error"] == np.inf]
+    if infinite:
+        return [f"{stage}: max error inf, it gives NaN or infinite values" for stage in infinite]
+    found = [line for stage in EXACT[precision] if stage in stages for line in _inexact(stage, stages[stage])]
+    if precision in SHARE_OF_SPREAD:
+        for stage in (stage for stage in stages if stage.endswith("robot")):
+            found += _off(stage, stages[stage], precision, stages["robot"]["spread"])
+    return found
+
+
+def _inexact(stage: str, f: Mapping[str, float]) -> list[str]:
+    limit = FP32_LIMIT * (max(1.0, f["largest"]) if stage in ("vision", "text") else 1.0)
+    return [] if f["max_error"] <= limit else [f"{stage}: max error {f['max_error']:.2g} exceeds {limit:.2g}"]
+
+
+def _off(stage: str, f: Mapping[str, float], precision: str, spread: float) -> list[str]:
+    share, found = SHARE_OF_SPREAD[precision], []
+    limit = max(share * spread, NEGLIGIBLE_UNITS)
+    if not f["rms_error"] <= limit:
+        found.append(
+            f"{stage}: rms error {f['rms_error']:.2g} exceeds {limit:.2g} degrees, {share:.0%} of the spread over noise"
+        )
+    if not f["max_error"] <= LIMIT_UNITS.get(precision, np.inf):
+        found.append(f"{stage}: max error {f['max_error']:.2g} exceeds {LIMIT_UNITS[precision]} degrees")
+    return found
+
+
+def suspects(stages: Mapping[str, Mapping[str, float]], at_export: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Stages that err far more than they did at export: where to look when only the robot's positions are wrong."""
+    return [
+        f"{stage} errs by {stages[stage]['rms_error']:.2g}, at export by {at_export[stage]['rms_error']:.2g}"
+        for stage in ("vision", "text", "denoiser", "guided")
+        if stage in stages
+        and stage in at_export
+        and stages[stage]["rms_error"] > SUSPECT * at_export[stage].get("rms_error", np.inf)
+    ]

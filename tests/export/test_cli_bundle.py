@@ -1,0 +1,178 @@
+"""`mtdit build`, `verify` and `inspect` as a person types them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from mtdit.cli import app
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import MANIFEST, open_bundle, write_manifest
+from mtdit_runtime.engine_cache import Device, EngineRecord, engine_folder, graph_hashes, write_record
+
+NO_ONNXRUNTIME = "import sys; sys.modules['onnxruntime'] = None; from mtdit.cli import main; main()"
+
+
+def mtdit(*words: str | Path, code: str = "from mtdit.cli import main; main()") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def in_process(*words: str | Path) -> Result:
+    """Commands that load torch, which this process has already."""
+    return CliRunner().invoke(app, list(map(str, words)))
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str, code: int = 2) -> None:
+    assert done.returncode == code, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "copy.mtdit"))
+
+
+def test_verify_passes_what_export_wrote(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    done = in_process("verify", bundle, "--checkpoint", checkpoint, "--json", report)
+    assert done.exit_code == 0, done.output
+    for words in ("files match their checksums", "against the golden", "against the checkpoint", "robot, degrees"):
+        assert words in done.stdout
+    told = json.loads(report.read_text())
+    assert told["ok"]
+    for against in ("golden", "checkpoint"):
+        assert told[against]["failures"] == []
+        assert told[against]["stages"]["chunk"]["max_error"] <= 1e-4
+
+
+def spoilt(folder: Path) -> Path:
+    """Whole as far as checksums go, but its chunks are a hundredth off."""
+    for path in (folder / "golden").glob("*.npz"):
+        with np.load(path) as file:
+            arrays = dict(file)
+        np.savez(path, **{**arrays, "actions": arrays["actions"] + 0.01})
+    write_manifest(folder, open_bundle(folder, check_files=False).manifest)
+    return folder
+
+
+def test_verify_fails_a_bundle_that_computes_something_else(copy: Path) -> None:
+    done = mtdit("verify", spoilt(copy), "--backend", "onnx", "--json", "-")
+    assert done.returncode == 1
+    assert done.stderr == ""
+    told = json.loads(done.stdout)
+    assert not told["ok"]
+    assert [line.partition(":")[0] for line in told["golden"]["failures"]] == ["denoiser", "chunk"]
+    done = mtdit("verify", copy, "--backend", "onnx")
+    assert done.returncode == 1
+    assert "fail: denoiser: max error 0.01 exceeds 0.0001" in done.stdout
+
+
+def test_verify_refuses_another_checkpoint(bundle: Path, workshop: Any, tmp_path: Path) -> None:
+    other = workshop.checkpoint(tmp_path / "other", workshop.config(num_layers=1))
+    refusal = in_process("verify", bundle, "--checkpoint", other).exception
+    assert isinstance(refusal, UserError)
+    assert "was made from other weights" in str(refusal)
+    assert_one_line(mtdit("verify", bundle, "--dataset", tmp_path), "--dataset needs --checkpoint")
+
+
+def tamper(folder: Path) -> None:
+    content = bytearray((folder / "vision.onnx").read_bytes())
+    content[1000] ^= 1
+    (folder / "vision.onnx").write_bytes(content)
+
+
+def cut_honestly(folder: Path) -> None:
+    """A truncated graph whose checksum was adapted."""
+    (folder / "vision.onnx").write_bytes((folder / "vision.onnx").read_bytes()[:5000])
+    write_manifest(folder, open_bundle(folder, check_files=False).manifest)
+
+
+def edit(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        data = json.loads((folder / MANIFEST).read_text())
+        (folder / MANIFEST).write_text(json.dumps({**data, **changes}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (tamper, ("vision.onnx does not match its checksum", "copy the bundle again")),
+        (cut_honestly, ("cannot run", "vision.onnx", "re-run `mtdit export`")),
+        (lambda folder: (folder / "denoiser.onnx").unlink(), ("denoiser.onnx is missing", "copy the whole bundle")),
+        (lambda folder: (folder / MANIFEST).write_text("{"), ("manifest.json is not JSON", "copy the bundle again")),
+        (edit(schema_version=1), ("schema version 1, this mtdit reads 2", "install the matching mtdit")),
+        (edit(files={"../secret": "0" * 64}), ("no checksum",)),
+        (edit(horizon=17), ("graph 'denoiser': noise is float32 (1, 16, 6), not float32 (1, 17, 6)",)),
+    ],
+)
+def test_bad_bundles_are_one_line(copy: Path, spoil: Callable[[Path], None], parts: tuple[str, ...]) -> None:
+    spoil(copy)
+    assert_one_line(mtdit("verify", copy, "--backend", "onnx"), *parts)
+
+
+def test_inspect_shows_everything_without_onnxruntime(bundle: Path) -> None:
+    done = mtdit("inspect", bundle, code=NO_ONNXRUNTIME)
+    assert done.returncode == 0, done.stderr
+    for words in ("ddim, 4 steps", "8 of 16 actions at 30 Hz", "open the drawer", "shoulder_pan", "-40.0 to 20.0",
+                  "80x60", "32x32", "prefix_mask", "checked at export", "no TensorRT engines", "schema 2"):  # fmt: skip
+        assert words in done.stdout
+
+
+def test_inspect_tells_engines_and_what_they_are_for(copy: Path) -> None:
+    opened, device = open_bundle(copy), Device("Orin", (8, 7), "10.3.0")
+    folder, hashes = engine_folder(opened, device), graph_hashes(opened)
+    folder.mkdir(parents=True)
+    record = EngineRecord("Orin", (8, 7), "10.3.0", "fp32", hashes, dict.fromkeys(hashes, 4), {})
+    for name in hashes:
+        (folder / f"{name}.plan").write_bytes(b"plan")
+    write_record(folder, record)
+    done = mtdit("inspect", copy, "--json", "-")
+    told = json.loads(done.stdout)
+    assert told["graphs"]["vision"]["inputs"] == ["frame.top uint8 60x80x3", "frame.wrist uint8 60x80x3"]
+    assert told["graphs"]["denoiser"]["bytes"] == (copy / "denoiser.onnx").stat().st_size
+    (engines,) = told["engines"]
+    assert (engines["gpu"], engines["tensorrt"], engines["fits"]) == ("Orin", "10.3.0", None)
+    assert "unknown here: tensorrt is not installed" in engines["why"]
+
+
+def test_inspect_survives_records_it_does_not_know(copy: Path) -> None:
+    opened = open_bundle(copy)
+    odd = replace(opened.manifest, verification={"stages": {"vision": {"max_error": 1.0}}}, provenance={})
+    write_manifest(copy, odd)
+    done = mtdit("inspect", copy)
+    assert done.returncode == 0, done.stderr
+
+
+def test_build_without_tensorrt_names_the_extra(bundle: Path) -> None:
+    assert_one_line(mtdit("build", bundle), "tensorrt is not installed", 'pip install "mtdit[tensorrt]"')
+    assert not (bundle / "engines").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-build"]])
+def test_export_says_in_one_line_that_no_engines_were_built(workshop: Any, tmp_path: Path, flags: list[str]) -> None:
+    checkpoint = workshop.checkpoint(tmp_path / "blind", workshop.config(cameras=(), num_layers=1))
+    done = in_process("export", checkpoint, "--steps", "1", "--out", tmp_path / "new.mtdit", *flags)
+    assert done.exit_code == 0, done.output
+    said = [line for line in done.output.splitlines() if "TensorRT" in line]
+    assert len(said) == (0 if flags else 1)
+    for line in said:
+        assert line.startswith(
+            "no TensorRT engines here (tensorrt is not installed): on the robot computer, mtdit build"
+        )

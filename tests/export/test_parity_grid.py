@@ -1,0 +1,182 @@
+"""Every kind of policy, exported, against LeRobot's own with its own processors; and TensorRT takes every graph of it.
+
+Frames and positions are of the twin's demonstrations. The cases are a covering set: every value of every axis meets
+every value of every other axis at least once. LeRobot gets the same noise, stage by stage and end to end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lerobot_policy import LeRobot, lerobot_noise
+from PIL import Image
+from test_build import build_ahead
+from workshop import Workshop
+
+from mtdit.dataset import Dataset, open_dataset
+from mtdit.encoders import ClipShape, TextShape, VisionShape
+from mtdit.simulate import simulate
+from mtdit.tiny import make_tiny_clip
+from mtdit_export.export import export
+from mtdit_export.verify import read_frames
+from mtdit_runtime.bundle import open_bundle
+from mtdit_runtime.golden import Candidate, Probe
+
+SAMPLERS: Mapping[str, Mapping[str, Any]] = {
+    "ddim epsilon": {"noise_scheduler_type": "DDIM", "prediction_type": "epsilon"},
+    "ddim sample": {"noise_scheduler_type": "DDIM", "prediction_type": "sample", "clip_sample": False},
+    "ddpm epsilon": {"noise_scheduler_type": "DDPM", "prediction_type": "epsilon"},
+    "ddpm sample": {"noise_scheduler_type": "DDPM", "prediction_type": "sample"},
+    "euler": {"objective": "flow_matching", "integration_method": "euler"},
+    "rk4": {"objective": "flow_matching", "integration_method": "rk4"},
+}
+POSITIONS: Mapping[str, Mapping[str, bool]] = {
+    "rope": {"use_rope": True, "use_positional_encoding": False},
+    "absolute": {"use_rope": False, "use_positional_encoding": True},
+    "both": {"use_rope": True, "use_positional_encoding": True},
+    "neither": {"use_rope": False, "use_positional_encoding": False},
+}
+PATCHES = {"B/32": 32, "B/16": 16, "L/14": 14}  # CLIP's real grids of 224 pixels, on narrow towers
+FRAMES: Mapping[str, tuple[tuple[int, int], tuple[int, int] | None, tuple[int, int] | None]] = {
+    "480x640": ((480, 640), (240, 320), (224, 224)),
+    "240x320, not resized": ((240, 320), None, (224, 224)),
+    "odd": ((251, 333), (231, 239), (224, 224)),
+    "224x224 as it is": ((224, 224), None, None),
+}
+AXES: Mapping[str, Sequence[Any]] = {
+    "sampler": tuple(SAMPLERS),
+    "positions": tuple(POSITIONS),
+    "separate": (False, True),
+    "cameras": (0, 1, 2, 3),
+    "n_obs": (1, 2, 3),
+    "patches": tuple(PATCHES),
+    "frames": tuple(FRAMES),
+}
+CAMERAS = ("top", "wrist", "side")
+STEPS = 3
+SEED = 20261
+FP32_LIMIT = 1e-4  # normalised
+DEGREES_LIMIT = 0.01
+Case = dict[str, Any]
+
+
+def covering(axes: Mapping[str, Sequence[Any]], seed: int) -> list[Case]:
+    """Cases in which every pair of values of two axes occurs, greedily few."""
+    rng, names = random.Random(seed), list(axes)
+    open_pairs = {
+        ((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in axes[a] for y in axes[b]
+    }  # fmt: skip
+
+    def pairs(case: Case) -> set[Any]:
+        return set(itertools.combinations(case.items(), 2)) & open_pairs
+
+    cases = []
+    while open_pairs:
+        must = dict(min(open_pairs, key=repr))
+        tries = [{n: must.get(n, rng.choice(axes[n])) for n in names} for _ in range(60)]
+        cases.append(max(tries, key=lambda case: len(pairs(case))))
+        open_pairs -= pairs(cases[-1])
+    return cases
+
+
+CASES = covering(AXES, SEED)
+
+
+def test_every_pair_of_values_is_covered() -> None:
+    for a, b in itertools.combinations(AXES, 2):
+        assert {(case[a], case[b]) for case in CASES} == set(itertools.product(AXES[a], AXES[b]))
+
+
+def label(case: Case) -> str:
+    towers = "separate" if case["separate"] else "shared"
+    return ", ".join(str(v) for v in {**case, "separate": towers, "cameras": f"{case['cameras']} cameras"}.values())
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """One demonstration of each of two tasks."""
+    folder = tmp_path_factory.mktemp("twin") / "demonstrations"
+    simulate(["open the drawer", "push the red cube to the left"], 1, folder, image_size=(120, 160))
+    return open_dataset(str(folder))
+
+
+@pytest.fixture(scope="module")
+def workshops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Workshop]:
+    """Patches -> what makes policies around such a CLIP."""
+    made = {}
+    for name, patch in PATCHES.items():
+        vision = VisionShape(64, 128, 2, 2, image_size=224, patch_size=patch)
+        shape = ClipShape(vision, TextShape(32, 64, 2, 2, eos_token_id=49407))
+        clip = make_tiny_clip(tmp_path_factory.mktemp("models") / f"clip-{patch}", shape)
+        made[name] = Workshop(clip, shape)
+    return made
+
+
+def checkpoint_of(case: Case, workshop: Workshop, folder: Path) -> Path:
+    size, resize, crop = FRAMES[case["frames"]]
+    config = workshop.config(
+        CAMERAS[: case["cameras"]],
+        size,
+        **SAMPLERS[case["sampler"]],
+        **POSITIONS[case["positions"]],
+        use_separate_rgb_encoder_per_camera=case["separate"],
+        n_obs_steps=case["n_obs"],
+        image_resize_shape=resize,
+        image_crop_shape=crop,
+        num_inference_steps=STEPS,
+        num_integration_steps=STEPS,
+    )
+    return workshop.checkpoint(folder / "pretrained_model", config)
+
+
+def real_probe(case: Case, dataset: Dataset, noise: np.ndarray, row: int) -> Probe:
+    """Consecutive rows of a demonstration, its pictures brought to the case's size; a third camera sees a mirror."""
+    rows = range(row, row + case["n_obs"])
+    height, width = FRAMES[case["frames"]][0]
+
+    def picture(frame: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(frame).resize((width, height)))
+
+    seen = {name: read_frames(dataset, name, set(rows)) for name in ("top", "wrist")}
+    frames = {name: np.stack([picture(at[r]) for r in rows]) for name, at in seen.items()}
+    frames["side"] = frames["top"][:, :, ::-1].copy()
+    wanted = {name: frames[name] for name in CAMERAS[: case["cameras"]]}
+    return Probe(wanted, dataset.state[list(rows)], dataset.tasks[int(dataset.task[row])], noise)
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_export_equals_lerobot_and_tensorrt_takes_it(
+    case: Case, workshops: dict[str, Workshop], demonstrations: Dataset, tmp_path: Path
+) -> None:
+    checkpoint = checkpoint_of(case, workshops[case["patches"]], tmp_path)
+    sampler = case["sampler"].split()[0]
+    export(checkpoint, tmp_path / "case.mtdit", steps=STEPS, sampler=sampler)
+    bundle = open_bundle(tmp_path / "case.mtdit")
+    lerobot, candidate, draws = LeRobot(checkpoint), Candidate(bundle), bundle.manifest.sampler.draws
+    for seed, row in enumerate((0, 60)):
+        noise = next(lerobot_noise(seed, bundle.manifest.horizon, draws))
+        compare(lerobot, candidate, real_probe(case, demonstrations, noise, row), seed)
+    graphs = [bundle.path(graph.file) for graph in bundle.manifest.graphs.values()]
+    lines = build_ahead(tmp_path, *graphs)
+    assert [line.split()[:2] for line in lines] == [["built:", path.name] for path in graphs]
+
+
+def compare(lerobot: LeRobot, candidate: Candidate, probe: Probe, seed: int) -> None:
+    """Stage by stage, the denoiser on LeRobot's own features, then from frames to degrees."""
+    wanted = lerobot.stages(probe, seed)
+    features, (_, text) = candidate.features(probe), candidate.text(probe.task)
+    if probe.frames:
+        largest = max(1.0, np.abs(wanted["features"]).max())
+        np.testing.assert_allclose(features, wanted["features"], atol=FP32_LIMIT * largest, rtol=0, err_msg="vision")
+    np.testing.assert_allclose(text, wanted["text"], atol=FP32_LIMIT, rtol=0, err_msg="text")
+    seen = wanted["features"] if probe.frames else None
+    actions = candidate.actions(wanted["state"], wanted["text"], probe.noise, seen)
+    np.testing.assert_allclose(actions, wanted["actions"], atol=FP32_LIMIT, rtol=0, err_msg="denoiser")
+    got = candidate.positions(probe)
+    np.testing.assert_allclose(got, wanted["degrees"], atol=DEGREES_LIMIT, rtol=0, err_msg="degrees")

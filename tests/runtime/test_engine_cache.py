@@ -1,0 +1,133 @@
+"""What was built for another computer never runs here, and the message says what differs."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import ENGINES, Bundle, open_bundle
+from mtdit_runtime.engine_cache import (
+    RECORD,
+    Device,
+    EngineRecord,
+    differences,
+    engine_folder,
+    engine_key,
+    engine_records,
+    find_plan,
+    graph_hashes,
+    read_record,
+    write_record,
+)
+
+ORIN = Device("Orin", (8, 7), "10.3.0")
+
+
+@pytest.fixture
+def copy(bundle_folder: Path, tmp_path: Path) -> Bundle:
+    return open_bundle(Path(shutil.copytree(bundle_folder, tmp_path / "copy.mtdit")))
+
+
+def put_engines(bundle: Bundle, device: Device, plan: bytes = b"plan") -> Path:
+    """As a finished build leaves them."""
+    folder, hashes = engine_folder(bundle, device), graph_hashes(bundle)
+    folder.mkdir(parents=True)
+    for name in hashes:
+        (folder / f"{name}.plan").write_bytes(plan)
+    sizes = dict.fromkeys(hashes, len(plan))
+    seconds = dict.fromkeys(hashes, 1.5)
+    precision = bundle.manifest.precision
+    version = device.compute_capability
+    write_record(folder, EngineRecord(device.gpu, version, device.tensorrt, precision, hashes, sizes, seconds))
+    return folder
+
+
+def test_keys_change_with_whatever_makes_a_plan_invalid(copy: Bundle) -> None:
+    key = engine_key(copy, ORIN)
+    assert key.startswith("sm87-trt10.3.0-fp32-")
+    devices = [replace(ORIN, gpu="Thor"), replace(ORIN, compute_capability=(11, 0)), replace(ORIN, tensorrt="10.16.2")]
+    others = {engine_key(copy, device) for device in devices}
+    others.add(engine_key(Bundle(copy.folder, replace(copy.manifest, precision="fp16")), ORIN))
+    copy.manifest.files["denoiser.onnx"] = "0" * 64
+    others.add(engine_key(copy, ORIN))
+    assert len(others - {key}) == 5
+
+
+def test_the_text_graph_is_no_engine_and_does_not_count(copy: Bundle) -> None:
+    key = engine_key(copy, ORIN)
+    copy.manifest.files["text.onnx"] = "0" * 64
+    assert engine_key(copy, ORIN) == key
+
+
+def test_engines_of_this_computer_are_found(copy: Bundle) -> None:
+    folder = put_engines(copy, ORIN)
+    assert find_plan(copy, "vision", ORIN) == folder / "vision.plan"
+    ((found, record),) = engine_records(copy).items()
+    assert (found, record.device) == (folder, ORIN)
+    assert differences(record, copy, ORIN) == []
+
+
+@pytest.mark.parametrize(
+    ("here", "said"),
+    [
+        (Device("Orin", (8, 7), "10.16.2"), "TensorRT 10.3.0, here 10.16.2"),
+        (Device("Orin Nano", (8, 7), "10.3.0"), "GPU Orin, here Orin Nano"),
+        (Device("Thor", (11, 0), "10.16.2"), "GPU Orin, here Thor; compute capability 8.7, here 11.0; TensorRT 10.3.0"),
+    ],
+)
+def test_engines_of_another_computer_are_refused_with_the_difference(copy: Bundle, here: Device, said: str) -> None:
+    put_engines(copy, ORIN)
+    with pytest.raises(UserError) as refusal:
+        find_plan(copy, "denoiser", here)
+    assert said in str(refusal.value)
+    assert f"run `mtdit build {copy.folder}` here" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_nearest_engines_are_told(copy: Bundle) -> None:
+    put_engines(copy, Device("Thor", (11, 0), "10.16.2"))
+    put_engines(copy, ORIN)
+    with pytest.raises(UserError, match=r"\(those there are for TensorRT 10\.3\.0, here 10\.4\.0\)"):
+        find_plan(copy, "denoiser", replace(ORIN, tensorrt="10.4.0"))
+
+
+def test_engines_of_other_graphs_are_refused(copy: Bundle) -> None:
+    put_engines(copy, ORIN)
+    copy.manifest.files["denoiser.onnx"] = "0" * 64
+    with pytest.raises(UserError, match=r"\(those there are for another denoiser graph\)"):
+        find_plan(copy, "denoiser", ORIN)
+
+
+def test_without_engines_the_command_is_told(copy: Bundle) -> None:
+    with pytest.raises(UserError, match=r"no TensorRT engines for this computer in .*: run `mtdit build"):
+        find_plan(copy, "denoiser", ORIN)
+
+
+def test_engines_that_were_never_checked_do_not_count(copy: Bundle) -> None:
+    (put_engines(copy, ORIN) / RECORD).unlink()
+    with pytest.raises(UserError, match="no TensorRT engines"):
+        find_plan(copy, "denoiser", ORIN)
+
+
+@pytest.mark.parametrize("spoil", [lambda plan: plan.unlink(), lambda plan: plan.write_bytes(b"pl")])
+def test_a_plan_that_is_missing_or_cut_short_is_refused(copy: Bundle, spoil: object) -> None:
+    assert callable(spoil)
+    spoil(put_engines(copy, ORIN) / "vision.plan")
+    with pytest.raises(UserError, match="not complete: run `mtdit build"):
+        find_plan(copy, "denoiser", ORIN)
+
+
+@given(content=st.binary(max_size=60) | st.from_regex(r'\{"gpu": .*\}').map(str.encode))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_as_record(copy: Bundle, content: bytes) -> None:
+    folder = copy.path(ENGINES) / "sm87"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).write_bytes(content)
+    assert read_record(folder) is None
+    assert engine_records(copy) == {}

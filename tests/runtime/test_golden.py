@@ -1,0 +1,174 @@
+"""The check on the target: what passes, what fails and is named, and what a fixture must be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import ACTION_KEY, GOLDEN, STATE_KEY, Bundle, open_bundle, write_manifest
+from mtdit_runtime.engine import Engines, choose_engines
+from mtdit_runtime.golden import Candidate, Expected, Probe, check_bundle, read_golden, write_golden
+
+Wreck = Callable[[np.ndarray], np.ndarray]
+
+
+class Wrecked:
+    """An engine that gives the wrong answer."""
+
+    def __init__(self, engine: Any, wreck: Wreck) -> None:
+        self.engine, self.wreck, self.name = engine, wreck, engine.name
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        return {name: self.wreck(array) for name, array in self.engine(inputs).items()}
+
+    def describe(self) -> str:
+        return "wrecked"
+
+
+def by_hand(toy: Any, bundle: Bundle, seed: int) -> tuple[Probe, Expected]:
+    """A fixture whose every stage is computed in numpy."""
+    rng, m = np.random.default_rng(seed), bundle.manifest
+    n_obs, task = m.n_obs_steps, m.tasks[seed % 2]
+    frames = {c.name: rng.integers(0, 256, (n_obs, c.height, c.width, 3), np.uint8) for c in m.cameras}
+    positions = np.stack([rng.uniform([j.low for j in m.joints], [j.high for j in m.joints]) for _ in range(n_obs)])
+    noise = rng.standard_normal((m.horizon, len(m.joints)), np.float32)
+    steps = [{name: f[i] for name, f in frames.items()} for i in range(n_obs)]
+    chunk = toy.chunk(list(zip(positions, steps, strict=True)), task, noise)
+    ids = Candidate(bundle, choose_engines(bundle, "onnx")).tokens(task)
+    e = Expected(
+        features=np.stack([toy.vision(step) for step in steps])[None],
+        state=bundle.stats[STATE_KEY].normalize(positions)[None],
+        token_ids=ids,
+        text=toy.tasks[task][None],
+        actions=bundle.stats[ACTION_KEY].normalize(chunk)[None].astype(np.float32),
+        positions=chunk.astype(np.float32),
+        spread=1.0,
+    )
+    return Probe(frames, positions.astype(np.float32), task, noise), e
+
+
+def with_golden(folder: Path, toy: Any, **changes: Any) -> Bundle:
+    """The bundle with two fixtures made by hand. Its text graph gives other features than its tasks.npz."""
+    bundle = open_bundle(folder)
+    probes, expected = zip(*(by_hand(toy, bundle, seed) for seed in (0, 1)), strict=True)
+    write_golden(folder / GOLDEN, probes, expected)
+    write_manifest(folder, replace(bundle.manifest, **changes))
+    return open_bundle(folder)
+
+
+@pytest.fixture
+def copy(bundle_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle_folder, tmp_path / "copy.mtdit"))
+
+
+@pytest.fixture
+def golden(copy: Path, toy: Any) -> Bundle:
+    return with_golden(copy, toy)
+
+
+@pytest.fixture
+def engines(golden: Bundle) -> Engines:
+    return choose_engines(golden, "onnx")
+
+
+def test_engines_that_compute_the_policy_pass(golden: Bundle, engines: Engines) -> None:
+    result = check_bundle(golden, engines, text=False)
+    assert result.failures == []
+    assert list(result.stages) == ["vision", "denoiser", "chunk", "robot"]
+    assert result.stages["robot"]["max_error"] < 1e-2
+    assert all(result.stages[stage]["latency_ms"] > 0 for stage in ("vision", "denoiser"))
+
+
+def test_fixtures_come_back_as_they_were_written(golden: Bundle, toy: Any) -> None:
+    probes, expected = read_golden(golden)
+    for seed in (0, 1):
+        probe, e = by_hand(toy, golden, seed)
+        assert probes[seed].task == probe.task
+        np.testing.assert_array_equal(probes[seed].frames["top"], probe.frames["top"])
+        np.testing.assert_array_equal(probes[seed].noise, probe.noise)
+        np.testing.assert_array_equal(expected[seed].actions, e.actions)
+        np.testing.assert_array_equal(expected[seed].token_ids, e.token_ids)
+
+
+@pytest.mark.parametrize(
+    ("wreck", "says"),
+    [
+        (lambda x: np.full_like(x, np.nan), "max error inf, it gives NaN or infinite values"),
+        (lambda x: x * np.inf, "max error inf"),
+        (lambda x: x + np.float32(2 / 180), "denoiser: max error 0.011 exceeds 0.0001"),  # a degree of the first joint
+        (lambda x: x[:, 1:], "denoiser: actions has shape (1, 11, 3), the manifest says (1, 12, 3)"),
+    ],
+)
+def test_a_wrecked_denoiser_is_named(golden: Bundle, engines: Engines, wreck: Wreck, says: str) -> None:
+    result = check_bundle(golden, replace(engines, denoiser=Wrecked(engines.denoiser, wreck)), text=False)
+    assert any(says in line for line in result.failures), result.failures
+    assert result.failures[0].startswith("denoiser")
+
+
+@pytest.mark.parametrize(
+    ("wreck", "says"),
+    [
+        (lambda x: x * np.float32(1.001), "vision: max error"),
+        (lambda x: x * np.nan, "vision: max error inf"),
+        (lambda x: x[:, :2], "vision: features has shape (1, 2), the manifest says (1, 6)"),
+    ],
+)
+def test_a_wrecked_encoder_is_named(golden: Bundle, engines: Engines, wreck: Wreck, says: str) -> None:
+    result = check_bundle(golden, replace(engines, vision=Wrecked(engines.vision, wreck)), text=False)
+    assert result.failures[0].startswith(says), result.failures
+
+
+def test_fp16_engines_are_judged_in_degrees_and_the_guilty_stage_is_told(copy: Path, toy: Any) -> None:
+    at_export = {s: {"rms_error": 1e-4, "max_error": 1e-3} for s in ("vision", "denoiser", "chunk")}
+    stages = {**at_export, "robot": {"rms_error": 1e-3, "max_error": 1e-2, "spread": 5.0}}
+    golden = with_golden(copy, toy, precision="fp16", verification={"stages": stages})
+    engines = choose_engines(golden, "onnx")
+
+    def off_by(degrees: float) -> list[str]:
+        denoiser = Wrecked(engines.denoiser, lambda x: x + np.float32(degrees * 2 / 180))
+        return check_bundle(golden, replace(engines, denoiser=denoiser), text=False).failures
+
+    assert off_by(0.05) == [], "half of a tenth of a degree, and the policy varies by five"
+    rms, largest, where = off_by(1.0)
+    assert rms.startswith("robot: rms error")
+    assert largest.startswith("robot: max error 1")
+    assert where == "denoiser errs by 0.011, at export by 0.0001"
+
+
+def test_another_tokenizer_is_found(golden: Bundle, engines: Engines) -> None:
+    result = check_bundle(golden, engines)
+    assert [line.partition(":")[0] for line in result.failures] == ["text", "chunk"], "the toy's text graph is another"
+    for path in (golden.folder / GOLDEN).glob("*.npz"):
+        with np.load(path) as file:
+            arrays = dict(file)
+        np.savez(path, **{**arrays, "token_ids": arrays["token_ids"][:, ::-1]})
+    write_manifest(golden.folder, golden.manifest)
+    (line,) = check_bundle(open_bundle(golden.folder), engines).failures
+    assert line.startswith("text: tokens of 'open the drawer' differ")
+
+
+def test_a_bundle_without_fixtures_says_so(bundle: Bundle, copy: Path) -> None:
+    with pytest.raises(UserError, match="has no golden fixtures to check with: run `mtdit export` again"):
+        read_golden(bundle)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x93NUMPY"])
+def test_a_fixture_that_is_none_is_a_user_error(golden: Bundle, content: bytes) -> None:
+    (golden.folder / GOLDEN / "0.npz").write_bytes(content)
+    write_manifest(golden.folder, golden.manifest)
+    with pytest.raises(UserError, match="a golden fixture is malformed"):
+        read_golden(open_bundle(golden.folder))
+
+
+def test_a_fixture_that_lacks_an_array_is_a_user_error(golden: Bundle) -> None:
+    np.savez(golden.folder / GOLDEN / "1.npz", noise=np.zeros(3))
+    write_manifest(golden.folder, golden.manifest)
+    with pytest.raises(UserError, match="a golden fixture is malformed"):
+        read_golden(open_bundle(golden.folder))
