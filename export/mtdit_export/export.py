@@ -28,6 +28,7 @@ from mtdit.dataset import Dataset, open_dataset
 from mtdit.encoders import load_tokenizer
 from mtdit.frames import dataset_facts
 from mtdit.terminal import table
+from mtdit_export.cost import cost
 from mtdit_export.errors import ExportError
 from mtdit_export.fold import Folded, FoldedDenoiser, fold, with_sampler
 from mtdit_export.guide import unroll_guided
@@ -241,7 +242,8 @@ def write_graphs(
     for name, module in traced_modules(folded, rtc).items():
         began, path = time.perf_counter(), folder / FILES[name]
         inputs = example_inputs(name, folded, config)
-        graphs[name] = write(as_graph(name, module, inputs), path, metadata(name, manifest))
+        graph = write(as_graph(name, module, inputs), path, metadata(name, manifest))
+        graphs[name] = replace(graph, **cost(module, inputs))
         on_stage(f"traced {path.name}: {path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - began:.0f} s")
     return graphs
 

@@ -1,16 +1,18 @@
 """How fast a bundle is on this computer: per stage, per chunk, from cold, and how far two equal runs differ.
 
-Knows how to drive a policy with made-up observations. Refuses to know robots and success rates; noise frames cost an
-encoder exactly what real ones do.
+Knows how to drive a policy with made-up observations, and how fast this computer multiplies and copies. Refuses to know
+robots and success rates; noise frames cost an encoder exactly what real ones do.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,15 @@ import numpy as np
 
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import Bundle, open_bundle
+from mtdit_runtime.doctor import power_mode
 from mtdit_runtime.engine import choose_engines
 from mtdit_runtime.policy import BundlePolicy
 
 PERCENTILES = (50, 95, 99)
 WARM_UP = 3
+PROBE_SIDE = 1024  # of the matrices multiplied
+PROBE_FLOATS = 1 << 24  # copied: 64 MB, more than a cache holds
+PROBE_REPEATS = 7
 
 
 def bench(folder: Path, backend: str = "auto", repeats: int = 50, seed: int = 0) -> dict[str, Any]:
@@ -30,28 +36,74 @@ def bench(folder: Path, backend: str = "auto", repeats: int = 50, seed: int = 0)
 
     "tick" is the critical path of a chunk: one new observation per camera is encoded, the older ones are remembered,
     the text is cached. Every figure is measured in two halves, A and B; their ratio says how much is noise.
+    "of_bound" is the least time that this processor needs for a stage's products and weights, over its median; it is
+    missing on a GPU, which the probe does not measure.
     """
     if repeats < 2:
         raise UserError(f"--repeats {repeats} is too few: use at least 2")
     began = time.perf_counter()
     bundle = open_bundle(folder)
+    opened = time.perf_counter()
     engines = choose_engines(bundle, backend)
+    ready = time.perf_counter()
     policy = BundlePolicy(bundle, engines)
     scene = _Scene(bundle, seed)
     policy.reset(_task(bundle), seed)
     policy.observe(*scene.observe())
     policy.chunk()
-    cold_s = time.perf_counter() - began
+    first = time.perf_counter()
+    stages, peak_memory_mb = _stages(policy, scene, repeats), _peak_memory_mb()
+    able = machine_speed() if "CPU" in engines.denoiser.describe() else {}
+    for name, figures in stages.items():
+        figures.update(_achieved(bundle, name, figures["p50_ms"], able))
+    moments = {"open": (began, opened), "engines": (opened, ready), "first_chunk": (ready, first)}
     return {
         "bundle": str(folder),
         "backend": [engine.describe() for engine in (engines.vision, engines.denoiser) if engine is not None],
         "precision": bundle.manifest.precision,
-        "cold_start_ms": round(cold_s * 1e3, 1),
-        "stages": _stages(policy, scene, repeats),
+        "cold_start_ms": _milliseconds(first - began),
+        "cold_ms": {name: _milliseconds(end - start) for name, (start, end) in moments.items()},
+        "stages": stages,
         "budget_ms": round(1e3 * bundle.manifest.n_action_steps / bundle.manifest.fps, 1),
-        "peak_memory_mb": round(_peak_memory_mb()),
-        "machine": {"cpu": _cpu_name(), "python": platform.python_version(), "system": platform.platform()},
+        "peak_memory_mb": round(peak_memory_mb),
+        "machine": {
+            "cpu": _cpu_name(),
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "power": power_mode(),
+            **able,
+        },
     }
+
+
+def machine_speed() -> dict[str, float]:
+    """What this processor can do at its best: {gflops, gb_per_s}, of one matrix product and of copying."""
+    a = np.random.default_rng(0).standard_normal((PROBE_SIDE, PROBE_SIDE), np.float32)
+    source, target = np.ones(PROBE_FLOATS, np.float32), np.empty(PROBE_FLOATS, np.float32)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parts = list(zip(np.array_split(target, cores), np.array_split(source, cores), strict=True))
+    with ThreadPoolExecutor(cores) as pool:
+        product_s = min(_seconds(lambda: a @ a) for _ in range(PROBE_REPEATS))
+        copy_s = min(_seconds(lambda: list(pool.map(lambda p: np.copyto(*p), parts))) for _ in range(PROBE_REPEATS))
+    moved = source.nbytes + target.nbytes  # read and written
+    return {"gflops": round(2 * PROBE_SIDE**3 / product_s / 1e9, 1), "gb_per_s": round(moved / copy_s / 1e9, 1)}
+
+
+def _achieved(bundle: Bundle, stage: str, median_ms: float, able: dict[str, float]) -> dict[str, float]:
+    """Rates of a stage that is a graph, and how near they are to what the processor is able to do."""
+    graph = bundle.manifest.graphs.get(stage)
+    if graph is None or not graph.flops:
+        return {}
+    gflop, gigabytes = graph.flops / 1e9, graph.weight_bytes / 1e9
+    rates = {"gflops": gflop / median_ms * 1e3, "gb_per_s": gigabytes / median_ms * 1e3}
+    if able:
+        bound_s = max(gflop / able["gflops"], gigabytes / able["gb_per_s"])
+        rates["of_bound"] = 1e3 * bound_s / median_ms
+    return {name: round(value, 2) for name, value in rates.items()}
+
+
+def _milliseconds(duration_s: float) -> float:
+    return round(1e3 * duration_s, 1)
 
 
 class _Scene:

@@ -77,6 +77,8 @@ class Graph:
     file: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    flops: int = 0  # of the products of one call, multiplications and additions; 0: not counted
+    weight_bytes: int = 0  # that one call reads, as often as it reads them
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,8 @@ def _check_consistency(manifest: Manifest, folder: Path) -> None:
     ]
     problems += [f"{n} has no checksum" for n in (STATS, TASKS) if n not in manifest.files]
     problems += [f"graph {n!r} is missing" for n in ("text", "denoiser") if n not in manifest.graphs]
+    graphs = manifest.graphs.items()
+    problems += [f"graph {n!r} costs less than nothing" for n, g in graphs if min(g.flops, g.weight_bytes) < 0]
     problems += ["graph 'vision' is missing"] if manifest.cameras and "vision" not in manifest.graphs else []
     problems += [f"sampler {manifest.sampler.kind!r} is unknown"] if manifest.sampler.kind not in SAMPLERS else []
     problems += [f"sampler takes {manifest.sampler.steps} steps"] if not 1 <= manifest.sampler.steps <= MOST else []

@@ -147,6 +147,11 @@ def check_jetson(root: Path) -> Iterator[Check]:
     yield _power_mode(root)
 
 
+def power_mode(root: Path = Path("/")) -> str | None:
+    """A Jetson's power mode, in words; None on another computer."""
+    return _power_mode(root).finding if (root / "etc/nv_tegra_release").is_file() else None
+
+
 def _power_mode(root: Path) -> Check:
     """nvpmodel's own files: the number of the mode, and the modes' names."""
     try:

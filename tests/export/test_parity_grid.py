@@ -1,7 +1,8 @@
 """Every kind of policy, exported, against LeRobot's own with its own processors; and TensorRT takes every graph of it.
 
 Frames and positions are of the twin's demonstrations. The cases are a covering set: every value of every axis meets
-every value of every other axis at least once. LeRobot gets the same noise, stage by stage and end to end.
+every value of every other axis at least once; every fourth is exported in fp16 too. LeRobot gets the same noise, stage by
+stage and end to end.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ CAMERAS = ("top", "wrist", "side")
 STEPS = 3
 SEED = 20261
 FP32_LIMIT = 1e-4  # normalised
-DEGREES_LIMIT = 0.01
+DEGREES_LIMIT = {"fp32": 0.01, "fp16": 0.1}
 Case = dict[str, Any]
 
 
@@ -86,6 +87,7 @@ def covering(axes: Mapping[str, Sequence[Any]], seed: int) -> list[Case]:
 
 
 CASES = covering(AXES, SEED)
+EXPORTS = [(case, "fp32") for case in CASES] + [(case, "fp16") for case in CASES[::4]]
 
 
 def test_every_pair_of_values_is_covered() -> None:
@@ -150,26 +152,31 @@ def real_probe(case: Case, dataset: Dataset, noise: np.ndarray, row: int) -> Pro
     return Probe(wanted, dataset.state[list(rows)], dataset.tasks[int(dataset.task[row])], noise)
 
 
-@pytest.mark.parametrize("case", CASES, ids=label)
+@pytest.mark.parametrize(("case", "precision"), EXPORTS, ids=[f"{label(c)}, {precision}" for c, precision in EXPORTS])
 def test_export_equals_lerobot_and_tensorrt_takes_it(
-    case: Case, workshops: dict[str, Workshop], demonstrations: Dataset, tmp_path: Path
+    case: Case, precision: str, workshops: dict[str, Workshop], demonstrations: Dataset, tmp_path: Path
 ) -> None:
     checkpoint = checkpoint_of(case, workshops[case["patches"]], tmp_path)
     sampler = case["sampler"].split()[0]
-    export(checkpoint, tmp_path / "case.mtdit", steps=STEPS, sampler=sampler)
+    export(checkpoint, tmp_path / "case.mtdit", steps=STEPS, sampler=sampler, fp16=precision == "fp16")
     bundle = open_bundle(tmp_path / "case.mtdit")
+    assert bundle.manifest.precision == precision
     lerobot, candidate, draws = LeRobot(checkpoint), Candidate(bundle), bundle.manifest.sampler.draws
     for seed, row in enumerate((0, 60)):
         noise = next(lerobot_noise(seed, bundle.manifest.horizon, draws))
-        compare(lerobot, candidate, real_probe(case, demonstrations, noise, row), seed)
+        probe = real_probe(case, demonstrations, noise, row)
+        wanted = lerobot.stages(probe, seed)
+        if precision == "fp32":
+            compare_stages(candidate, probe, wanted)
+        limit = DEGREES_LIMIT[precision]
+        np.testing.assert_allclose(candidate.positions(probe), wanted["degrees"], atol=limit, rtol=0, err_msg="degrees")
     graphs = [bundle.path(graph.file) for graph in bundle.manifest.graphs.values()]
     lines = build_ahead(tmp_path, *graphs)
     assert [line.split()[:2] for line in lines] == [["built:", path.name] for path in graphs]
 
 
-def compare(lerobot: LeRobot, candidate: Candidate, probe: Probe, seed: int) -> None:
-    """Stage by stage, the denoiser on LeRobot's own features, then from frames to degrees."""
-    wanted = lerobot.stages(probe, seed)
+def compare_stages(candidate: Candidate, probe: Probe, wanted: Mapping[str, np.ndarray]) -> None:
+    """The denoiser on LeRobot's own features and text."""
     features, (_, text) = candidate.features(probe), candidate.text(probe.task)
     if probe.frames:
         largest = max(1.0, np.abs(wanted["features"]).max())
@@ -178,5 +185,3 @@ def compare(lerobot: LeRobot, candidate: Candidate, probe: Probe, seed: int) -> 
     seen = wanted["features"] if probe.frames else None
     actions = candidate.actions(wanted["state"], wanted["text"], probe.noise, seen)
     np.testing.assert_allclose(actions, wanted["actions"], atol=FP32_LIMIT, rtol=0, err_msg="denoiser")
-    got = candidate.positions(probe)
-    np.testing.assert_allclose(got, wanted["degrees"], atol=DEGREES_LIMIT, rtol=0, err_msg="degrees")
