@@ -27,7 +27,7 @@ from mtdit import cli_bundle, cli_record, cli_robot
 from mtdit.config import read_json
 from mtdit.lerobot_flags import translate
 from mtdit.options import BusKind, BusOption, Json
-from mtdit.terminal import console, progress, stage_table, table, write_json
+from mtdit.terminal import console, progress, table, write_json
 from mtdit.train_config import TrainConfig, training_defaults
 from mtdit_export.errors import ExportError
 from mtdit_robots.errors import UserError
@@ -404,17 +404,15 @@ def bench(
     repeats: Annotated[int, typer.Option(min=2, help="Chunks to time.")] = 50,
     json_out: Json = None,
 ) -> None:
-    """Latency of a bundle on this computer, per stage."""
+    """Latency of a bundle on this computer, per stage, and how near that is to what the processor is able to do."""
     from mtdit_runtime.bench import bench as measure
+    from mtdit_runtime.bench import report
 
     result = measure(bundle, backend.value, repeats)
-    for line in result["backend"]:
-        console.print(line)
-    console.print(stage_table("", result["stages"]))
-    console.print(
-        f"cold start {result['cold_start_ms']:.0f} ms, peak memory {result['peak_memory_mb']} MB; "
-        f"a chunk lasts {result['budget_ms']:.0f} ms"
-    )
+    columns, rows, lines = report(result)
+    console.print("\n".join(result["backend"]))
+    console.print(table("", columns, rows))
+    console.print("\n".join(lines))
     write_json(json_out, result)
 
 

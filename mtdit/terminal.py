@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,6 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     for row in cells:
         out.add_row(*row)
     return out
-
-
-def stage_table(title: str, stages: Mapping[str, Mapping[str, float]]) -> Table:
-    """Stage -> {figure: value}, one column per figure."""
-    figures = list(dict.fromkeys(name for stage in stages.values() for name in stage))
-    return table(title, ["stage", *figures], ([name, *(s.get(f, "") for f in figures)] for name, s in stages.items()))
 
 
 def write_json(where: Path | None, value: Any) -> None:

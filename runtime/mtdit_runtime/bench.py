@@ -106,6 +106,39 @@ def _milliseconds(duration_s: float) -> float:
     return round(1e3 * duration_s, 1)
 
 
+COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "p50_ms": ("p50 ms", "{:.1f}".format),
+    "p95_ms": ("p95 ms", "{:.1f}".format),
+    "p99_ms": ("p99 ms", "{:.1f}".format),
+    "b_over_a": ("B/A", "{:.2f}".format),
+    "gflops": ("GFLOP/s", "{:.1f}".format),
+    "gb_per_s": ("GB/s", "{:.1f}".format),
+    "of_bound": ("of bound", "{:.0%}".format),
+}
+
+
+def report(result: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
+    """What `bench` found, for people: column heads, rows, and the lines below them."""
+    rows = [
+        [name, *(form(figures[key]) if key in figures else "" for key, (_, form) in COLUMNS.items())]
+        for name, figures in result["stages"].items()
+    ]
+    machine, cold = result["machine"], result["cold_ms"]
+    parts = f"open {cold['open']:.0f}, engines {cold['engines']:.0f}, first chunk {cold['first_chunk']:.0f}"
+    lines = [
+        "tick: one new frame per camera, then a chunk; B/A: the second half of the runs over the first",
+        f"cold start {result['cold_start_ms']:.0f} ms ({parts}), peak memory {result['peak_memory_mb']} MB",
+        f"a chunk lasts {result['budget_ms']:.0f} ms on the robot",
+    ]
+    if "gflops" in machine:
+        lines.append(
+            f"this processor: {machine['gflops']:.0f} GFLOP/s in a product, {machine['gb_per_s']:.0f} GB/s copied"
+        )
+    if machine["power"]:
+        lines.append(f"power {machine['power']}")
+    return ["stage", *(head for head, _ in COLUMNS.values())], rows, lines
+
+
 class _Scene:
     """Observations of the right shapes: uniform noise frames, positions in the middle of the training range."""
 

@@ -1,8 +1,8 @@
 """Every kind of policy, exported, against LeRobot's own with its own processors; and TensorRT takes every graph of it.
 
 Frames and positions are of the twin's demonstrations. The cases are a covering set: every value of every axis meets
-every value of every other axis at least once; every fourth is exported in fp16 too. LeRobot gets the same noise, stage by
-stage and end to end.
+every value of every other axis at least once; every fourth is exported in fp16 too. LeRobot gets the same noise, stage
+by stage and end to end.
 """
 
 from __future__ import annotations
