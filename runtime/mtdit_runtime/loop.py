@@ -104,8 +104,8 @@ def check_lockstep(fps: float) -> None:
     """Raises UserError for another rate than the twin's: in lock-step the arm would move at the wrong speed."""
     if fps != LOCKSTEP_FPS:
         raise UserError(
-            f"a lock-step tick of the twin is 1/{LOCKSTEP_FPS} s, and {fps:g} are asked for in a second: "
-            "use --clock real"
+            f"a lock-step tick of the twin is 1/{LOCKSTEP_FPS} s, this runs at {fps:g} Hz: "
+            f"use --clock real (an evaluation needs a policy of {LOCKSTEP_FPS} Hz)"
         )
 
 
