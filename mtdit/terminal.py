@@ -6,6 +6,7 @@ Knows rich; refuses to know what it shows.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -41,15 +42,23 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 
 
 def write_json(where: Path | None, value: Any) -> None:
-    """Write `value` to the file, to standard output for "-", or nowhere."""
+    """Write `value` to the file, to standard output for "-", or nowhere. JSON has no NaN and no infinity: null."""
     if where is None:
         return
-    text = json.dumps(value, indent=2) + "\n"
+    text = json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
     if str(where) == "-":
         sys.stdout.write(text)
     else:
         where.parent.mkdir(parents=True, exist_ok=True)
         where.write_text(text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any) -> Text:

@@ -13,6 +13,8 @@ import os
 import shutil
 import types
 import typing
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -154,13 +156,25 @@ class Bundle:
 
     @cached_property
     def stats(self) -> dict[str, Stats]:
-        return load_stats(self.path(STATS))
+        """Feature name -> statistics of (J,) numbers. UserError: the file holds something else."""
+        path, count = self.path(STATS), len(self.manifest.joints)
+        stats = load_stats(path)
+        for name, found in stats.items():
+            if found.low.shape != (count,):
+                raise UserError(f"{path}: {name} is of shape {found.low.shape}, not {(count,)}: re-run `mtdit export`")
+        return stats
 
     @cached_property
     def task_features(self) -> dict[str, NDArray[np.float32]]:
-        """Instruction -> (P,) float32 text feature, for the tasks seen in training."""
-        with np.load(self.path(TASKS), allow_pickle=False) as file:
-            return dict(zip(file["tasks"].tolist(), file["features"], strict=True)) if len(file["tasks"]) else {}
+        """Instruction -> (P,) float32 text feature, for the tasks seen in training. UserError: there are others."""
+        path, arrays = self.path(TASKS), read_arrays(self.path(TASKS))
+        tasks, features = (arrays.get(name, np.empty(0)) for name in ("tasks", "features"))
+        wanted = (len(tasks), _width(self.manifest.graphs["text"].outputs))
+        if len(tasks) and (features.shape, features.dtype) != (wanted, np.float32):
+            raise UserError(
+                f"{path}: features are {features.dtype} {features.shape}, not float32 {wanted}: re-run `mtdit export`"
+            )
+        return dict(zip(tasks.tolist(), features, strict=False))
 
 
 def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
@@ -402,6 +416,15 @@ def _expect(data: Any, kind: type, where: str) -> Any:
     if type(data) is not kind:
         raise TypeError(f"{where} must be {kind.__name__}, not {type(data).__name__}")
     return data
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz file. UserError: it is none."""
+    try:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is malformed ({' '.join(str(error).split())}): re-run `mtdit export`") from None
 
 
 def save_task_features(path: Path, features: Mapping[str, NDArray[np.float32]]) -> None:

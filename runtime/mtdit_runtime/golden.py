@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,10 +31,12 @@ from mtdit_runtime.bundle import (
     TOKEN_IDS,
     TOKENIZER,
     Bundle,
+    Manifest,
     frame_input,
+    read_arrays,
 )
 from mtdit_runtime.engine import Engine, Engines, choose_engines
-from mtdit_runtime.policy import BundlePolicy, noise_inputs, prefix_inputs
+from mtdit_runtime.policy import BundlePolicy, noise_inputs, noise_shape, prefix_inputs
 from mtdit_runtime.prefix import prefix_weights
 from mtdit_runtime.tokens import load_tokens
 
@@ -112,21 +113,34 @@ def read_golden(bundle: Bundle) -> tuple[list[Probe], list[Expected]]:
     if not names:
         raise UserError(f"{bundle.folder} has no {GOLDEN} fixtures to check with: run `mtdit export` again")
     spread = float(recorded(bundle).get("robot", {}).get("spread", 0.0))
-    try:
-        pairs = [_read(bundle, name, spread) for name in names]
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{bundle.folder}: a {GOLDEN} fixture is malformed ({error}): run `mtdit export` again"
-        ) from None
+    pairs = [_read(bundle, name, spread) for name in names]
     return [probe for probe, _ in pairs], [e for _, e in pairs]
 
 
 def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, Expected]:
-    with np.load(bundle.path(name), allow_pickle=False) as file:
-        a = dict(file)
+    a, path = read_arrays(bundle.path(name)), bundle.path(name)
+    wanted = _wanted_arrays(bundle.manifest, GUIDED in a)
+    if missing := [key for key in (TASK, *wanted) if key not in a]:
+        raise UserError(f"{path} lacks {missing[0]}: run `mtdit export` again")
+    for key, (shape, dtype) in wanted.items():
+        if (a[key].shape, a[key].dtype) != (shape, dtype):
+            got = f"{a[key].dtype} {a[key].shape}"
+            raise UserError(f"{path}: {key} is {got}, not {dtype} {shape}: run `mtdit export` again")
     frames = {camera.name: a[frame_input(camera.name)] for camera in bundle.manifest.cameras}
     e = Expected(a.get(FEATURES), a[STATE], a[TOKEN_IDS], a[TEXT_FEATURE], a[ACTIONS], a[UNITS], spread, a.get(GUIDED))
     return Probe(frames, a[POSITIONS], str(a[TASK]), a[NOISE]), e
+
+
+def _wanted_arrays(m: Manifest, guided: bool) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name of a fixture's array -> shape and dtype."""
+    text, denoiser, j = m.graphs["text"], m.graphs["denoiser"], len(m.joints)
+    tensors = (*text.inputs, *denoiser.inputs, *denoiser.outputs)
+    compared = (STATE, TOKEN_IDS, TEXT_FEATURE, FEATURES, ACTIONS)
+    wanted = {t.name: (t.shape, t.dtype) for t in tensors if t.name in compared}
+    wanted |= {frame_input(c.name): ((m.n_obs_steps, c.height, c.width, 3), "uint8") for c in m.cameras}
+    wanted |= {GUIDED: wanted[ACTIONS]} if guided else {}
+    rows = {POSITIONS: (m.n_obs_steps, j), UNITS: (m.horizon, j), NOISE: noise_shape(m.horizon, j, m.sampler.draws)}
+    return wanted | {name: (shape, "float32") for name, shape in rows.items()}
 
 
 def recorded(bundle: Bundle) -> Mapping[str, Mapping[str, float]]:

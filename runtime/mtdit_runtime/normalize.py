@@ -82,9 +82,12 @@ def save_stats(path: Path, stats: Mapping[str, Stats]) -> None:
 
 
 def load_stats(path: Path) -> dict[str, Stats]:
-    """Read what `save_stats` wrote."""
-    from safetensors import safe_open
+    """Read what `save_stats` wrote. UserError: it is something else."""
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(str(path), framework="numpy") as file:
-        modes = file.metadata() or {}
-        return {n: Stats(m, file.get_tensor(f"{n}.low"), file.get_tensor(f"{n}.high")) for n, m in modes.items()}
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            modes = file.metadata() or {}
+            return {n: Stats(m, file.get_tensor(f"{n}.low"), file.get_tensor(f"{n}.high")) for n, m in modes.items()}
+    except SafetensorError as error:
+        raise UserError(f"{path} is malformed ({error}): re-run `mtdit export`") from None

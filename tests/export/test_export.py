@@ -57,7 +57,7 @@ def test_stages_are_told_and_a_bundle_is_replaced_as_a_whole(workshop: Any, tmp_
     assert told["task"] == "open the drawer"
     assert told["stages"]["denoiser"]["parameters"] > 0
     assert told["stages"]["denoiser"]["latency_ms"] > 0
-    assert report.table().row_count == len(told["stages"]) == 4
+    assert report.table().row_count == len(told["stages"]) == 5
 
 
 @pytest.fixture

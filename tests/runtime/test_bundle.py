@@ -280,6 +280,45 @@ def test_task_features_come_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(file["features"], np.stack(list(features.values())))
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x93NUMPY", b"hello"])
+def test_task_features_that_are_none(copy: Path, content: bytes) -> None:
+    bundle = open_bundle(copy)
+    (copy / "tasks.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"tasks\.npz is malformed \(.+\): re-run `mtdit export`"):
+        _ = bundle.task_features
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"tasks": np.array(["a", "b"])},
+        {"tasks": np.array(["a", "b"]), "features": np.zeros((1, 4), np.float32)},
+        {"tasks": np.array(["a"]), "features": np.zeros((1, 400), np.float32)},
+        {"tasks": np.array(["a"]), "features": np.array(["x"])},
+    ],
+)
+def test_task_features_of_another_policy(copy: Path, arrays: dict[str, np.ndarray]) -> None:
+    bundle = open_bundle(copy)
+    np.savez(copy / "tasks.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"tasks\.npz: features are .+, not float32 \(\d, \d+\): re-run `mtdit export`"):
+        _ = bundle.task_features
+
+
+def test_stats_that_lack_a_joint(copy: Path) -> None:
+    bundle, two = open_bundle(copy), np.ones(2, np.float32)
+    save_stats(copy / "stats.safetensors", {"action": Stats("MIN_MAX", -two, two)})
+    with pytest.raises(UserError, match=r"stats\.safetensors: action is of shape \(2,\), not \(3,\): re-run"):
+        _ = bundle.stats
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, world"])
+def test_stats_that_are_none(copy: Path, content: bytes) -> None:
+    bundle = open_bundle(copy)
+    (copy / "stats.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"stats\.safetensors is malformed \(.+\): re-run `mtdit export`"):
+        _ = bundle.stats
+
+
 @pytest.mark.parametrize("mode", ["MIN_MAX", "MEAN_STD", "IDENTITY"])
 def test_stats_come_back(tmp_path: Path, mode: str) -> None:
     stats = Stats(mode, np.array([1.0, 2.0], np.float32), np.array([3.0, 2.0], np.float32))

@@ -163,12 +163,26 @@ def test_a_bundle_without_fixtures_says_so(bundle: Bundle, copy: Path) -> None:
 def test_a_fixture_that_is_none_is_a_user_error(golden: Bundle, content: bytes) -> None:
     (golden.folder / GOLDEN / "0.npz").write_bytes(content)
     write_manifest(golden.folder, golden.manifest)
-    with pytest.raises(UserError, match="a golden fixture is malformed"):
+    with pytest.raises(UserError, match=r"0\.npz is malformed \(.+\): re-run `mtdit export`"):
         read_golden(open_bundle(golden.folder))
 
 
 def test_a_fixture_that_lacks_an_array_is_a_user_error(golden: Bundle) -> None:
     np.savez(golden.folder / GOLDEN / "1.npz", noise=np.zeros(3))
     write_manifest(golden.folder, golden.manifest)
-    with pytest.raises(UserError, match="a golden fixture is malformed"):
+    with pytest.raises(UserError, match=r"1\.npz lacks task: run `mtdit export` again"):
+        read_golden(open_bundle(golden.folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["frame.top", "positions", "noise", "features", "state", "token_ids", "text", "actions", "actions_units"]
+)
+@pytest.mark.parametrize("change", [lambda a: a[..., :-1], lambda a: a.astype(np.float64)], ids=["shape", "dtype"])
+def test_a_fixture_with_another_array_is_a_user_error(golden: Bundle, name: str, change: Wreck) -> None:
+    path = golden.folder / GOLDEN / "1.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **{**arrays, name: change(arrays[name])})
+    write_manifest(golden.folder, golden.manifest)
+    with pytest.raises(UserError, match=rf"1\.npz: {name} is \w+ \(.*\), not \w+ \(.*\): run `mtdit export` again"):
         read_golden(open_bundle(golden.folder))

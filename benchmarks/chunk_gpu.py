@@ -1,0 +1,155 @@
+"""One action chunk on a GPU: LeRobot in half precision, eager and compiled, against the folded policy as one CUDA graph.
+
+Knows CUDA through torch: our graphs' own torch modules are captured, which is what TensorRT starts from, before it
+fuses anything. Refuses to know how a plan is built (`mtdit bench` measures one where it lies). The bound beside each
+time is the least that this GPU needs for the weights it must read or the products it must do, at rates probed here.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from chunk_contestants import STEPS, Size, compiled, lerobot_batch, lerobot_policy
+from torch import Tensor, nn
+
+from mtdit.checkpoint import open_checkpoint
+from mtdit_export.cost import Cost, cost
+from mtdit_export.export import example_inputs, sampled
+from mtdit_export.fold import fold
+from mtdit_export.precision import halve
+
+WARM_UP = 3
+SIDE, COPIED = 8192, 1 << 28  # of the matrices multiplied; bytes copied
+EAGER, COMPILED = f"LeRobot fp16, DDIM {STEPS}", f"LeRobot fp16, DDIM {STEPS}, torch.compile"
+VISION, DENOISER, CHUNK = "ours fp16, vision", "ours fp16, denoiser", "ours fp16, one new frame per camera"
+
+Call = Callable[[], Any]
+
+
+@torch.no_grad()
+def compare(checkpoint: Path, size: Size, repeats: int, device: str = "cuda") -> dict[str, Any]:
+    """Medians, bounds and their ratio, for the last line of the benchmark. `device` other than cuda: a rehearsal."""
+    graphs = folded_calls(checkpoint, device)
+    (vision, vision_cost), (denoiser, denoiser_cost) = graphs["vision"], graphs["denoiser"]
+    calls = {**lerobot_calls(checkpoint, size, device), VISION: vision, DENOISER: denoiser}
+    calls[CHUNK] = lambda: (vision(), denoiser())
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        for _ in range(WARM_UP):
+            call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            taken[name].append(1e3 * _seconds(call, device))
+    ms = {name: statistics.median(values) for name, values in taken.items()}
+    able = speed(device)
+    bounds = {VISION: bound_ms(vision_cost, able), DENOISER: bound_ms(denoiser_cost, able)}
+    bounds[CHUNK] = sum(bounds.values())
+    return {
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else device,
+        "gpu_ms": {name: round(value, 3) for name, value in ms.items()},
+        "gpu_bound_ms": {name: round(value, 3) for name, value in bounds.items()},
+        "gpu_over_bound": {name: round(ms[name] / value, 2) for name, value in bounds.items()},
+        "gpu_ratio_vs_eager": round(ms[EAGER] / ms[CHUNK], 2),
+        "gpu_ratio_vs_compile": round(ms[COMPILED] / ms[CHUNK], 2),
+        "gpu_rates": {name: round(rate / 1e9, 1) for name, rate in able.items()},
+    }
+
+
+def lerobot_calls(checkpoint: Path, size: Size, device: str) -> dict[str, Call]:
+    """Under autocast to float16, which is what LeRobot's use_amp does."""
+    policies = {EAGER: lerobot_policy(checkpoint, "DDIM", STEPS).to(device)}
+    policies[COMPILED] = compiled(lerobot_policy(checkpoint, "DDIM", STEPS).to(device))
+    batch = {name: value.to(device) for name, value in lerobot_batch(policies[EAGER], size).items()}
+
+    def chunk(name: str) -> Call:
+        def call() -> Tensor:
+            with torch.autocast(device, dtype=torch.float16):
+                actions: Tensor = policies[name]._generate_actions(batch)
+            return actions
+
+        return call
+
+    return {name: chunk(name) for name in policies}
+
+
+def folded_calls(checkpoint: Path, device: str) -> dict[str, tuple[Call, Cost]]:
+    """Our vision and denoiser with half precision weights, each replayed as one CUDA graph."""
+    opened = open_checkpoint(checkpoint)
+    config = sampled(opened.config, "ddim", STEPS)
+    folded = fold(opened.policy(), {camera: opened.image_scaling(camera) for camera in config.cameras})
+    calls = {}
+    for name in ("vision", "denoiser"):
+        module = folded.modules()[name]
+        halve(module)
+        module.to(device)
+        inputs = {key: value.to(device) for key, value in example_inputs(name, folded, config).items()}
+        calls[name] = (captured(module, list(inputs.values()), device), cost(module, inputs))
+    return calls
+
+
+def captured(module: nn.Module, inputs: list[Tensor], device: str) -> Call:
+    """The module as a CUDA graph on these very inputs; on another device, the module itself."""
+    if device != "cuda":
+        return lambda: module(*inputs)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):  # a capture needs everything to have run once, on another stream
+        for _ in range(WARM_UP):
+            module(*inputs)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        module(*inputs)
+    return graph.replay
+
+
+# -- what the GPU is able to do --
+
+
+def speed(device: str) -> dict[str, float]:
+    """{flops: of a large float16 product, bytes: copied} per second."""
+    side, copied = (SIDE, COPIED) if device == "cuda" else (256, 1 << 20)
+    a = torch.randn(side, side, device=device, dtype=torch.float16)
+    source = torch.zeros(copied, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    product_s = min(_seconds(lambda: a @ a, device) for _ in range(10))
+    copy_s = min(_seconds(lambda: target.copy_(source), device) for _ in range(10))
+    return {"flops": 2 * side**3 / product_s, "bytes": 2 * copied / copy_s}
+
+
+def bound_ms(graph: Cost, able: Mapping[str, float]) -> float:
+    return 1e3 * max(graph["flops"] / able["flops"], graph["weight_bytes"] / able["bytes"])
+
+
+def _seconds(call: Call, device: str) -> float:
+    began = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    bounds, over = result["gpu_bound_ms"], result["gpu_over_bound"]
+    rows = [
+        f"| {name} | {ms:.2f} | " + (f"{bounds[name]:.2f} | {over[name]:.1f} |" if name in bounds else "| |")
+        for name, ms in result["gpu_ms"].items()
+    ]
+    rates = result["gpu_rates"]
+    return "\n".join(
+        [
+            "",
+            f"## {result['gpu']}",
+            "",
+            "| | median ms | bound ms | times the bound |",
+            "|---|---:|---:|---:|",
+            *rows,
+            "",
+            f"Probed: {rates['flops'] / 1e3:.0f} TFLOP/s in a float16 product, {rates['bytes']:.0f} GB/s copied.",
+            "",
+        ]
+    )
