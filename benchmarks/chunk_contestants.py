@@ -5,6 +5,7 @@ Knows how each of them makes a chunk. Refuses to know clocks and ratios.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,7 +141,7 @@ class PlainOnnx:
         scheduler.set_timesteps(policy.objective.num_inference_steps)
         self.times = [int(t) for t in scheduler.timesteps]
         signal = [float(scheduler.alphas_cumprod[t]) for t in self.times] + [1.0]
-        self.signals = list(zip(signal, signal[1:], strict=False))
+        self.signals = list(itertools.pairwise(signal))
         self.most, self.batch = policy.config.clip_sample_range, {key: value.numpy() for key, value in batch.items()}
         condition = policy.observation_encoder.encode(batch)
         self.shape = (1, policy.config.horizon, 6)

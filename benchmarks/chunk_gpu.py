@@ -1,4 +1,4 @@
-"""One action chunk on a GPU: LeRobot in half precision, eager and compiled, against the folded policy as one CUDA graph.
+"""One action chunk on a GPU: LeRobot in half precision, eager and compiled, against the folded policy in a CUDA graph.
 
 Knows CUDA through torch: our graphs' own torch modules are captured, which is what TensorRT starts from, before it
 fuses anything. Refuses to know how a plan is built (`mtdit bench` measures one where it lies). The bound beside each
@@ -122,7 +122,7 @@ def speed(device: str) -> dict[str, float]:
 
 
 def bound_ms(graph: Cost, able: Mapping[str, float]) -> float:
-    return 1e3 * max(graph["flops"] / able["flops"], graph["weight_bytes"] / able["bytes"])
+    return 1e3 * max(graph.flops / able["flops"], graph.weight_bytes / able["bytes"])
 
 
 def _seconds(call: Call, device: str) -> float:

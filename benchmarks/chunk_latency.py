@@ -1,4 +1,4 @@
-"""How long one action chunk takes: LeRobot's policy, its plain ONNX export, and the exported bundle; same weights, one run.
+"""How long one action chunk takes: LeRobot's policy, its plain ONNX export and our bundle, same weights, one run.
 
     python benchmarks/chunk_latency.py [--size base|tiny] [--repeats 5] [--threads N] [--out table.md]
 
@@ -177,7 +177,7 @@ def machine(threads: int, repeats: int) -> dict[str, Any]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    hardware, versions, gflop = result["hardware"], result["versions"], result["gflop"]
+    hardware, versions, gflop, rates = (result[key] for key in ("hardware", "versions", "gflop", "gflops"))
     rows = [f"| {name} | {ms:.1f} | {result['fastest_ms'][name]:.1f} |" for name, ms in result["median_ms"].items()]
     return "\n".join(
         [
@@ -200,11 +200,11 @@ def markdown(result: Mapping[str, Any]) -> str:
             "",
             f"Operations, counted from shapes: vision {gflop['vision']:.2f} GFLOP (one frame per camera), denoiser "
             f"{gflop['denoiser']:.2f} GFLOP ({STEPS} steps). "
-            f"The denoiser runs at {result['gflops']['denoiser']:.0f} GFLOP/s, a product of two {SIDE}x{SIDE} matrices (torch) "
-            f"at {result['gflops']['product']:.0f}: **{result['denoiser_fraction_of_matmul_rate']:.0%}** of this machine's rate.",
+            f"The denoiser runs at {rates['denoiser']:.0f} GFLOP/s, torch's product of two {SIDE}x{SIDE} matrices at "
+            f"{rates['product']:.0f}: **{result['denoiser_fraction_of_matmul_rate']:.0%}** of this machine's rate.",
             "",
-            f"torch.compile took {result['compile_s']:.0f} s to compile (its first chunk). Every chunk of ours was checked to "
-            "encode each frame once and no task again.",
+            f"torch.compile took {result['compile_s']:.0f} s to compile (its first chunk). Every chunk of ours was "
+            "checked to encode each frame once and no task again.",
             "",
             f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} thread(s) for everybody, "
             f"load average {hardware['load_before']} when it began; {result['repeats']} repeats, taken in turns.",

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, cast
 
 import typer
@@ -37,6 +38,7 @@ OUTPUTS = Path("outputs")
 RUN, BUNDLE = OUTPUTS / "train", cli_bundle.BUNDLE
 MAX_SEED = 2**31 - 1
 INTERRUPTED = 130  # what a shell calls a Ctrl-C
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a write, which does not name its file
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -128,7 +130,7 @@ def main() -> None:
     except ExportError as error:
         _fail(str(error), code=1)
     except OSError as error:
-        if error.filename is not None or error.errno == errno.ENOSPC:
+        if error.filename is not None or error.errno in DISK_FULL:
             _fail(f"{error.filename or 'the disk'}: {error.strerror}: choose another place, or make room there")
         _fail(str(error), code=1)  # a twin or an arm that died
     except ModuleNotFoundError as error:
@@ -186,7 +188,7 @@ def simulate(
             on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )  # fmt: skip
     console.print(report.summary())
-    console.print(f"next: mtdit train --dataset {out}")
+    console.print(f"next: mtdit train --dataset {quote(str(out))}")
 
 
 @app.command(cls=GroupedHelp)
@@ -276,7 +278,7 @@ def train(
     checkpoint = fit(resumed_config(config, chosen) if resume else config)
     if _rank() == 0:
         console.print(f"checkpoint: {checkpoint}")
-        console.print(f"next: mtdit export {out} --fp16")
+        console.print(f"next: mtdit export {quote(str(out))} --fp16")
 
 
 @app.command()
@@ -306,7 +308,7 @@ def export(
     console.print(report.table())
     if build:
         console.print(cli_bundle.build_if_possible(out))
-    console.print(f'next: mtdit run --robot twin --bundle {out} --task="{report.task}"')
+    console.print(f"next: mtdit run --robot twin --bundle {quote(str(out))} --task={quote(report.task)}")
     write_json(json_out, report.to_dict())
 
 

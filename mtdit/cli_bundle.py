@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -42,7 +43,7 @@ def build(
     from mtdit_runtime.bundle import open_bundle
 
     _build(open_bundle(bundle), workspace_mb, clean)
-    console.print(f"next: mtdit bench {bundle} --backend tensorrt")
+    console.print(f"next: mtdit bench {quote(str(bundle))} --backend tensorrt")
 
 
 def build_if_possible(bundle: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -173,7 +174,7 @@ def record(
     driving.show(report)
     write_json(json_out, {"session": vars(session.outcome), "episodes": recording.n_episodes, "run": report.to_dict()})
     if report.ok and recording.n_episodes:
-        console.print(f"next: mtdit train --dataset {out}")
+        console.print(f"next: mtdit train --dataset {quote(str(out))}")
     driving.leave(report)
 
 

@@ -6,6 +6,7 @@ Knows how often a denoiser calls its network. Refuses to know how long that take
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +15,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtdit_export.fold import FoldedDenoiser
 from mtdit_runtime.bundle import FEATURES, NOISE, PREFIX_WEIGHTS, STATE, TEXT_FEATURE
 
-Cost = dict[str, int]
-"""flops: of matrix products and convolutions, a multiplication and an addition are two. weight_bytes: read in one call;
-a weight that is read at every step of a sampler counts every time."""
+
+class Cost(NamedTuple):
+    """Of one call."""
+
+    flops: int  # of matrix products and convolutions; a multiplication and an addition are two
+    weight_bytes: int  # read; a weight that is read at every step of a sampler counts every time
 
 
 def cost(module: nn.Module, inputs: Mapping[str, Tensor]) -> Cost:
     """`inputs`: examples by name, in the order of the module's arguments; with prefix_weights, of the guided graph."""
     if not isinstance(module, FoldedDenoiser):
-        return {"flops": flops(lambda: module(*inputs.values())), "weight_bytes": weight_bytes(module)}
+        return Cost(flops(lambda: module(*inputs.values())), weight_bytes(module))
     passes = len(module.times) * (2 if PREFIX_WEIGHTS in inputs else 1)  # backwards each product is done once more
     observed = [inputs[name] for name in (STATE, TEXT_FEATURE, FEATURES) if name in inputs]
     rows = module.modulation(*observed).chunk(len(module.times))[0]
     once, each = flops(lambda: module.modulation(*observed)), flops(lambda: module.network(inputs[NOISE], rows))
-    return {
-        "flops": once + passes * each,
-        "weight_bytes": weight_bytes(module.modulation) + passes * weight_bytes(module.network),
-    }
+    return Cost(once + passes * each, weight_bytes(module.modulation) + passes * weight_bytes(module.network))
 
 
 def weight_bytes(module: nn.Module) -> int:

@@ -120,7 +120,7 @@ def export(
     began = time.perf_counter()
     opened = open_checkpoint(checkpoint)
     opened = replace(opened, config=sampled(opened.config, sampler, steps))
-    recorded = None if dataset is None else matching_dataset(str(dataset), opened.config)
+    recorded = None if dataset is None else matching_dataset(str(dataset), opened.config, opened.facts)
     facts = known_facts(opened, recorded)
     precision = chosen_precision(fp16, int8, opened.config, recorded)
     with new_bundle(out) as folder, opened.tokenizer_folder() as tokenizer:
@@ -173,8 +173,8 @@ def sampled(config: PolicyConfig, sampler: str | None, steps: int) -> PolicyConf
     return with_sampler(config, chosen, steps)
 
 
-def matching_dataset(name: str, config: PolicyConfig) -> Dataset:
-    """An opened dataset with the policy's cameras and joints. UserError names the first difference."""
+def matching_dataset(name: str, config: PolicyConfig, facts: DatasetFacts | None = None) -> Dataset:
+    """An opened dataset with the policy's cameras, joints and rate. UserError names the first difference."""
     dataset = open_dataset(name)
     for camera, shape in config.cameras.items():
         if dataset.cameras.get(camera) != shape:
@@ -183,6 +183,9 @@ def matching_dataset(name: str, config: PolicyConfig) -> Dataset:
     sizes, wanted = (dataset.state.shape[1], dataset.action.shape[1]), (config.state_dim, config.action_dim)
     if sizes != wanted:
         raise UserError(f"{name}: state and action have {sizes} dimensions, the policy's {wanted}: give its dataset")
+    if facts is not None and (dataset.joints, dataset.fps) != (facts.joints, facts.fps):
+        robots = (f"{', '.join(robot.joints)} at {robot.fps} Hz" for robot in (dataset, facts))
+        raise UserError("{}: is of {}, the policy of {}: give its training dataset".format(name, *robots))
     return dataset
 
 
@@ -243,7 +246,7 @@ def write_graphs(
         began, path = time.perf_counter(), folder / FILES[name]
         inputs = example_inputs(name, folded, config)
         graph = write(as_graph(name, module, inputs), path, metadata(name, manifest))
-        graphs[name] = replace(graph, **cost(module, inputs))
+        graphs[name] = replace(graph, **cost(module, inputs)._asdict())
         on_stage(f"traced {path.name}: {path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - began:.0f} s")
     return graphs
 

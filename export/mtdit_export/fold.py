@@ -87,6 +87,17 @@ class Tokens(nn.Module):
         return F.embedding(token_ids, self.weight)
 
 
+class PerHead(nn.Module):
+    """Rows of every head (N, heads, 1, D) times that head's weight (heads, D, E), in the precision of the weight."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = fixed(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.weight.dtype) @ self.weight
+
+
 class Norm(nn.Module):
     """LayerNorm over the last axis, in float32 whatever the rest of the module is."""
 
@@ -126,33 +137,65 @@ def packed(*projections: Sequence[Tensor]) -> Dense:
     return Dense(torch.cat(weights), torch.cat(biases))
 
 
+class Attention(nn.Module):
+    """Every token looks at every token: normalised (S, N, D) -> what is added to the stream (S, N, D)."""
+
+    def __init__(self, weights: Weights, heads: int) -> None:
+        super().__init__()
+        q, k, v = ([weights[f"{n}_proj.{kind}"] for kind in ("weight", "bias")] for n in "qkv")
+        self.qkv, self.out, self.heads = packed(scaled(q, heads), k, v), dense(weights, "out_proj"), heads
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        return self.out(attend(q, k, v, mask))
+
+
+class FirstAttention(nn.Module):
+    """Only the first token looks: (S, N, D) -> (1, N, D). Nobody's key or value is made.
+
+    A score is q . (W_k x) = (W_k^T q) . x, and the mean of the values W_v x is W_v times the mean of x. The keys' bias
+    adds the same to every score, which softmax does not see; the values' bias passes through to the output's.
+    """
+
+    def __init__(self, weights: Weights, heads: int) -> None:
+        super().__init__()
+        q, v = ([weights[f"{n}_proj.{kind}"] for kind in ("weight", "bias")] for n in "qv")
+        out, bias = weights["out_proj.weight"], weights["out_proj.bias"]
+        self.q, self.out = packed(scaled(q, heads)), Dense(out, bias + out @ v[1])
+        self.keys = PerHead(weights["k_proj.weight"].unflatten(0, (heads, -1)))  # (heads, d, D)
+        self.values = PerHead(v[0].unflatten(0, (heads, -1)).transpose(1, 2))  # (heads, D, d)
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x[:1]).unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)  # (N, heads, 1, d)
+        seen = x.to(q.dtype).transpose(0, 1)  # (N, S, D)
+        weights = (self.keys(q).squeeze(2) @ seen.transpose(1, 2)).float().softmax(-1)  # (N, heads, S)
+        mixed = weights.to(seen.dtype) @ seen  # (N, heads, D)
+        return self.out(self.values(mixed.unsqueeze(2)).flatten(1)[None])
+
+
 class ClipBlock(nn.Module):
     """Pre-norm transformer block on a float32 residual stream (S, N, D). `first_only`: the first token's (1, N, D)."""
 
     def __init__(self, weights: Weights, shape: TowerShape, first_only: bool) -> None:
         super().__init__()
-        q, k, v = ([weights[f"self_attn.{n}_proj.{kind}"] for kind in ("weight", "bias")] for n in "qkv")
-        q = [(len(q[0]) // shape.num_attention_heads) ** -0.5 * part for part in q]
         self.first_only = first_only
-        if first_only:
-            self.q, self.kv = packed(q), packed(k, v)
-        else:
-            self.qkv = packed(q, k, v)
-        self.out = dense(weights, "self_attn.out_proj")
+        attention = under(weights, "self_attn."), shape.num_attention_heads
+        self.attention = FirstAttention(*attention) if first_only else Attention(*attention)
         self.norm1, self.norm2 = (Norm(under(weights, f"layer_norm{i}."), shape.layer_norm_eps) for i in (1, 2))
         self.up = dense(weights, "mlp.fc1")
         self.down = dense(weights, "mlp.fc2")
-        self.heads, self.activation = shape.num_attention_heads, ACTIVATIONS[shape.hidden_act]
+        self.activation = ACTIVATIONS[shape.hidden_act]
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        normed = self.norm1(x)
-        if self.first_only:
-            x, (q,) = x[:1], split_heads(self.q(normed[:1]), 1, self.heads)
-            k, v = split_heads(self.kv(normed), 2, self.heads)
-        else:
-            q, k, v = split_heads(self.qkv(normed), 3, self.heads)
-        x = x + self.out(attend(q, k, v, mask)).float()
+    def forward(self, x: Tensor, *mask: Tensor) -> Tensor:
+        seen = self.attention(self.norm1(x), *mask).float()
+        x = (x[:1] if self.first_only else x) + seen
         return x + self.down(self.activation(self.up(self.norm2(x)))).float()
+
+
+def scaled(projection: Sequence[Tensor], heads: int) -> list[Tensor]:
+    """1/sqrt(head dim) into the queries' weight and bias."""
+    return [(len(part) // heads) ** -0.5 * part for part in projection]
 
 
 def clip_blocks(weights: Weights, shape: TowerShape, first_only: bool) -> nn.ModuleList:

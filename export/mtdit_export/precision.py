@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mtdit_export.errors import ExportError
-from mtdit_export.fold import Dense, Patches, Tokens
+from mtdit_export.fold import Dense, Patches, PerHead, Tokens
 
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
 EDGES = ("input", "output", "projection")  # names of the projections at a graph's inputs and outputs
@@ -21,7 +21,7 @@ EDGES = ("input", "output", "projection")  # names of the projections at a graph
 def halve(module: nn.Module) -> None:
     """Turns the weights of a folded module into float16, in place. ExportError when one does not fit."""
     for name, part in module.named_modules():
-        if isinstance(part, Dense | Patches | Tokens) and name.rpartition(".")[2] not in EDGES:
+        if isinstance(part, Dense | Patches | PerHead | Tokens) and name.rpartition(".")[2] not in EDGES:
             part.half()
             if not all(torch.isfinite(weight).all() for weight in part.parameters()):
                 raise ExportError(f"{name} has weights beyond float16's range: export without --fp16")

@@ -24,7 +24,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
 from torch import Tensor, nn
 
-from mtdit_export.fold import ClipBlock, Dense, Norm, fixed
+from mtdit_export.fold import Attention, ClipBlock, Dense, Norm, fixed
 from mtdit_export.precision import EDGES
 
 LARGEST = 127  # of an int8, symmetric
@@ -95,8 +95,9 @@ def keep_peak(peaks: Peaks) -> Callable[[nn.Module, tuple[Tensor]], None]:
 
 
 def normed_products(block: ClipBlock) -> list[tuple[Norm, list[Dense]]]:
-    """A layer norm and all that reads it."""
-    return [(block.norm1, [block.q, block.kv] if block.first_only else [block.qkv]), (block.norm2, [block.up])]
+    """A layer norm and all that reads it, where all of that becomes int8."""
+    attention = block.attention
+    return [*([(block.norm1, [attention.qkv])] if isinstance(attention, Attention) else []), (block.norm2, [block.up])]
 
 
 def smooth(norm: Norm, readers: Sequence[Dense], peaks: Peaks) -> None:

@@ -29,7 +29,7 @@ def recheck(bundle: Bundle, checkpoint: Path, dataset: Path | None = None, backe
     if dataset is None:
         probes = synthetic_probes(opened, m.tasks or ("",))
     else:
-        probes = dataset_probes(matching_dataset(str(dataset), opened.config), opened.config)
+        probes = dataset_probes(matching_dataset(str(dataset), opened.config, opened.facts), opened.config)
     with opened.tokenizer_folder() as tokenizer:
         reference = Reference(opened.policy(), opened, load_tokenizer(tokenizer), guided="guided" in m.graphs)
     return check(bundle, choose_engines(bundle, backend), probes, [reference(probe) for probe in probes])

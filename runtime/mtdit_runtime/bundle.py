@@ -207,7 +207,7 @@ def new_bundle(folder: Path) -> Iterator[Path]:
 
     An older bundle at `folder` is replaced only then. Nothing ever sees half a bundle.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()  # a link stays, what it points to is replaced
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} exists and is not a bundle: choose another --out or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -222,13 +222,16 @@ def new_bundle(folder: Path) -> Iterator[Path]:
 
 
 def _swap(scratch: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         folder.rename(old)
+    try:
         scratch.rename(folder)
-        shutil.rmtree(old)
-    else:
-        scratch.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:

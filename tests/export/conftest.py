@@ -61,7 +61,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = {f"observation.images.{name}": camera for name in ("top", "wrist")}
     folder = tmp_path_factory.mktemp("recordings") / "drawer"
     dataset = LeRobotDataset.create(
-        "mtdit/drawer", 15, {"action": vector, "observation.state": vector, **images}, root=folder, use_videos=False
+        "mtdit/drawer", 30, {"action": vector, "observation.state": vector, **images}, root=folder, use_videos=False
     )
     rng = np.random.default_rng(0)
     for task in ("close the drawer", "wave"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mtdit_export.cost import cost
+from mtdit_export.cost import Cost, cost
 from mtdit_export.export import example_inputs
 from mtdit_export.fold import Dense, Folded, fold, with_sampler
 
@@ -20,7 +20,7 @@ def folded(workshop: Any, steps: int) -> tuple[Folded, Any]:
 
 def test_a_product_is_a_multiplication_and_an_addition() -> None:
     dense = Dense(torch.zeros(5, 7), torch.zeros(5))
-    assert cost(dense, {"x": torch.zeros(3, 7)}) == {"flops": 2 * 3 * 7 * 5, "weight_bytes": BYTES * (7 * 5 + 5)}
+    assert cost(dense, {"x": torch.zeros(3, 7)}) == Cost(2 * 3 * 7 * 5, BYTES * (7 * 5 + 5))
 
 
 def test_the_network_counts_once_per_step_and_the_observation_once_per_chunk(workshop: Any) -> None:
@@ -28,7 +28,7 @@ def test_the_network_counts_once_per_step_and_the_observation_once_per_chunk(wor
     for steps in (1, 3, 5):
         parts, config = folded(workshop, steps)
         per_steps[steps] = cost(parts.denoiser, example_inputs("denoiser", parts, config))
-    one, three, five = (per_steps[steps]["flops"] for steps in (1, 3, 5))
+    one, three, five = (per_steps[steps].flops for steps in (1, 3, 5))
     assert five - three == three - one > 0
 
     rows, width, layers, actions = config.horizon, config.hidden_dim, config.num_layers, config.action_dim
@@ -44,8 +44,8 @@ def test_guidance_reads_the_network_twice(workshop: Any) -> None:
     plain = cost(parts.denoiser, example_inputs("denoiser", parts, config))
     guided = cost(parts.denoiser, example_inputs("guided", parts, config))
     network = sum(weight.numel() for weight in parts.denoiser.network.parameters())
-    assert guided["weight_bytes"] - plain["weight_bytes"] == 4 * BYTES * network
-    assert guided["flops"] > plain["flops"]
+    assert guided.weight_bytes - plain.weight_bytes == 4 * BYTES * network
+    assert guided.flops > plain.flops
 
 
 def test_the_towers_are_counted(workshop: Any) -> None:
@@ -55,5 +55,5 @@ def test_the_towers_are_counted(workshop: Any) -> None:
     alone = fold(workshop.policy(one_camera), workshop.scaling(one_camera))
     both = cost(parts.vision, example_inputs("vision", parts, config))
     single = cost(alone.vision, example_inputs("vision", alone, one_camera))
-    assert both["flops"] == 2 * single["flops"]
-    assert cost(parts.text, example_inputs("text", parts, config))["weight_bytes"] > 0
+    assert both.flops == 2 * single.flops
+    assert cost(parts.text, example_inputs("text", parts, config)).weight_bytes > 0

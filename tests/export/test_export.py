@@ -76,7 +76,7 @@ def test_lerobots_checkpoint_takes_its_facts_from_the_dataset(
     out = tmp_path / "p.mtdit"
     export(lerobots_checkpoint, out, steps=1, dataset=recording)
     m = open_bundle(out).manifest
-    assert (m.fps, m.tasks) == (15, ("close the drawer", "wave"))
+    assert (m.fps, m.tasks) == (30, ("close the drawer", "wave"))
     assert m.verification["frames"] == "frames of drawer"
     assert sorted(p.name for p in (out / "reference").iterdir()) == ["top.png", "wrist.png"]
     with np.load(out / "golden/0.npz") as golden, np.load(out / "golden/1.npz") as later:
@@ -146,6 +146,15 @@ def test_out_is_something_else(checkpoint: Path, tmp_path: Path) -> None:
 def test_dataset_of_another_robot(workshop: Any, recording: Path) -> None:
     with pytest.raises(UserError, match="camera 'side' is no such camera, the policy wants"):
         matching_dataset(str(recording), workshop.config(cameras=("top", "side")))
+
+
+@pytest.mark.parametrize("change", [{"fps": 50}, {"joints": ("a", "b", "c", "d", "e", "f")}])
+def test_dataset_of_another_robot_with_the_same_shapes(checkpoint: Path, recording: Path, change: Any) -> None:
+    opened = open_checkpoint(checkpoint)
+    assert opened.facts is not None
+    matching_dataset(str(recording), opened.config, opened.facts)
+    with pytest.raises(UserError, match=r"drawer: is of shoulder_pan, .* at 30 Hz, the policy of .* Hz: give its"):
+        matching_dataset(str(recording), opened.config, replace(opened.facts, **change))
 
 
 def test_no_dataset(checkpoint: Path, tmp_path: Path) -> None:

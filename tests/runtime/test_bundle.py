@@ -265,6 +265,23 @@ def test_an_older_bundle_is_replaced_only_by_a_finished_one(copy: Path) -> None:
     assert sorted(p.name for p in copy.iterdir()) == [MANIFEST]
 
 
+def test_a_link_to_an_older_bundle_stays_one(copy: Path) -> None:
+    link = copy.with_name("link.mtdit")
+    link.symlink_to(copy.name)
+    with new_bundle(link) as scratch:
+        (scratch / MANIFEST).write_text("new")
+    assert link.is_symlink()
+    assert (copy / MANIFEST).read_text() == "new"
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["copy.mtdit", "link.mtdit"]
+
+
+def test_an_older_bundle_comes_back_when_the_new_one_cannot_take_its_place(copy: Path) -> None:
+    with pytest.raises(OSError, match="No such file"), new_bundle(copy) as scratch:
+        shutil.rmtree(scratch)
+    open_bundle(copy)
+    assert [path.name for path in copy.parent.iterdir()] == ["copy.mtdit"]
+
+
 def test_another_folder_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("x")
     with pytest.raises(UserError, match="is not a bundle"), new_bundle(tmp_path):
