@@ -324,7 +324,13 @@ def sampler_of(config: PolicyConfig, times: Sequence[float]) -> Sampler:
 
 
 def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
-    """UserError when the statistics lack the actions' range."""
+    """UserError: state, action and joints are not as many, or the statistics lack the actions' range."""
+    counts = checkpoint.config.state_dim, checkpoint.config.action_dim, len(facts.joints)
+    if len(set(counts)) > 1:
+        raise UserError(
+            "{} reads {} numbers and commands {}, of {} joints: a bundle drives arms commanded as they are read, "
+            "train with one state and one action per joint".format(checkpoint.folder, *counts)
+        )
     stats = checkpoint.dataset_stats.get(names.ACTION_KEY, {})
     if "min" not in stats or "max" not in stats:
         raise UserError(f"{checkpoint.folder} lacks the range of its actions: save it with min and max statistics")
@@ -336,7 +342,7 @@ def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
 
 def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
     return {
-        "checkpoint": "/".join(checkpoint.folder.parts[-3:]),
+        "checkpoint": "/".join(checkpoint.folder.resolve().parts[-3:]),  # the step, not "last"
         "weights_sha256": names.sha256(checkpoint.folder / WEIGHTS),
         "dataset": facts.dataset,
         "robot_type": facts.robot_type,

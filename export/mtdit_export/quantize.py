@@ -8,8 +8,9 @@ of every channel moves half-way from a layer norm into the weights that read it 
 arXiv 2211.10438, alpha 0.5), because a single loud channel would take the range from all others.
 
 Float32 stay: attention's own products (softmax weights over 197 tokens are smaller on average than a step of int8, and
-TensorRT on small boards is slower with int8 attention), patches (ONNX Runtime has no int8 convolution with a float
-result), everything at a graph's edges, and the denoiser. Figures are in this folder's README.
+TensorRT on small boards is slower with int8 attention; the last vision block's keys and values are part of it),
+patches (ONNX Runtime has no int8 convolution with a float result), everything at a graph's edges, and the denoiser.
+Figures are in this folder's README.
 
 Knows the folded towers. Refuses to know files, datasets and how well it worked.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,28 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str, code: i
 @pytest.fixture
 def copy(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "copy.mtdit"))
+
+
+def test_the_next_command_can_be_pasted(workshop: Any, tmp_path: Path) -> None:
+    config = workshop.config(cameras=(), num_layers=1)
+    run = tmp_path / "run"
+    pretrained = workshop.checkpoint(run / "checkpoints/000010/pretrained_model", config)
+    (run / "checkpoints/last").symlink_to("000010")
+    out = tmp_path / "my first policy.mtdit"
+    done = in_process("export", run, "--out", out, "--steps", "1", "--no-build")
+    assert done.exit_code == 0, done.output
+    words = shlex.split(done.stdout.splitlines()[-1])
+    assert words[:6] == ["next:", "mtdit", "run", "--robot", "twin", "--bundle"]
+    assert words[6:] == [str(out), "--task=open the drawer"]
+    made_from = open_bundle(out).manifest.provenance["checkpoint"]
+    assert made_from == "/".join(pretrained.parts[-3:]), "the step must not get lost"
+
+
+def test_full_disk_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    """A limit on the file's size stands for the disk; neither names the file that was being written."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); from mtdit.cli import main; main()"
+    done = mtdit("inspect", bundle, "--json", tmp_path / "about.json", code=limit)
+    assert_one_line(done, "the disk: File too large: choose another place, or make room there")
 
 
 def test_verify_passes_what_export_wrote(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mtdit.checkpoint import open_checkpoint
-from mtdit_export.export import export, known_facts, matching_dataset, sampled
+from mtdit.config import Feature
+from mtdit_export.export import export, joints_of, known_facts, matching_dataset, sampled
 from mtdit_robots.errors import UserError
 from mtdit_robots.so101 import JOINTS
 from mtdit_runtime.bundle import Bundle, open_bundle
@@ -155,6 +156,16 @@ def test_dataset_of_another_robot_with_the_same_shapes(checkpoint: Path, recordi
     matching_dataset(str(recording), opened.config, opened.facts)
     with pytest.raises(UserError, match=r"drawer: is of shoulder_pan, .* at 30 Hz, the policy of .* Hz: give its"):
         matching_dataset(str(recording), opened.config, replace(opened.facts, **change))
+
+
+def test_policy_that_reads_more_than_it_commands(checkpoint: Path, tmp_path: Path) -> None:
+    opened = open_checkpoint(checkpoint)
+    assert opened.facts is not None
+    state = {"observation.state": Feature("STATE", (7,))}
+    wide = replace(opened, config=replace(opened.config, input_features={**opened.config.input_features, **state}))
+    assert [joint.name for joint in joints_of(opened, opened.facts)] == list(opened.facts.joints)
+    with pytest.raises(UserError, match="reads 7 numbers and commands 6, of 6 joints: a bundle drives arms"):
+        joints_of(wide, opened.facts)
 
 
 def test_no_dataset(checkpoint: Path, tmp_path: Path) -> None:
