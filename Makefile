@@ -30,7 +30,7 @@ demo: setup
 	$(VENV)/bin/mtdit demo
 
 test: setup lint types contracts
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest
 
 lint: setup
 	$(VENV)/bin/ruff check .
