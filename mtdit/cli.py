@@ -27,7 +27,7 @@ from typer.core import TyperCommand
 from mtdit import cli_bundle, cli_record, cli_robot
 from mtdit.config import read_json
 from mtdit.lerobot_flags import translate
-from mtdit.options import BusKind, BusOption, Json
+from mtdit.options import BusKind, BusOption, Clock, Json, RobotKind
 from mtdit.terminal import console, progress, table, write_json
 from mtdit.train_config import TrainConfig, training_defaults
 from mtdit_export.errors import ExportError
@@ -61,16 +61,6 @@ EXTRA_OF = {
     **dict.fromkeys(("pyarrow", "av", "tensorboard", "matplotlib"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
 }
-
-
-class RobotKind(str, Enum):
-    twin = "twin"
-    so101 = "so101"
-
-
-class Clock(str, Enum):
-    real = "real"
-    lockstep = "lockstep"
 
 
 class Backend(str, Enum):

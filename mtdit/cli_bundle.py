@@ -15,13 +15,13 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from mtdit.options import Json
 from mtdit.terminal import console, table, write_json
 from mtdit_robots.errors import UserError
 
 BUNDLE = Path("outputs/policy.mtdit")
 BACKENDS = "onnx, cuda, tensorrt, or auto: the fastest that really runs."
 
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file; - for standard output.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A NAME.mtdit folder.")]
 
 
@@ -111,13 +111,12 @@ def verify(
 
         results["checkpoint"] = recheck(opened, checkpoint, dataset, backend)
     ended_well = not any(result.failures for result in results.values())
-    if str(json_out) != "-":
-        console.print(f"{bundle}: {len(opened.manifest.files)} files match their checksums, {engines.reason}")
-        for against, result in results.items():
-            console.print(_stages(f"against the {against}, {opened.manifest.precision}", result.stages))
-            for line in result.failures:
-                console.print(f"fail: {line}")
-        console.print("the bundle is the trained policy" if ended_well else "the bundle is not the trained policy here")
+    console.print(f"{bundle}: {len(opened.manifest.files)} files match their checksums, {engines.reason}")
+    for against, result in results.items():
+        console.print(_stages(f"against the {against}, {opened.manifest.precision}", result.stages))
+        for line in result.failures:
+            console.print(f"fail: {line}")
+    console.print("the bundle is the trained policy" if ended_well else "the bundle is not the trained policy here")
     write_json(
         json_out,
         {
@@ -148,9 +147,8 @@ def inspect(bundle: BundleArgument = BUNDLE, json_out: Json = None) -> None:
 
     facts = about(open_bundle(bundle))
     write_json(json_out, facts)
-    if str(json_out) != "-":
-        for part in shown(facts):
-            console.print(part)
+    for part in shown(facts):
+        console.print(part)
 
 
 def shown(facts: Mapping[str, Any]) -> Iterator[Any]:

@@ -13,19 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mtdit.options import BusKind, BusOption, Json
+from mtdit.options import BusKind, BusOption, Clock, Json, RobotKind
 from mtdit.terminal import console, table, write_json
 from mtdit_robots.errors import UserError
-
-
-class RobotKind(str, Enum):
-    so101 = "so101"
-    twin = "twin"
-
-
-class Clock(str, Enum):
-    real = "real"
-    lockstep = "lockstep"
 
 
 class CodecName(str, Enum):

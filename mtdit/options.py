@@ -11,6 +11,16 @@ import typer
 from mtdit.terminal import console
 
 
+class RobotKind(str, Enum):
+    twin = "twin"
+    so101 = "so101"
+
+
+class Clock(str, Enum):
+    real = "real"
+    lockstep = "lockstep"
+
+
 class BusKind(str, Enum):
     own = "own"
     sdk = "sdk"

@@ -129,11 +129,9 @@ def export(
         on_stage(f"folded {opened.folder}")
         reference = Reference(policy, opened, load_tokenizer(tokenizer), guided=rtc)
         if precision == FP16:
-            for module in folded.modules().values():
-                halve(module)
+            halve_all(folded)
         if precision == INT8:
-            moments = [] if recorded is None else calibration_frames(recorded, list(opened.config.cameras))
-            quantize_towers(folded, moments, [reference.text(task)[0] for task in facts.tasks or ("",)], on_stage)
+            quantize_towers(folded, recorded, [reference.text(task)[0] for task in facts.tasks or ("",)], on_stage)
         manifest = describe(out.stem, opened, facts, folded, precision)
         manifest = replace(manifest, graphs=write_graphs(folder, folded, opened.config, manifest, on_stage, rtc))
 
@@ -218,14 +216,17 @@ def make_probes(checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset | 
 # -- during: the files of the bundle --
 
 
+def halve_all(folded: Folded) -> None:
+    for module in folded.modules().values():
+        halve(module)
+
+
 def quantize_towers(
-    folded: Folded,
-    seen: Sequence[Sequence[NDArray[np.uint8]]],
-    token_ids: Sequence[NDArray[np.int64]],
-    on_stage: OnStage,
+    folded: Folded, dataset: Dataset | None, token_ids: Sequence[NDArray[np.int64]], on_stage: OnStage
 ) -> None:
-    """Both towers to int8, calibrated on frames (H, W, 3) of every camera and on the tokens (1, L) of the tasks."""
-    began = time.perf_counter()
+    """Both towers to int8, calibrated on the dataset's frames and on the tokens (1, L) of the tasks."""
+    began, config = time.perf_counter(), folded.denoiser.config
+    seen = [] if dataset is None else calibration_frames(dataset, list(config.cameras))
     if folded.vision is not None:
         quantize(folded.vision, [[torch.from_numpy(frame) for frame in frames] for frames in seen])
     quantize(folded.text, [[torch.from_numpy(ids)] for ids in token_ids])
