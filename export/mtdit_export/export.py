@@ -33,6 +33,7 @@ from mtdit_export.errors import ExportError
 from mtdit_export.fold import Folded, FoldedDenoiser, fold, with_sampler
 from mtdit_export.guide import unroll_guided
 from mtdit_export.lint import OPSET
+from mtdit_export.padding import widen
 from mtdit_export.precision import FP16, FP32, INT8, halve
 from mtdit_export.quantize import quantize
 from mtdit_export.trace import trace, write
@@ -128,8 +129,8 @@ def export(
         folded = fold(policy, {camera: opened.image_scaling(camera) for camera in opened.config.cameras})
         on_stage(f"folded {opened.folder}")
         reference = Reference(policy, opened, load_tokenizer(tokenizer), guided=rtc)
-        if precision == FP16:
-            halve_all(folded)
+        for module in folded.modules().values():
+            halve(module) if precision == FP16 else widen(module)
         if precision == INT8:
             quantize_towers(folded, recorded, [reference.text(task)[0] for task in facts.tasks or ("",)], on_stage)
         manifest = describe(out.stem, opened, facts, folded, precision)
@@ -214,11 +215,6 @@ def make_probes(checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset | 
 
 
 # -- during: the files of the bundle --
-
-
-def halve_all(folded: Folded) -> None:
-    for module in folded.modules().values():
-        halve(module)
 
 
 def quantize_towers(
