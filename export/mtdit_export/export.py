@@ -296,10 +296,7 @@ def describe(name: str, checkpoint: Checkpoint, facts: DatasetFacts, folded: Fol
         graphs={},
         sampler=sampler_of(config, folded.denoiser.times),
         joints=joints_of(checkpoint, facts),
-        cameras=tuple(
-            Camera(camera, height, width, config.image_resize_shape, config.image_crop_shape)
-            for camera, (height, width, _) in config.cameras.items()
-        ),
+        cameras=cameras_of(config),
         n_obs_steps=config.n_obs_steps,
         horizon=config.horizon,
         n_action_steps=config.n_action_steps,
@@ -311,6 +308,11 @@ def describe(name: str, checkpoint: Checkpoint, facts: DatasetFacts, folded: Fol
         verification={},
         provenance=provenance(checkpoint, facts),
     )
+
+
+def cameras_of(config: PolicyConfig) -> tuple[Camera, ...]:
+    sizes = config.cameras.items()
+    return tuple(Camera(name, h, w, config.image_resize_shape, config.image_crop_shape) for name, (h, w, _) in sizes)
 
 
 def sampler_of(config: PolicyConfig, times: Sequence[float]) -> Sampler:

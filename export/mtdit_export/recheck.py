@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mtdit.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
 from mtdit.encoders import load_tokenizer
-from mtdit_export.export import matching_dataset, sampled
+from mtdit_export.export import cameras_of, matching_dataset, sampled, sampler_of
+from mtdit_export.fold import network_times
 from mtdit_export.verify import Reference, dataset_probes, synthetic_probes
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import Bundle, sha256
@@ -21,11 +22,12 @@ from mtdit_runtime.golden import Verification, check
 def recheck(bundle: Bundle, checkpoint: Path, dataset: Path | None = None, backend: str = "onnx") -> Verification:
     """Torch and the bundle's engines on the same observations and noise: synthetic, or frames of `dataset`.
 
-    UserError: the bundle was made from other weights, or the dataset is of another robot.
+    UserError: the bundle was made from other weights or another config, or the dataset is of another robot.
     """
     opened, m = open_checkpoint(checkpoint), bundle.manifest
-    _check_origin(bundle, opened)
+    _check_weights(bundle, opened)
     opened = replace(opened, config=sampled(opened.config, m.sampler.kind, m.sampler.steps))
+    _check_config(bundle, opened)
     if dataset is None:
         probes = synthetic_probes(opened, m.tasks or ("",))
     else:
@@ -35,10 +37,22 @@ def recheck(bundle: Bundle, checkpoint: Path, dataset: Path | None = None, backe
     return check(bundle, choose_engines(bundle, backend), probes, [reference(probe) for probe in probes])
 
 
-def _check_origin(bundle: Bundle, checkpoint: Checkpoint) -> None:
+def _check_weights(bundle: Bundle, checkpoint: Checkpoint) -> None:
     made_from = bundle.manifest.provenance
     if made_from.get("weights_sha256") != sha256(checkpoint.folder / WEIGHTS):
         raise UserError(
             f"{bundle.folder} was made from other weights ({made_from.get('checkpoint', 'unknown')}) than "
             f"{checkpoint.folder}: give that checkpoint, or run `mtdit export` again"
         )
+
+
+def _check_config(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """The same weights may chunk, look and sample in other ways."""
+    m, config = bundle.manifest, checkpoint.config
+    wanted = {name: getattr(config, name) for name in ("n_obs_steps", "horizon", "n_action_steps")}
+    wanted |= {"cameras": cameras_of(config), "sampler": sampler_of(config, network_times(config))}
+    for name, value in wanted.items():
+        if (exported := getattr(m, name)) != value:
+            raise UserError(
+                f"{bundle.folder} has {name} {exported}, {checkpoint.folder} {value}: run `mtdit export` again"
+            )

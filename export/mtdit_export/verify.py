@@ -28,8 +28,8 @@ from mtdit.policy import Batch, Policy
 from mtdit.sampling import episode_bounds
 from mtdit_runtime.bundle import NOISE, STEP_NOISE, Bundle
 from mtdit_runtime.engine import choose_engines
-from mtdit_runtime.golden import Array, Expected, Guide, Probe, Verification, check, guide_for
-from mtdit_runtime.policy import draw_noise, noise_inputs
+from mtdit_runtime.golden import Array, Expected, Guide, Probe, Verification, check, guide_for, held_rows
+from mtdit_runtime.policy import draw_noise, noise_inputs, prefix_inputs
 
 N_PROBES = 4
 N_SEEDS = 8  # chunks drawn per observation to see how far the policy itself varies
@@ -138,9 +138,14 @@ class Reference:
             text=text,
             actions=actions,
             positions=self.checkpoint.action_stats.unnormalize(actions[0]),
+            held=self._held(conditioning, *noises, held_rows(actions)),
             spread=self._spread(conditioning),
             guided=self._guided(conditioning, *noises, guide_for(actions)) if self.guided else None,
         )
+
+    def _held(self, conditioning: Tensor, noise: Tensor, on_the_way: Tensor, rows: Array) -> Array:
+        prefix = map(torch.from_numpy, prefix_inputs(rows, self.config.horizon).values())
+        return self.policy.sample_from(conditioning, noise, on_the_way, *prefix).numpy()
 
     def _guided(self, conditioning: Tensor, noise: Tensor, on_the_way: Tensor, guide: Guide) -> Array:
         rows = torch.from_numpy(guide.actions), torch.from_numpy(guide.weights)

@@ -45,16 +45,16 @@ Pair = tuple[Array, Array]  # got, wanted
 
 FP32_LIMIT = 1e-4  # normalised; for features relative to their largest value
 EXACT = {  # precision -> stages that are float32 and held against that limit
-    "fp32": ("vision", "text", "denoiser", "guided", "chunk"),
+    "fp32": ("vision", "text", "denoiser", "held", "guided", "chunk"),
     "fp16": (),
-    "int8": ("denoiser", "guided"),
+    "int8": ("denoiser", "held", "guided"),
 }
 SHARE_OF_SPREAD = {"fp16": 0.02, "int8": 0.1}  # rms error of the executed actions to their rms deviation over noise
 LIMIT_UNITS = {"fp16": 0.1}  # degrees; also percent of the gripper
 NEGLIGIBLE_UNITS = 0.02  # a quarter of a servo tick, for policies that hardly vary
 SUSPECT = 10  # times the error at export: this is where a failure comes from
 
-POSITIONS, TASK, UNITS, GUIDED = "positions", "task", "actions_units", "guided"  # further arrays of a fixture
+POSITIONS, TASK, UNITS, HELD, GUIDED = "positions", "task", "actions_units", "held", "guided"  # more arrays of a fixture
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Expected:
     text: Array  # (1, P)
     actions: Array  # (1, T, A) normalised
     positions: Array  # (T, A) units
+    held: Array  # (1, T, A) normalised, the first of them held to `held_rows(actions)`
     spread: float  # units, rms deviation of the executed actions over noise seeds
     guided: Array | None = None  # (1, T, A) normalised, pulled towards `guide_for(actions)`
 
@@ -96,13 +97,15 @@ def write_golden(folder: Path, probes: Sequence[Probe], expected: Sequence[Expec
     """`golden/0.npz` ...: raw observation and noise -> every stage and the actions, for a check on the target.
 
     Arrays: frame.<camera> (n_obs, H, W, 3), positions (n_obs, J), task, noise as in a probe; then features (without
-    cameras: absent), state, token_ids, text, actions as in the graphs, guided (with that graph), actions_units (T, A).
+    cameras: absent), state, token_ids, text, actions as in the graphs, held and (with that graph) guided like actions,
+    actions_units (T, A).
     """
     folder.mkdir(exist_ok=True)
     for i, (probe, e) in enumerate(zip(probes, expected, strict=True)):
         arrays: dict[str, NDArray[Any]] = {frame_input(c): f for c, f in probe.frames.items()}
         arrays |= {POSITIONS: probe.positions, TASK: np.array(probe.task), NOISE: probe.noise}
-        arrays |= {STATE: e.state, TOKEN_IDS: e.token_ids, TEXT_FEATURE: e.text, ACTIONS: e.actions, UNITS: e.positions}
+        arrays |= {STATE: e.state, TOKEN_IDS: e.token_ids, TEXT_FEATURE: e.text}
+        arrays |= {ACTIONS: e.actions, UNITS: e.positions, HELD: e.held}
         arrays |= {name: a for name, a in ((FEATURES, e.features), (GUIDED, e.guided)) if a is not None}
         np.savez_compressed(folder / f"{i}.npz", **arrays)  # type: ignore[arg-type]
 
@@ -127,7 +130,8 @@ def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, Expected]:
             got = f"{a[key].dtype} {a[key].shape}"
             raise UserError(f"{path}: {key} is {got}, not {dtype} {shape}: run `mtdit export` again")
     frames = {camera.name: a[frame_input(camera.name)] for camera in bundle.manifest.cameras}
-    e = Expected(a.get(FEATURES), a[STATE], a[TOKEN_IDS], a[TEXT_FEATURE], a[ACTIONS], a[UNITS], spread, a.get(GUIDED))
+    observed = a.get(FEATURES), a[STATE], a[TOKEN_IDS], a[TEXT_FEATURE]
+    e = Expected(*observed, a[ACTIONS], a[UNITS], a[HELD], spread, a.get(GUIDED))
     return Probe(frames, a[POSITIONS], str(a[TASK]), a[NOISE]), e
 
 
@@ -138,7 +142,7 @@ def _wanted_arrays(m: Manifest, guided: bool) -> dict[str, tuple[tuple[int, ...]
     compared = (STATE, TOKEN_IDS, TEXT_FEATURE, FEATURES, ACTIONS)
     wanted = {t.name: (t.shape, t.dtype) for t in tensors if t.name in compared}
     wanted |= {frame_input(c.name): ((m.n_obs_steps, c.height, c.width, 3), "uint8") for c in m.cameras}
-    wanted |= {GUIDED: wanted[ACTIONS]} if guided else {}
+    wanted |= {name: wanted[ACTIONS] for name in (HELD, *([GUIDED] if guided else []))}
     rows = {POSITIONS: (m.n_obs_steps, j), UNITS: (m.horizon, j), NOISE: noise_shape(m.horizon, j, m.sampler.draws)}
     return wanted | {name: (shape, "float32") for name, shape in rows.items()}
 
@@ -234,6 +238,11 @@ class Guide:
     weights: Array  # (1, T, 1) of 0..1
 
 
+def held_rows(actions: Array) -> Array:
+    """What a check holds of a chunk (1, T, A): its first rows (n, A), but not as they are, or nothing would follow."""
+    return 0.5 * actions[0, : max(1, actions.shape[1] // 4)]
+
+
 def guide_for(actions: Array) -> Guide:
     """The guide of a check: not the chunk itself (1, T, A), or there would be nothing to correct."""
     horizon = actions.shape[1]
@@ -253,9 +262,10 @@ def check(
 ) -> Verification:
     """Holds opened engines against what torch computed.
 
-    "denoiser" and "guided" get the reference's features and text, "chunk" the graphs' own; they are normalised actions.
-    "robot" and "guided robot" are the executed part in units; "text robot" too, for a task that is not in tasks.npz, so
-    that the text graph counts. text=False leaves the text encoder out.
+    "denoiser", "held" (its first rows committed) and "guided" get the reference's features and text, "chunk" the graphs'
+    own; they are normalised actions. "robot", "held robot" and "guided robot" are the executed part in units; "text
+    robot" too, for a task that is not in tasks.npz, so that the text graph counts. text=False leaves the text encoder
+    out.
     """
     candidate = Candidate(bundle, engines)
     try:
@@ -287,16 +297,17 @@ def compare(candidate: Candidate, probe: Probe, e: Expected, with_text: bool = T
         if not np.array_equal(ids, e.token_ids):
             raise WrongOutputError(f"text: tokens of {probe.task!r} differ, the tokenizer is not the checkpoint's")
         pairs["text"] = (text, e.text)
-    pairs["denoiser"] = (candidate.actions(e.state, e.text, probe.noise, e.features), e.actions)
+    given = e.state, e.text, probe.noise, e.features
+    pairs["denoiser"] = (candidate.actions(*given), e.actions)
+    pairs["held"] = (candidate.actions(*given, held=held_rows(e.actions)), e.held)
     if candidate.guided_engine is not None and e.guided is not None:
-        guide = guide_for(e.actions)
-        pairs["guided"] = (candidate.guided(e.state, e.text, probe.noise, e.features, guide), e.guided)
+        pairs["guided"] = (candidate.guided(*given, guide_for(e.actions)), e.guided)
     m = candidate.bundle.manifest
     executed = slice(m.n_obs_steps - 1, m.n_obs_steps - 1 + m.n_action_steps)
     pairs["chunk"] = (candidate.actions(e.state, text, probe.noise, features), e.actions)
     pairs["robot"] = (candidate.positions(probe)[executed], e.positions[executed])
-    for stage, name in (("chunk", "text robot"), ("guided", "guided robot")):
-        if stage in pairs and (with_text or stage == "guided"):
+    for stage, name in (("chunk", "text robot"), ("held", "held robot"), ("guided", "guided robot")):
+        if stage in pairs and (with_text or stage != "chunk"):
             got, wanted = (candidate.bundle.stats[ACTION_KEY].unnormalize(actions[0]) for actions in pairs[stage])
             pairs[name] = (got[executed], wanted[executed])
     return pairs
@@ -320,15 +331,23 @@ def failures(stages: Mapping[str, Mapping[str, float]], precision: str) -> list[
     if infinite:
         return [f"{stage}: max error inf, it gives NaN or infinite values" for stage in infinite]
     found = [line for stage in EXACT[precision] if stage in stages for line in _inexact(stage, stages[stage])]
+    in_units = [stage for stage in stages if stage.endswith("robot")]
     if precision in SHARE_OF_SPREAD:
-        for stage in (stage for stage in stages if stage.endswith("robot")):
-            found += _off(stage, stages[stage], precision, stages["robot"]["spread"])
-    return found
+        spread = stages["robot"]["spread"] if in_units else 0.0
+        return found + [line for stage in in_units for line in _off(stage, stages[stage], precision, spread)]
+    return found or [line for stage in in_units for line in _inexact_units(stage, stages[stage])]
 
 
 def _inexact(stage: str, f: Mapping[str, float]) -> list[str]:
     limit = FP32_LIMIT * (max(1.0, f["largest"]) if stage in ("vision", "text") else 1.0)
     return [] if f["max_error"] <= limit else [f"{stage}: max error {f['max_error']:.2g} exceeds {limit:.2g}"]
+
+
+def _inexact_units(stage: str, f: Mapping[str, float]) -> list[str]:
+    """Exact actions with other statistics, or in other units, are not the policy's."""
+    limit = max(NEGLIGIBLE_UNITS, FP32_LIMIT * f["largest"])
+    error = f["max_error"]
+    return [] if error <= limit else [f"{stage}: max error {error:.2g} exceeds {limit:.2g} degrees"]
 
 
 def _off(stage: str, f: Mapping[str, float], precision: str, spread: float) -> list[str]:
@@ -347,7 +366,7 @@ def suspects(stages: Mapping[str, Mapping[str, float]], at_export: Mapping[str, 
     """Stages that err far more than they did at export: where to look when only the robot's positions are wrong."""
     return [
         f"{stage} errs by {stages[stage]['rms_error']:.2g}, at export by {at_export[stage]['rms_error']:.2g}"
-        for stage in ("vision", "text", "denoiser", "guided")
+        for stage in ("vision", "text", "denoiser", "held", "guided")
         if stage in stages
         and stage in at_export
         and stages[stage]["rms_error"] > SUSPECT * at_export[stage].get("rms_error", np.inf)

@@ -113,6 +113,19 @@ def test_verify_refuses_another_checkpoint(bundle: Path, workshop: Any, tmp_path
     assert_one_line(mtdit("verify", bundle, "--dataset", tmp_path), "--dataset needs --checkpoint")
 
 
+@pytest.mark.parametrize(("key", "value"), [("n_action_steps", 4), ("horizon", 24), ("image_crop_shape", [40, 40])])
+def test_verify_refuses_the_same_weights_with_another_config(
+    bundle: Path, checkpoint: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    other = Path(shutil.copytree(checkpoint, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, key: value}))
+    refusal = in_process("verify", bundle, "--checkpoint", other).exception
+    assert isinstance(refusal, UserError)
+    assert ("cameras" if key == "image_crop_shape" else key) in str(refusal)
+    assert str(refusal).endswith("run `mtdit export` again")
+
+
 def tamper(folder: Path) -> None:
     content = bytearray((folder / "vision.onnx").read_bytes())
     content[1000] ^= 1

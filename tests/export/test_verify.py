@@ -83,7 +83,7 @@ def test_a_single_nan_is_an_infinite_error() -> None:
 def test_record_in_the_manifest_holds_every_stage(fixture: str, request: pytest.FixtureRequest) -> None:
     manifest = open_bundle(request.getfixturevalue(fixture)).manifest
     stages = manifest.verification["stages"]
-    assert list(stages) == ["vision", "text", "denoiser", "chunk", "robot", "text robot"]
+    assert list(stages) == ["vision", "text", "denoiser", "held", "chunk", "robot", "text robot", "held robot"]
     assert failures(stages, manifest.precision) == []
     if manifest.precision == FP32:
         assert stages["chunk"]["max_error"] < 1e-5
@@ -153,7 +153,7 @@ def wild_checkpoint(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_failing_gate_keeps_the_bundle_before_and_nothing_else(wild_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "wild.mtdit"
     report = export(wild_checkpoint, out, steps=1)
-    assert list(report.stages) == ["text", "denoiser", "chunk", "robot", "text robot"]
+    assert list(report.stages) == ["text", "denoiser", "held", "chunk", "robot", "text robot", "held robot"]
     assert choose_engines(open_bundle(out), "onnx").vision is None
     before = {p: sha256(p) for p in out.rglob("*") if p.is_file()}
     with pytest.raises(ExportError, match=r"fp16 graphs are not the trained policy: robot: .*export without --fp16"):

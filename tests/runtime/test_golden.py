@@ -12,9 +12,19 @@ import numpy as np
 import pytest
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import ACTION_KEY, GOLDEN, STATE_KEY, Bundle, open_bundle, write_manifest
+from mtdit_runtime.bundle import (
+    ACTION_KEY,
+    GOLDEN,
+    PREFIX_MASK,
+    STATE_KEY,
+    STATS,
+    Bundle,
+    open_bundle,
+    write_manifest,
+)
 from mtdit_runtime.engine import Engines, choose_engines
-from mtdit_runtime.golden import Candidate, Expected, Probe, check_bundle, read_golden, write_golden
+from mtdit_runtime.golden import Candidate, Expected, Probe, check_bundle, held_rows, read_golden, write_golden
+from mtdit_runtime.normalize import load_stats, save_stats
 
 Wreck = Callable[[np.ndarray], np.ndarray]
 
@@ -42,13 +52,16 @@ def by_hand(toy: Any, bundle: Bundle, seed: int) -> tuple[Probe, Expected]:
     steps = [{name: f[i] for name, f in frames.items()} for i in range(n_obs)]
     chunk = toy.chunk(list(zip(positions, steps, strict=True)), task, noise)
     ids = Candidate(bundle, choose_engines(bundle, "onnx")).tokens(task)
+    actions = bundle.stats[ACTION_KEY].normalize(chunk)[None].astype(np.float32)
+    rows = held_rows(actions)
     e = Expected(
         features=np.stack([toy.vision(step) for step in steps])[None],
         state=bundle.stats[STATE_KEY].normalize(positions)[None],
         token_ids=ids,
         text=toy.tasks[task][None],
-        actions=bundle.stats[ACTION_KEY].normalize(chunk)[None].astype(np.float32),
+        actions=actions,
         positions=chunk.astype(np.float32),
+        held=np.concatenate([rows[None], actions[:, len(rows) :]], axis=1),
         spread=1.0,
     )
     return Probe(frames, positions.astype(np.float32), task, noise), e
@@ -81,7 +94,7 @@ def engines(golden: Bundle) -> Engines:
 def test_engines_that_compute_the_policy_pass(golden: Bundle, engines: Engines) -> None:
     result = check_bundle(golden, engines, text=False)
     assert result.failures == []
-    assert list(result.stages) == ["vision", "denoiser", "chunk", "robot"]
+    assert list(result.stages) == ["vision", "denoiser", "held", "chunk", "robot", "held robot"]
     assert result.stages["robot"]["max_error"] < 1e-2
     assert all(result.stages[stage]["latency_ms"] > 0 for stage in ("vision", "denoiser"))
 
@@ -136,10 +149,33 @@ def test_fp16_engines_are_judged_in_degrees_and_the_guilty_stage_is_told(copy: P
         return check_bundle(golden, replace(engines, denoiser=denoiser), text=False).failures
 
     assert off_by(0.05) == [], "half of a tenth of a degree, and the policy varies by five"
-    rms, largest, where = off_by(1.0)
+    rms, largest, held_rms, held_largest, where = off_by(1.0)
     assert rms.startswith("robot: rms error")
     assert largest.startswith("robot: max error 1")
+    assert held_rms.startswith("held robot: rms error")
+    assert held_largest.startswith("held robot: max error 1")
     assert where == "denoiser errs by 0.011, at export by 0.0001"
+
+
+def test_exact_actions_in_other_units_are_not_the_policys(golden: Bundle) -> None:
+    stats = load_stats(golden.path(STATS))
+    wider = replace(stats[ACTION_KEY], high=stats[ACTION_KEY].high * np.float32(1.01))
+    save_stats(golden.path(STATS), {**stats, ACTION_KEY: wider})
+    write_manifest(golden.folder, golden.manifest)
+    changed = open_bundle(golden.folder)
+    (line,) = check_bundle(changed, choose_engines(changed, "onnx"), text=False).failures
+    assert line.startswith("robot: max error")
+    assert line.endswith("exceeds 0.02 degrees")
+
+
+def test_a_denoiser_that_ignores_committed_rows_is_found(golden: Bundle, engines: Engines) -> None:
+    def without_prefix(inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        return engines.denoiser({**inputs, PREFIX_MASK: np.zeros_like(inputs[PREFIX_MASK])})
+
+    careless = Wrecked(engines.denoiser, lambda x: x)
+    careless.engine = without_prefix
+    result = check_bundle(golden, replace(engines, denoiser=careless), text=False)
+    assert [line.partition(":")[0] for line in result.failures] == ["held"]
 
 
 def test_another_tokenizer_is_found(golden: Bundle, engines: Engines) -> None:
