@@ -30,8 +30,8 @@ from mtdit_export.lint import OPSET
 from mtdit_export.quantize import quantize
 from mtdit_export.trace import quiet, trace, write
 from mtdit_robots.so101 import JOINTS
-from mtdit_runtime.bundle import ACTIONS, FEATURES, Bundle
-from mtdit_runtime.engine import Engine, Engines, OnnxEngine
+from mtdit_runtime.bundle import FEATURES, Bundle
+from mtdit_runtime.engine import Arrays, Engine, Engines, OnnxEngine
 from mtdit_runtime.policy import BundlePolicy, prefix_inputs
 
 TASK, CAMERAS = "open the drawer", ("top", "wrist")
@@ -187,13 +187,17 @@ def _call(session: onnxruntime.InferenceSession, *values: NDArray[Any]) -> Array
 class Ours:
     """The runtime's policy on made-up camera frames. Every call checks that no frame and no task is encoded twice."""
 
-    def __init__(self, bundle: Bundle, vision: Engine, denoiser: Engine, size: Size) -> None:
-        self._policy = BundlePolicy(bundle, Engines(vision, denoiser, _no_text, "benchmark"))
+    def __init__(self, bundle: Bundle, vision: Engine, history: Engine, denoiser: Engine, size: Size) -> None:
+        self._policy = BundlePolicy(bundle, Engines(vision, history, denoiser, _no_text, "benchmark"))
         self._rng = np.random.default_rng(0)
         self._scenes = [
             {name: self._rng.integers(0, 256, (*size.camera, 3), np.uint8) for name in CAMERAS} for _ in range(4)
         ]
         self.cold()
+
+    def ahead(self) -> None:
+        """What the control loop does in the tick before one that asks for a chunk."""
+        self._policy.prepare()()
 
     def tick(self) -> Array:
         """The critical path: one new frame per camera, the older one and the task remembered."""
@@ -231,12 +235,13 @@ def engine(bundle: Bundle, name: str, threads: int) -> OnnxEngine:
     return OnnxEngine(bundle.path(graph.file), graph, name, threads=threads)
 
 
-def denoiser_call(bundle: Bundle, denoiser: Engine) -> Callable[[], Array]:
-    """The denoiser alone, nothing held."""
+def graph_call(bundle: Bundle, name: str, graph: Engine) -> Callable[[], Arrays]:
+    """A graph alone on made-up inputs, nothing held."""
     rng, manifest = np.random.default_rng(0), bundle.manifest
-    inputs = {t.name: rng.standard_normal(t.shape, np.float32) for t in manifest.graphs["denoiser"].inputs}
-    inputs |= prefix_inputs(np.zeros((0, 6), np.float32), manifest.horizon)
-    return lambda: denoiser(inputs)[ACTIONS]
+    asked = {t.name: rng.standard_normal(t.shape, np.float32) for t in manifest.graphs[name].inputs}
+    nothing = prefix_inputs(np.zeros((0, 6), np.float32), manifest.horizon)
+    inputs: Arrays = asked | {key: value for key, value in nothing.items() if key in asked}
+    return lambda: graph(inputs)
 
 
 def int8_vision(checkpoint: Path, folder: Path, size: Size, threads: int) -> OnnxEngine:

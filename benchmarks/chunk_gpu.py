@@ -27,6 +27,7 @@ WARM_UP = 3
 SIDE, COPIED = 8192, 1 << 28  # of the matrices multiplied; bytes copied
 EAGER, COMPILED = f"LeRobot fp16, DDIM {STEPS}", f"LeRobot fp16, DDIM {STEPS}, torch.compile"
 VISION, DENOISER, CHUNK = "ours fp16, vision", "ours fp16, denoiser", "ours fp16, one new frame per camera"
+HISTORY = "ours fp16, what is done a tick ahead"
 
 Call = Callable[[], Any]
 
@@ -36,7 +37,8 @@ def compare(checkpoint: Path, size: Size, repeats: int, device: str = "cuda") ->
     """Medians, bounds and their ratio, for the last line of the benchmark. `device` other than cuda: a rehearsal."""
     graphs = folded_calls(checkpoint, device)
     (vision, vision_cost), (denoiser, denoiser_cost) = graphs["vision"], graphs["denoiser"]
-    calls = {**lerobot_calls(checkpoint, size, device), VISION: vision, DENOISER: denoiser}
+    ours = {VISION: vision, DENOISER: denoiser, HISTORY: graphs["history"][0]}
+    calls = {**lerobot_calls(checkpoint, size, device), **ours}
     calls[CHUNK] = lambda: (vision(), denoiser())
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -83,7 +85,7 @@ def folded_calls(checkpoint: Path, device: str) -> dict[str, tuple[Call, Cost]]:
     config = sampled(opened.config, "ddim", STEPS)
     folded = fold(opened.policy(), {camera: opened.image_scaling(camera) for camera in config.cameras})
     calls = {}
-    for name in ("vision", "denoiser"):
+    for name in ("vision", "history", "denoiser"):
         module = folded.modules()[name]
         halve(module)
         module.to(device)

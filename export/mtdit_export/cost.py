@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtdit_export.fold import FoldedDenoiser
-from mtdit_runtime.bundle import FEATURES, NOISE, PREFIX_WEIGHTS, STATE, TEXT_FEATURE
+from mtdit_runtime.bundle import FEATURES, KNOWN, NOISE, PREFIX_WEIGHTS, STATE
 
 
 class Cost(NamedTuple):
@@ -28,7 +28,7 @@ def cost(module: nn.Module, inputs: Mapping[str, Tensor]) -> Cost:
     if not isinstance(module, FoldedDenoiser):
         return Cost(flops(lambda: module(*inputs.values())), weight_bytes(module))
     passes = len(module.times) * (2 if PREFIX_WEIGHTS in inputs else 1)  # backwards each product is done once more
-    observed = [inputs[name] for name in (STATE, TEXT_FEATURE, FEATURES) if name in inputs]
+    observed = [inputs[name] for name in (KNOWN, STATE, FEATURES) if name in inputs]
     rows = module.modulation(*observed).chunk(len(module.times))[0]
     once, each = flops(lambda: module.modulation(*observed)), flops(lambda: module.network(inputs[NOISE], rows))
     return Cost(once + passes * each, weight_bytes(module.modulation) + passes * weight_bytes(module.network))

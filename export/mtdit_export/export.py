@@ -52,8 +52,14 @@ from mtdit_runtime.bundle import Bundle, Camera, Graph, Joint, Manifest, Sampler
 from mtdit_runtime.golden import Expected, Probe, write_golden
 from mtdit_runtime.normalize import save_stats
 
-FILES = {"vision": names.VISION, "text": names.TEXT, "denoiser": names.DENOISER, "guided": names.GUIDED}
-OUTPUTS = {"vision": names.FEATURES, "text": names.TEXT_FEATURE, "denoiser": names.ACTIONS}
+FILES = {
+    "vision": names.VISION,
+    "text": names.TEXT,
+    "history": names.HISTORY,
+    "denoiser": names.DENOISER,
+    "guided": names.GUIDED,
+}
+OUTPUTS = {"vision": names.FEATURES, "text": names.TEXT_FEATURE, "history": names.KNOWN, "denoiser": names.ACTIONS}
 SAMPLERS = {"diffusion": ("ddim", "ddpm"), "flow_matching": ("euler", "rk4")}  # the first is the default
 MOST_FLOW_CALLS = 100  # the graph holds every call of the network; opening it takes the square of that
 CALLS_PER_STEP = {"euler": 1, "rk4": 4}
@@ -260,15 +266,25 @@ def example_inputs(name: str, folded: Folded, config: PolicyConfig) -> dict[str,
         return {names.frame_input(c): torch.zeros(size, dtype=torch.uint8) for c, size in config.cameras.items()}
     if name == "text":
         return {names.TOKEN_IDS: torch.zeros(1, config.tokenizer_max_length, dtype=torch.int64)}
-    shapes = {
-        names.STATE: (1, config.n_obs_steps, config.state_dim),
+    denoiser, earlier = folded.denoiser, config.n_obs_steps - 1
+    in_history = {
         names.TEXT_FEATURE: (1, config.hidden_dim),
-        names.NOISE: (1, config.horizon, config.action_dim),
-        names.PREFIX: (1, config.horizon, config.action_dim),
-        names.PREFIX_WEIGHTS if name == "guided" else names.PREFIX_MASK: (1, config.horizon, 1),
-        names.FEATURES: (1, config.n_obs_steps, folded.denoiser.feature_dim),
-        names.STEP_NOISE: (1, folded.denoiser.objective.draws - 1, config.horizon, config.action_dim),
+        names.EARLIER_FEATURES: (1, earlier, denoiser.feature_dim),
+        names.EARLIER_STATE: (1, earlier, config.state_dim),
     }
+    shapes = (
+        in_history
+        if name == "history"
+        else {
+            names.KNOWN: (1, 6 * config.num_layers * config.hidden_dim),
+            names.STATE: (1, config.state_dim),
+            names.NOISE: (1, config.horizon, config.action_dim),
+            names.PREFIX: (1, config.horizon, config.action_dim),
+            names.PREFIX_WEIGHTS if name == "guided" else names.PREFIX_MASK: (1, config.horizon, 1),
+            names.FEATURES: (1, denoiser.feature_dim),
+            names.STEP_NOISE: (1, denoiser.objective.draws - 1, config.horizon, config.action_dim),
+        }
+    )
     return {key: torch.zeros(shape) for key, shape in shapes.items() if 0 not in shape}
 
 

@@ -1,9 +1,10 @@
-"""The exact algebra that makes the graphs small: a trained policy's weights, rearranged into three modules.
+"""The exact algebra that makes the graphs small: a trained policy's weights, rearranged into four modules.
 
 Every rearrangement is an identity on real numbers; only the order of float operations changes.
 
-- Denoiser: the AdaLN linear splits by columns into a part that depends on time (a constant per step) and a part that
-  depends on the observation (once per chunk). The times and coefficients of all steps of the sampler are numbers.
+- Denoiser: the AdaLN linear splits by columns into a part that depends on time (a constant per step), one that depends
+  on the newest observation (once per chunk), and one that is known before: that of the text and earlier observations,
+  a module of its own. The times and coefficients of all steps of the sampler are numbers.
 - The text stands in the conditioning once per observation step, so its columns are summed.
 - Vision: antialiased resize and centre crop are one small matrix per axis. The last CLIP block is evaluated for the
   class token only, because nothing else is read from it.
@@ -11,7 +12,8 @@ Every rearrangement is an identity on real numbers; only the order of float oper
 
 Knows LeRobot's parameter names and CLIP's architecture. Refuses to know files, ONNX and how well it worked.
 
-N images, S patches + 1, L text tokens, D width, T horizon, A action dim, P text feature.
+N images, S patches + 1, L text tokens, D width, T horizon, A action dim, P text feature, O observation steps, M numbers
+of a call's modulation: layers * 6 D.
 """
 
 from __future__ import annotations
@@ -58,6 +60,10 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.to(self.weight.dtype) @ self.weight + self.bias
+
+
+def without_bias(weight: Tensor) -> Dense:
+    return Dense(weight, torch.zeros(len(weight)))
 
 
 def dense(weights: Weights, name: str) -> Dense:
@@ -370,18 +376,30 @@ def normed(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], scale, shift, eps=NORM_EPS)
 
 
-class Modulation(nn.Module):
-    """What the observation makes of every block of every call of the network: (calls * layers * 6 D,)."""
+class FoldedHistory(nn.Module):
+    """What is known before the newest observation -> its part of the modulation (1, M)."""
 
-    def __init__(self, blocks: Sequence[Weights], table: Tensor, config: PolicyConfig) -> None:
+    def __init__(self, columns: ObservationColumns) -> None:
         super().__init__()
-        self.of_time = fixed(table)  # (K, layers * 6 D)
-        self.of_observation = observation_modulation(blocks, config)  # conditioning -> (1, layers * 6 D)
+        earlier = columns.features[:, :-1].flatten(1), columns.state[:, :-1].flatten(1)
+        self.modulation = without_bias(torch.cat([columns.text, *earlier], dim=1))
 
-    def forward(self, state: Tensor, text: Tensor, features: Tensor | None = None) -> Tensor:
-        seen = [] if features is None else [features.flatten(1)]
-        condition = F.silu(torch.cat([*seen, state.flatten(1), text], dim=1))
-        return (self.of_time + self.of_observation(condition).float()).flatten()
+    def forward(self, text: Tensor, *earlier: Tensor) -> Tensor:
+        """(1, P); with O > 1 also features (1, O - 1, n_cam * D), if any, and normalised states (1, O - 1, S)."""
+        return self.modulation(F.silu(torch.cat([text, *(x.flatten(1) for x in earlier)], dim=1))).float()
+
+
+class Modulation(nn.Module):
+    """What time, `known` (1, M) and the newest observation make of every call of the network: (calls * M,)."""
+
+    def __init__(self, table: Tensor, columns: ObservationColumns) -> None:
+        super().__init__()
+        self.of_time = fixed(table)  # (K, M)
+        self.of_newest = without_bias(torch.cat([columns.features[:, -1], columns.state[:, -1]], dim=1))
+
+    def forward(self, known: Tensor, state: Tensor, features: Tensor | None = None) -> Tensor:
+        newest = F.silu(state if features is None else torch.cat([features, state], dim=1))
+        return (self.of_time + (known + self.of_newest(newest).float())).flatten()
 
 
 class Network(nn.Module):
@@ -406,25 +424,25 @@ class Network(nn.Module):
 
 
 class FoldedDenoiser(nn.Module):
-    """State, text, noise and features of a chunk -> its actions, normalised. The whole sampler is inside."""
+    """What was known before, the newest observation and noise -> a chunk's actions. The whole sampler is inside."""
 
     def __init__(self, weights: Weights, config: PolicyConfig) -> None:
         super().__init__()
-        blocks = [under(weights, f"transformer_blocks.{i}.") for i in range(config.num_layers)]
+        blocks = denoiser_blocks(weights, config)
         self.config, self.objective = config, make_objective(config)
         self.times = network_times(config)  # K of them
-        self.modulation = Modulation(blocks, time_modulation(weights, blocks, config, self.times), config)
+        columns = observation_columns(blocks, config)
+        self.modulation = Modulation(time_modulation(weights, blocks, config, self.times), columns)
         self.network = Network(weights, blocks, config)
-        per_step = (len(self.modulation.of_observation.weight) - config.hidden_dim) // config.n_obs_steps
-        self.feature_dim = per_step - config.state_dim  # n_cam * D
+        self.feature_dim = columns.features.shape[2]  # n_cam * D
 
     def forward(
-        self, state: Tensor, text: Tensor, noise: Tensor, prefix: Tensor, prefix_mask: Tensor,
+        self, known: Tensor, state: Tensor, noise: Tensor, prefix: Tensor, prefix_mask: Tensor,
         features: Tensor | None = None, step_noise: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """(1, n_obs, S) normalised, (1, P), (1, T, A), (1, T, A), (1, T, 1), (1, n_obs, n_cam * D),
-        DDPM's (1, steps - 1, T, A) -> (1, T, A)."""
-        calls = iter(self.modulation(state, text, features).chunk(len(self.times)))  # each (layers * 6 D,)
+        """(1, M), (1, S) normalised, (1, T, A), (1, T, A), (1, T, 1), (1, n_cam * D), DDPM's (1, steps - 1, T, A)
+        -> (1, T, A) normalised."""
+        calls = iter(self.modulation(known, state, features).chunk(len(self.times)))  # each (M,)
         on_the_way = () if step_noise is None else step_noise.unbind(1)
         return self.sample(lambda x, time: self.network(x, next(calls)), noise, prefix, prefix_mask, on_the_way)
 
@@ -473,15 +491,26 @@ def time_modulation(
     return table.reshape(len(times), -1)
 
 
-def observation_modulation(blocks: Sequence[Weights], config: PolicyConfig) -> Dense:
-    """SiLU of [features of all steps, states of all steps, text] -> every block's modulation without its constant."""
+@dataclass(frozen=True)
+class ObservationColumns:
+    """The columns of all AdaLN linears that read the SiLU of an observation: what they make of it, (M, ...) each."""
+
+    state: Tensor  # (M, O, S)
+    features: Tensor  # (M, O, n_cam * D)
+    text: Tensor  # (M, P)
+
+
+def observation_columns(blocks: Sequence[Weights], config: PolicyConfig) -> ObservationColumns:
     weight = torch.cat([block["adaLN_modulation.1.weight"] for block in blocks]).detach()
     per_step = weight[:, config.timestep_embed_dim :].unflatten(1, (config.n_obs_steps, -1))
     state, features, text = per_step.split(
         [config.state_dim, per_step.shape[2] - config.state_dim - config.hidden_dim, config.hidden_dim], dim=2
     )  # the order within LeRobot's observation step
-    columns = torch.cat([features.flatten(1), state.flatten(1), text.sum(1)], dim=1)
-    return Dense(columns, torch.zeros(len(columns)))
+    return ObservationColumns(state, features, text.sum(1))
+
+
+def denoiser_blocks(weights: Weights, config: PolicyConfig) -> list[Weights]:
+    return [under(weights, f"transformer_blocks.{i}.") for i in range(config.num_layers)]
 
 
 # -- a whole policy --
@@ -489,22 +518,23 @@ def observation_modulation(blocks: Sequence[Weights], config: PolicyConfig) -> D
 
 @dataclass(frozen=True)
 class Folded:
-    """The three modules of a bundle. `vision` is None for a policy without cameras."""
+    """The four modules of a bundle. `vision` is None for a policy without cameras."""
 
     vision: FoldedVision | None
     text: FoldedText
+    history: FoldedHistory
     denoiser: FoldedDenoiser
 
     def modules(self) -> dict[str, nn.Module]:
         """By the name of their graph."""
         vision = {} if self.vision is None else {"vision": self.vision}
-        return {**vision, "text": self.text, "denoiser": self.denoiser}
+        return {**vision, "text": self.text, "history": self.history, "denoiser": self.denoiser}
 
 
 def fold(policy: Policy, scaling: Mapping[str, Scaling]) -> Folded:
     """A float32 policy; nothing is shared with it, so it may go afterwards. `scaling`: camera -> (offset, scale)."""
     config, shape, weights = policy.config, policy.clip_shape, policy.state_dict()
-    encoder = under(weights, "observation_encoder.")
+    encoder, predictor = (under(weights, f"{part}.") for part in ("observation_encoder", "noise_predictor"))
     tower, projection = (
         under(encoder, "text_encoder.text_encoder.text_model."),
         under(encoder, "text_encoder.projection."),
@@ -512,7 +542,8 @@ def fold(policy: Policy, scaling: Mapping[str, Scaling]) -> Folded:
     return Folded(
         vision=fold_vision(encoder, config, scaling, shape.vision) if config.cameras else None,
         text=FoldedText(tower, projection, shape.text, config.tokenizer_max_length),
-        denoiser=FoldedDenoiser(under(weights, "noise_predictor."), config),
+        history=FoldedHistory(observation_columns(denoiser_blocks(predictor, config), config)),
+        denoiser=FoldedDenoiser(predictor, config),
     )
 
 

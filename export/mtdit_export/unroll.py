@@ -24,7 +24,7 @@ from torch.fx.proxy import GraphAppendingTracer
 
 from mtdit_export.fold import FoldedDenoiser
 from mtdit_export.trace import trace
-from mtdit_runtime.bundle import ACTIONS, FEATURES, NOISE, PREFIX, PREFIX_MASK, STATE, STEP_NOISE, TEXT_FEATURE
+from mtdit_runtime.bundle import ACTIONS, FEATURES, KNOWN, NOISE, PREFIX, PREFIX_MASK, STATE, STEP_NOISE
 
 X, MODULATION, OUTPUT = "x", "modulation", "output"  # of a call of the network
 IR_VERSION = 10  # what opset 20 came with
@@ -47,7 +47,7 @@ def unroll(
     its row of each of `numbers` (name -> (calls, ...) constants), and the inputs that nothing else takes.
     """
     network, numbers, calls = network or denoiser.network, numbers or {}, len(denoiser.times)
-    observed = {name: inputs[name] for name in (STATE, TEXT_FEATURE, FEATURES) if name in inputs}
+    observed = {name: inputs[name] for name in (KNOWN, STATE, FEATURES) if name in inputs}
     held = [PREFIX, PREFIX_MASK] if PREFIX_MASK in inputs else []
     further = {name: x for name, x in inputs.items() if name not in (*observed, *held, NOISE, STEP_NOISE)}
     call = {X: inputs[NOISE], MODULATION: denoiser.modulation(*observed.values()).chunk(calls)[0]}

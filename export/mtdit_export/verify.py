@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -136,12 +137,21 @@ class Reference:
             state=state,
             token_ids=ids,
             text=text,
+            known=self._known(conditioning),
             actions=actions,
             positions=self.checkpoint.action_stats.unnormalize(actions[0]),
             held=self._held(conditioning, *noises, held_rows(actions)),
             spread=self._spread(conditioning),
             guided=self._guided(conditioning, *noises, guide_for(actions)) if self.guided else None,
         )
+
+    def _known(self, conditioning: Tensor) -> Array:
+        """(1, M): what the blocks' modulation is without its constants, time and the newest observation."""
+        per_step = conditioning.unflatten(1, (self.config.n_obs_steps, -1)).clone()
+        per_step[:, -1, : -self.config.hidden_dim] = 0  # all but the text; SiLU leaves zeros
+        before = F.silu(per_step.flatten(1))
+        weights = [w for name, w in self.policy.named_parameters() if name.endswith("adaLN_modulation.1.weight")]
+        return torch.cat([F.linear(before, w[:, self.config.timestep_embed_dim :]) for w in weights], dim=1).numpy()
 
     def _held(self, conditioning: Tensor, noise: Tensor, on_the_way: Tensor, rows: Array) -> Array:
         prefix = map(torch.from_numpy, prefix_inputs(rows, self.config.horizon).values())

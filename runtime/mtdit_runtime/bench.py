@@ -35,9 +35,9 @@ def bench(folder: Path, backend: str = "auto", repeats: int = 50, seed: int = 0)
     """Measure one bundle on one backend.
 
     "tick" is the critical path of a chunk: one new observation per camera is encoded, the older ones are remembered,
-    the text is cached. Every figure is measured in two halves, A and B; their ratio says how much is noise.
-    "of_bound" is the least time that this processor needs for a stage's products and weights, over its median; it is
-    missing on a GPU, which the probe does not measure.
+    the text is cached, "history" was computed the tick before. Every figure is measured in two halves, A and B; their
+    ratio says how much is noise. "of_bound" is the least time that this processor needs for a stage's products and
+    weights, over its median; it is missing on a GPU, which the probe does not measure.
     """
     if repeats < 2:
         raise UserError(f"--repeats {repeats} is too few: use at least 2")
@@ -126,7 +126,8 @@ def report(result: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str
     machine, cold = result["machine"], result["cold_ms"]
     parts = f"open {cold['open']:.0f}, engines {cold['engines']:.0f}, first chunk {cold['first_chunk']:.0f}"
     lines = [
-        "tick: one new frame per camera, then a chunk; B/A: the second half of the runs over the first",
+        "tick: one new frame per camera, then a chunk; history is done a tick ahead",
+        "B/A: the second half of the runs over the first",
         f"cold start {result['cold_start_ms']:.0f} ms ({parts}), peak memory {result['peak_memory_mb']} MB",
         f"a chunk lasts {result['budget_ms']:.0f} ms on the robot",
     ]
@@ -166,7 +167,7 @@ def _stages(policy: BundlePolicy, scene: _Scene, repeats: int) -> dict[str, dict
         one_tick()
     policy.ledger.clear()
     ticks_s = [one_tick() for _ in range(repeats)]
-    names = [name for name in ("vision", "denoiser") if policy.ledger.durations(name)]
+    names = [name for name in ("vision", "history", "denoiser") if policy.ledger.durations(name)]
     return {**{name: _summary(policy.ledger.durations(name)) for name in names}, "tick": _summary(ticks_s)}
 
 

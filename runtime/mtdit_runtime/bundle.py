@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 from mtdit_robots.errors import UserError
 from mtdit_runtime.normalize import Stats, load_stats
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SUFFIX = ".mtdit"
 
 MANIFEST = "manifest.json"
 VISION, TEXT, DENOISER = "vision.onnx", "text.onnx", "denoiser.onnx"
+HISTORY = "history.onnx"  # what a chunk knows before its newest observation
 GUIDED = "guided.onnx"  # optional: the denoiser with real-time-chunking guidance inside
 TOKENIZER = "tokenizer.json"
 TASKS = "tasks.npz"
@@ -44,8 +45,11 @@ ENGINES = "engines"  # a cache: outside the checksums
 # Tensor names of the graphs. Batch is 1 and every shape is static.
 TOKEN_IDS = "token_ids"  # (1, 77) int64
 TEXT_FEATURE = "text"  # (1, P) float32
-FEATURES = "features"  # vision: (1, n_cam * D); denoiser: (1, n_obs, n_cam * D) float32
-STATE = "state"  # (1, n_obs, S) float32, normalised
+FEATURES = "features"  # (1, n_cam * D) float32, of the newest frames
+STATE = "state"  # (1, S) float32, normalised, the newest
+EARLIER_FEATURES = "earlier_features"  # (1, n_obs - 1, n_cam * D) float32, oldest first
+EARLIER_STATE = "earlier_state"  # (1, n_obs - 1, S) float32, normalised, oldest first
+KNOWN = "known"  # (1, layers * 6 D) float32: the part of text and earlier observations in every block's modulation
 NOISE = "noise"  # (1, horizon, A) float32, standard normal
 STEP_NOISE = "step_noise"  # (1, steps - 1, horizon, A) float32, standard normal; DDPM only, and only with steps > 1
 PREFIX = "prefix"  # (1, horizon, A) float32, normalised actions that are already promised
@@ -125,7 +129,7 @@ class Manifest:
     """Everything the runtime must know about a policy. Field order here is the order in manifest.json."""
 
     name: str
-    graphs: dict[str, Graph]  # vision (absent for a policy without cameras), text, denoiser, guided (optional)
+    graphs: dict[str, Graph]  # vision (absent for a policy without cameras), text, history, denoiser, guided (optional)
     sampler: Sampler
     joints: tuple[Joint, ...]  # in the order of state and action
     cameras: tuple[Camera, ...]  # in the order of the feature vector
@@ -280,7 +284,7 @@ def _check_consistency(manifest: Manifest, folder: Path) -> None:
         f"graph file {g.file} has no checksum" for g in manifest.graphs.values() if g.file not in manifest.files
     ]
     problems += [f"{n} has no checksum" for n in (STATS, TASKS) if n not in manifest.files]
-    problems += [f"graph {n!r} is missing" for n in ("text", "denoiser") if n not in manifest.graphs]
+    problems += [f"graph {n!r} is missing" for n in ("text", "history", "denoiser") if n not in manifest.graphs]
     graphs = manifest.graphs.items()
     problems += [f"graph {n!r} costs less than nothing" for n, g in graphs if min(g.flops, g.weight_bytes) < 0]
     problems += ["graph 'vision' is missing"] if manifest.cameras and "vision" not in manifest.graphs else []
@@ -304,7 +308,7 @@ def _check_consistency(manifest: Manifest, folder: Path) -> None:
 
 def _wrong_tensors(m: Manifest) -> list[str]:
     """Graphs whose inputs and outputs are not what the rest of the manifest says. Only feature widths are free."""
-    unknown = sorted(set(m.graphs) - {"vision", "text", "denoiser", "guided"})
+    unknown = sorted(set(m.graphs) - {"vision", "text", "history", "denoiser", "guided"})
     found = [f"graph {name!r} is unknown" for name in unknown]
     for name, (inputs, outputs) in _wanted_tensors(m).items():
         found += _differing(f"graph {name!r}", "input", m.graphs[name].inputs, inputs)
@@ -316,16 +320,20 @@ def _wanted_tensors(m: Manifest) -> dict[str, tuple[list[Tensor], list[Tensor]]]
     actions = (1, m.horizon, len(m.joints))
     text = Tensor(TEXT_FEATURE, (1, _width(m.graphs["text"].outputs)), "float32")
     ids = Tensor(TOKEN_IDS, (1, _width(m.graphs["text"].inputs)), "int64")
-    wanted = {"text": ([ids], [text])}
-    given = [Tensor(STATE, (1, m.n_obs_steps, len(m.joints)), "float32"), text]
+    known, joints = Tensor(KNOWN, (1, _width(m.graphs["history"].outputs)), "float32"), len(m.joints)
+    wanted, given = {"text": ([ids], [text])}, [known, Tensor(STATE, (1, joints), "float32")]
     given += [Tensor(name, actions, "float32") for name in (NOISE, PREFIX)]
     if m.sampler.draws > 1:
         given.append(Tensor(STEP_NOISE, (1, m.sampler.draws - 1, *actions[1:]), "float32"))
+    earlier = [(EARLIER_STATE, joints)]
     if "vision" in m.graphs:
         width = _width(m.graphs["vision"].outputs)
         frames = [Tensor(frame_input(c.name), (c.height, c.width, 3), "uint8") for c in m.cameras]
         wanted["vision"] = (frames, [Tensor(FEATURES, (1, width), "float32")])
-        given.append(Tensor(FEATURES, (1, m.n_obs_steps, width), "float32"))
+        given.append(Tensor(FEATURES, (1, width), "float32"))
+        earlier.append((EARLIER_FEATURES, width))
+    before = [Tensor(name, (1, m.n_obs_steps - 1, width), "float32") for name, width in earlier if m.n_obs_steps > 1]
+    wanted["history"] = ([text, *before], [known])
     for name, held in (("denoiser", PREFIX_MASK), ("guided", PREFIX_WEIGHTS)):
         if name in m.graphs:
             rows = Tensor(held, (1, m.horizon, 1), "float32")

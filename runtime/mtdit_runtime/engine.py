@@ -47,6 +47,7 @@ class Engines:
     """The engines of a bundle. The text encoder is opened only for a task that training has not seen."""
 
     vision: Engine | None  # None: the policy has no cameras
+    history: Engine
     denoiser: Engine
     open_text: Callable[[], Engine]
     reason: str  # what was chosen and why, one line
@@ -54,7 +55,7 @@ class Engines:
 
 
 def choose_engines(bundle: Bundle, backend: str = "auto") -> Engines:
-    """Open vision and denoiser on `backend`.
+    """Open vision, history and denoiser on `backend`.
 
     `auto` takes TensorRT if engines for this very device lie in the bundle, else CUDA if it really runs, else the CPU.
     Raises UserError when a backend asked for by name does not run here.
@@ -95,7 +96,8 @@ def _engines(bundle: Bundle, open_graph: Callable[[str], Engine], reason: str) -
     graphs = bundle.manifest.graphs
     vision = open_graph("vision") if "vision" in graphs else None
     open_guided = (lambda: open_graph("guided")) if "guided" in graphs else None
-    return Engines(vision, open_graph("denoiser"), lambda: _from_onnx(bundle, "text"), reason, open_guided)
+    history, denoiser = open_graph("history"), open_graph("denoiser")
+    return Engines(vision, history, denoiser, lambda: _from_onnx(bundle, "text"), reason, open_guided)
 
 
 def _from_onnx(bundle: Bundle, name: str, cuda: bool = False) -> Engine:

@@ -16,7 +16,7 @@ from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import ENGINES, Bundle, from_json
 
 RECORD = "engine.json"
-ON_GPU = ("vision", "denoiser", "guided")  # the text encoder runs once per unknown task, on the CPU
+ON_GPU = ("vision", "history", "denoiser", "guided")  # the text encoder runs once per unknown task, on the CPU
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,11 @@ from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import (
     ACTION_KEY,
     ACTIONS,
+    EARLIER_FEATURES,
+    EARLIER_STATE,
     FEATURES,
     GOLDEN,
+    KNOWN,
     NOISE,
     PREFIX,
     PREFIX_WEIGHTS,
@@ -45,16 +48,23 @@ Pair = tuple[Array, Array]  # got, wanted
 
 FP32_LIMIT = 1e-4  # normalised; for features relative to their largest value
 EXACT = {  # precision -> stages that are float32 and held against that limit
-    "fp32": ("vision", "text", "denoiser", "held", "guided", "chunk"),
+    "fp32": ("vision", "text", "history", "denoiser", "held", "guided", "chunk"),
     "fp16": (),
-    "int8": ("denoiser", "held", "guided"),
+    "int8": ("history", "denoiser", "held", "guided"),
 }
+FEATURE_STAGES = ("vision", "text", "history")  # judged relative to their largest value; the others are actions
 SHARE_OF_SPREAD = {"fp16": 0.02, "int8": 0.1}  # rms error of the executed actions to their rms deviation over noise
 LIMIT_UNITS = {"fp16": 0.1}  # degrees; also percent of the gripper
 NEGLIGIBLE_UNITS = 0.02  # a quarter of a servo tick, for policies that hardly vary
 SUSPECT = 10  # times the error at export: this is where a failure comes from
 
-POSITIONS, TASK, UNITS, HELD, GUIDED = "positions", "task", "actions_units", "held", "guided"  # more arrays of a fixture
+POSITIONS, TASK, UNITS, HELD, GUIDED = (
+    "positions",
+    "task",
+    "actions_units",
+    "held",
+    "guided",
+)  # more arrays of a fixture
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,7 @@ class Expected:
     state: Array  # (1, n_obs, J) normalised
     token_ids: NDArray[np.int64]  # (1, L)
     text: Array  # (1, P)
+    known: Array  # (1, M)
     actions: Array  # (1, T, A) normalised
     positions: Array  # (T, A) units
     held: Array  # (1, T, A) normalised, the first of them held to `held_rows(actions)`
@@ -97,14 +108,14 @@ def write_golden(folder: Path, probes: Sequence[Probe], expected: Sequence[Expec
     """`golden/0.npz` ...: raw observation and noise -> every stage and the actions, for a check on the target.
 
     Arrays: frame.<camera> (n_obs, H, W, 3), positions (n_obs, J), task, noise as in a probe; then features (without
-    cameras: absent), state, token_ids, text, actions as in the graphs, held and (with that graph) guided like actions,
-    actions_units (T, A).
+    cameras: absent) and state of all observations, token_ids, text, known, actions as in the graphs, held and (with a
+    guided graph) guided like actions, actions_units (T, A).
     """
     folder.mkdir(exist_ok=True)
     for i, (probe, e) in enumerate(zip(probes, expected, strict=True)):
         arrays: dict[str, NDArray[Any]] = {frame_input(c): f for c, f in probe.frames.items()}
         arrays |= {POSITIONS: probe.positions, TASK: np.array(probe.task), NOISE: probe.noise}
-        arrays |= {STATE: e.state, TOKEN_IDS: e.token_ids, TEXT_FEATURE: e.text}
+        arrays |= {STATE: e.state, TOKEN_IDS: e.token_ids, TEXT_FEATURE: e.text, KNOWN: e.known}
         arrays |= {ACTIONS: e.actions, UNITS: e.positions, HELD: e.held}
         arrays |= {name: a for name, a in ((FEATURES, e.features), (GUIDED, e.guided)) if a is not None}
         np.savez_compressed(folder / f"{i}.npz", **arrays)  # type: ignore[arg-type]
@@ -130,19 +141,19 @@ def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, Expected]:
             got = f"{a[key].dtype} {a[key].shape}"
             raise UserError(f"{path}: {key} is {got}, not {dtype} {shape}: run `mtdit export` again")
     frames = {camera.name: a[frame_input(camera.name)] for camera in bundle.manifest.cameras}
-    observed = a.get(FEATURES), a[STATE], a[TOKEN_IDS], a[TEXT_FEATURE]
+    observed = a.get(FEATURES), a[STATE], a[TOKEN_IDS], a[TEXT_FEATURE], a[KNOWN]
     e = Expected(*observed, a[ACTIONS], a[UNITS], a[HELD], spread, a.get(GUIDED))
     return Probe(frames, a[POSITIONS], str(a[TASK]), a[NOISE]), e
 
 
 def _wanted_arrays(m: Manifest, guided: bool) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name of a fixture's array -> shape and dtype."""
-    text, denoiser, j = m.graphs["text"], m.graphs["denoiser"], len(m.joints)
-    tensors = (*text.inputs, *denoiser.inputs, *denoiser.outputs)
-    compared = (STATE, TOKEN_IDS, TEXT_FEATURE, FEATURES, ACTIONS)
-    wanted = {t.name: (t.shape, t.dtype) for t in tensors if t.name in compared}
+    text, history, denoiser, j = *(m.graphs[name] for name in ("text", "history", "denoiser")), len(m.joints)
+    wanted = {t.name: (t.shape, t.dtype) for t in (*text.inputs, *text.outputs, *history.outputs, *denoiser.outputs)}
+    seen = [t for t in denoiser.inputs if t.name in (STATE, FEATURES)]
+    wanted |= {t.name: ((1, m.n_obs_steps, *t.shape[1:]), t.dtype) for t in seen}
     wanted |= {frame_input(c.name): ((m.n_obs_steps, c.height, c.width, 3), "uint8") for c in m.cameras}
-    wanted |= {name: wanted[ACTIONS] for name in (HELD, *([GUIDED] if guided else []))}
+    wanted |= dict.fromkeys((HELD, *([GUIDED] if guided else [])), wanted[ACTIONS])
     rows = {POSITIONS: (m.n_obs_steps, j), UNITS: (m.horizon, j), NOISE: noise_shape(m.horizon, j, m.sampler.draws)}
     return wanted | {name: (shape, "float32") for name, shape in rows.items()}
 
@@ -188,19 +199,25 @@ class Candidate:
         ids = self.tokens(task)
         return ids, self._run("text", self.text_engine, {TOKEN_IDS: ids})[TEXT_FEATURE]
 
+    def known(self, state: Array, text: Array, features: Array | None) -> Array:
+        """(1, M) of states (1, n_obs, J), text (1, P) and features (1, n_obs, n_cam * D), without the newest."""
+        inputs = {TEXT_FEATURE: text, EARLIER_STATE: state[:, :-1]}
+        inputs |= {} if features is None else {EARLIER_FEATURES: features[:, :-1]}
+        return self._run("history", self.engines.history, inputs)[KNOWN]
+
     def actions(
-        self, state: Array, text: Array, noise: Array, features: Array | None, held: Array | None = None
+        self, state: Array, known: Array, noise: Array, features: Array | None, held: Array | None = None
     ) -> Array:
-        """(1, T, A) normalised. held: (n, A) normalised actions that are the chunk's first rows."""
+        """(1, T, A) normalised. state, features: of all observations. held: (n, A) actions, the chunk's first rows."""
         horizon = self.bundle.manifest.horizon
         prefix = prefix_inputs(np.zeros((0, noise.shape[-1]), np.float32) if held is None else held, horizon)
-        return self._denoise("denoiser", self.engines.denoiser, state, text, noise, features, prefix)
+        return self._denoise("denoiser", self.engines.denoiser, state, known, noise, features, prefix)
 
-    def guided(self, state: Array, text: Array, noise: Array, features: Array | None, guide: Guide) -> Array:
+    def guided(self, state: Array, known: Array, noise: Array, features: Array | None, guide: Guide) -> Array:
         """(1, T, A) normalised, pulled towards `guide`."""
         assert self.guided_engine is not None, "the bundle has no guided graph"
         inputs = {PREFIX: guide.actions, PREFIX_WEIGHTS: guide.weights}
-        return self._denoise("guided", self.guided_engine, state, text, noise, features, inputs)
+        return self._denoise("guided", self.guided_engine, state, known, noise, features, inputs)
 
     def positions(self, probe: Probe) -> Array:
         """(T, A) in units, by the robot's own policy class."""
@@ -211,17 +228,17 @@ class Candidate:
         return policy.chunk(probe.noise).astype(np.float32)
 
     def _denoise(
-        self, stage: str, engine: Engine, state: Array, text: Array, noise: Array, features: Array | None,
+        self, stage: str, engine: Engine, state: Array, known: Array, noise: Array, features: Array | None,
         more: Mapping[str, Array],
     ) -> Array:  # fmt: skip
-        inputs = {STATE: state, TEXT_FEATURE: text, FEATURES: features, **noise_inputs(noise), **more}
-        asked = {tensor.name for tensor in self.bundle.manifest.graphs[stage].inputs}
-        given = {name: array for name, array in inputs.items() if name in asked and array is not None}
-        return self._run(stage, engine, given)[ACTIONS]
+        inputs = {KNOWN: known, STATE: state[:, -1], **noise_inputs(noise), **more}
+        inputs |= {} if features is None else {FEATURES: features[:, -1]}
+        return self._run(stage, engine, inputs)[ACTIONS]
 
     def _run(self, stage: str, engine: Engine, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, Array]:
+        asked = {t.name: inputs[t.name] for t in self.bundle.manifest.graphs[stage].inputs}
         began = time.perf_counter()
-        result = engine(inputs)
+        result = engine(asked)
         self.seconds.setdefault(stage, []).append(time.perf_counter() - began)
         for tensor in self.bundle.manifest.graphs[stage].outputs:
             if result[tensor.name].shape != tensor.shape:
@@ -262,10 +279,10 @@ def check(
 ) -> Verification:
     """Holds opened engines against what torch computed.
 
-    "denoiser", "held" (its first rows committed) and "guided" get the reference's features and text, "chunk" the graphs'
-    own; they are normalised actions. "robot", "held robot" and "guided robot" are the executed part in units; "text
-    robot" too, for a task that is not in tasks.npz, so that the text graph counts. text=False leaves the text encoder
-    out.
+    "history" gets the reference's features and text; "denoiser", "held" (its first rows committed) and "guided" what
+    the reference made of them; "chunk" everything from the graphs. The last four are normalised actions. "robot", "held
+    robot" and "guided robot" are the executed part in units; "text robot" too, for a task that is not in tasks.npz, so
+    that the text graph counts. text=False leaves the text encoder out.
     """
     candidate = Candidate(bundle, engines)
     try:
@@ -297,14 +314,16 @@ def compare(candidate: Candidate, probe: Probe, e: Expected, with_text: bool = T
         if not np.array_equal(ids, e.token_ids):
             raise WrongOutputError(f"text: tokens of {probe.task!r} differ, the tokenizer is not the checkpoint's")
         pairs["text"] = (text, e.text)
-    given = e.state, e.text, probe.noise, e.features
+    pairs["history"] = (candidate.known(e.state, e.text, e.features), e.known)
+    given = e.state, e.known, probe.noise, e.features
     pairs["denoiser"] = (candidate.actions(*given), e.actions)
     pairs["held"] = (candidate.actions(*given, held=held_rows(e.actions)), e.held)
     if candidate.guided_engine is not None and e.guided is not None:
         pairs["guided"] = (candidate.guided(*given, guide_for(e.actions)), e.guided)
     m = candidate.bundle.manifest
     executed = slice(m.n_obs_steps - 1, m.n_obs_steps - 1 + m.n_action_steps)
-    pairs["chunk"] = (candidate.actions(e.state, text, probe.noise, features), e.actions)
+    known = candidate.known(e.state, text, features)
+    pairs["chunk"] = (candidate.actions(e.state, known, probe.noise, features), e.actions)
     pairs["robot"] = (candidate.positions(probe)[executed], e.positions[executed])
     for stage, name in (("chunk", "text robot"), ("held", "held robot"), ("guided", "guided robot")):
         if stage in pairs and (with_text or stage != "chunk"):
@@ -339,7 +358,7 @@ def failures(stages: Mapping[str, Mapping[str, float]], precision: str) -> list[
 
 
 def _inexact(stage: str, f: Mapping[str, float]) -> list[str]:
-    limit = FP32_LIMIT * (max(1.0, f["largest"]) if stage in ("vision", "text") else 1.0)
+    limit = FP32_LIMIT * (max(1.0, f["largest"]) if stage in FEATURE_STAGES else 1.0)
     return [] if f["max_error"] <= limit else [f"{stage}: max error {f['max_error']:.2g} exceeds {limit:.2g}"]
 
 
@@ -366,7 +385,7 @@ def suspects(stages: Mapping[str, Mapping[str, float]], at_export: Mapping[str, 
     """Stages that err far more than they did at export: where to look when only the robot's positions are wrong."""
     return [
         f"{stage} errs by {stages[stage]['rms_error']:.2g}, at export by {at_export[stage]['rms_error']:.2g}"
-        for stage in ("vision", "text", "denoiser", "held", "guided")
+        for stage in ("vision", "text", "history", "denoiser", "held", "guided")
         if stage in stages
         and stage in at_export
         and stages[stage]["rms_error"] > SUSPECT * at_export[stage].get("rms_error", np.inf)

@@ -21,7 +21,10 @@ from mtdit_robots.robot import Frame, Positions
 from mtdit_runtime.bundle import (
     ACTION_KEY,
     ACTIONS,
+    EARLIER_FEATURES,
+    EARLIER_STATE,
     FEATURES,
+    KNOWN,
     NOISE,
     PREFIX,
     PREFIX_MASK,
@@ -161,7 +164,7 @@ class History(Generic[T]):
         return list(self._items)[1 :: self._spacing]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Moment:
     """One observation inside the policy. Frames are dropped once their feature is known."""
 
@@ -170,11 +173,23 @@ class _Moment:
     feature: NDArray[np.float32] | None = None  # (n_cam * D,)
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What the history graph made of a task's text and the observations before the newest."""
+
+    text: NDArray[np.float32]
+    earlier: list[_Moment]
+    part: NDArray[np.float32]  # (1, M) of the denoiser's modulation
+
+    def is_of(self, text: NDArray[np.float32], earlier: list[_Moment]) -> bool:
+        return self.text is text and self.earlier == earlier
+
+
 class BundlePolicy:
     """A Policy computed by a bundle's graphs.
 
     Each frame is encoded at most once, and only if a chunk needs it. `frames_encoded`, `texts_encoded` and `ledger`
-    (stages vision, text, denoiser, guided) say what was really done. `guided`: also open the guided denoiser;
+    (stages vision, text, history, denoiser, guided) say what was really done. `guided`: also open the guided denoiser;
     UserError when the bundle has none.
     """
 
@@ -198,6 +213,7 @@ class BundlePolicy:
             self._denoisers["guided"] = _open_guided(bundle, engines)
         self._texts: dict[str, NDArray[np.float32]] = dict(bundle.task_features)
         self._text: NDArray[np.float32] | None = None
+        self._last_known: _Known | None = None
         self._history: History[_Moment] = History(m.n_obs_steps, m.obs_spacing_ticks)
         self._rng = np.random.default_rng(0)
         self._lock = threading.Lock()  # engines are not re-entrant
@@ -247,13 +263,13 @@ class BundlePolicy:
         return self._history.steps(), self._text
 
     def prepare(self) -> Callable[[], None]:
-        steps = self._history.steps_after_next()
+        steps, text = self._history.steps_after_next(), self._text
 
-        def encode_ahead() -> None:
-            for moment in steps:
-                self._feature(moment)
+        def work_ahead() -> None:
+            if text is not None and len(steps) == self.n_obs_steps - 1:
+                self._known(text, steps)
 
-        return encode_ahead
+        return work_ahead
 
     def chunk(self, noise: Noise | None = None, committed: Positions | None = None) -> Chunk:
         return self.request(noise, committed)()
@@ -263,16 +279,30 @@ class BundlePolicy:
         return draw_noise(self._rng, *sizes) if noise is None else given_noise(noise, *sizes)
 
     def _denoise(self, graph: str, steps: Sequence[_Moment], text: NDArray[np.float32], given: Arrays) -> Chunk:
-        inputs = {
-            **given,
-            FEATURES: np.stack([self._feature(moment) for moment in steps])[None],  # (1, n_obs, n_cam * D)
-            STATE: np.stack([moment.state for moment in steps])[None],  # (1, n_obs, J)
-            TEXT_FEATURE: text[None],  # (1, P)
-        }
-        asked = {tensor.name: inputs[tensor.name] for tensor in self._bundle.manifest.graphs[graph].inputs}
-        with self._lock, self.ledger.time(graph):
-            actions = self._denoisers[graph](asked)[ACTIONS][0]  # (horizon, J) normalised
+        *earlier, newest = steps
+        known = self._known(text, earlier)
+        observed = {KNOWN: known, FEATURES: self._feature(newest)[None], STATE: newest.state[None]}
+        with self._lock:
+            actions = self._run(graph, self._denoisers[graph], {**given, **observed})[ACTIONS][0]  # (horizon, J)
         return self._action_stats.unnormalize(actions).astype(np.float64)
+
+    def _known(self, text: NDArray[np.float32], earlier: list[_Moment]) -> NDArray[np.float32]:
+        """(1, M): the part of text and earlier observations, computed when the task or one of them is another."""
+        features = [self._feature(moment) for moment in earlier]
+        with self._lock:
+            if self._last_known is None or not self._last_known.is_of(text, earlier):
+                inputs = {TEXT_FEATURE: text[None]}
+                if earlier:
+                    inputs |= {EARLIER_FEATURES: np.stack(features)[None]}  # (1, n_obs - 1, n_cam * D)
+                    inputs |= {EARLIER_STATE: np.stack([moment.state for moment in earlier])[None]}
+                part = self._run("history", self._engines.history, inputs)[KNOWN]
+                self._last_known = _Known(text, earlier, part)
+            return self._last_known.part
+
+    def _run(self, graph: str, engine: Engine, inputs: Arrays) -> Arrays:
+        asked = {tensor.name: inputs[tensor.name] for tensor in self._bundle.manifest.graphs[graph].inputs}
+        with self.ledger.time(graph):
+            return engine(asked)
 
     def _feature(self, moment: _Moment) -> NDArray[np.float32]:
         """(n_cam * D,) of one observation, encoded on the first call."""
@@ -285,17 +315,15 @@ class BundlePolicy:
     def _encode(self, frames: Mapping[str, Frame]) -> NDArray[np.float32]:
         if self._engines.vision is None:
             return np.zeros(0, np.float32)
-        with self.ledger.time("vision"):
-            feature = self._engines.vision({frame_input(name): frames[name] for name in self.cameras})[FEATURES][0]
+        inputs: Arrays = {frame_input(name): frames[name] for name in self.cameras}
+        feature = self._run("vision", self._engines.vision, inputs)[FEATURES][0]
         self.frames_encoded += len(self.cameras)
         return feature
 
     def _encode_text(self, task: str) -> NDArray[np.float32]:
         graph = self._bundle.manifest.graphs["text"]
         tokens = load_tokens(self._bundle.path(TOKENIZER), length=graph.inputs[0].shape[-1])
-        engine: Engine = self._engines.open_text()
-        with self.ledger.time("text"):
-            feature = engine({TOKEN_IDS: tokens(task)})[TEXT_FEATURE][0]  # (P,)
+        feature = self._run("text", self._engines.open_text(), {TOKEN_IDS: tokens(task)})[TEXT_FEATURE][0]  # (P,)
         self.texts_encoded += 1
         return feature
 

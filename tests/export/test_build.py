@@ -42,7 +42,7 @@ def test_tensorrt_builds_every_graph(fixture: str, request: pytest.FixtureReques
     opened = open_bundle(request.getfixturevalue(fixture))
     files = [opened.path(graph.file) for graph in opened.manifest.graphs.values()]
     lines = build_ahead(tmp_path, *files)
-    assert [line.split()[1] for line in lines] == ["vision.onnx", "text.onnx", "denoiser.onnx"]
+    assert [line.split()[1] for line in lines] == ["vision.onnx", "text.onnx", "history.onnx", "denoiser.onnx"]
     for line in lines:
         _, name, size = line.split()
         assert int(size) == (tmp_path / name).with_suffix(".plan").stat().st_size > 0
@@ -104,11 +104,11 @@ def test_engines_are_built_checked_and_kept(bundle: Path, built: tuple[Path, dic
     folder, told = built
     before, first = open_bundle(bundle).manifest, told["first"]
     assert first["ended"] == "well"
-    assert plans_of(first["files"]) == ["denoiser.plan", "vision.plan"]
+    assert plans_of(first["files"]) == ["denoiser.plan", "history.plan", "vision.plan"]
     (record,) = [name for name in first["files"] if name.endswith("engine.json")]
     kept = json.loads((folder / record).read_text())
     assert kept["gpu"] == "Test GPU"
-    assert kept["onnx"] == {name: before.files[f"{name}.onnx"] for name in ("vision", "denoiser")}
+    assert kept["onnx"] == {name: before.files[f"{name}.onnx"] for name in ("vision", "history", "denoiser")}
     assert kept["checked"]["chunk"]["max_error"] <= 1e-4
     assert any(name.startswith("engines/timing-sm86-") for name in first["files"])
     assert "verified on Test GPU" in first["said"][-1]
@@ -124,8 +124,8 @@ def test_engines_are_built_checked_and_kept(bundle: Path, built: tuple[Path, dic
 
 def test_progress_is_told_while_it_builds(built: tuple[Path, dict[str, Any]]) -> None:
     told = built[1]["progress"]
-    assert {graph for graph, _, _ in told} == {"vision", "denoiser"}
-    for graph in ("vision", "denoiser"):
+    assert {graph for graph, _, _ in told} == {"vision", "history", "denoiser"}
+    for graph in ("vision", "denoiser"):  # a single product is built at once
         shares = [share for name, share, _ in told if name == graph]
         times = [elapsed_s for name, _, elapsed_s in told if name == graph]
         assert shares == sorted(shares)

@@ -99,7 +99,7 @@ def test_verify_fails_a_bundle_that_computes_something_else(copy: Path) -> None:
     assert done.stderr.endswith("the bundle is not the trained policy here\n"), "words for people stand aside"
     told = json.loads(done.stdout)
     assert not told["ok"]
-    assert [line.partition(":")[0] for line in told["golden"]["failures"]] == ["denoiser", "chunk"]
+    assert [line.partition(":")[0] for line in told["golden"]["failures"]] == ["denoiser", "held", "chunk"]
     done = mtdit("verify", copy, "--backend", "onnx")
     assert done.returncode == 1
     assert "fail: denoiser: max error 0.01 exceeds 0.0001" in done.stdout
@@ -153,7 +153,7 @@ def edit(**changes: Any) -> Callable[[Path], None]:
         (cut_honestly, ("cannot run", "vision.onnx", "re-run `mtdit export`")),
         (lambda folder: (folder / "denoiser.onnx").unlink(), ("denoiser.onnx is missing", "copy the whole bundle")),
         (lambda folder: (folder / MANIFEST).write_text("{"), ("manifest.json is not JSON", "copy the bundle again")),
-        (edit(schema_version=1), ("schema version 1, this mtdit reads 2", "install the matching mtdit")),
+        (edit(schema_version=1), ("schema version 1, this mtdit reads 3", "install the matching mtdit")),
         (edit(files={"../secret": "0" * 64}), ("no checksum",)),
         (edit(horizon=17), ("graph 'denoiser': noise is float32 (1, 16, 6), not float32 (1, 17, 6)",)),
     ],
@@ -167,7 +167,7 @@ def test_inspect_shows_everything_without_onnxruntime(bundle: Path) -> None:
     done = mtdit("inspect", bundle, code=NO_ONNXRUNTIME)
     assert done.returncode == 0, done.stderr
     for words in ("ddim, 4 steps", "8 of 16 actions at 30 Hz", "open the drawer", "shoulder_pan", "-40.0 to 20.0",
-                  "80x60", "32x32", "prefix_mask", "checked at export", "no TensorRT engines", "schema 2"):  # fmt: skip
+                  "80x60", "32x32", "prefix_mask", "checked at export", "no TensorRT engines", "schema 3"):  # fmt: skip
         assert words in done.stdout
 
 

@@ -35,8 +35,10 @@ def test_the_network_counts_once_per_step_and_the_observation_once_per_chunk(wor
     block = rows * 12 * width**2 + 2 * rows * rows * width  # qkv, out, up and down; scores and their sum
     network = 2 * (layers * block + 2 * rows * actions * width)
     assert (five - one) // 4 == network
-    conditioning = config.n_obs_steps * (config.state_dim + parts.denoiser.feature_dim) + width
-    assert one - network == 2 * conditioning * 6 * width * layers
+    observation = config.state_dim + parts.denoiser.feature_dim
+    assert one - network == 2 * observation * 6 * width * layers
+    before = cost(parts.history, example_inputs("history", parts, config))
+    assert before.flops == 2 * (width + (config.n_obs_steps - 1) * observation) * 6 * width * layers
 
 
 def test_guidance_reads_the_network_twice(workshop: Any) -> None:

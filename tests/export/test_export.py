@@ -39,7 +39,7 @@ def test_bundle_opens_and_says_what_the_policy_is(bundle: Path) -> None:
 
 
 def test_fp16_halves_the_files(bundle: Path, half_bundle: Path) -> None:
-    for name in ("vision", "text", "denoiser"):
+    for name in ("vision", "text", "history", "denoiser"):
         full, half = ((b / f"{name}.onnx").stat().st_size for b in (bundle, half_bundle))
         assert half < 0.65 * full
 
@@ -51,14 +51,14 @@ def test_stages_are_told_and_a_bundle_is_replaced_as_a_whole(workshop: Any, tmp_
     report = export(checkpoint, out, steps=2, on_stage=lines.append)
     assert open_bundle(out).manifest.sampler.steps == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["blind", "p.mtdit"]
-    words = ("folded", "traced text", "traced denoiser", "verified")
+    words = ("folded", "traced text", "traced history", "traced denoiser", "verified")
     assert len(lines) == len(words)
     assert all(line.startswith(word) for line, word in zip(lines, words, strict=True))
     told = report.to_dict()
     assert told["task"] == "open the drawer"
     assert told["stages"]["denoiser"]["parameters"] > 0
     assert told["stages"]["denoiser"]["latency_ms"] > 0
-    assert report.table().row_count == len(told["stages"]) == 5
+    assert report.table().row_count == len(told["stages"]) == 8
 
 
 @pytest.fixture

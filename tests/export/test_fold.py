@@ -59,7 +59,11 @@ def test_folded_policy_equals_the_policy(workshop: Any, variant: str) -> None:
     torch.testing.assert_close(text, policy.observation_encoder.text_encoder(pooled), atol=1e-5, rtol=0)
     wanted = policy.sample(Batch(images, state, pooled), noise)
     nothing = torch.zeros_like(noise), torch.zeros(1, config.horizon, 1)
-    torch.testing.assert_close(folded.denoiser(state, text, noise, *nothing, features), wanted, atol=1e-5, rtol=0)
+    seen = [state] if features is None else [features, state]
+    known = folded.history(text, *(x[:, :-1] for x in seen if steps > 1))
+    newest = None if features is None else features[:, -1]
+    actions = folded.denoiser(known, state[:, -1], noise, *nothing, newest)
+    torch.testing.assert_close(actions, wanted, atol=1e-5, rtol=0)
 
 
 def test_network_times_are_the_samplers(workshop: Any) -> None:

@@ -43,15 +43,17 @@ class Case:
     def __init__(self, workshop: Any, folder: Path, **changes: Any) -> None:
         self.folder, self.config = folder, workshop.config(cameras=(), **changes)
         self.policy: Policy = workshop.policy(self.config)
-        self.folded = fold(self.policy, {}).denoiser
+        folded = fold(self.policy, {})
+        self.folded = folded.denoiser
         torch.manual_seed(1)
         chunk = (1, self.config.horizon, 6)
         state, pooled = torch.randn(1, self.config.n_obs_steps, 6), torch.randn(1, workshop.shape.text.hidden_size)
         encoder = self.policy.observation_encoder
         with torch.no_grad():
             self.conditioning, text = encoder(state, None, pooled), encoder.text_encoder(pooled)
+            seen = {"known": folded.history(text, state[:, :-1]), "state": state[:, -1]}
         self.weights = torch.from_numpy(prefix_weights(self.config.horizon, 3, 8)).reshape(1, -1, 1)
-        self.inputs = {"state": state, "text": text, "noise": torch.randn(chunk), "prefix": torch.randn(chunk)}
+        self.inputs = {**seen, "noise": torch.randn(chunk), "prefix": torch.randn(chunk)}
         draws = self.folded.objective.draws - 1
         self.step_noise = {"step_noise": torch.randn(1, draws, *chunk[1:])} if draws else {}
 

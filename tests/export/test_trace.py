@@ -21,7 +21,7 @@ from mtdit_export.trace import trace, write
 from mtdit_export.unroll import unroll
 from mtdit_runtime.bundle import open_bundle
 
-GRAPHS = ("vision", "text", "denoiser")
+GRAPHS = ("vision", "text", "history", "denoiser")
 
 
 def nodes_reading(model: onnx.ModelProto, name: str) -> list[onnx.NodeProto]:

@@ -21,7 +21,7 @@ from mtdit_export.fold import Folded, fold
 from mtdit_export.lint import problems
 from mtdit_export.trace import write
 from mtdit_export.unroll import unroll
-from mtdit_runtime.bundle import PREFIX, PREFIX_MASK, open_bundle
+from mtdit_runtime.bundle import KNOWN, PREFIX, PREFIX_MASK, STATE, open_bundle
 from mtdit_runtime.engine import choose_engines
 from mtdit_runtime.policy import BundlePolicy
 
@@ -59,8 +59,10 @@ def test_every_sampler_is_the_policys_with_and_without_a_prefix(workshop: Any, t
     folded = fold(policy, {})
     inputs = examples(folded, config)
     pooled = policy.pooled_text(torch.full((1, 77), 49407))
-    inputs["text"] = policy.observation_encoder.text_encoder(pooled)
-    conditioning = policy.conditioning(Batch({}, inputs["state"], pooled))
+    states = torch.randn(1, config.n_obs_steps, 6)
+    inputs |= {KNOWN: folded.history(policy.observation_encoder.text_encoder(pooled), states[:, :-1])}
+    inputs[STATE] = states[:, -1]
+    conditioning = policy.conditioning(Batch({}, states, pooled))
     noise, on_the_way = inputs["noise"], inputs["step_noise"].transpose(0, 1) if "step_noise" in inputs else None
 
     model = unroll(folded.denoiser, inputs)

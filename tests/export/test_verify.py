@@ -27,14 +27,14 @@ def stage(max_error: float, largest: float = 1.0, rms_error: float = 0.0, spread
 
 
 def test_exact_graphs_pass_every_gate() -> None:
-    stages = {name: stage(0.0) for name in ("vision", "text", "denoiser", "chunk", "robot")}
+    stages = {name: stage(0.0) for name in ("vision", "text", "history", "denoiser", "held", "chunk", "robot")}
     assert failures(stages, FP32) == failures(stages, FP16) == failures(stages, INT8) == []
 
 
-@pytest.mark.parametrize("name", ["vision", "text", "denoiser", "chunk"])
+@pytest.mark.parametrize("name", ["vision", "text", "history", "denoiser", "held", "chunk"])
 @pytest.mark.parametrize("error", [1.1e-4, float("inf"), float("nan")])
 def test_fp32_stage_over_its_limit_is_named(name: str, error: float) -> None:
-    stages = {**{n: stage(0.0) for n in ("vision", "text", "denoiser", "chunk", "robot")}, name: stage(error)}
+    stages = {**{n: stage(0.0) for n in ("vision", "text", "history", "denoiser", "held", "chunk", "robot")}, name: stage(error)}
     (line,) = failures(stages, FP32)
     assert line.startswith(f"{name}: max error")
 
@@ -83,7 +83,17 @@ def test_a_single_nan_is_an_infinite_error() -> None:
 def test_record_in_the_manifest_holds_every_stage(fixture: str, request: pytest.FixtureRequest) -> None:
     manifest = open_bundle(request.getfixturevalue(fixture)).manifest
     stages = manifest.verification["stages"]
-    assert list(stages) == ["vision", "text", "denoiser", "held", "chunk", "robot", "text robot", "held robot"]
+    assert list(stages) == [
+        "vision",
+        "text",
+        "history",
+        "denoiser",
+        "held",
+        "chunk",
+        "robot",
+        "text robot",
+        "held robot",
+    ]
     assert failures(stages, manifest.precision) == []
     if manifest.precision == FP32:
         assert stages["chunk"]["max_error"] < 1e-5
@@ -102,7 +112,9 @@ def test_golden_files_replay(bundle: Path) -> None:
         np.testing.assert_array_equal(ids, golden["token_ids"])
         np.testing.assert_allclose(text, golden["text"], atol=1e-5)
         np.testing.assert_allclose(candidate.features(probe), golden["features"], atol=1e-5)
-        actions = candidate.actions(golden["state"], golden["text"], probe.noise, golden["features"])
+        known = candidate.known(golden["state"], golden["text"], golden["features"])
+        np.testing.assert_allclose(known, golden["known"], atol=1e-5)
+        actions = candidate.actions(golden["state"], golden["known"], probe.noise, golden["features"])
         np.testing.assert_allclose(actions, golden["actions"], atol=1e-4)
         np.testing.assert_allclose(candidate.positions(probe), golden["actions_units"], atol=1e-2)
 
@@ -153,7 +165,7 @@ def wild_checkpoint(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_failing_gate_keeps_the_bundle_before_and_nothing_else(wild_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "wild.mtdit"
     report = export(wild_checkpoint, out, steps=1)
-    assert list(report.stages) == ["text", "denoiser", "held", "chunk", "robot", "text robot", "held robot"]
+    assert list(report.stages) == ["text", "history", "denoiser", "held", "chunk", "robot", "text robot", "held robot"]
     assert choose_engines(open_bundle(out), "onnx").vision is None
     before = {p: sha256(p) for p in out.rglob("*") if p.is_file()}
     with pytest.raises(ExportError, match=r"fp16 graphs are not the trained policy: robot: .*export without --fp16"):

@@ -53,6 +53,17 @@ class Toy:
         actions = (x @ self.weight + self.bias).reshape(HORIZON, A) + 0.01 * np.asarray(noise)
         return (actions + 1) / 2 * (HIGH - LOW) + LOW
 
+    @property
+    def split_weight(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The rows for [earlier features, earlier state, text], and for the newest [features, state]."""
+        features, state, text = np.split(self.weight, np.cumsum([N_OBS * len(CAMERAS) * FEATURE, N_OBS * A]))
+        (*earlier, newest), (*earlier_state, newest_state) = np.split(features, N_OBS), np.split(state, N_OBS)
+        return np.concatenate([*earlier, *earlier_state, text]), np.concatenate([newest, newest_state])
+
+    def known(self, features: NDArray[np.float32], state: NDArray[np.float32], text: NDArray[np.float32]) -> Any:
+        """(1, HORIZON * A) of features (1, N_OBS, ...), state (1, N_OBS, A) normalised, and text (1, TEXT)."""
+        return np.concatenate([features[0, :-1].ravel(), state[0, :-1].ravel(), text[0]])[None] @ self.split_weight[0]
+
 
 @pytest.fixture(scope="session")
 def toy() -> Toy:
@@ -104,14 +115,17 @@ def _manifest() -> Manifest:
     width = len(CAMERAS) * FEATURE
     frames = tuple(Tensor(bundles.frame_input(c), SHAPE, "uint8") for c in CAMERAS)
     features, text = Tensor("features", (1, width), "float32"), Tensor("text", (1, TEXT), "float32")
-    actions = Tensor("actions", (1, HORIZON, A), "float32")
-    history = Tensor("features", (1, N_OBS, width), "float32"), Tensor("state", (1, N_OBS, A), "float32")
+    actions, known = Tensor("actions", (1, HORIZON, A), "float32"), Tensor("known", (1, HORIZON * A), "float32")
+    newest = features, Tensor("state", (1, A), "float32")
+    earlier = [("earlier_features", width), ("earlier_state", A)]
+    history = (text, *(Tensor(name, (1, N_OBS - 1, size), "float32") for name, size in earlier))
     noise, prefix = Tensor("noise", (1, HORIZON, A), "float32"), Tensor("prefix", (1, HORIZON, A), "float32")
     mask = Tensor("prefix_mask", (1, HORIZON, 1), "float32")
     graphs = {
         "vision": Graph(bundles.VISION, frames, (features,)),
         "text": Graph(bundles.TEXT, (Tensor("token_ids", (1, 77), "int64"),), (text,)),
-        "denoiser": Graph(bundles.DENOISER, (*history, text, noise, prefix, mask), (actions,)),
+        "history": Graph(bundles.HISTORY, history, (known,)),
+        "denoiser": Graph(bundles.DENOISER, (*newest, known, noise, prefix, mask), (actions,)),
     }
     units = ("degrees", "degrees", "percent")
     joints = tuple(
@@ -145,15 +159,22 @@ def _write_graphs(folder: Path, toy: Toy) -> None:
     ]
     _save(folder / bundles.TEXT, text, [("token_ids", TensorProto.INT64, (1, 77))], ("text", (1, TEXT)),
           {"w": toy.token_weight})  # fmt: skip
-    inputs = [
-        ("features", TensorProto.FLOAT, (1, N_OBS, len(CAMERAS) * FEATURE)),
-        ("state", TensorProto.FLOAT, (1, N_OBS, A)),
+    before, newest = toy.split_weight
+    earlier = [
+        ("earlier_features", TensorProto.FLOAT, (1, N_OBS - 1, len(CAMERAS) * FEATURE)),
+        ("earlier_state", TensorProto.FLOAT, (1, N_OBS - 1, A)),
         ("text", TensorProto.FLOAT, (1, TEXT)),
+    ]
+    _save(folder / bundles.HISTORY, _history_nodes(), earlier, ("known", (1, HORIZON * A)), {"w": before})
+    inputs = [
+        ("features", TensorProto.FLOAT, (1, len(CAMERAS) * FEATURE)),
+        ("state", TensorProto.FLOAT, (1, A)),
+        ("known", TensorProto.FLOAT, (1, HORIZON * A)),
         ("noise", TensorProto.FLOAT, (1, HORIZON, A)),
         ("prefix", TensorProto.FLOAT, (1, HORIZON, A)),
         ("prefix_mask", TensorProto.FLOAT, (1, HORIZON, 1)),
     ]
-    constants = {"w": toy.weight, "b": toy.bias, "shape": np.array([1, HORIZON, A])}
+    constants = {"w": newest, "b": toy.bias, "shape": np.array([1, HORIZON, A])}
     constants |= {"small": np.float32(0.01), "one": np.float32(1)}
     _save(folder / bundles.DENOISER, _denoiser_nodes(), inputs, ("actions", (1, HORIZON, A)), constants)
 
@@ -169,12 +190,20 @@ def _vision_nodes() -> list[onnx.NodeProto]:
     return [*nodes, helper.make_node("Flatten", ["flat"], ["features"], axis=0)]
 
 
+def _history_nodes() -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Flatten", ["earlier_features"], ["f"], axis=1),
+        helper.make_node("Flatten", ["earlier_state"], ["s"], axis=1),
+        helper.make_node("Concat", ["f", "s", "text"], ["x"], axis=1),
+        helper.make_node("MatMul", ["x", "w"], ["known"]),
+    ]
+
+
 def _denoiser_nodes() -> list[onnx.NodeProto]:
     return [
-        helper.make_node("Flatten", ["features"], ["f"], axis=1),
-        helper.make_node("Flatten", ["state"], ["s"], axis=1),
-        helper.make_node("Concat", ["f", "s", "text"], ["x"], axis=1),
-        helper.make_node("MatMul", ["x", "w"], ["xw"]),
+        helper.make_node("Concat", ["features", "state"], ["x"], axis=1),
+        helper.make_node("MatMul", ["x", "w"], ["of_newest"]),
+        helper.make_node("Add", ["of_newest", "known"], ["xw"]),
         helper.make_node("Add", ["xw", "b"], ["flat"]),
         helper.make_node("Reshape", ["flat", "shape"], ["mean"]),
         helper.make_node("Mul", ["noise", "small"], ["spread"]),

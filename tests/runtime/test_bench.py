@@ -26,7 +26,7 @@ def counted(folder: Path) -> Path:
 
 def test_stages_percentiles_and_the_parts_of_a_cold_start(bundle_folder: Path) -> None:
     result = bench(counted(bundle_folder), "onnx", repeats=6)
-    assert list(result["stages"]) == ["vision", "denoiser", "tick"]
+    assert list(result["stages"]) == ["vision", "history", "denoiser", "tick"]
     for figures in result["stages"].values():
         assert 0 < figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
         assert figures["b_over_a"] > 0
@@ -52,7 +52,7 @@ def test_the_report_has_a_cell_for_every_column_and_names_the_machine(bundle_fol
     result = bench(counted(bundle_folder), "onnx", repeats=4)
     columns, rows, lines = report({**result, "machine": {**result["machine"], "power": "mode 2 (15W)"}})
     assert [len(row) for row in rows] == [len(columns)] * 3
-    assert [row[0] for row in rows] == ["vision", "denoiser", "tick"]
+    assert [row[0] for row in rows] == ["vision", "history", "denoiser", "tick"]
     text = "\n".join(lines)
     assert "cold start" in text
     assert "GFLOP/s" in text

@@ -49,6 +49,7 @@ def test_a_bundle_opens_as_it_was_written(bundle: Bundle) -> None:
     assert set(m.files) == {
         "vision.onnx",
         "text.onnx",
+        "history.onnx",
         "denoiser.onnx",
         "tokenizer.json",
         "tasks.npz",
@@ -112,7 +113,7 @@ def test_links_do_not_leave_the_folder(edited: Any, copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=1), "schema version 1, this mtdit reads 2"),
+        (lambda m: m.update(schema_version=1), "schema version 1, this mtdit reads 3"),
         (lambda m: m.pop("schema_version"), "schema version None"),
         (lambda m: m.update(surprise=1), "surprise is unknown"),
         (lambda m: m.pop("fps"), "fps is missing"),

@@ -54,11 +54,16 @@ def by_hand(toy: Any, bundle: Bundle, seed: int) -> tuple[Probe, Expected]:
     ids = Candidate(bundle, choose_engines(bundle, "onnx")).tokens(task)
     actions = bundle.stats[ACTION_KEY].normalize(chunk)[None].astype(np.float32)
     rows = held_rows(actions)
+    features, state = (
+        np.stack([toy.vision(step) for step in steps])[None],
+        bundle.stats[STATE_KEY].normalize(positions)[None],
+    )
     e = Expected(
-        features=np.stack([toy.vision(step) for step in steps])[None],
-        state=bundle.stats[STATE_KEY].normalize(positions)[None],
+        features=features,
+        state=state,
         token_ids=ids,
         text=toy.tasks[task][None],
+        known=toy.known(features, state, toy.tasks[task][None]),
         actions=actions,
         positions=chunk.astype(np.float32),
         held=np.concatenate([rows[None], actions[:, len(rows) :]], axis=1),
@@ -94,9 +99,9 @@ def engines(golden: Bundle) -> Engines:
 def test_engines_that_compute_the_policy_pass(golden: Bundle, engines: Engines) -> None:
     result = check_bundle(golden, engines, text=False)
     assert result.failures == []
-    assert list(result.stages) == ["vision", "denoiser", "held", "chunk", "robot", "held robot"]
+    assert list(result.stages) == ["vision", "history", "denoiser", "held", "chunk", "robot", "held robot"]
     assert result.stages["robot"]["max_error"] < 1e-2
-    assert all(result.stages[stage]["latency_ms"] > 0 for stage in ("vision", "denoiser"))
+    assert all(result.stages[stage]["latency_ms"] > 0 for stage in ("vision", "history", "denoiser"))
 
 
 def test_fixtures_come_back_as_they_were_written(golden: Bundle, toy: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -90,6 +91,32 @@ def test_prepare_moves_an_encoding_ahead(policy: BundlePolicy) -> None:
     policy.observe(*observation(3))
     policy.chunk()
     assert policy.frames_encoded == 4
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_what_is_known_before_a_chunk_is_computed_before_it(policy: BundlePolicy, prefetch: int) -> None:
+    queue = ChunkQueue(policy, prefetch)
+    queue.reset(TASK, seed=0)
+    for i in range(30):
+        queue.step(*observation(i))
+        queue.prepare()
+    queue.reset(TASK, seed=0)
+    queue.close()
+    chunks = len(policy.ledger.durations("denoiser"))
+    assert chunks >= 5
+    assert len(policy.ledger.durations("history")) == chunks + (prefetch == 0)  # prepared for the 31st tick, too
+
+
+def test_another_task_is_not_answered_from_what_was_known(policy: BundlePolicy, toy: Any) -> None:
+    noise, seen = draw_noise(np.random.default_rng(3), HORIZON, A), [observation(i) for i in range(3)]
+    for task in (TASK, OTHER, TASK):
+        policy.reset(task, seed=0)
+        for before, now in itertools.pairwise(seen):
+            policy.observe(*before)
+            policy.prepare()()
+            policy.observe(*now)
+            for _ in "ab":
+                np.testing.assert_allclose(policy.chunk(noise), toy.chunk([before, now], task, noise), atol=1e-3)
 
 
 def test_a_request_keeps_the_history_it_was_made_from(policy: BundlePolicy) -> None:
