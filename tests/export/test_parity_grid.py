@@ -183,5 +183,6 @@ def compare_stages(candidate: Candidate, probe: Probe, wanted: Mapping[str, np.n
         np.testing.assert_allclose(features, wanted["features"], atol=FP32_LIMIT * largest, rtol=0, err_msg="vision")
     np.testing.assert_allclose(text, wanted["text"], atol=FP32_LIMIT, rtol=0, err_msg="text")
     seen = wanted["features"] if probe.frames else None
-    actions = candidate.actions(wanted["state"], wanted["text"], probe.noise, seen)
+    known = candidate.known(wanted["state"], wanted["text"], seen)
+    actions = candidate.actions(wanted["state"], known, probe.noise, seen)
     np.testing.assert_allclose(actions, wanted["actions"], atol=FP32_LIMIT, rtol=0, err_msg="denoiser")
