@@ -291,8 +291,8 @@ def _network_rules(c: PolicyConfig) -> list[Rule]:
             f"hidden_dim / num_heads must be even with use_rope, got {c.hidden_dim} / {c.num_heads}",
         ),
         (
-            c.timestep_embed_dim >= 4 and c.timestep_embed_dim % 2 == 0,
-            f"timestep_embed_dim must be even and at least 4, got {c.timestep_embed_dim}",
+            4 <= c.timestep_embed_dim <= MOST and c.timestep_embed_dim % 2 == 0,
+            f"timestep_embed_dim must be even and 4 to {MOST}, got {c.timestep_embed_dim}",
         ),
         (0.0 <= c.dropout < 1.0, f"dropout must be in [0, 1), got {c.dropout}"),
         (c.rope_base > 0, f"rope_base must be positive, got {c.rope_base}"),

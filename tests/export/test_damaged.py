@@ -247,6 +247,7 @@ def test_json_that_is_none(file: str, content: bytes, copy: Path) -> None:
     ("change", "says"),
     [
         (lambda raw: raw.update(horizon=HUGE), "config.json: horizon must be at most 1048576"),
+        (lambda raw: raw.update(timestep_embed_dim=HUGE), "timestep_embed_dim must be even and 4 to 1048576"),
         (lambda raw: raw.update(num_layers=10**5), "config.json: num_layers must be at most 1000"),
         (lambda raw: raw.update(hidden_dim=1 << 20), "does not fit its config.json|make no policy"),
         (lambda raw: raw.update(rope_base=HUGE), "config.json: rope_base must be a finite number"),
