@@ -113,9 +113,11 @@ def dataset_stats(folder: Path) -> dict[str, dict[str, NDArray[np.float32]]]:
         raise UserError(f"{folder} has no {STATS}, so nothing can be normalised; copy the whole checkpoint folder")
     raw = read_json(path)
     try:
-        return {key: {name: np.asarray(v, np.float32) for name, v in stats.items()} for key, stats in raw.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not hold statistics of features ({error}); copy the checkpoint again") from None
+        with np.errstate(over="ignore"):  # an infinity is named later
+            return {key: {name: np.asarray(v, np.float32) for name, v in stats.items()} for key, stats in raw.items()}
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        reason = str(error)[:160]
+        raise UserError(f"{path} does not hold statistics of features ({reason}); copy the checkpoint again") from None
 
 
 def tower_shape(config: PolicyConfig, weights: Mapping[str, Tensor]) -> VisionShape:

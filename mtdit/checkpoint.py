@@ -16,10 +16,11 @@ it started from. LeRobot itself still wants the CLIPs of config.json where their
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,11 +43,21 @@ from mtdit.config import (
     policy_config_to_dict,
     read_json,
 )
-from mtdit.encoders import ClipShape, clip_shapes, load_tokenizer, save_tokenizer, shape_of
+from mtdit.dit import Denoiser
+from mtdit.encoders import (
+    TOKENIZER,
+    ClipShape,
+    ObservationEncoder,
+    clip_shapes,
+    load_tokenizer,
+    save_tokenizer,
+    shape_of,
+)
 from mtdit.hub import fetch, is_repo_id
 from mtdit.policy import Policy
 from mtdit.tiny import write_tokenizer
 from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import MOST, from_json
 from mtdit_runtime.normalize import Stats
 
 CONFIG, WEIGHTS, TRAIN_CONFIG = "config.json", "model.safetensors", "train_config.json"
@@ -54,8 +65,10 @@ STEP, OPTIMIZER, LIVE = "training_step.json", "optimizer_state.safetensors", "li
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 PRETRAINED, TRAINING_STATE, CHECKPOINTS, LAST = "pretrained_model", "training_state", "checkpoints", "last"
 PRETRAINED_EMA = "pretrained_model_ema"  # LeRobot's, from 0.6.2 on
-FACTS, CLIP, TOKENIZER = "mtdit.json", "clip", "tokenizer.json"
+FACTS, CLIP = "mtdit.json", "clip"
 EPS = 1e-8  # LeRobot's, added to the standard deviation
+LARGEST = 1e30  # of a statistic: the difference of two still fits into float32
+NEEDED = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std"), "IDENTITY": ("min",)}  # mode -> statistics
 
 DatasetStats = Mapping[str, Mapping[str, NDArray[np.float32]]]  # feature -> min, max, mean, std ... -> values
 
@@ -83,6 +96,10 @@ class Checkpoint:
     trainable: bool = True  # whether LeRobot's format can hold what a training would make of it
 
     @property
+    def stats_file(self) -> Path:
+        return normalizer_file(self.folder)
+
+    @property
     def state_stats(self) -> Stats:
         return feature_stats(self.config, self.dataset_stats, STATE)
 
@@ -94,10 +111,13 @@ class Checkpoint:
         return image_scaling(self.config, self.dataset_stats, camera)
 
     def policy(self, device: str | torch.device = "cpu") -> Policy:
-        """The trained policy, in eval mode. UserError when the weights are missing or are another network's."""
+        """The trained policy, in eval mode. UserError when the weights are missing, broken or another network's."""
         weights = self.weights()
-        policy = Policy(self.config, self.clip_shape(weights))
+        shape = self.clip_shape(weights)
+        check_fit(_outline(self.config, shape, self.folder / CONFIG), weights, self.folder / WEIGHTS)
+        policy = Policy(self.config, shape)
         fill(policy, weights, self.folder / WEIGHTS)
+        check_finite(policy.state_dict(), self.folder / WEIGHTS)
         return policy.to(device).eval()
 
     def weights(self) -> dict[str, Tensor]:
@@ -117,7 +137,7 @@ class Checkpoint:
         """A folder with tokenizer.json: the checkpoint's, its CLIP's, or one made of the vocabulary all CLIPs share."""
         named = Path(self.config.text_encoder_name)
         candidates = (self.folder / CLIP, self.folder / "tokenizer", named)  # the second is LeRobot's, from 0.6.2 on
-        kept = [folder for folder in candidates if (folder / TOKENIZER).is_file()]
+        kept = [folder for folder in candidates if os.path.isfile(folder / TOKENIZER)]
         with tempfile.TemporaryDirectory() as scratch:
             if not kept:
                 write_tokenizer(Path(scratch))
@@ -129,6 +149,10 @@ class BrysonJonesCheckpoint(Checkpoint):
     """A folder of that repository's trainer: other names, and a vision feature that LeRobot does not know."""
 
     trainable: bool = False
+
+    @property
+    def stats_file(self) -> Path:
+        return self.folder / brysonjones.STATS
 
     def weights(self) -> dict[str, Tensor]:
         return brysonjones.renamed(super().weights(), self.config)
@@ -142,15 +166,23 @@ class BrysonJonesCheckpoint(Checkpoint):
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens what `find_pretrained` finds; UserError when it is no policy of ours, LeRobot's or brysonjones'."""
+    """Opens what `find_pretrained` finds; UserError when it is no policy of ours, LeRobot's or brysonjones', or broken.
+
+    All is checked but the weights and the tokenizer, which are when they are read.
+    """
     folder = find_pretrained(Path(path))
     raw = read_json(folder / CONFIG)
     facts = _read_facts(folder / FACTS) if (folder / FACTS).is_file() else None
     if brysonjones.is_config(raw):
         config = brysonjones.policy_config(raw, str(folder / CONFIG))
-        return BrysonJonesCheckpoint(folder, config, brysonjones.dataset_stats(folder), facts)
-    config = policy_config_from_json(folder / CONFIG)
-    return Checkpoint(folder, config, read_stats(folder), facts)
+        opened: Checkpoint = BrysonJonesCheckpoint(folder, config, brysonjones.dataset_stats(folder), facts)
+    else:
+        config = policy_config_from_json(folder / CONFIG)
+        opened = Checkpoint(folder, config, read_stats(normalizer_file(folder)), facts)
+    if not config.input_features:
+        raise UserError(f"{folder / CONFIG} names no features; copy the checkpoint again, or train one")
+    check_stats(opened)
+    return opened
 
 
 def open_to_train(path: Path) -> Checkpoint:
@@ -199,7 +231,8 @@ def find_last_checkpoint(run: Path) -> Path:
     last = run / CHECKPOINTS / LAST
     if (last / PRETRAINED / CONFIG).is_file():
         return last.resolve()
-    complete = [c.parent.parent for c in run.glob(f"{CHECKPOINTS}/[0-9]*/{PRETRAINED}/{CONFIG}")]
+    found = [c.parent.parent for c in run.glob(f"{CHECKPOINTS}/[0-9]*/{PRETRAINED}/{CONFIG}")]
+    complete = [c for c in found if c.name.isdecimal()]
     if complete:
         return max(complete, key=lambda c: int(c.name))
     if not run.exists():
@@ -213,15 +246,38 @@ def load_weights(policy: torch.nn.Module, path: Path) -> None:
 
 
 def fill(policy: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Strictly: every tensor must be there, with its shape, and none may be left over. `path` is named to the user."""
-    own = policy.state_dict()
+    """With weights that fit. `path` is named to the user."""
+    check_fit(policy.state_dict(), weights, path)
+    policy.load_state_dict(weights)
+
+
+def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Strictly: every tensor must be there, with its shape, and none may be left over."""
     missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
     shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
     if missing or extra or shapes:
-        first = f"lacks {missing[0]}" if missing else f"has an unknown {extra[0]}" if extra else ""
+        first = f"lacks {missing[0]}" if missing else f"has an unknown {extra[0][:100]!r}" if extra else ""
         first = first or f"has {shapes[0]} as {tuple(weights[shapes[0]].shape)}, not {tuple(own[shapes[0]].shape)}"
         raise UserError(f"{path} does not fit its config.json: it {first}; use the files of one and the same training")
-    policy.load_state_dict(weights)
+
+
+def check_finite(weights: Mapping[str, Tensor], path: Path) -> None:
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{path}: {broken[0]} holds NaN or infinite numbers; use an earlier checkpoint or train again")
+
+
+def _outline(config: PolicyConfig, shape: ClipShape, path: Path) -> dict[str, Tensor]:
+    """Names and shapes of a policy's weights, without the memory: a damaged size can ask for more than there is."""
+    try:
+        with torch.device("meta"):
+            encoder = ObservationEncoder(config, shape)
+            denoiser = Denoiser(config, encoder.conditioning_dim)
+    except (UserError, RuntimeError) as error:
+        reason = str(error) if isinstance(error, UserError) else "no memory could hold it; its sizes are damaged"
+        raise UserError(f"{path} and the CLIP it names, or that of clip/, make no policy: {reason}") from None
+    parts = torch.nn.ModuleDict({"observation_encoder": encoder, "noise_predictor": denoiser})
+    return parts.state_dict()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -230,23 +286,72 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; copy the whole checkpoint folder") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy the checkpoint again or use an earlier one") from None
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path} cannot be read ({reason}); copy the checkpoint again or use an earlier one") from None
 
 
-def read_stats(folder: Path) -> DatasetStats:
-    """The dataset statistics that the preprocessor's normalizer holds."""
-    if not (folder / PREPROCESSOR).is_file():
+def normalizer_file(folder: Path) -> Path:
+    """The file of statistics that the preprocessor's normalizer names. UserError: there is none, or not in `folder`."""
+    path = folder / PREPROCESSOR
+    if not path.is_file():
         raise UserError(f"{folder} has no {PREPROCESSOR}, which names the statistics; copy the whole checkpoint folder")
-    raw = read_json(folder / PREPROCESSOR)
-    steps = [step for step in raw.get("steps", []) if isinstance(step, dict)] if isinstance(raw, dict) else []
-    names = [s["state_file"] for s in steps if s.get("registry_name") == "normalizer_processor" and "state_file" in s]
+    raw = read_json(path)
+    steps = raw.get("steps") if isinstance(raw, dict) else None
+    known = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    names = [s["state_file"] for s in known if s.get("registry_name") == "normalizer_processor" and "state_file" in s]
     if not names:
-        raise UserError(f"{folder / PREPROCESSOR} names no normalizer statistics; save the policy with its processors")
+        raise UserError(f"{path} names no normalizer statistics; save the policy with its processors")
+    if not isinstance(names[0], str) or Path(names[0]).name != names[0] or not os.path.isfile(folder / names[0]):
+        raise UserError(
+            f"{path} names {str(names[0])[:80]!r} as statistics, which is no file in that folder; copy the whole folder"
+        )
+    return folder / names[0]
+
+
+def read_stats(path: Path) -> DatasetStats:
+    """Feature -> statistic -> values, from a normalizer's file."""
     stats: dict[str, dict[str, NDArray[np.float32]]] = {}
-    for key, value in read_tensors(folder / names[0]).items():
+    for key, value in read_tensors(path).items():
         feature, _, name = key.rpartition(".")
         stats.setdefault(feature, {})[name] = value.float().numpy()
     return stats
+
+
+def check_stats(checkpoint: Checkpoint) -> None:
+    """UserError names the first statistic that normalising takes and cannot take."""
+    config, stats = checkpoint.config, checkpoint.dataset_stats
+    cameras = [key for key in config.image_keys.values() if stats.get(key)]  # one without is not normalised
+    for key, feature in {**config.input_features, **config.output_features}.items():
+        mode = config.normalization_mapping.get(feature.type, "IDENTITY")
+        if key in (STATE, ACTION) or (key in cameras and mode != "IDENTITY"):
+            need_stats(checkpoint, key, NEEDED[mode])
+
+
+def need_stats(checkpoint: Checkpoint, key: str, names: Sequence[str]) -> None:
+    """UserError: one of these statistics of a feature is missing, of another size, or of no use."""
+    feature = {**checkpoint.config.input_features, **checkpoint.config.output_features}[key]
+    known = dict(checkpoint.dataset_stats.get(key, {}))
+    if feature.type == "VISUAL":  # of (3, 1, 1), one number per colour
+        known = {name: value.reshape(-1) for name, value in known.items()}
+    for name in names:
+        wrong = _wrong(name, known, feature.shape[0])
+        if wrong:
+            fix = "copy the checkpoint again, or train again with meta/stats.json recomputed"
+            raise UserError(f"{checkpoint.stats_file}: {name!r} of {key} {wrong}; {fix}")
+
+
+def _wrong(name: str, known: Mapping[str, NDArray[np.float32]], count: int) -> str | None:
+    """What is wrong with a feature's statistic, if anything."""
+    if name not in known:
+        return "is missing"
+    value = np.atleast_1d(known[name])
+    if value.shape != (count,):
+        return f"is of shape {value.shape}, the policy takes {(count,)}"
+    if not (np.abs(value) < LARGEST).all():
+        return "holds NaN, infinite or absurdly large numbers"
+    if (name == "std" and (value < 0).any()) or (name == "max" and "min" in known and (value < known["min"]).any()):
+        return "is below zero" if name == "std" else "is below 'min'"
+    return None
 
 
 @dataclass(frozen=True)
@@ -322,16 +427,31 @@ def image_scaling(
     return s.low + half, half
 
 
-def facts_from_json(raw: Mapping[str, Any]) -> DatasetFacts:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-    return DatasetFacts(**values)
+def facts_from_json(raw: Any) -> DatasetFacts:
+    """Raises TypeError, ValueError, OverflowError: the fields or their types are others."""
+    facts: DatasetFacts = from_json(DatasetFacts, raw, "facts")
+    return facts
+
+
+def _sane(facts: DatasetFacts) -> DatasetFacts:
+    """The facts. ValueError: no bundle can have such numbers."""
+    if not 1 <= facts.fps <= MOST:
+        raise ValueError(f"facts.fps is {str(facts.fps)[:20]}")
+    if not facts.joints or len(facts.max_speed) != len(facts.joints):
+        raise ValueError(f"{len(facts.joints)} joints have {len(facts.max_speed)} values of max_speed")
+    if not all(0 <= speed < math.inf for speed in facts.max_speed):
+        raise ValueError("facts.max_speed holds NaN, infinite or negative numbers")
+    return facts
 
 
 def _read_facts(path: Path) -> DatasetFacts:
     try:
-        return facts_from_json(read_json(path))
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not what this version writes ({error}); train or export with one version") from None
+        return _sane(facts_from_json(read_json(path)))
+    except (TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{path} is not what training writes ({reason}); correct it there, or remove it and export with --dataset"
+        ) from None
 
 
 # --- writing ------------------------------------------------------------------------------------------------------

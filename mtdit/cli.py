@@ -148,7 +148,8 @@ def _rank() -> int:
 
 def _fail(message: str, code: int = 2) -> None:
     who = f"mtdit: rank {_rank()}" if _rank() else "mtdit"
-    print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
+    said = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(message.split()))
+    print(f"{who}: {said}", file=sys.stderr)
     sys.exit(code)
 
 

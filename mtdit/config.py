@@ -25,13 +25,14 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import MOST
 
 STATE = "observation.state"
 ACTION = "action"
@@ -42,6 +43,8 @@ SCHEDULERS = ("cosine", "cosine_with_restarts", "linear", "polynomial", "constan
 FEATURE_TYPES = ("STATE", "VISUAL", "ACTION", "ENV", "REWARD", "LANGUAGE")
 NORMALIZATIONS = ("MIN_MAX", "MEAN_STD", "IDENTITY")
 OPENAI_B16 = "openai/clip-vit-base-patch16"
+MOST_LAYERS, MOST_PIXELS = 1000, 1 << 14  # of a network, of a frame's side: what says more is broken
+MOST_NAME = 100  # bytes of a camera's name, which becomes a file's
 
 # Keys of LeRobot's base class that describe where a policy lives, not what it computes: read and dropped.
 _UNUSED_KEYS = frozenset(
@@ -194,8 +197,10 @@ def policy_config_from_dict(raw: Mapping[str, Any], source: str = "policy option
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(sorted(known))}"
         raise UserError(f"{source}: unknown field {unknown[0]!r}; {hint}")
-    values = {k: _from_json(k, v, source) for k, v in raw.items() if k in known}
-    return PolicyConfig(**values)
+    try:
+        return PolicyConfig(**{k: _from_json(k, v) for k, v in raw.items() if k in known})
+    except UserError as error:
+        raise UserError(f"{source}: {str(error)[:300]}") from None  # it may end in a value of any length
 
 
 def policy_config_to_dict(config: PolicyConfig) -> dict[str, Any]:
@@ -205,22 +210,30 @@ def policy_config_to_dict(config: PolicyConfig) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON, or a UserError that names the file."""
+    """Parsed JSON whose text can be printed and written again, or a UserError that names the file."""
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair can be escaped in JSON, but not printed
+        return value
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give the folder that holds it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore it from a backup or train again") from None
 
 
-def _from_json(name: str, value: Any, source: str) -> Any:
+def _from_json(name: str, value: Any) -> Any:
     if name in ("input_features", "output_features"):
         try:
-            return {k: Feature(f["type"], tuple(int(n) for n in f["shape"])) for k, f in (value or {}).items()}
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise UserError(f"{source}: {name} must map each key to {{type, shape}}, got {value!r}") from None
+            return {k: Feature(f["type"], _sizes(f["shape"])) for k, f in ({} if value is None else value).items()}
+        except (KeyError, TypeError, AttributeError):
+            raise UserError(f"{name} must map each key to {{type, shape}}, got {repr(value)[:80]}") from None
     return tuple(value) if isinstance(value, list) else value
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, list | tuple) or any(type(n) is not int for n in shape):
+        raise TypeError
+    return tuple(shape)
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -236,8 +249,8 @@ def _check_types(config: PolicyConfig) -> None:
         wrong_bool = isinstance(value, bool) and str(f.type) != "bool"
         if kinds is not None and (wrong_bool or not isinstance(value, kinds)):
             raise UserError(f"{f.name} must be {f.type}, got {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{f.name} must be a finite number, got {value}")
+        if kinds == (int, float) and not abs(value) <= sys.float_info.max:
+            raise UserError(f"{f.name} must be a finite number, got {repr(value)[:20]}")
 
 
 def _check_policy(c: PolicyConfig) -> None:
@@ -246,8 +259,8 @@ def _check_policy(c: PolicyConfig) -> None:
     for holds, message in (*_network_rules(c), *_sampling_rules(c), *_optimizer_rules(c), *_text_rules(c)):
         if not holds:
             raise UserError(message)
-    _check_images(c)
     _check_features(c)
+    _check_images(c)
 
 
 Rule = tuple[bool, str]  # whether it holds, what to say if not
@@ -257,6 +270,8 @@ def _network_rules(c: PolicyConfig) -> list[Rule]:
     """Sizes of the denoiser and of a chunk."""
     return [
         *((getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}") for n in _POSITIVE_INTS),
+        *((getattr(c, n) <= MOST, f"{n} must be at most {MOST}, no policy has more") for n in _POSITIVE_INTS),
+        (c.num_layers <= MOST_LAYERS, f"num_layers must be at most {MOST_LAYERS}, got {c.num_layers}"),
         (c.horizon >= c.n_obs_steps, f"horizon must be at least n_obs_steps ({c.n_obs_steps}), got {c.horizon}"),
         (
             c.n_action_steps <= c.horizon - c.n_obs_steps + 1,
@@ -276,8 +291,8 @@ def _network_rules(c: PolicyConfig) -> list[Rule]:
             f"hidden_dim / num_heads must be even with use_rope, got {c.hidden_dim} / {c.num_heads}",
         ),
         (
-            c.timestep_embed_dim >= 4 and c.timestep_embed_dim % 2 == 0,
-            f"timestep_embed_dim must be even and at least 4, got {c.timestep_embed_dim}",
+            4 <= c.timestep_embed_dim <= MOST and c.timestep_embed_dim % 2 == 0,
+            f"timestep_embed_dim must be even and 4 to {MOST}, got {c.timestep_embed_dim}",
         ),
         (0.0 <= c.dropout < 1.0, f"dropout must be in [0, 1), got {c.dropout}"),
         (c.rope_base > 0, f"rope_base must be positive, got {c.rope_base}"),
@@ -370,7 +385,9 @@ def _check_images(c: PolicyConfig) -> None:
         shape = getattr(c, name)
         pair = isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int and n >= 1 for n in shape)
         if shape is not None and not pair:
-            raise UserError(f"{name} must be two positive integers, e.g. [240, 320], or null, got {shape!r}")
+            raise UserError(f"{name} must be two positive integers, e.g. [240, 320], or null, got {repr(shape)[:80]}")
+        if shape is not None and max(shape) > MOST_PIXELS:
+            raise UserError(f"{name} must be at most {MOST_PIXELS} pixels a side, got {repr(shape)[:80]}")
     for camera, (height, width, _) in c.cameras.items():
         size, crop = c.image_resize_shape or (height, width), c.image_crop_shape
         if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
@@ -383,17 +400,30 @@ def _check_images(c: PolicyConfig) -> None:
 def _check_features(c: PolicyConfig) -> None:
     for name in ("input_features", "output_features"):
         for key, feature in getattr(c, name).items():
-            if feature.type not in FEATURE_TYPES or not all(n >= 1 for n in feature.shape):
-                raise UserError(f"{name}[{key!r}] must have a type and sizes of at least 1, got {feature}")
+            if feature.type not in FEATURE_TYPES or not all(1 <= n <= MOST for n in feature.shape):
+                raise UserError(f"{name}[{key!r}] must have a type and sizes of at least 1, got {repr(feature)[:80]}")
     if not c.input_features and not c.output_features:
         return  # a config without a dataset yet: `with_features` completes it
     if STATE not in c.input_features or len(c.input_features[STATE].shape) != 1:
         raise UserError(f"input_features must contain {STATE!r} with one dimension; record joint positions")
     if ACTION not in c.output_features or len(c.output_features[ACTION].shape) != 1:
         raise UserError(f"output_features must contain {ACTION!r} with one dimension; record actions")
-    for key, feature in c.input_features.items():
-        if feature.type == "VISUAL" and (len(feature.shape) != 3 or feature.shape[0] != 3):
+    _check_cameras({key: feature for key, feature in c.input_features.items() if feature.type == "VISUAL"})
+
+
+def _check_cameras(features: Mapping[str, Feature]) -> None:
+    """Feature key -> its shape. A camera's name is one of a file and of a tensor, too."""
+    names = [key.removeprefix(IMAGES) for key in features]
+    for name, (key, feature) in zip(names, features.items(), strict=True):
+        if len(feature.shape) != 3 or feature.shape[0] != 3 or max(feature.shape) > MOST_PIXELS:
             raise UserError(f"input_features[{key!r}] must be RGB with shape (3, H, W), got {feature.shape}")
+        if not name.isprintable() or "/" in name or not 1 <= len(name.encode()) <= MOST_NAME:
+            raise UserError(
+                f"input_features[{key[:80]!r}] names no camera: a name has 1 to {MOST_NAME} bytes, no slash "
+                "and no control character; rename it in the dataset and train again"
+            )
+        if names.count(name) > 1:
+            raise UserError(f"input_features has camera {name!r} twice, once as {IMAGES + name!r}; drop one of them")
 
 
 _SAFE = {"noise_scheduler_type": "DDIM", "num_inference_steps": 10}

@@ -15,20 +15,22 @@ from __future__ import annotations
 
 import errno
 import math
+import os.path
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import InterpolationMode, center_crop, resize  # type: ignore[import-untyped]
 
-from mtdit.config import OPENAI_B16, PolicyConfig, input_size, read_json
+from mtdit.config import MOST_LAYERS, OPENAI_B16, PolicyConfig, input_size, read_json
 from mtdit.hub import Hub
 from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle import MOST, from_json
 
 # --- the shape of a CLIP ------------------------------------------------------------------------------------------
 
@@ -76,6 +78,7 @@ class ClipShape:
         return {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 64, **parts}
 
 
+TOKENIZER = "tokenizer.json"
 LEGACY_EOS = 2  # of OpenAI's own configs
 VISION, TEXT = ".vision_model.", ".text_model."  # what the names of a tower's weights contain
 _VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}  # OpenCLIP's H, g and G
@@ -105,14 +108,14 @@ def clip_shapes(
 def shape_of(name: str, beside: Path | None = None, weights: Mapping[str, Tensor] | None = None) -> ClipShape:
     """The shape of the CLIP with this Hub name or folder; see `clip_shapes`."""
     for folder in (beside, Path(name)):
-        if folder is not None and (folder / "config.json").is_file():
-            return _shape_from_json(read_json(folder / "config.json"))
+        if folder is not None and os.path.isfile(folder / "config.json"):  # a name that is no path is no error
+            return _shape_from_json(folder / "config.json")
     if name in _OPENAI:
         return _OPENAI[name]
     if weights is not None and _OF_OPENAI.fullmatch(name):
         return ClipShape(vision_shape(weights), text_shape(weights))
     try:
-        return _shape_from_json(read_json(Hub().file(name, "config.json")))
+        return _shape_from_json(Hub().file(name, "config.json"))
     except (OSError, ValueError) as error:  # huggingface_hub's are of these
         raise _no_clip(name, error, beside) from None
 
@@ -125,29 +128,23 @@ def vision_shape(weights: Mapping[str, Tensor]) -> VisionShape:
     tower = _tower(weights, VISION)
     if not tower:
         return VisionShape()
-    try:
-        width, _, patch, _ = tower["embeddings.patch_embedding.weight"].shape  # (D, 3, patch, patch)
-        places, _ = tower["embeddings.position_embedding.weight"].shape  # one per patch, and the class token's
-        return VisionShape(
-            width, len(tower["encoder.layers.0.mlp.fc1.bias"]), _layers(tower), _heads(width, _VISION_HEADS),
-            image_size=patch * math.isqrt(places - 1), patch_size=patch,
-        )  # fmt: skip
-    except (KeyError, ValueError) as error:
-        raise UserError(f"the weights hold no CLIP vision tower ({error}); only CLIP's is supported") from None
+    width, _, patch, _ = _sizes(tower, "vision", "embeddings.patch_embedding.weight", 4)  # (D, 3, patch, patch)
+    places, _ = _sizes(tower, "vision", "embeddings.position_embedding.weight", 2)  # of patches and the class token
+    (inner,) = _sizes(tower, "vision", "encoder.layers.0.mlp.fc1.bias", 1)
+    heads, side = _heads(width, _VISION_HEADS), patch * math.isqrt(places - 1)
+    return VisionShape(width, inner, _layers(tower), heads, image_size=side, patch_size=patch)
 
 
 def text_shape(weights: Mapping[str, Tensor]) -> TextShape:
     """What the shapes of a policy's weights tell of its text tower. UserError when they are no CLIP's."""
     tower = _tower(weights, TEXT)
-    try:
-        vocabulary, width = tower["embeddings.token_embedding.weight"].shape
-        longest, _ = tower["embeddings.position_embedding.weight"].shape
-        return TextShape(
-            width, len(tower["encoder.layers.0.mlp.fc1.bias"]), _layers(tower), _heads(width),
-            vocab_size=vocabulary, max_position_embeddings=longest, eos_token_id=LEGACY_EOS,
-        )  # fmt: skip
-    except (KeyError, ValueError) as error:
-        raise UserError(f"the weights hold no CLIP text tower ({error}); only CLIP's is supported") from None
+    vocabulary, width = _sizes(tower, "text", "embeddings.token_embedding.weight", 2)
+    longest, _ = _sizes(tower, "text", "embeddings.position_embedding.weight", 2)
+    (inner,) = _sizes(tower, "text", "encoder.layers.0.mlp.fc1.bias", 1)
+    return TextShape(
+        width, inner, _layers(tower), _heads(width), vocab_size=vocabulary, max_position_embeddings=longest,
+        eos_token_id=LEGACY_EOS,
+    )  # fmt: skip
 
 
 def _tower(weights: Mapping[str, Tensor], marker: str) -> dict[str, Tensor]:
@@ -155,35 +152,74 @@ def _tower(weights: Mapping[str, Tensor], marker: str) -> dict[str, Tensor]:
     return {name.partition(marker)[2]: value for name, value in weights.items() if marker in name}
 
 
+def _sizes(tower: Mapping[str, Tensor], kind: str, name: str, axes: int) -> tuple[int, ...]:
+    """The shape of a weight that every CLIP has. UserError: it is not there, or has other axes."""
+    found = tuple(tower[name].shape) if name in tower else ()
+    if len(found) != axes or 0 in found:
+        what = f"{name} is of shape {found}" if name in tower else f"{name} is missing"
+        raise UserError(f"the weights hold no CLIP {kind} tower ({what}); only CLIP's is supported: train with one")
+    return found
+
+
 def _layers(tower: Mapping[str, Tensor]) -> int:
     return len([name for name in tower if re.fullmatch(r"encoder\.layers\.\d+\.layer_norm1\.weight", name)])
 
 
 def _heads(width: int, known: Mapping[int, int] | None = None) -> int:
-    """64 wide in every CLIP but the `known`."""
-    if known and width in known:
-        return known[width]
+    """64 wide in every CLIP but the `known`, all of which are multiples of 64."""
     if width % 64:
-        raise ValueError(f"{width} wide, which is no multiple of a head's 64")
-    return width // 64
+        raise UserError(
+            f"the weights hold a CLIP tower {width} wide, which is no multiple of a head's 64, as 768 and 1024 are: "
+            "put that CLIP's own config.json beside them, as clip/config.json, or train with one of OpenAI's"
+        )
+    return (known or {}).get(width, width // 64)
 
 
-def _shape_from_json(raw: Any) -> ClipShape:
-    if not isinstance(raw, dict):
-        raise UserError("a CLIP's config.json holds no settings; copy the checkpoint again")
+Shape = TypeVar("Shape", VisionShape, TextShape)
 
-    def pick(shape: type, values: Mapping[str, Any]) -> Any:
-        return shape(**{f.name: values[f.name] for f in fields(shape) if f.name in values})
 
-    return ClipShape(pick(VisionShape, raw.get("vision_config", {})), pick(TextShape, raw.get("text_config", {})))
+def _shape_from_json(path: Path) -> ClipShape:
+    """Of a CLIP's config.json, whose other keys do not matter here. UserError: it is none."""
+    raw = read_json(path)
+    try:
+        if not isinstance(raw, dict):
+            raise TypeError("it holds no settings")
+        vision = _part(VisionShape, raw.get("vision_config", {}), "vision_config")
+        return ClipShape(vision, _part(TextShape, raw.get("text_config", {}), "text_config"))
+    except (TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path} does not describe a CLIP ({reason}); copy the checkpoint again") from None
+
+
+_LIMITS = {"num_hidden_layers": (1, MOST_LAYERS), "eos_token_id": (0, MOST)}  # of other numbers: (1, MOST)
+
+
+def _part(kind: type[Shape], values: Any, where: str) -> Shape:
+    """One tower's settings, the rest as in `kind`. Raises TypeError, ValueError, OverflowError."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{where} is no JSON object")
+    own = {f.name: values[f.name] for f in fields(kind) if f.name in values}
+    shape: Shape = from_json(kind, {**asdict(kind()), **own}, where)
+    for name, value in asdict(shape).items():
+        least, most = _LIMITS.get(name, (1, MOST))
+        if type(value) is int and not least <= value <= most:
+            raise ValueError(f"{where}.{name} is {str(value)[:20]}")
+    if shape.hidden_size % shape.num_attention_heads or not 0 < shape.layer_norm_eps < 1:
+        heads = f"{shape.num_attention_heads} heads in hidden_size {shape.hidden_size}"
+        raise ValueError(f"{where} has {heads}, layer_norm_eps {shape.layer_norm_eps}")
+    return shape
 
 
 def _no_clip(name: str, error: Exception, beside: Path | None = None) -> UserError:
-    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
     fix = "give a local folder with a CLIP, or a Hub name while online"
     if beside is not None:
         fix = f"put that CLIP's config.json at {beside / 'config.json'}: weights do not tell heads and activation"
-    return UserError(f"no CLIP called {name!r} ({reason}); {fix}")
+    return UserError(f"no CLIP called {name!r} ({_gist(error)}); {fix}")
+
+
+def _gist(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
 
 
 # --- the towers ---------------------------------------------------------------------------------------------------
@@ -449,7 +485,12 @@ def load_tokenizer(name: str | Path) -> Any:
 
     try:
         return CLIPTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of any kind, when a file is damaged
+        if os.path.isfile(Path(name) / TOKENIZER):
+            reason = f"{type(error).__name__}: {_gist(error)}"
+            raise UserError(
+                f"{name} holds no tokenizer of CLIP ({reason}); copy all its tokenizer files again"
+            ) from None
         raise _no_clip(str(name), error) from None
 
 

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import shutil
 import time
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,11 +23,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor, nn
 
-from mtdit.checkpoint import WEIGHTS, Checkpoint, DatasetFacts, open_checkpoint
+from mtdit.checkpoint import FACTS, WEIGHTS, Checkpoint, DatasetFacts, need_stats, open_checkpoint
 from mtdit.config import PolicyConfig
 from mtdit.dataset import Dataset, open_dataset
-from mtdit.encoders import load_tokenizer
+from mtdit.encoders import LEGACY_EOS, load_tokenizer, tokenize
 from mtdit.frames import dataset_facts
+from mtdit.policy import Policy
 from mtdit.terminal import table
 from mtdit_export.cost import cost
 from mtdit_export.errors import ExportError
@@ -51,6 +53,7 @@ from mtdit_runtime import bundle as names
 from mtdit_runtime.bundle import Bundle, Camera, Graph, Joint, Manifest, Sampler, new_bundle, write_manifest
 from mtdit_runtime.golden import Expected, Probe, write_golden
 from mtdit_runtime.normalize import save_stats
+from mtdit_runtime.tokens import load_tokens
 
 FILES = {
     "vision": names.VISION,
@@ -65,6 +68,8 @@ MOST_FLOW_CALLS = 100  # the graph holds every call of the network; opening it t
 CALLS_PER_STEP = {"euler": 1, "rk4": 4}
 GOLDEN_COUNT = 2
 VERSIONS_OF = ("mtdit", "torch", "onnx", "onnxruntime")
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of what steers a terminal or ends a line
+PLAIN = "open the drawer"  # what every tokenizer of CLIP takes for the same
 REQUIREMENTS = {"onnxruntime": ">=1.18", "tensorrt": ">=10.3"}
 
 Stages = dict[str, dict[str, float]]  # stage -> figure -> value
@@ -125,21 +130,23 @@ def export(
     the graphs are not the policy.
     """
     began = time.perf_counter()
+    check_name(out)
     opened = open_checkpoint(checkpoint)
     opened = replace(opened, config=sampled(opened.config, sampler, steps))
     recorded = None if dataset is None else matching_dataset(str(dataset), opened.config, opened.facts)
     facts = known_facts(opened, recorded)
+    joints = joints_of(opened, facts)
     precision = chosen_precision(fp16, int8, opened.config, recorded)
     with new_bundle(out) as folder, opened.tokenizer_folder() as tokenizer:
         policy = opened.policy()
+        reference = Reference(policy, opened, checked_tokenizer(tokenizer, policy), guided=rtc)
         folded = fold(policy, {camera: opened.image_scaling(camera) for camera in opened.config.cameras})
         on_stage(f"folded {opened.folder}")
-        reference = Reference(policy, opened, load_tokenizer(tokenizer), guided=rtc)
         for module in folded.modules().values():
             halve(module) if precision == FP16 else widen(module)
         if precision == INT8:
             quantize_towers(folded, recorded, [reference.text(task)[0] for task in facts.tasks or ("",)], on_stage)
-        manifest = describe(out.stem, opened, facts, folded, precision)
+        manifest = describe(out.stem, opened, facts, joints, folded, precision)
         manifest = replace(manifest, graphs=write_graphs(folder, folded, opened.config, manifest, on_stage, rtc))
 
         probes = make_probes(opened, facts, recorded)
@@ -165,12 +172,23 @@ def export(
 # -- before: what is asked for, and what is known --
 
 
+def check_name(out: Path) -> None:
+    """UserError: the bundle would be called what its manifest cannot hold."""
+    try:
+        out.stem.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--out {str(out)!r} is not UTF-8: choose another name") from None
+
+
 def sampled(config: PolicyConfig, sampler: str | None, steps: int) -> PolicyConfig:
     """The config sampled as asked. UserError: a sampler that does not fit the objective, steps out of range."""
     fitting = SAMPLERS[config.objective]
-    chosen = sampler or (config.integration_method if config.objective == "flow_matching" else fitting[0])
+    standard = config.integration_method if config.objective == "flow_matching" else fitting[0]
+    chosen = standard if sampler is None else sampler
     if chosen not in fitting:
-        raise UserError(f"--sampler {chosen} does not fit a {config.objective} policy: use {' or '.join(fitting)}")
+        raise UserError(
+            f"--sampler {chosen or repr(chosen)} does not fit a {config.objective} policy: use {' or '.join(fitting)}"
+        )
     is_flow = config.objective == "flow_matching"
     most = MOST_FLOW_CALLS // CALLS_PER_STEP[chosen] if is_flow else config.num_train_timesteps
     if not 1 <= steps <= most:
@@ -197,12 +215,24 @@ def matching_dataset(name: str, config: PolicyConfig, facts: DatasetFacts | None
 def known_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts:
     """Joints, rate and tasks: from the checkpoint, else from the dataset, because LeRobot's checkpoints lack them."""
     if checkpoint.facts is not None:
-        return checkpoint.facts
+        return printable(checkpoint.facts, str(checkpoint.folder / FACTS))
     if dataset is None:
         raise UserError(
             f"{checkpoint.folder} does not say its joints, rate and tasks: add --dataset with the one it was trained on"
         )
-    return dataset_facts(dataset)
+    return printable(dataset_facts(dataset), str(dataset.root / "meta"))
+
+
+def printable(facts: DatasetFacts, source: str) -> DatasetFacts:
+    """The facts, which a bundle shows in one line each. UserError: a control character in one, a joint twice."""
+    words = {"joint": facts.joints, "task": facts.tasks, "dataset": (facts.dataset,), "robot type": (facts.robot_type,)}
+    for what, word in ((what, word) for what, some in words.items() for word in some):
+        if any(unicodedata.category(letter) in UNPRINTABLE for letter in word):
+            raise UserError(f"{source}: {what} {word[:60]!r} holds a control character: put a space in its place there")
+    twice = [name for name in facts.joints if facts.joints.count(name) > 1]
+    if twice:
+        raise UserError(f"{source}: two joints are called {twice[0]!r}: give each a name of its own there")
+    return facts
 
 
 def chosen_precision(fp16: bool, int8: bool, config: PolicyConfig, dataset: Dataset | None) -> str:
@@ -212,6 +242,23 @@ def chosen_precision(fp16: bool, int8: bool, config: PolicyConfig, dataset: Data
     if int8 and config.cameras and dataset is None:
         raise UserError("--int8 takes the ranges of the vision tower from recorded frames: add --dataset")
     return INT8 if int8 else FP16 if fp16 else FP32
+
+
+def checked_tokenizer(folder: Path, policy: Policy) -> Any:
+    """A folder's tokenizer. UserError: the robot computer could not read it alike, or the text tower is another's."""
+    shape, fix = policy.clip_shape.text, "copy the checkpoint again, all of its files"
+    whole = replace(policy.config, tokenizer_padding="max_length", tokenizer_truncation=True)
+    tokenizer = load_tokenizer(folder)
+    try:
+        tokens = load_tokens(folder / names.TOKENIZER, whole.tokenizer_max_length)
+        ids = tokenize(tokenizer, [PLAIN], whole).numpy()
+    except Exception:  # of any kind, when a file is damaged
+        raise UserError(f"{folder} holds no tokenizer of CLIP: {fix}") from None
+    end = int(ids.max()) if shape.eos_token_id == LEGACY_EOS else shape.eos_token_id
+    if not np.array_equal(ids, tokens(PLAIN)) or tokens.end != end or ids.max() >= shape.vocab_size:
+        there = f"of {shape.vocab_size} tokens, a text's end being {end}"
+        raise UserError(f"{folder} holds a tokenizer that is not the text tower's ({there}): {fix}")
+    return tokenizer
 
 
 def make_probes(checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset | None) -> list[Probe]:
@@ -304,14 +351,16 @@ def metadata(name: str, manifest: Manifest) -> dict[str, str]:
     return {f"mtdit.{key}": str(value) for key, value in facts.items()}
 
 
-def describe(name: str, checkpoint: Checkpoint, facts: DatasetFacts, folded: Folded, precision: str) -> Manifest:
+def describe(
+    name: str, checkpoint: Checkpoint, facts: DatasetFacts, joints: tuple[Joint, ...], folded: Folded, precision: str
+) -> Manifest:
     """The manifest but for graphs, verification and checksums."""
     config = checkpoint.config
     return Manifest(
         name=name,
         graphs={},
         sampler=sampler_of(config, folded.denoiser.times),
-        joints=joints_of(checkpoint, facts),
+        joints=joints,
         cameras=cameras_of(config),
         n_obs_steps=config.n_obs_steps,
         horizon=config.horizon,
@@ -339,16 +388,15 @@ def sampler_of(config: PolicyConfig, times: Sequence[float]) -> Sampler:
 
 
 def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
-    """UserError: state, action and joints are not as many, or the statistics lack the actions' range."""
+    """UserError: state, action and joints are not as many, or the statistics have no range of actions."""
     counts = checkpoint.config.state_dim, checkpoint.config.action_dim, len(facts.joints)
     if len(set(counts)) > 1:
         raise UserError(
             "{} reads {} numbers and commands {}, of {} joints: a bundle drives arms commanded as they are read, "
             "train with one state and one action per joint".format(checkpoint.folder, *counts)
         )
-    stats = checkpoint.dataset_stats.get(names.ACTION_KEY, {})
-    if "min" not in stats or "max" not in stats:
-        raise UserError(f"{checkpoint.folder} lacks the range of its actions: save it with min and max statistics")
+    need_stats(checkpoint, names.ACTION_KEY, ("min", "max"))
+    stats = checkpoint.dataset_stats[names.ACTION_KEY]
     rows = zip(facts.joints, stats["min"].tolist(), stats["max"].tolist(), facts.max_speed, strict=True)
     return tuple(
         Joint(name, "percent" if name == "gripper" else "degrees", low, high, speed) for name, low, high, speed in rows
@@ -357,7 +405,7 @@ def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
 
 def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
     return {
-        "checkpoint": "/".join(checkpoint.folder.resolve().parts[-3:]),  # the step, not "last"
+        "checkpoint": "/".join(checkpoint.folder.resolve().parts[-3:]).encode(errors="replace").decode(),  # not "last"
         "weights_sha256": names.sha256(checkpoint.folder / WEIGHTS),
         "dataset": facts.dataset,
         "robot_type": facts.robot_type,

@@ -34,7 +34,10 @@ def test_exact_graphs_pass_every_gate() -> None:
 @pytest.mark.parametrize("name", ["vision", "text", "history", "denoiser", "held", "chunk"])
 @pytest.mark.parametrize("error", [1.1e-4, float("inf"), float("nan")])
 def test_fp32_stage_over_its_limit_is_named(name: str, error: float) -> None:
-    stages = {**{n: stage(0.0) for n in ("vision", "text", "history", "denoiser", "held", "chunk", "robot")}, name: stage(error)}
+    stages = {
+        **{n: stage(0.0) for n in ("vision", "text", "history", "denoiser", "held", "chunk", "robot")},
+        name: stage(error),
+    }
     (line,) = failures(stages, FP32)
     assert line.startswith(f"{name}: max error")
 

@@ -398,7 +398,7 @@ def edit_weights(folder: Path, change: Any) -> None:
     ("change", "says"),
     [
         (lambda w: w.pop("noise_predictor.input_proj.bias"), "lacks noise_predictor.input_proj.bias"),
-        (lambda w: w.update(extra=torch.zeros(1)), "unknown extra"),
+        (lambda w: w.update(extra=torch.zeros(1)), "unknown 'extra'"),
         (lambda w: w.update({"noise_predictor.input_proj.bias": torch.zeros(3)}), r"\(3,\), not \(32,\)"),
     ],
 )
