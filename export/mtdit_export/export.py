@@ -47,9 +47,10 @@ from mtdit_export.verify import (
 )
 from mtdit_robots.errors import UserError
 from mtdit_runtime import bundle as names
-from mtdit_runtime.bundle import Bundle, Camera, Graph, Joint, Manifest, Sampler, new_bundle, write_manifest
+from mtdit_runtime.bundle import Bundle, Camera, Graph, Joint, Manifest, Sampler, open_bundle, write_manifest
 from mtdit_runtime.golden import Expected, Probe, write_golden
 from mtdit_runtime.normalize import save_stats
+from mtdit_runtime.publish import bundle_place, new_bundle
 
 FILES = {"vision": names.VISION, "text": names.TEXT, "denoiser": names.DENOISER, "guided": names.GUIDED}
 OUTPUTS = {"vision": names.FEATURES, "text": names.TEXT_FEATURE, "denoiser": names.ACTIONS}
@@ -117,13 +118,13 @@ def export(
     on the dataset, which a policy with cameras then needs. Raises UserError for a wrong argument and ExportError when
     the graphs are not the policy.
     """
-    began = time.perf_counter()
+    began, place = time.perf_counter(), bundle_place(out)
     opened = open_checkpoint(checkpoint)
     opened = replace(opened, config=sampled(opened.config, sampler, steps))
     recorded = None if dataset is None else matching_dataset(str(dataset), opened.config, opened.facts)
     facts = known_facts(opened, recorded)
     precision = chosen_precision(fp16, int8, opened.config, recorded)
-    with new_bundle(out) as folder, opened.tokenizer_folder() as tokenizer:
+    with new_bundle(place, on_stage) as folder, opened.tokenizer_folder() as tokenizer:
         policy = opened.policy()
         folded = fold(policy, {camera: opened.image_scaling(camera) for camera in opened.config.cameras})
         on_stage(f"folded {opened.folder}")
@@ -132,7 +133,8 @@ def export(
             halve_all(folded)
         if precision == INT8:
             quantize_towers(folded, recorded, [reference.text(task)[0] for task in facts.tasks or ("",)], on_stage)
-        manifest = describe(out.stem, opened, facts, folded, precision)
+        manifest = describe(place.stem, opened, facts, folded, precision)
+        names.check_facts(manifest, opened.folder)
         manifest = replace(manifest, graphs=write_graphs(folder, folded, opened.config, manifest, on_stage, rtc))
 
         probes = make_probes(opened, facts, recorded)
@@ -146,9 +148,10 @@ def export(
         checked = checked_stages(Bundle(folder, write_manifest(folder, manifest)), probes, expected)
         seen = "synthetic frames" if recorded is None else f"frames of {recorded.root.name}"
         record = {"observations": len(probes), "frames": seen, "stages": checked}
-        manifest = write_manifest(folder, replace(manifest, verification=record))
+        write_manifest(folder, replace(manifest, verification=record))
+        manifest = open_bundle(folder).manifest  # as the robot will
         on_stage(f"verified on {len(probes)} observations, {seen}")
-    weights = {name: sizes(module, out / FILES[name]) for name, module in traced_modules(folded, rtc).items()}
+        weights = {name: sizes(module, folder / FILES[name]) for name, module in traced_modules(folded, rtc).items()}
     stages = {name: {**weights.get(name, {}), **figures} for name, figures in checked.items()}
     return ExportReport(
         str(out), next(iter(facts.tasks), ""), manifest.precision, manifest.sampler, stages, time.perf_counter() - began
