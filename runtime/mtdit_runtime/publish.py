@@ -35,6 +35,7 @@ def new_bundle(out: Path, say: Callable[[str], None] = lambda line: None) -> Ite
     """
     place = bundle_place(out)
     with _in_one_line(place), _alone_beside(place) as work:
+        check_replaceable(place)
         (work / NEW).mkdir()
         try:
             yield work / NEW
@@ -45,17 +46,19 @@ def new_bundle(out: Path, say: Callable[[str], None] = lambda line: None) -> Ite
 
 
 def bundle_place(out: Path) -> Path:
-    """The folder itself, links followed: a link stays, what it points to is replaced. UserError as `new_bundle`."""
-    name = str(out)
-    if not all(map(is_visible, name)):
-        raise UserError(f"--out {plain(name)} holds characters that no file name should: {ELSEWHERE}")
+    """The folder itself, links followed: a link stays, what it points to is replaced. UserError: no file has that name.
+
+    A name of characters that nobody sees could not be told to anybody.
+    """
+    shown = plain(out)
+    if not all(map(is_visible, str(out))):
+        raise UserError(f"--out {shown} holds characters that no file name should: {ELSEWHERE}")
     try:
         place = Path(out).resolve()
-        if not all(map(is_visible, str(place))):
-            raise UserError(f"--out {plain(place)} lies in a folder of an unprintable name: {ELSEWHERE}")
-        check_replaceable(place)
     except (OSError, RuntimeError) as error:  # Python 3.12 and earlier: RuntimeError for a link to itself
-        raise UserError(f"--out {plain(name)}: {getattr(error, 'strerror', None) or error}: {ELSEWHERE}") from None
+        raise UserError(f"--out {shown}: {getattr(error, 'strerror', None) or error}: {ELSEWHERE}") from None
+    if not place.name or not all(map(is_visible, str(place))):
+        raise UserError(f"--out {plain(place)} is no name for a bundle: {ELSEWHERE}")
     return place
 
 
@@ -96,7 +99,8 @@ def _others(folder: Path, listed: set[PurePosixPath]) -> Iterator[str]:
 def _alone_beside(place: Path) -> Iterator[Path]:
     """A hidden folder for one export at a time. What one that was killed left in it is put in order first."""
     work = place.with_name(f".{place.name}.part")
-    work.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):  # it may be gone again before mkdir itself has looked
+        work.mkdir(parents=True)
     with _lock(work / LOCK, place):
         try:
             _recover(work, place)

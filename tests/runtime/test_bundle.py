@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from rich.console import Console
 from mtdit.cli_bundle import shown
 from mtdit_robots.errors import UserError
 from mtdit_runtime.about import about
-from mtdit_runtime.bundle import MANIFEST, Bundle, open_bundle, save_task_features, sha256, write_manifest
+from mtdit_runtime.bundle import GOLDEN, MANIFEST, Bundle, open_bundle, save_task_features, sha256, write_manifest
+from mtdit_runtime.golden import Expected, Probe, read_golden, write_golden
 from mtdit_runtime.normalize import Stats, load_stats, save_stats
 
 
@@ -184,9 +186,11 @@ def test_a_manifest_that_is_none(copy: Path, content: bytes) -> None:
         open_bundle(copy)
 
 
-TEXT = st.text(st.characters(exclude_categories=()), max_size=20)  # halves of surrogate pairs too
+HOSTILE = st.sampled_from(("\x1b[2J", "a\nb", "x" * 3000, "1e400"))
+TEXT = HOSTILE | st.text(st.characters(exclude_categories=()), max_size=20)  # halves of surrogate pairs too
+ABSURD = st.sampled_from((10**30, -(10**400), 2**63, 1e200, -1e308))
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.sampled_from((10**30, -(10**400), 2**63)),
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT | ABSURD,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=20,
 )
@@ -198,16 +202,58 @@ SETTINGS = {
 }
 
 
-def opens_or_explains(folder: Path, data: Any) -> None:
-    (folder / MANIFEST).write_text(json.dumps(data))
+@pytest.fixture(scope="module")
+def whole(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with a golden fixture. Its manifest may be written to."""
+    folder = Path(shutil.copytree(bundle_folder, tmp_path_factory.mktemp("whole") / "whole.mtdit"))
+    bundle = open_bundle(folder)
+    m = bundle.manifest
+    shapes = {t.name: t.shape for g in m.graphs.values() for t in (*g.inputs, *g.outputs)}
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    frames = {c.name: np.zeros((m.n_obs_steps, c.height, c.width, 3), np.uint8) for c in m.cameras}
+    ids, units = zeros["token_ids"].astype(np.int64), zeros["actions"][0]
+    probe = Probe(frames, zeros["state"][0], m.tasks[0], zeros["noise"][0])
+    features = np.zeros((1, m.n_obs_steps, zeros["features"].shape[-1]), np.float32)
+    e = Expected(features, zeros["state"], ids, zeros["text"], zeros["actions"], units, spread=1.0)
+    write_golden(folder / GOLDEN, [probe], [e])
+    stages = {"robot": {"spread": 1.0, "max_error": 1e-3}}
+    write_manifest(folder, replace(m, verification={"stages": stages}, provenance={"versions": {"torch": "2"}}))
+    assert read_golden(open_bundle(folder))[0][0].task == m.tasks[0]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def original(whole: Path) -> str:
+    return (whole / MANIFEST).read_text()
+
+
+def explains(call: Callable[[], object]) -> bool:
+    """Whether it went well; else it must be one line that a terminal can take."""
     try:
-        facts = about(open_bundle(folder))
+        call()
     except UserError as error:
-        assert "\n" not in str(error)  # noqa: PT017, one line is the contract
-    else:
-        json.dumps(facts, ensure_ascii=False).encode()
-        for part in shown(facts):  # what opens can be shown, too
-            Console(file=io.StringIO()).print(part)
+        assert str(error).isprintable()  # noqa: PT017, the contract
+        return False
+    return True
+
+
+def shows(bundle: Bundle) -> None:
+    facts = about(bundle)
+    json.dumps(facts, ensure_ascii=False).encode()
+    screen = io.StringIO()
+    for part in shown(facts):
+        Console(file=screen, width=80).print(part)
+    assert screen.getvalue().replace("\n", "").isprintable()
+
+
+def opens_or_explains(folder: Path, data: Any) -> None:
+    """What opens can be shown, and whatever else is in the bundle can be read or is refused."""
+    (folder / MANIFEST).write_text(json.dumps(data))
+    if explains(lambda: open_bundle(folder)):
+        bundle = open_bundle(folder)
+        for read in (lambda: bundle.stats, lambda: bundle.task_features, lambda: read_golden(bundle)):
+            explains(read)
+        shows(bundle)
 
 
 def spread(place: Any, key: Any) -> None:
@@ -220,14 +266,14 @@ def spread(place: Any, key: Any) -> None:
 
 @given(data=ANYTHING)
 @settings(**SETTINGS)
-def test_any_json_as_manifest(copy: Path, data: Any) -> None:
-    opens_or_explains(copy, data)
+def test_any_json_as_manifest(whole: Path, data: Any) -> None:
+    opens_or_explains(whole, data)
 
 
 @given(data=st.data(), value=ANYTHING)
 @settings(**SETTINGS)
-def test_any_value_anywhere_in_a_manifest(copy: Path, bundle_folder: Path, data: Any, value: Any) -> None:
-    manifest = json.loads((bundle_folder / MANIFEST).read_text())
+def test_any_value_anywhere_in_a_manifest(whole: Path, original: str, data: Any, value: Any) -> None:
+    manifest = json.loads(original)
     place: Any = manifest
     while True:
         key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
@@ -237,7 +283,7 @@ def test_any_value_anywhere_in_a_manifest(copy: Path, bundle_folder: Path, data:
             break
         place = place[key]
     place[key] = value
-    opens_or_explains(copy, manifest)
+    opens_or_explains(whole, manifest)
 
 
 @given(content=st.binary(max_size=60))

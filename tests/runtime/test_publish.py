@@ -16,7 +16,7 @@ import pytest
 
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import MANIFEST, open_bundle
-from mtdit_runtime.publish import bundle_place, new_bundle
+from mtdit_runtime.publish import new_bundle
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_another_folder_is_never_replaced(tmp_path: Path, manifest: str | None) 
 def test_the_folder_one_is_in_is_not_replaced(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copy)
     with pytest.raises(UserError, match="is the folder you are in: leave it first"):
-        bundle_place(Path())
+        publish(Path())
     open_bundle(copy)
 
 
