@@ -18,8 +18,9 @@ from chunk_contestants import STEPS, Size, compiled, lerobot_batch, lerobot_poli
 from torch import Tensor, nn
 
 from mtdit.checkpoint import open_checkpoint
+from mtdit_export.asked import sampled
 from mtdit_export.cost import Cost, cost
-from mtdit_export.export import example_inputs, sampled
+from mtdit_export.export import example_inputs
 from mtdit_export.fold import fold
 from mtdit_export.precision import halve
 

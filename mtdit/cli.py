@@ -6,7 +6,6 @@ the robot computer never meets torch. A mistake of the user's is one line and ex
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -33,12 +32,14 @@ from mtdit.train_config import TrainConfig, training_defaults
 from mtdit_export.errors import ExportError
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Robot
+from mtdit_runtime.publish import DISK_FULL
+from mtdit_runtime.words import plain
 
 OUTPUTS = Path("outputs")
 RUN, BUNDLE = OUTPUTS / "train", cli_bundle.BUNDLE
 MAX_SEED = 2**31 - 1
+MOST_WORDS = 4000  # characters of a message that ends a command
 INTERRUPTED = 130  # what a shell calls a Ctrl-C
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a write, which does not name its file
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -148,8 +149,7 @@ def _rank() -> int:
 
 def _fail(message: str, code: int = 2) -> None:
     who = f"mtdit: rank {_rank()}" if _rank() else "mtdit"
-    said = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(message.split()))
-    print(f"{who}: {said}", file=sys.stderr)
+    print(f"{who}: {plain(' '.join(message.split()), MOST_WORDS)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -294,11 +294,13 @@ def export(
     """Fold a checkpoint into ONNX graphs, verify them against the torch policy, write a bundle."""
     from mtdit.checkpoint import last_run
     from mtdit_export.export import export as write
+    from mtdit_runtime.loop import dying_in_order
 
-    report = write(checkpoint or last_run(OUTPUTS), out, steps, sampler, fp16, dataset, console.print, rtc, int8)
-    console.print(report.table())
-    if build:
-        console.print(cli_bundle.build_if_possible(out))
+    with dying_in_order():
+        report = write(checkpoint or last_run(OUTPUTS), out, steps, sampler, fp16, dataset, console.print, rtc, int8)
+        console.print(report.table())
+        if build:
+            console.print(cli_bundle.build_if_possible(out))
     console.print(f"next: mtdit run --robot twin --bundle {quote(str(out))} --task={quote(report.task)}")
     write_json(json_out, report.to_dict())
 

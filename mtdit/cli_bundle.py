@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -18,8 +19,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from mtdit.options import Json
 from mtdit.terminal import console, table, write_json
 from mtdit_robots.errors import UserError
+from mtdit_runtime.words import plain
 
 BUNDLE = Path("outputs/policy.mtdit")
+AGAINST = {"golden": "golden fixtures", "checkpoint": "checkpoint"}
 BACKENDS = "onnx, cuda, tensorrt, or auto: the fastest that really runs."
 
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A NAME.mtdit folder.")]
@@ -63,10 +66,11 @@ def build_if_possible(bundle: Path) -> str:
 def _build(bundle: Any, workspace_mb: int = 1024, clean: bool = False) -> Path:
     from mtdit_export.build import build as make
     from mtdit_runtime.engine import import_tensorrt, this_device
+    from mtdit_runtime.loop import dying_in_order
 
     device = this_device()
     console.print(f"{device.gpu}, TensorRT {device.tensorrt}: the GPU is not free until this ends")
-    with _bars() as on_progress:
+    with dying_in_order(), _bars() as on_progress:
         return make(
             bundle, import_tensorrt()[0], device, workspace_mb, clean, on_line=console.print, on_progress=on_progress
         )
@@ -111,9 +115,9 @@ def verify(
 
         results["checkpoint"] = recheck(opened, checkpoint, dataset, backend)
     ended_well = not any(result.failures for result in results.values())
-    console.print(f"{bundle}: {len(opened.manifest.files)} files match their checksums, {engines.reason}")
+    console.print(f"{bundle}: {len(opened.manifest.files)} files match their checksums; backend {_chosen(engines)}")
     for against, result in results.items():
-        console.print(_stages(f"against the {against}, {opened.manifest.precision}", result.stages))
+        console.print(_stages(f"against the {AGAINST[against]}, {opened.manifest.precision}", result.stages))
         for line in result.failures:
             console.print(f"fail: {line}")
     console.print("the bundle is the trained policy" if ended_well else "the bundle is not the trained policy here")
@@ -128,6 +132,15 @@ def verify(
     )
     if not ended_well:
         raise typer.Exit(1)
+
+
+def _chosen(engines: Any) -> str:
+    """Without why the others were passed over, which --json and `mtdit doctor` tell: "onnx, as asked", "auto: CPU"."""
+    return str(engines.reason).partition(";")[0]
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) < 1e5 else f"{value:.3g}"
 
 
 def _stages(title: str, stages: Mapping[str, Mapping[str, float]]) -> Any:
@@ -156,30 +169,25 @@ def shown(facts: Mapping[str, Any]) -> Iterator[Any]:
     sampler = facts["sampler"]
     yield table(facts["bundle"], ["", ""], _overview(facts, sampler))
     rows = [
-        (j["name"], f"{j['low']:.1f} to {j['high']:.1f}", j["unit"], f"{j['max_speed']:.0f}/s") for j in facts["joints"]
+        (plain(j["name"], 40), f"{_number(j['low'])} to {_number(j['high'])}", j["unit"], f"{j['max_speed']:.4g}/s")
+        for j in facts["joints"]
     ]
     yield table("joints, as trained", ["joint", "range", "unit", "fastest"], rows)
     sizes = [
-        (c["name"], _size((c["height"], c["width"])), _size(c["resize"]), _size(c["crop"])) for c in facts["cameras"]
+        (plain(c["name"], 40), _size((c["height"], c["width"])), _size(c["resize"]), _size(c["crop"]))
+        for c in facts["cameras"]
     ]
     if sizes:
         yield table("cameras", ["camera", "frame", "resized to", "cropped to"], sizes)
-    graphs = [
-        (name, f"{g['bytes'] / 1e6:.1f} MB", ", ".join(g["inputs"]), ", ".join(g["outputs"]))
-        for name, g in facts["graphs"].items()
-    ]
+    graphs = [row for name, graph in facts["graphs"].items() for row in _tensors(name, graph)]
     yield table("graphs", ["graph", "size", "in", "out"], graphs)
     stages = facts["verification"].get("stages", {})
     if stages:
         yield _stages(f"checked at export on {facts['verification'].get('frames', 'frames')}", stages)
-    engines = [
-        (e["gpu"], e["tensorrt"], f"{sum(e['bytes'].values()) / 1e6:.0f} MB", e["built"], _verdict(e))
-        for e in facts["engines"]
-    ]
-    if engines:
-        yield table("TensorRT engines", ["built for", "TensorRT", "size", "on", "here"], engines)
-    else:
+    if not facts["engines"]:
         yield "no TensorRT engines: `mtdit build` makes them on the robot computer"
+    for engine in facts["engines"]:
+        yield table("TensorRT engines", ["", ""], _engines(engine))
 
 
 def _overview(facts: Mapping[str, Any], sampler: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -198,9 +206,22 @@ def _overview(facts: Mapping[str, Any], sampler: Mapping[str, Any]) -> list[tupl
     ]  # fmt: skip
 
 
+def _tensors(name: str, graph: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """One line for each tensor that goes in or out."""
+    lines = zip_longest(graph["inputs"], graph["outputs"], fillvalue="")
+    for i, (given, got) in enumerate(lines):
+        yield (*((name, f"{graph['bytes'] / 1e6:.1f} MB") if i == 0 else ("", "")), plain(given, 60), plain(got, 60))
+
+
+def _engines(engine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    megabytes = sum(engine["bytes"].values()) / 1e6
+    return [
+        ("built for", f"{plain(engine['gpu'], 60)}, TensorRT {plain(engine['tensorrt'], 20)}"),
+        ("size", f"{megabytes:.0f} MB"),
+        ("on", plain(engine["built"], 60)),
+        ("here", "they fit" if engine["fits"] else engine["why"]),
+    ]
+
+
 def _size(size: Any) -> str:
     return f"{size[1]}x{size[0]}" if size else "as it is"
-
-
-def _verdict(engine: Mapping[str, Any]) -> str:
-    return "fits" if engine["fits"] else engine["why"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mtdit.terminal import console
+from mtdit_robots.errors import UserError
 
 
 class RobotKind(str, Enum):
@@ -26,15 +28,30 @@ class BusKind(str, Enum):
     sdk = "sdk"
 
 
-def _words_aside(where: Path | None) -> Path | None:
-    """With `--json -` standard output is JSON and nothing else; words for people go to standard error."""
+def _json_place(where: Path | None) -> Path | None:
+    """With `--json -` standard output is JSON and nothing else; words for people go to standard error.
+
+    UserError: a place that cannot be written is told before the work, not after it.
+    """
     console.stderr = str(where) == "-"
+    if where is not None and not console.stderr:
+        _check_writable(where)
     return where
+
+
+def _check_writable(file: Path) -> None:
+    there = next(path for path in (file, *file.absolute().parents) if os.path.lexists(path))
+    if there == file and file.is_dir():
+        raise UserError(f"--json {file} is a folder: name a file in it")
+    if there != file and not there.is_dir():
+        raise UserError(f"{there}: Not a directory: choose another place for --json")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{there} cannot be written: choose another place for --json")
 
 
 Json = Annotated[
     Path | None,
-    typer.Option("--json", callback=_words_aside, help="Also write the result to this file; - for standard output."),
+    typer.Option("--json", callback=_json_place, help="Also write the result to this file; - for standard output."),
 ]
 BusOption = Annotated[
     BusKind, typer.Option("--bus", help="sdk: Feetech's own packets instead of ours; both do the same.")

@@ -19,7 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from mtdit_runtime.words import plain
+
 console = Console(markup=False, highlight=False, soft_wrap=True)
+MOST_IN_A_CELL = 1000  # characters
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -30,8 +33,8 @@ def progress(words: str = "{task.description}") -> Progress:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Numbers to the right, words to the left; a status word gets its colour."""
-    out = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    """Numbers to the right, words to the left; a status word gets its colour. What steers a terminal is written out."""
+    out = Table(title=plain(title, MOST_IN_A_CELL), title_justify="left", box=None, pad_edge=False)
     cells = [[_cell(value) for value in row] for row in rows]
     for i, column in enumerate(columns):
         numbers = bool(cells) and all(row[i].plain.replace(".", "", 1).isdigit() for row in cells)
@@ -62,7 +65,7 @@ def _finite(value: Any) -> Any:
 
 
 def _cell(value: Any) -> Text:
-    word = str(value)
+    word = plain(value, MOST_IN_A_CELL)
     return Text(word, style=COLOURS.get(word, ""))
 
 

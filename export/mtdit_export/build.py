@@ -22,7 +22,7 @@ from typing import Any
 
 from mtdit_export.errors import ExportError
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import ENGINES, Bundle
+from mtdit_runtime.bundle import ENGINES, Bundle, sha256
 from mtdit_runtime.doctor import FAIL, check_jetson
 from mtdit_runtime.engine import Engines, engines_in
 from mtdit_runtime.engine_cache import (
@@ -31,11 +31,13 @@ from mtdit_runtime.engine_cache import (
     engine_folder,
     engine_records,
     graph_hashes,
-    is_complete,
+    misfit,
     read_record,
+    trouble,
     write_record,
 )
 from mtdit_runtime.golden import check_bundle
+from mtdit_runtime.words import plain
 
 WORKSPACE_MB = 1024  # the builder would take all memory, which on a Jetson is the computer's own
 FREE_MEMORY = "close other programs and the desktop, lower --workspace-mb, or use --backend onnx"
@@ -71,7 +73,7 @@ def build(
     with _alone_in(cache):
         for part in cache.glob(".*.part"):  # of a build that was killed
             shutil.rmtree(part)
-        if _still_good(bundle, folder, open_engines, on_line):
+        if _still_good(bundle, device, open_engines, on_line):
             on_line(f"engines are up to date: {folder}")
         else:
             builder = PlanBuilder(trt, workspace_mb, cache / f"timing-{device.label}.cache", compute_capability)
@@ -82,7 +84,10 @@ def build(
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{folder} is a file, it should be a folder: remove it") from None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,12 +100,14 @@ def _alone_in(folder: Path) -> Iterator[None]:
             folder.rmdir()  # only if it is empty
 
 
-def _still_good(bundle: Bundle, folder: Path, open_engines: OpenEngines, on_line: OnLine) -> bool:
+def _still_good(bundle: Bundle, device: Device, open_engines: OpenEngines, on_line: OnLine) -> bool:
+    folder = engine_folder(bundle, device)
     record = read_record(folder)
-    if record is None or not is_complete(folder, record, bundle):
+    if record is None:
         return False
+    found = [why for why in (misfit(folder, record, bundle, device), trouble(folder, record, bundle)) if why]
     try:
-        found = check_bundle(bundle, open_engines(bundle, folder), text=False).failures
+        found = found or check_bundle(bundle, open_engines(bundle, folder), text=False).failures
     except UserError as error:
         found = [str(error)]
     if found:
@@ -118,7 +125,7 @@ def _make(
     try:
         record = _plans(bundle, device, builder, scratch, on_line, on_progress)
         builder.close()  # a small board has no memory for builder and engines at once
-        checked = _checked(bundle, open_engines(bundle, scratch))
+        checked = _checked(bundle, _opened(bundle, scratch, open_engines))
         write_record(
             scratch, replace(record, checked=checked, built=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         )
@@ -132,15 +139,26 @@ def _make(
 def _plans(
     bundle: Bundle, device: Device, builder: PlanBuilder, scratch: Path, on_line: OnLine, on_progress: OnProgress
 ) -> EngineRecord:
-    hashes, bytes_of, seconds = graph_hashes(bundle), {}, {}
+    hashes, bytes_of, seconds, plans = graph_hashes(bundle), {}, {}, {}
     for name in hashes:
         onnx, began = bundle.path(bundle.manifest.graphs[name].file), time.perf_counter()
         on_line(f"building {name} from {onnx.stat().st_size / 1e6:.1f} MB of ONNX")
         bytes_of[name] = builder.plan(onnx, scratch / f"{name}.plan", partial(on_progress, name))
         seconds[name] = round(time.perf_counter() - began, 1)
+        plans[name] = sha256(scratch / f"{name}.plan")
         on_line(f"built {name}.plan: {bytes_of[name] / 1e6:.1f} MB in {seconds[name]:.0f} s")
     m = bundle.manifest
-    return EngineRecord(device.gpu, device.compute_capability, device.tensorrt, m.precision, hashes, bytes_of, seconds)
+    return EngineRecord(
+        device.gpu, device.compute_capability, device.tensorrt, m.precision, hashes, bytes_of, seconds, plans=plans
+    )
+
+
+def _opened(bundle: Bundle, scratch: Path, open_engines: OpenEngines) -> Engines:
+    """Of plans that have no place yet: a refusal names the graph's file alone."""
+    try:
+        return open_engines(bundle, scratch)
+    except UserError as error:
+        raise UserError(str(error).replace(f"{scratch}/", "")) from error
 
 
 def _checked(bundle: Bundle, engines: Engines) -> dict[str, dict[str, float]]:
@@ -160,7 +178,8 @@ def _mind_others(bundle: Bundle, folder: Path, clean: bool, on_line: OnLine) -> 
         if other == folder:
             continue
         megabytes = sum(record.bytes.values()) / 1e6
-        what = f"{megabytes:.0f} MB of engines for {record.gpu}, TensorRT {record.tensorrt}: {other.name}"
+        made_for = f"{plain(record.gpu, 40)}, TensorRT {plain(record.tensorrt, 40)}"
+        what = f"{megabytes:.0f} MB of engines for {made_for}: {plain(other.name)}"
         if clean:
             shutil.rmtree(other)
         on_line(f"removed {what}" if clean else f"also there: {what} (--clean removes them)")

@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import shutil
 import time
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,16 +22,14 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor, nn
 
-from mtdit.checkpoint import FACTS, WEIGHTS, Checkpoint, DatasetFacts, need_stats, open_checkpoint
+from mtdit.checkpoint import WEIGHTS, Checkpoint, DatasetFacts, open_checkpoint
 from mtdit.config import PolicyConfig
-from mtdit.dataset import Dataset, open_dataset
-from mtdit.encoders import LEGACY_EOS, load_tokenizer, tokenize
-from mtdit.frames import dataset_facts
-from mtdit.policy import Policy
+from mtdit.dataset import Dataset
 from mtdit.terminal import table
+from mtdit_export.asked import checked_tokenizer, chosen_precision, joints_of, known_facts, matching_dataset, sampled
 from mtdit_export.cost import cost
 from mtdit_export.errors import ExportError
-from mtdit_export.fold import Folded, FoldedDenoiser, fold, with_sampler
+from mtdit_export.fold import Folded, FoldedDenoiser, fold
 from mtdit_export.guide import unroll_guided
 from mtdit_export.lint import OPSET
 from mtdit_export.padding import widen
@@ -48,12 +45,11 @@ from mtdit_export.verify import (
     verify,
     write_reference,
 )
-from mtdit_robots.errors import UserError
 from mtdit_runtime import bundle as names
-from mtdit_runtime.bundle import Bundle, Camera, Graph, Joint, Manifest, Sampler, new_bundle, write_manifest
+from mtdit_runtime.bundle import Bundle, Camera, Graph, Joint, Manifest, Sampler, open_bundle, write_manifest
 from mtdit_runtime.golden import Expected, Probe, write_golden
 from mtdit_runtime.normalize import save_stats
-from mtdit_runtime.tokens import load_tokens
+from mtdit_runtime.publish import bundle_place, new_bundle
 
 FILES = {
     "vision": names.VISION,
@@ -63,13 +59,8 @@ FILES = {
     "guided": names.GUIDED,
 }
 OUTPUTS = {"vision": names.FEATURES, "text": names.TEXT_FEATURE, "history": names.KNOWN, "denoiser": names.ACTIONS}
-SAMPLERS = {"diffusion": ("ddim", "ddpm"), "flow_matching": ("euler", "rk4")}  # the first is the default
-MOST_FLOW_CALLS = 100  # the graph holds every call of the network; opening it takes the square of that
-CALLS_PER_STEP = {"euler": 1, "rk4": 4}
 GOLDEN_COUNT = 2
 VERSIONS_OF = ("mtdit", "torch", "onnx", "onnxruntime")
-UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of what steers a terminal or ends a line
-PLAIN = "open the drawer"  # what every tokenizer of CLIP takes for the same
 REQUIREMENTS = {"onnxruntime": ">=1.18", "tensorrt": ">=10.3"}
 
 Stages = dict[str, dict[str, float]]  # stage -> figure -> value
@@ -129,15 +120,14 @@ def export(
     on the dataset, which a policy with cameras then needs. Raises UserError for a wrong argument and ExportError when
     the graphs are not the policy.
     """
-    began = time.perf_counter()
-    check_name(out)
+    began, place = time.perf_counter(), bundle_place(out)
     opened = open_checkpoint(checkpoint)
     opened = replace(opened, config=sampled(opened.config, sampler, steps))
     recorded = None if dataset is None else matching_dataset(str(dataset), opened.config, opened.facts)
     facts = known_facts(opened, recorded)
     joints = joints_of(opened, facts)
     precision = chosen_precision(fp16, int8, opened.config, recorded)
-    with new_bundle(out) as folder, opened.tokenizer_folder() as tokenizer:
+    with new_bundle(place, on_stage) as folder, opened.tokenizer_folder() as tokenizer:
         policy = opened.policy()
         reference = Reference(policy, opened, checked_tokenizer(tokenizer, policy), guided=rtc)
         folded = fold(policy, {camera: opened.image_scaling(camera) for camera in opened.config.cameras})
@@ -146,7 +136,8 @@ def export(
             halve(module) if precision == FP16 else widen(module)
         if precision == INT8:
             quantize_towers(folded, recorded, [reference.text(task)[0] for task in facts.tasks or ("",)], on_stage)
-        manifest = describe(out.stem, opened, facts, joints, folded, precision)
+        manifest = describe(place.stem, opened, facts, joints, folded, precision)
+        names.check_facts(manifest, opened.folder)
         manifest = replace(manifest, graphs=write_graphs(folder, folded, opened.config, manifest, on_stage, rtc))
 
         probes = make_probes(opened, facts, recorded)
@@ -160,114 +151,23 @@ def export(
         checked = checked_stages(Bundle(folder, write_manifest(folder, manifest)), probes, expected)
         seen = "synthetic frames" if recorded is None else f"frames of {recorded.root.name}"
         record = {"observations": len(probes), "frames": seen, "stages": checked}
-        manifest = write_manifest(folder, replace(manifest, verification=record))
+        write_manifest(folder, replace(manifest, verification=record))
+        manifest = open_bundle(folder).manifest  # as the robot will
         on_stage(f"verified on {len(probes)} observations, {seen}")
-    weights = {name: sizes(module, out / FILES[name]) for name, module in traced_modules(folded, rtc).items()}
+        weights = {name: sizes(module, folder / FILES[name]) for name, module in traced_modules(folded, rtc).items()}
     stages = {name: {**weights.get(name, {}), **figures} for name, figures in checked.items()}
     return ExportReport(
         str(out), next(iter(facts.tasks), ""), manifest.precision, manifest.sampler, stages, time.perf_counter() - began
     )
 
 
-# -- before: what is asked for, and what is known --
-
-
-def check_name(out: Path) -> None:
-    """UserError: the bundle would be called what its manifest cannot hold."""
-    try:
-        out.stem.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"--out {str(out)!r} is not UTF-8: choose another name") from None
-
-
-def sampled(config: PolicyConfig, sampler: str | None, steps: int) -> PolicyConfig:
-    """The config sampled as asked. UserError: a sampler that does not fit the objective, steps out of range."""
-    fitting = SAMPLERS[config.objective]
-    standard = config.integration_method if config.objective == "flow_matching" else fitting[0]
-    chosen = standard if sampler is None else sampler
-    if chosen not in fitting:
-        raise UserError(
-            f"--sampler {chosen or repr(chosen)} does not fit a {config.objective} policy: use {' or '.join(fitting)}"
-        )
-    is_flow = config.objective == "flow_matching"
-    most = MOST_FLOW_CALLS // CALLS_PER_STEP[chosen] if is_flow else config.num_train_timesteps
-    if not 1 <= steps <= most:
-        raise UserError(f"--steps {steps} is out of range: this policy takes 1 to {most}")
-    return with_sampler(config, chosen, steps)
-
-
-def matching_dataset(name: str, config: PolicyConfig, facts: DatasetFacts | None = None) -> Dataset:
-    """An opened dataset with the policy's cameras, joints and rate. UserError names the first difference."""
-    dataset = open_dataset(name)
-    for camera, shape in config.cameras.items():
-        if dataset.cameras.get(camera) != shape:
-            has = dataset.cameras.get(camera, "no such camera")
-            raise UserError(f"{name}: camera {camera!r} is {has}, the policy wants {shape}: give its training dataset")
-    sizes, wanted = (dataset.state.shape[1], dataset.action.shape[1]), (config.state_dim, config.action_dim)
-    if sizes != wanted:
-        raise UserError(f"{name}: state and action have {sizes} dimensions, the policy's {wanted}: give its dataset")
-    if facts is not None and (dataset.joints, dataset.fps) != (facts.joints, facts.fps):
-        robots = (f"{', '.join(robot.joints)} at {robot.fps} Hz" for robot in (dataset, facts))
-        raise UserError("{}: is of {}, the policy of {}: give its training dataset".format(name, *robots))
-    return dataset
-
-
-def known_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts:
-    """Joints, rate and tasks: from the checkpoint, else from the dataset, because LeRobot's checkpoints lack them."""
-    if checkpoint.facts is not None:
-        return printable(checkpoint.facts, str(checkpoint.folder / FACTS))
-    if dataset is None:
-        raise UserError(
-            f"{checkpoint.folder} does not say its joints, rate and tasks: add --dataset with the one it was trained on"
-        )
-    return printable(dataset_facts(dataset), str(dataset.root / "meta"))
-
-
-def printable(facts: DatasetFacts, source: str) -> DatasetFacts:
-    """The facts, which a bundle shows in one line each. UserError: a control character in one, a joint twice."""
-    words = {"joint": facts.joints, "task": facts.tasks, "dataset": (facts.dataset,), "robot type": (facts.robot_type,)}
-    for what, word in ((what, word) for what, some in words.items() for word in some):
-        if any(unicodedata.category(letter) in UNPRINTABLE for letter in word):
-            raise UserError(f"{source}: {what} {word[:60]!r} holds a control character: put a space in its place there")
-    twice = [name for name in facts.joints if facts.joints.count(name) > 1]
-    if twice:
-        raise UserError(f"{source}: two joints are called {twice[0]!r}: give each a name of its own there")
-    return facts
-
-
-def chosen_precision(fp16: bool, int8: bool, config: PolicyConfig, dataset: Dataset | None) -> str:
-    """UserError: both, or nothing to calibrate the vision tower with."""
-    if fp16 and int8:
-        raise UserError("--fp16 and --int8 exclude each other: give one of them")
-    if int8 and config.cameras and dataset is None:
-        raise UserError("--int8 takes the ranges of the vision tower from recorded frames: add --dataset")
-    return INT8 if int8 else FP16 if fp16 else FP32
-
-
-def checked_tokenizer(folder: Path, policy: Policy) -> Any:
-    """A folder's tokenizer. UserError: the robot computer could not read it alike, or the text tower is another's."""
-    shape, fix = policy.clip_shape.text, "copy the checkpoint again, all of its files"
-    whole = replace(policy.config, tokenizer_padding="max_length", tokenizer_truncation=True)
-    tokenizer = load_tokenizer(folder)
-    try:
-        tokens = load_tokens(folder / names.TOKENIZER, whole.tokenizer_max_length)
-        ids = tokenize(tokenizer, [PLAIN], whole).numpy()
-    except Exception:  # of any kind, when a file is damaged
-        raise UserError(f"{folder} holds no tokenizer of CLIP: {fix}") from None
-    end = int(ids.max()) if shape.eos_token_id == LEGACY_EOS else shape.eos_token_id
-    if not np.array_equal(ids, tokens(PLAIN)) or tokens.end != end or ids.max() >= shape.vocab_size:
-        there = f"of {shape.vocab_size} tokens, a text's end being {end}"
-        raise UserError(f"{folder} holds a tokenizer that is not the text tower's ({there}): {fix}")
-    return tokenizer
+# -- the files of the bundle --
 
 
 def make_probes(checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset | None) -> list[Probe]:
     if dataset is not None:
         return dataset_probes(dataset, checkpoint.config)
     return synthetic_probes(checkpoint, facts.tasks or ("",))
-
-
-# -- during: the files of the bundle --
 
 
 def quantize_towers(
@@ -387,22 +287,6 @@ def sampler_of(config: PolicyConfig, times: Sequence[float]) -> Sampler:
     return Sampler(config.noise_scheduler_type.lower(), config.inference_steps, tuple(times), clip)
 
 
-def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
-    """UserError: state, action and joints are not as many, or the statistics have no range of actions."""
-    counts = checkpoint.config.state_dim, checkpoint.config.action_dim, len(facts.joints)
-    if len(set(counts)) > 1:
-        raise UserError(
-            "{} reads {} numbers and commands {}, of {} joints: a bundle drives arms commanded as they are read, "
-            "train with one state and one action per joint".format(checkpoint.folder, *counts)
-        )
-    need_stats(checkpoint, names.ACTION_KEY, ("min", "max"))
-    stats = checkpoint.dataset_stats[names.ACTION_KEY]
-    rows = zip(facts.joints, stats["min"].tolist(), stats["max"].tolist(), facts.max_speed, strict=True)
-    return tuple(
-        Joint(name, "percent" if name == "gripper" else "degrees", low, high, speed) for name, low, high, speed in rows
-    )
-
-
 def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
     return {
         "checkpoint": "/".join(checkpoint.folder.resolve().parts[-3:]).encode(errors="replace").decode(),  # not "last"
@@ -414,7 +298,7 @@ def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
     }
 
 
-# -- after --
+# -- checked --
 
 
 def checked_stages(bundle: Bundle, probes: Sequence[Probe], expected: Sequence[Expected]) -> Stages:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mtdit.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
 from mtdit.encoders import load_tokenizer
-from mtdit_export.export import cameras_of, matching_dataset, sampled, sampler_of
+from mtdit_export.asked import matching_dataset, sampled
+from mtdit_export.export import cameras_of, sampler_of
 from mtdit_export.fold import network_times
 from mtdit_export.verify import Reference, dataset_probes, synthetic_probes
 from mtdit_robots.errors import UserError

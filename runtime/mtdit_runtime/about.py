@@ -12,7 +12,7 @@ from typing import Any
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import Bundle, Graph, Tensor
 from mtdit_runtime.engine import this_device
-from mtdit_runtime.engine_cache import Device, EngineRecord, differences, engine_records, is_complete
+from mtdit_runtime.engine_cache import Device, EngineRecord, engine_records, misfit, trouble
 
 
 def about(bundle: Bundle) -> dict[str, Any]:
@@ -68,9 +68,9 @@ def _engines(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _fit(bundle: Bundle, folder: Path, record: EngineRecord, device: Device | None, unknown: str) -> dict[str, Any]:
-    if not is_complete(folder, record, bundle):
-        return {"fits": False, "why": "not complete"}
+    if spoilt := trouble(folder, record, bundle):
+        return {"fits": False, "why": spoilt}
     if device is None:
         return {"fits": None, "why": unknown}
-    why = differences(record, bundle, device)
-    return {"fits": not why, "why": "; ".join(why)}
+    why = misfit(folder, record, bundle, device)
+    return {"fits": not why, "why": why}

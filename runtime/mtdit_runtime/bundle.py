@@ -6,17 +6,15 @@ engines, and robots. Paths in a manifest never leave the folder; nothing in a bu
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
-import os
-import shutil
 import types
 import typing
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -27,6 +25,7 @@ from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
 from mtdit_runtime.normalize import Stats, load_stats
+from mtdit_runtime.words import plain
 
 SCHEMA_VERSION = 3
 SUFFIX = ".mtdit"
@@ -160,25 +159,34 @@ class Bundle:
 
     @cached_property
     def stats(self) -> dict[str, Stats]:
-        """Feature name -> statistics of (J,) numbers. UserError: the file holds something else."""
+        """Feature name -> statistics of (J,) finite numbers. UserError: the file holds something else."""
         path, count = self.path(STATS), len(self.manifest.joints)
         stats = load_stats(path)
         for name, found in stats.items():
             if found.low.shape != (count,):
-                raise UserError(f"{path}: {name} is of shape {found.low.shape}, not {(count,)}: re-run `mtdit export`")
+                raise UserError(
+                    f"{path}: {plain(name)} is of shape {found.low.shape}, not {(count,)}: re-run `mtdit export`"
+                )
+            if not found.is_finite:
+                raise UserError(f"{path}: {plain(name)} holds NaN or infinite numbers: train on a dataset without them")
         return stats
 
     @cached_property
     def task_features(self) -> dict[str, NDArray[np.float32]]:
         """Instruction -> (P,) float32 text feature, for the tasks seen in training. UserError: there are others."""
         path, arrays = self.path(TASKS), read_arrays(self.path(TASKS))
-        tasks, features = (arrays.get(name, np.empty(0)) for name in ("tasks", "features"))
-        wanted = (len(tasks), _width(self.manifest.graphs["text"].outputs))
-        if len(tasks) and (features.shape, features.dtype) != (wanted, np.float32):
+        tasks, features = (arrays.get(name, np.zeros(())) for name in ("tasks", "features"))
+        words = texts(tasks)
+        if words is None or tasks.ndim != 1:
+            raise UserError(
+                f"{path}: tasks are {tasks.dtype} {tasks.shape}, not a list of texts: re-run `mtdit export`"
+            )
+        wanted = (len(words), _width(self.manifest.graphs["text"].outputs))
+        if words and (features.shape, features.dtype) != (wanted, np.float32):
             raise UserError(
                 f"{path}: features are {features.dtype} {features.shape}, not float32 {wanted}: re-run `mtdit export`"
             )
-        return dict(zip(tasks.tolist(), features, strict=False))
+        return dict(zip(words, features, strict=False))
 
 
 def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
@@ -199,43 +207,11 @@ def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
 
 def _no_bundle(folder: Path) -> str:
     if not folder.exists():
-        near = sorted(p.name for p in folder.parent.glob(f"*{SUFFIX}")) if folder.parent.is_dir() else []
+        names = sorted(p.name for p in folder.parent.glob(f"*{SUFFIX}")) if folder.parent.is_dir() else []
+        near = difflib.get_close_matches(folder.name, names, n=1)
         hint = f"did you mean {folder.parent / near[0]}?" if near else "run `mtdit export` first"
         return f"no bundle at {folder}: {hint}"
     return f"{folder} is not a bundle (it has no {MANIFEST}): pass the *{SUFFIX} folder that `mtdit export` wrote"
-
-
-@contextmanager
-def new_bundle(folder: Path) -> Iterator[Path]:
-    """A scratch folder that becomes `folder` when the block ends without an error, and vanishes otherwise.
-
-    An older bundle at `folder` is replaced only then. Nothing ever sees half a bundle.
-    """
-    folder = Path(folder).resolve()  # a link stays, what it points to is replaced
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} exists and is not a bundle: choose another --out or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        yield scratch
-        _swap(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _swap(scratch: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        scratch.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -264,7 +240,9 @@ def _shallow(manifest: Manifest) -> dict[str, Any]:
 
 def _check_file(folder: Path, name: str, digest: str, hashed: bool) -> None:
     if not _is_inside(folder, name):
-        raise UserError(f"{folder}: manifest names {name!r}, which lies outside the bundle: do not use this bundle")
+        raise UserError(
+            f"{folder}: manifest names {plain(name)!r}, which lies outside the bundle: do not use this bundle"
+        )
     if not (folder / name).is_file():
         raise UserError(f"{folder}: {name} is missing: copy the whole bundle again or re-run `mtdit export`")
     if hashed and sha256(folder / name) != digest:
@@ -278,32 +256,57 @@ def _is_inside(folder: Path, name: str) -> bool:
     return (folder / name).resolve().is_relative_to(folder.resolve())
 
 
+def check_facts(manifest: Manifest, source: object) -> None:
+    """What `source` says of its policy, before there are graphs and files. UserError: such a bundle would not open."""
+    try:
+        read = from_json(Manifest, json.loads(json.dumps(asdict(manifest))), "manifest")
+        problems = [*_odd_facts(read), *_odd_names(read)]
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        problems = [str(error).removeprefix("manifest.")]
+    if problems:
+        raise UserError(f"{source} makes no bundle that opens, {plain(problems[0])}: correct what it says of its robot")
+
+
 def _check_consistency(manifest: Manifest, folder: Path) -> None:
     """What the types cannot say: files that are hashed, positive sizes, an executed part inside the horizon."""
-    problems = [
-        f"graph file {g.file} has no checksum" for g in manifest.graphs.values() if g.file not in manifest.files
-    ]
-    problems += [f"{n} has no checksum" for n in (STATS, TASKS) if n not in manifest.files]
-    problems += [f"graph {n!r} is missing" for n in ("text", "history", "denoiser") if n not in manifest.graphs]
-    graphs = manifest.graphs.items()
-    problems += [f"graph {n!r} costs less than nothing" for n, g in graphs if min(g.flops, g.weight_bytes) < 0]
-    problems += ["graph 'vision' is missing"] if manifest.cameras and "vision" not in manifest.graphs else []
-    problems += [f"sampler {manifest.sampler.kind!r} is unknown"] if manifest.sampler.kind not in SAMPLERS else []
-    problems += [f"sampler takes {manifest.sampler.steps} steps"] if not 1 <= manifest.sampler.steps <= MOST else []
-    problems += [f"precision {manifest.precision!r} is unknown"] if manifest.precision not in PRECISIONS else []
-    sizes = {n: getattr(manifest, n) for n in ("n_obs_steps", "horizon", "n_action_steps", "fps", "obs_spacing_ticks")}
-    problems += [f"{n} is {v}" for n, v in sizes.items() if not 1 <= v <= MOST]
-    problems += [f"joint {j.name!r} has an impossible unit, range or speed" for j in manifest.joints if not _is_sane(j)]
-    for what, things in (("joint", manifest.joints), ("camera", manifest.cameras)):
-        names = [thing.name for thing in things]
-        problems += [f"two {what}s are called {name!r}" for name in dict.fromkeys(names) if names.count(name) > 1]
-    if not manifest.joints:
-        problems.append("no joints")
-    if manifest.n_obs_steps - 1 + manifest.n_action_steps > manifest.horizon:
-        problems.append("n_obs_steps - 1 + n_action_steps exceeds horizon")
-    problems = problems or _wrong_tensors(manifest)
+    problems = [*_odd_files(manifest), *_odd_facts(manifest)] or _wrong_tensors(manifest)
     if problems:
-        raise UserError(f"{folder}/{MANIFEST}: {' '.join(problems[0].split())}: re-run `mtdit export`")
+        raise UserError(f"{folder}/{MANIFEST}: {plain(problems[0])}: re-run `mtdit export`")
+
+
+def _odd_files(m: Manifest) -> Iterator[str]:
+    yield from (f"graph file {g.file} has no checksum" for g in m.graphs.values() if g.file not in m.files)
+    yield from (f"{name} has no checksum" for name in (STATS, TASKS) if name not in m.files)
+    yield from (f"graph {name!r} is missing" for name in ("text", "history", "denoiser") if name not in m.graphs)
+    graphs = m.graphs.items()
+    yield from (f"graph {n!r} costs less than nothing" for n, g in graphs if min(g.flops, g.weight_bytes) < 0)
+    if m.cameras and "vision" not in m.graphs:
+        yield "graph 'vision' is missing"
+
+
+def _odd_facts(m: Manifest) -> Iterator[str]:
+    if m.sampler.kind not in SAMPLERS:
+        yield f"sampler {m.sampler.kind!r} is unknown"
+    if not 1 <= m.sampler.steps <= MOST:
+        yield f"sampler takes {m.sampler.steps} steps"
+    if m.precision not in PRECISIONS:
+        yield f"precision {m.precision!r} is unknown"
+    sizes = {n: getattr(m, n) for n in ("n_obs_steps", "horizon", "n_action_steps", "fps", "obs_spacing_ticks")}
+    yield from (f"{n} is {v}" for n, v in sizes.items() if not 1 <= v <= MOST)
+    yield from (f"joint {j.name!r} has an impossible unit, range or speed" for j in m.joints if not _is_sane(j))
+    for what, things in (("joint", m.joints), ("camera", m.cameras)):
+        names = [thing.name for thing in things]
+        yield from (f"two {what}s are called {name!r}" for name in dict.fromkeys(names) if names.count(name) > 1)
+    if not m.joints:
+        yield "no joints"
+    if m.n_obs_steps - 1 + m.n_action_steps > m.horizon:
+        yield "n_obs_steps - 1 + n_action_steps exceeds horizon"
+
+
+def _odd_names(m: Manifest) -> list[str]:
+    """A camera's reference picture is called after it."""
+    names = [camera.name for camera in m.cameras]
+    return [f"camera {name!r} has no name for a file" for name in names if "/" in name or not name.isprintable()]
 
 
 def _wrong_tensors(m: Manifest) -> list[str]:
@@ -370,7 +373,7 @@ def _parse_manifest(text: bytes, folder: Path) -> Manifest:
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{where} has schema version {version!r}, this mtdit reads {SCHEMA_VERSION}: "
+            f"{where} has schema version {plain(repr(version), 40)}, this mtdit reads {SCHEMA_VERSION}: "
             "export again or install the matching mtdit"
         )
     try:
@@ -379,7 +382,7 @@ def _parse_manifest(text: bytes, folder: Path) -> Manifest:
         from_json(dict[str, str], manifest.provenance.get("versions", {}), "manifest.provenance.versions")
         return manifest
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}: re-run `mtdit export`") from error
+        raise UserError(f"{where}: {plain(error)}: re-run `mtdit export`") from error
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -435,7 +438,17 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
             return dict(file)
     except (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is malformed ({' '.join(str(error).split())}): re-run `mtdit export`") from None
+        raise UserError(f"{path} is malformed ({plain(error)}): re-run `mtdit export`") from None
+
+
+def texts(array: NDArray[Any]) -> list[str] | None:
+    """The strings of an array, in order; None: it holds something else, or what no file and no terminal takes."""
+    try:
+        found = [str(word) for word in array.ravel().tolist()] if array.dtype.kind == "U" else None
+        "".join(found or ()).encode()
+    except (ValueError, SystemError):  # half a surrogate pair; a number that is no character
+        return None
+    return found
 
 
 def save_task_features(path: Path, features: Mapping[str, NDArray[np.float32]]) -> None:

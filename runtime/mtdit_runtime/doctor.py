@@ -27,6 +27,7 @@ from mtdit_robots.errors import UserError
 from mtdit_runtime import doctor_arm, doctor_cameras
 from mtdit_runtime.bundle import Bundle, Manifest, open_bundle
 from mtdit_runtime.checks import FAIL, OK, WARN, Check, healthy, judged, to_dict
+from mtdit_runtime.words import plain
 
 __all__ = ["Check", "Questions", "doctor", "healthy", "to_dict"]
 
@@ -242,7 +243,7 @@ def _bundle(folder: Path | None) -> tuple[Bundle | None, list[Check]]:
         return None, [Check("bundle", FAIL, f"{folder} does not run here", str(error))]
     m = bundle.manifest
     too_slow = latency_s * m.fps > m.n_action_steps / 2
-    finding = f"{m.name}: a chunk takes {latency_s * 1e3:.0f} ms, {engines.reason}"
+    finding = f"{plain(m.name)}: a chunk takes {latency_s * 1e3:.0f} ms, {engines.reason}"
     return bundle, [judged("bundle", too_slow, finding, "too slow for its rate: export with fewer --steps")]
 
 

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import ENGINES, Bundle, from_json
+from mtdit_runtime.bundle import ENGINES, Bundle, from_json, sha256
+from mtdit_runtime.words import plain
 
 RECORD = "engine.json"
+MOST_BYTES, MOST_SECONDS = 1 << 40, 1e9  # no plan is larger, no build took longer
 ON_GPU = ("vision", "history", "denoiser", "guided")  # the text encoder runs once per unknown task, on the CPU
 
 
@@ -45,10 +47,18 @@ class EngineRecord:
     seconds: dict[str, float]  # graph -> how long it took
     checked: dict[str, dict[str, float]] = field(default_factory=dict)  # stage -> figures against the golden fixtures
     built: str = ""  # date
+    plans: dict[str, str] = field(default_factory=dict)  # graph -> sha256 of its plan; an older mtdit kept none
 
     @property
     def device(self) -> Device:
         return Device(self.gpu, self.compute_capability, self.tensorrt)
+
+    @property
+    def is_sane(self) -> bool:
+        """Whether its numbers can be added up and shown."""
+        sizes, seconds = self.bytes.values(), self.seconds.values()
+        numbers = (*sizes, *self.compute_capability)
+        return all(0 <= n <= MOST_BYTES for n in numbers) and all(0 <= s <= MOST_SECONDS for s in seconds)
 
 
 def graph_hashes(bundle: Bundle) -> dict[str, str]:
@@ -74,10 +84,11 @@ def write_record(folder: Path, record: EngineRecord) -> None:
 def read_record(folder: Path) -> EngineRecord | None:
     """None: no record, so the engines were never found good, or it cannot be read."""
     try:
-        record: EngineRecord = from_json(EngineRecord, json.loads((folder / RECORD).read_text()), RECORD)
-    except (OSError, ValueError, TypeError, RecursionError):
+        data = json.loads((folder / RECORD).read_text())
+        record: EngineRecord = from_json(EngineRecord, {"plans": {}, **data}, RECORD)
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
         return None
-    return record
+    return record if record.is_sane else None
 
 
 def engine_records(bundle: Bundle) -> dict[Path, EngineRecord]:
@@ -87,10 +98,17 @@ def engine_records(bundle: Bundle) -> dict[Path, EngineRecord]:
     return {folder: record for folder, record in found.items() if record is not None}
 
 
-def is_complete(folder: Path, record: EngineRecord, bundle: Bundle) -> bool:
-    """Every graph has its plan, and none was cut short."""
-    plans = {name: folder / f"{name}.plan" for name in graph_hashes(bundle)}
-    return all(plan.is_file() and plan.stat().st_size == record.bytes.get(name) for name, plan in plans.items())
+def trouble(folder: Path, record: EngineRecord, bundle: Bundle, graph: str | None = None) -> str:
+    """What is wrong with the plans of a folder, of one graph or of all; empty: they are as they were when checked."""
+    for name in graph_hashes(bundle) if graph is None else (graph,):
+        plan = folder / f"{name}.plan"
+        if name not in record.plans:
+            return f"an older mtdit kept no checksum of {plan.name}"
+        if not plan.is_file():
+            return f"{plan.name} is missing"
+        if plan.stat().st_size != record.bytes.get(name) or sha256(plan) != record.plans[name]:
+            return f"{plan.name} does not match its checksum"
+    return ""
 
 
 def differences(record: EngineRecord, bundle: Bundle, device: Device) -> list[str]:
@@ -102,9 +120,16 @@ def differences(record: EngineRecord, bundle: Bundle, device: Device) -> list[st
         ("TensorRT", kept.tensorrt, here.tensorrt),
         ("precision", record.precision, bundle.manifest.precision),
     ]
-    found = [f"{what} {was}, here {now}" for what, was, now in pairs if was != now]
+    found = [f"{what} {plain(was, 40)}, here {now}" for what, was, now in pairs if was != now]
     wanted = graph_hashes(bundle)
     return found + [f"another {name} graph" for name in wanted if record.onnx.get(name) != wanted[name]]
+
+
+def misfit(folder: Path, record: EngineRecord, bundle: Bundle, device: Device) -> str:
+    """Why the engines of a folder do not run here; empty: they do. A folder's name and its record say the same."""
+    if found := differences(record, bundle, device):
+        return "; ".join(found)
+    return "" if folder == engine_folder(bundle, device) else f"not where its {RECORD} belongs"
 
 
 def _dotted(version: tuple[int, int]) -> str:
@@ -114,12 +139,14 @@ def _dotted(version: tuple[int, int]) -> str:
 def find_plan(bundle: Bundle, graph: str, device: Device) -> Path:
     """The checked plan of `graph` for this device. UserError: there is none, and what those that lie there are for."""
     folder, fix = engine_folder(bundle, device), f"run `mtdit build {bundle.folder}` here"
-    record, plan = read_record(folder), folder / f"{graph}.plan"
+    record = read_record(folder)
     if record is None:
         raise UserError(f"no TensorRT engines for this computer in {bundle.folder}{_others(bundle, device)}: {fix}")
-    if not is_complete(folder, record, bundle):
-        raise UserError(f"the engines in {folder} are not complete: {fix} again")
-    return plan
+    if why := misfit(folder, record, bundle, device):
+        raise UserError(f"{folder} is named after this computer, but its {RECORD} says {why}: {fix} again")
+    if why := trouble(folder, record, bundle, graph):
+        raise UserError(f"the engines in {folder} cannot be used, {why}: {fix} again")
+    return folder / f"{graph}.plan"
 
 
 def _others(bundle: Bundle, device: Device) -> str:

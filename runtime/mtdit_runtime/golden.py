@@ -26,6 +26,7 @@ from mtdit_runtime.bundle import (
     FEATURES,
     GOLDEN,
     KNOWN,
+    MOST,
     NOISE,
     PREFIX,
     PREFIX_WEIGHTS,
@@ -37,6 +38,7 @@ from mtdit_runtime.bundle import (
     Manifest,
     frame_input,
     read_arrays,
+    texts,
 )
 from mtdit_runtime.engine import Engine, Engines, choose_engines
 from mtdit_runtime.policy import BundlePolicy, noise_inputs, noise_shape, prefix_inputs
@@ -126,9 +128,17 @@ def read_golden(bundle: Bundle) -> tuple[list[Probe], list[Expected]]:
     names = sorted(name for name in bundle.manifest.files if name.startswith(f"{GOLDEN}/"))
     if not names:
         raise UserError(f"{bundle.folder} has no {GOLDEN} fixtures to check with: run `mtdit export` again")
-    spread = float(recorded(bundle).get("robot", {}).get("spread", 0.0))
+    spread = _spread(bundle)
     pairs = [_read(bundle, name, spread) for name in names]
     return [probe for probe, _ in pairs], [e for _, e in pairs]
+
+
+def _spread(bundle: Bundle) -> float:
+    """Units. UserError: the manifest's figure is none."""
+    spread = recorded(bundle).get("robot", {}).get("spread", 0.0)
+    if not 0 <= spread <= MOST:
+        raise UserError(f"{bundle.folder}: a spread of {spread:g} over noise is impossible: run `mtdit export` again")
+    return float(spread)
 
 
 def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, Expected]:
@@ -140,10 +150,13 @@ def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, Expected]:
         if (a[key].shape, a[key].dtype) != (shape, dtype):
             got = f"{a[key].dtype} {a[key].shape}"
             raise UserError(f"{path}: {key} is {got}, not {dtype} {shape}: run `mtdit export` again")
+    task = texts(a[TASK])
+    if task is None or a[TASK].shape != ():
+        raise UserError(f"{path}: {TASK} is {a[TASK].dtype} {a[TASK].shape}, not a text: run `mtdit export` again")
     frames = {camera.name: a[frame_input(camera.name)] for camera in bundle.manifest.cameras}
     observed = a.get(FEATURES), a[STATE], a[TOKEN_IDS], a[TEXT_FEATURE], a[KNOWN]
     e = Expected(*observed, a[ACTIONS], a[UNITS], a[HELD], spread, a.get(GUIDED))
-    return Probe(frames, a[POSITIONS], str(a[TASK]), a[NOISE]), e
+    return Probe(frames, a[POSITIONS], task[0], a[NOISE]), e
 
 
 def _wanted_arrays(m: Manifest, guided: bool) -> dict[str, tuple[tuple[int, ...], str]]:

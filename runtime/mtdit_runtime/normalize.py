@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_runtime.words import plain
 
 Array = NDArray[np.float32]
 MODES = ("MIN_MAX", "MEAN_STD", "IDENTITY")
@@ -34,7 +35,7 @@ class Stats:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise UserError(f"normalisation mode {self.mode!r} is unknown: use one of {', '.join(MODES)}")
+            raise UserError(f"normalisation mode {plain(repr(self.mode))} is unknown: use one of {', '.join(MODES)}")
         if self.low.shape != self.high.shape:
             raise UserError(f"normalisation statistics differ in shape: {self.low.shape} and {self.high.shape}")
 
@@ -49,6 +50,11 @@ class Stats:
             )
         low, high = (np.atleast_1d(np.asarray(stats[name], np.float32)) for name in names)
         return cls(mode, low, high)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether what is computed with them can be; IDENTITY computes nothing."""
+        return self.mode == "IDENTITY" or bool(np.isfinite([self.low, self.high]).all())
 
     def normalize(self, x: ArrayLike) -> Array:
         """(..., D) in units -> (..., D) normalised."""
@@ -90,4 +96,4 @@ def load_stats(path: Path) -> dict[str, Stats]:
             modes = file.metadata() or {}
             return {n: Stats(m, file.get_tensor(f"{n}.low"), file.get_tensor(f"{n}.high")) for n, m in modes.items()}
     except SafetensorError as error:
-        raise UserError(f"{path} is malformed ({error}): re-run `mtdit export`") from None
+        raise UserError(f"{path} is malformed ({plain(error)}): re-run `mtdit export`") from None

@@ -42,6 +42,7 @@ from mtdit_runtime.engine import Arrays, Engine, Engines
 from mtdit_runtime.ledger import Ledger
 from mtdit_runtime.normalize import Stats
 from mtdit_runtime.tokens import load_tokens
+from mtdit_runtime.words import plain
 
 Chunk = NDArray[np.float64]  # (horizon, J) degrees, gripper 0..100
 Noise = NDArray[np.float32]  # (horizon, J) standard normal; DDPM's (draws, horizon, J): the start, then every step's
@@ -348,8 +349,9 @@ def check_robot(policy: Policy, joints: Sequence[str], cameras: Sequence[str]) -
                 f"joint {i + 1} of the robot is {got!r}, the policy expects {wanted!r}: use the arm it was trained on"
             )
     if len(policy.joints) != len(joints):
+        named = plain(", ".join(policy.joints))
         raise UserError(
-            f"the policy moves {len(policy.joints)} joints ({', '.join(policy.joints)}), the robot has {len(joints)}"
+            f"the policy moves {len(policy.joints)} joints ({named}), the robot has {len(joints)}"
             ": use the arm it was trained on"
         )
     missing = [name for name in policy.cameras if name not in cameras]

@@ -35,6 +35,7 @@ from mtdit_runtime.policy import BundlePolicy, check_robot
 from mtdit_runtime.record import Recorder
 from mtdit_runtime.safety import Limits, Safety, SafetyConfig
 from mtdit_runtime.video import Film
+from mtdit_runtime.words import plain
 
 WARM_UPS = 5
 
@@ -88,8 +89,9 @@ def check_task(manifest: Manifest, task: str, allow_new: bool) -> None:
     if task in manifest.tasks or allow_new:
         return
     near = difflib.get_close_matches(task, manifest.tasks, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(map(repr, manifest.tasks)) or 'no task'}"
-    raise UserError(f"{manifest.name} was not trained on {task!r}: {hint} (--new-task tries it all the same)")
+    known = plain(", ".join(map(repr, manifest.tasks)) or "no task", 1000)
+    hint = f"did you mean {near[0]!r}?" if near else f"it knows {known}"
+    raise UserError(f"{plain(manifest.name)} was not trained on {task!r}: {hint} (--new-task tries it all the same)")
 
 
 def say_engines(engines: Engines, say: Callable[[str], None]) -> None:
@@ -135,7 +137,7 @@ def _drive(m: Manifest, queue: ChunkQueue, options: RunOptions) -> RunReport:
     recorder = Recorder(joints, options.task, options.seed, options.log_frames_mb) if options.log else None
     film = Film(options.video, m.fps, wait=options.lockstep) if options.video else None
     watch = _watchers(recorder, film, options)
-    options.say(f"running {m.name}: {options.task!r}, Ctrl-C ends it")
+    options.say(f"running {plain(m.name)}: {options.task!r}, Ctrl-C ends it")
     try:
         return run(options.robot, queue, safety, config, clock, options.success, watch)
     finally:

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 from mtdit.cli import app
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import MANIFEST, open_bundle, write_manifest
+from mtdit_runtime.bundle import MANIFEST, open_bundle, sha256, write_manifest
 from mtdit_runtime.engine_cache import Device, EngineRecord, engine_folder, graph_hashes, write_record
+from mtdit_runtime.normalize import Stats, save_stats
 
 NO_ONNXRUNTIME = "import sys; sys.modules['onnxruntime'] = None; from mtdit.cli import main; main()"
 
@@ -74,13 +75,40 @@ def test_verify_passes_what_export_wrote(bundle: Path, checkpoint: Path, tmp_pat
     report = tmp_path / "report.json"
     done = in_process("verify", bundle, "--checkpoint", checkpoint, "--json", report)
     assert done.exit_code == 0, done.output
-    for words in ("files match their checksums", "against the golden", "against the checkpoint", "robot, degrees"):
+    for words in (
+        "files match their checksums",
+        "against the golden fixtures",
+        "against the checkpoint",
+        "robot, degrees",
+    ):
         assert words in done.stdout
     told = json.loads(report.read_text())
     assert told["ok"]
     for against in ("golden", "checkpoint"):
         assert told[against]["failures"] == []
         assert told[against]["stages"]["chunk"]["max_error"] <= 1e-4
+
+
+def test_verify_begins_with_a_line_that_fits_a_terminal(bundle: Path) -> None:
+    first, second, *_ = mtdit("verify", bundle).stdout.splitlines()
+    assert first == f"{bundle}: 8 files match their checksums; backend auto: CPU"
+    assert second == "against the golden fixtures, fp32"
+
+
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_a_report_that_cannot_be_written_is_told_before_the_work(command: str, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = mtdit(command, bundle, "--json", tmp_path / "file/report.json")
+    assert_one_line(done, f"{tmp_path}/file: Not a directory: choose another place for --json")
+    assert done.stdout == ""
+
+
+def test_bench_of_a_bundle_with_statistics_that_are_not_finite(copy: Path) -> None:
+    nan = np.full(6, np.nan, np.float32)
+    save_stats(copy / "stats.safetensors", {key: Stats("MIN_MAX", nan, nan) for key in ("action", "observation.state")})
+    write_manifest(copy, open_bundle(copy, check_files=False).manifest)
+    done = mtdit("bench", copy, "--backend", "onnx", "--repeats", "2")
+    assert_one_line(done, "stats.safetensors: ", "holds NaN or infinite numbers: train on a dataset without them")
 
 
 def spoilt(folder: Path) -> Path:
@@ -171,14 +199,22 @@ def test_inspect_shows_everything_without_onnxruntime(bundle: Path) -> None:
         assert words in done.stdout
 
 
-def test_inspect_tells_engines_and_what_they_are_for(copy: Path) -> None:
-    opened, device = open_bundle(copy), Device("Orin", (8, 7), "10.3.0")
+def put_engines(copy: Path, device: Device) -> None:
+    opened = open_bundle(copy)
     folder, hashes = engine_folder(opened, device), graph_hashes(opened)
     folder.mkdir(parents=True)
-    record = EngineRecord("Orin", (8, 7), "10.3.0", "fp32", hashes, dict.fromkeys(hashes, 4), {})
     for name in hashes:
         (folder / f"{name}.plan").write_bytes(b"plan")
+    plans = {name: sha256(folder / f"{name}.plan") for name in hashes}
+    sizes = dict.fromkeys(hashes, 4)
+    record = EngineRecord(
+        device.gpu, device.compute_capability, device.tensorrt, "fp32", hashes, sizes, {}, plans=plans
+    )
     write_record(folder, record)
+
+
+def test_inspect_tells_engines_and_what_they_are_for(copy: Path) -> None:
+    put_engines(copy, Device("Orin", (8, 7), "10.3.0"))
     done = mtdit("inspect", copy, "--json", "-")
     told = json.loads(done.stdout)
     assert told["graphs"]["vision"]["inputs"] == ["frame.top uint8 60x80x3", "frame.wrist uint8 60x80x3"]
@@ -186,6 +222,33 @@ def test_inspect_tells_engines_and_what_they_are_for(copy: Path) -> None:
     (engines,) = told["engines"]
     assert (engines["gpu"], engines["tensorrt"], engines["fits"]) == ("Orin", "10.3.0", None)
     assert "unknown here: tensorrt is not installed" in engines["why"]
+
+
+def test_inspect_is_readable_in_a_terminal_of_80_columns(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_engines(copy, Device("NVIDIA RTX 6000 Ada Generation", (8, 9), "10.13.3.9"))
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = mtdit("inspect", copy).stdout.splitlines()
+    assert max(map(len, lines[1:])) <= 80, "the first one is the bundle's path"
+    shown = {" ".join(line.split()) for line in lines}
+    for whole in ("vision 0.4 MB frame.top uint8 60x80x3 features float32 1x128", "prefix_mask float32 1x16x1",
+                  "shoulder_pan -40.0 to 20.0 degrees 90/s", "size 0 MB",
+                  "built for NVIDIA RTX 6000 Ada Generation, TensorRT 10.13.3.9"):  # fmt: skip
+        assert whole in shown
+
+
+def test_nothing_in_a_bundle_steers_the_terminal(copy: Path) -> None:
+    hostile = "\x1b[2J\x1b]0;owned\x07\n\u202e" + "x" * 500
+    opened = open_bundle(copy)
+    joints = (replace(opened.manifest.joints[0], name=hostile), *opened.manifest.joints[1:])
+    odd = replace(opened.manifest, name=hostile, tasks=(hostile,), joints=joints, requirements={hostile: hostile},
+                  provenance={"checkpoint": hostile, "versions": {hostile: hostile}})  # fmt: skip
+    write_manifest(copy, odd)
+    put_engines(copy, Device(hostile, (8, 7), "10.3.0"))
+    for words in (("inspect", copy), ("run", "--bundle", copy, "--task", "open the drawr")):
+        done = mtdit(*words)
+        said = (done.stdout + done.stderr).replace("\n", "")
+        assert r"\x1b[2J" in said
+        assert said.isprintable()
 
 
 def test_inspect_survives_records_it_does_not_know(copy: Path) -> None:

@@ -18,7 +18,8 @@ from workshop import Workshop
 
 from mtdit.checkpoint import open_checkpoint
 from mtdit.cli import main
-from mtdit_export.export import export, joints_of, known_facts
+from mtdit_export.asked import joints_of, known_facts
+from mtdit_export.export import export
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import open_bundle
 

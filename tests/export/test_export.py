@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,24 @@ import pytest
 
 from mtdit.checkpoint import open_checkpoint
 from mtdit.config import Feature
-from mtdit_export.export import export, joints_of, known_facts, matching_dataset, sampled
+from mtdit_export.asked import joints_of, known_facts, matching_dataset, sampled
+from mtdit_export.export import export
 from mtdit_robots.errors import UserError
 from mtdit_robots.so101 import JOINTS
 from mtdit_runtime.bundle import Bundle, open_bundle
+
+
+def mtdit(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mtdit.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], says: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    assert says in line
+    assert line.isprintable()
+    assert ".part" not in line
 
 
 def test_bundle_opens_and_says_what_the_policy_is(bundle: Path) -> None:
@@ -51,7 +67,14 @@ def test_stages_are_told_and_a_bundle_is_replaced_as_a_whole(workshop: Any, tmp_
     report = export(checkpoint, out, steps=2, on_stage=lines.append)
     assert open_bundle(out).manifest.sampler.steps == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["blind", "p.mtdit"]
-    words = ("folded", "traced text", "traced history", "traced denoiser", "verified")
+    words = (
+        "folded",
+        "traced text",
+        "traced history",
+        "traced denoiser",
+        "verified",
+        "replaced the bundle that was at",
+    )
     assert len(lines) == len(words)
     assert all(line.startswith(word) for line, word in zip(lines, words, strict=True))
     told = report.to_dict()
@@ -59,6 +82,70 @@ def test_stages_are_told_and_a_bundle_is_replaced_as_a_whole(workshop: Any, tmp_
     assert told["stages"]["denoiser"]["parameters"] > 0
     assert told["stages"]["denoiser"]["latency_ms"] > 0
     assert report.table().row_count == len(told["stages"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"fps": 0}, "fps is 0"),
+        ({"joints": ("a", "b", "c", "d", "e", "a")}, "two joints are called 'a'"),
+        ({"max_speed": (float("nan"),) * 6}, "joint 'shoulder_pan' has an impossible unit, range or speed"),
+        ({"tasks": ("\ud800",)}, "surrogates not allowed"),
+    ],
+)
+def test_facts_that_make_no_bundle_are_told_before_tracing(
+    workshop: Any, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    checkpoint = workshop.checkpoint(tmp_path / "blind", workshop.config(cameras=(), num_layers=1))
+    facts = json.loads((checkpoint / "mtdit.json").read_text())
+    (checkpoint / "mtdit.json").write_text(json.dumps({**facts, **change}))
+    lines: list[str] = []
+    with pytest.raises(UserError, match=f"blind makes no bundle that opens, .*{says}.*: correct what it says"):
+        export(checkpoint, tmp_path / "p.mtdit", steps=1, on_stage=lines.append)
+    assert not any("traced" in line for line in lines)
+    assert [path.name for path in tmp_path.iterdir()] == ["blind"]
+
+
+def test_statistics_that_are_not_finite_name_the_bundle(workshop: Any, tmp_path: Path) -> None:
+    config = workshop.config(cameras=(), num_layers=1)
+    checkpoint = workshop.checkpoint(tmp_path / "blind", config, span=float("nan"))
+    with pytest.raises(UserError) as refusal:
+        export(checkpoint, tmp_path / "p.mtdit", steps=1)
+    assert ".part" not in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["blind"]
+
+
+def test_export_into_the_folder_one_is_in(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy.mtdit")
+    done = mtdit("export", checkpoint, "--out", ".", cwd=copy)
+    assert_one_line(done, "copy.mtdit is the folder you are in: leave it first, or choose another --out")
+    open_bundle(copy)
+
+
+@pytest.mark.parametrize("out", ["two\nlines.mtdit", "\udcff.mtdit", "file/x.mtdit", "holiday"])
+def test_places_that_take_no_bundle_are_one_line(checkpoint: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "holiday").mkdir()
+    assert_one_line(mtdit("export", checkpoint, "--out", out, cwd=tmp_path), "choose another --out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "holiday"]
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_work(checkpoint: Path, tmp_path: Path) -> None:
+    done = mtdit("export", checkpoint, "--out", tmp_path / "p.mtdit", "--json", tmp_path)
+    assert_one_line(done, f"--json {tmp_path} is a folder: name a file in it")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminated_export_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mtdit.cli", "export", checkpoint, "--out", tmp_path / "p.mtdit"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        running.terminate()
+        said = running.communicate(timeout=60)[1]
+    assert (running.returncode, said) == (130, "mtdit: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

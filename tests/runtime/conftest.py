@@ -16,10 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mtdit_robots.robot import Observation
 from mtdit_runtime import bundle as bundles
-from mtdit_runtime.bundle import Bundle, Camera, Graph, Joint, Manifest, Sampler, Tensor, new_bundle, open_bundle
+from mtdit_runtime.bundle import Bundle, Camera, Graph, Joint, Manifest, Sampler, Tensor, open_bundle
 from mtdit_runtime.engine import choose_engines
 from mtdit_runtime.normalize import Stats, save_stats
 from mtdit_runtime.policy import BundlePolicy
+from mtdit_runtime.publish import new_bundle
 
 JOINTS = ("pan", "lift", "grip")
 CAMERAS = ("top", "wrist")

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from rich.console import Console
 from mtdit.cli_bundle import shown
 from mtdit_robots.errors import UserError
 from mtdit_runtime.about import about
-from mtdit_runtime.bundle import MANIFEST, Bundle, new_bundle, open_bundle, save_task_features, sha256, write_manifest
+from mtdit_runtime.bundle import GOLDEN, MANIFEST, Bundle, open_bundle, save_task_features, sha256, write_manifest
+from mtdit_runtime.golden import Expected, Probe, read_golden, write_golden
 from mtdit_runtime.normalize import Stats, load_stats, save_stats
 
 
@@ -154,13 +156,28 @@ def test_links_do_not_leave_the_folder(edited: Any, copy: Path) -> None:
         (lambda m: m["verification"].update(stages={"vision": 3}), r"stages\.vision must be dict, not int"),
         (
             lambda m: m["files"].update({"two\nlines.onnx": ""}) or m["graphs"]["text"].update(file="a\nb"),
-            "file a b has no",
+            r"file a\\nb has no",
         ),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_named(edited: Any, change: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         open_bundle(edited(change))
+
+
+def test_what_a_manifest_says_reaches_no_terminal_raw(edited: Any) -> None:
+    hostile = "\x1b[2J\x9b\n\u202e" + "x" * 5000
+    for change in (
+        lambda m: m["joints"][0].update(name=hostile, low=float("nan")),
+        lambda m: m["cameras"][0].update(name=hostile),
+        lambda m: m["files"].update({hostile: "0" * 64}),
+        lambda m: m.update({"schema_version": hostile}),
+        lambda m: m["graphs"].update({hostile: 3}),
+    ):
+        with pytest.raises(UserError) as refusal:
+            open_bundle(edited(change))
+        assert str(refusal.value).isprintable()
+        assert len(str(refusal.value)) < 500
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 5000, b'{"a": 1, "a": 1}'])
@@ -170,9 +187,11 @@ def test_a_manifest_that_is_none(copy: Path, content: bytes) -> None:
         open_bundle(copy)
 
 
-TEXT = st.text(st.characters(exclude_categories=()), max_size=20)  # halves of surrogate pairs too
+HOSTILE = st.sampled_from(("\x1b[2J", "a\nb", "x" * 3000, "1e400"))
+TEXT = HOSTILE | st.text(st.characters(exclude_categories=()), max_size=20)  # halves of surrogate pairs too
+ABSURD = st.sampled_from((10**30, -(10**400), 2**63, 1e200, -1e308))
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.sampled_from((10**30, -(10**400), 2**63)),
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT | ABSURD,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=20,
 )
@@ -184,16 +203,58 @@ SETTINGS = {
 }
 
 
-def opens_or_explains(folder: Path, data: Any) -> None:
-    (folder / MANIFEST).write_text(json.dumps(data))
+@pytest.fixture(scope="module")
+def whole(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with a golden fixture. Its manifest may be written to."""
+    folder = Path(shutil.copytree(bundle_folder, tmp_path_factory.mktemp("whole") / "whole.mtdit"))
+    bundle = open_bundle(folder)
+    m = bundle.manifest
+    shapes = {t.name: t.shape for g in m.graphs.values() for t in (*g.inputs, *g.outputs)}
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    frames = {c.name: np.zeros((m.n_obs_steps, c.height, c.width, 3), np.uint8) for c in m.cameras}
+    ids, units = zeros["token_ids"].astype(np.int64), zeros["actions"][0]
+    probe = Probe(frames, zeros["state"][0], m.tasks[0], zeros["noise"][0])
+    features = np.zeros((1, m.n_obs_steps, zeros["features"].shape[-1]), np.float32)
+    e = Expected(features, zeros["state"], ids, zeros["text"], zeros["actions"], units, spread=1.0)
+    write_golden(folder / GOLDEN, [probe], [e])
+    stages = {"robot": {"spread": 1.0, "max_error": 1e-3}}
+    write_manifest(folder, replace(m, verification={"stages": stages}, provenance={"versions": {"torch": "2"}}))
+    assert read_golden(open_bundle(folder))[0][0].task == m.tasks[0]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def original(whole: Path) -> str:
+    return (whole / MANIFEST).read_text()
+
+
+def explains(call: Callable[[], object]) -> bool:
+    """Whether it went well; else it must be one line that a terminal can take."""
     try:
-        facts = about(open_bundle(folder))
+        call()
     except UserError as error:
-        assert "\n" not in str(error)  # noqa: PT017, one line is the contract
-    else:
-        json.dumps(facts, ensure_ascii=False).encode()
-        for part in shown(facts):  # what opens can be shown, too
-            Console(file=io.StringIO()).print(part)
+        assert str(error).isprintable()  # noqa: PT017, the contract
+        return False
+    return True
+
+
+def shows(bundle: Bundle) -> None:
+    facts = about(bundle)
+    json.dumps(facts, ensure_ascii=False).encode()
+    screen = io.StringIO()
+    for part in shown(facts):
+        Console(file=screen, width=80).print(part)
+    assert screen.getvalue().replace("\n", "").isprintable()
+
+
+def opens_or_explains(folder: Path, data: Any) -> None:
+    """What opens can be shown, and whatever else is in the bundle can be read or is refused."""
+    (folder / MANIFEST).write_text(json.dumps(data))
+    if explains(lambda: open_bundle(folder)):
+        bundle = open_bundle(folder)
+        for read in (lambda: bundle.stats, lambda: bundle.task_features, lambda: read_golden(bundle)):
+            explains(read)
+        shows(bundle)
 
 
 def spread(place: Any, key: Any) -> None:
@@ -206,14 +267,14 @@ def spread(place: Any, key: Any) -> None:
 
 @given(data=ANYTHING)
 @settings(**SETTINGS)
-def test_any_json_as_manifest(copy: Path, data: Any) -> None:
-    opens_or_explains(copy, data)
+def test_any_json_as_manifest(whole: Path, data: Any) -> None:
+    opens_or_explains(whole, data)
 
 
 @given(data=st.data(), value=ANYTHING)
 @settings(**SETTINGS)
-def test_any_value_anywhere_in_a_manifest(copy: Path, bundle_folder: Path, data: Any, value: Any) -> None:
-    manifest = json.loads((bundle_folder / MANIFEST).read_text())
+def test_any_value_anywhere_in_a_manifest(whole: Path, original: str, data: Any, value: Any) -> None:
+    manifest = json.loads(original)
     place: Any = manifest
     while True:
         key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
@@ -223,7 +284,7 @@ def test_any_value_anywhere_in_a_manifest(copy: Path, bundle_folder: Path, data:
             break
         place = place[key]
     place[key] = value
-    opens_or_explains(copy, manifest)
+    opens_or_explains(whole, manifest)
 
 
 @given(content=st.binary(max_size=60))
@@ -237,57 +298,14 @@ def test_any_bytes_as_manifest(copy: Path, content: bytes) -> None:
 def test_no_such_bundle_suggests_a_neighbour(copy: Path) -> None:
     with pytest.raises(UserError, match=r"did you mean .*copy\.mtdit"):
         open_bundle(copy.with_name("cpy.mtdit"))
-    with pytest.raises(UserError, match="run `mtdit export` first"):
-        open_bundle(copy.parent / "nowhere/x.mtdit")
+    for unlike in ("nowhere/x.mtdit", "robot-arm-7.mtdit"):
+        with pytest.raises(UserError, match="run `mtdit export` first"):
+            open_bundle(copy.parent / unlike)
 
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no manifest\.json"):
         open_bundle(tmp_path)
-
-
-def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
-    def export() -> None:
-        with new_bundle(tmp_path / "x.mtdit") as scratch:
-            (scratch / "denoiser.onnx").write_bytes(b"half")
-            raise RuntimeError("half way")
-
-    with pytest.raises(RuntimeError, match="half way"):
-        export()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_older_bundle_is_replaced_only_by_a_finished_one(copy: Path) -> None:
-    with pytest.raises(RuntimeError), new_bundle(copy):
-        raise RuntimeError
-    open_bundle(copy)
-    with new_bundle(copy) as scratch:
-        (scratch / MANIFEST).write_text("new")
-    assert sorted(p.name for p in copy.iterdir()) == [MANIFEST]
-
-
-def test_a_link_to_an_older_bundle_stays_one(copy: Path) -> None:
-    link = copy.with_name("link.mtdit")
-    link.symlink_to(copy.name)
-    with new_bundle(link) as scratch:
-        (scratch / MANIFEST).write_text("new")
-    assert link.is_symlink()
-    assert (copy / MANIFEST).read_text() == "new"
-    assert sorted(path.name for path in copy.parent.iterdir()) == ["copy.mtdit", "link.mtdit"]
-
-
-def test_an_older_bundle_comes_back_when_the_new_one_cannot_take_its_place(copy: Path) -> None:
-    with pytest.raises(OSError, match="No such file"), new_bundle(copy) as scratch:
-        shutil.rmtree(scratch)
-    open_bundle(copy)
-    assert [path.name for path in copy.parent.iterdir()] == ["copy.mtdit"]
-
-
-def test_another_folder_is_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "precious.txt").write_text("x")
-    with pytest.raises(UserError, match="is not a bundle"), new_bundle(tmp_path):
-        pass
-    assert (tmp_path / "precious.txt").exists()
 
 
 def test_task_features_come_back(tmp_path: Path) -> None:
@@ -320,6 +338,28 @@ def test_task_features_of_another_policy(copy: Path, arrays: dict[str, np.ndarra
     np.savez(copy / "tasks.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"tasks\.npz: features are .+, not float32 \(\d, \d+\): re-run `mtdit export`"):
         _ = bundle.task_features
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [np.array("a"), np.array([["a"]]), np.array([1.5]), np.array(["\ud800"]), np.array([0x110000]).view("<U2")],
+    ids=["a word", "a table", "numbers", "half a surrogate pair", "no character"],
+)
+def test_tasks_that_are_no_list_of_texts(copy: Path, tasks: np.ndarray) -> None:
+    bundle = open_bundle(copy)
+    np.savez(copy / "tasks.npz", tasks=tasks, features=np.zeros((1, 5), np.float32))
+    with pytest.raises(UserError, match=r"tasks\.npz: tasks are .+, not a list of texts: re-run `mtdit export`"):
+        _ = bundle.task_features
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_stats_that_are_not_finite(copy: Path, value: float) -> None:
+    bundle, three = open_bundle(copy), np.full(3, value, np.float32)
+    save_stats(copy / "stats.safetensors", {"action": Stats("IDENTITY", three, three)})
+    assert bundle.stats, "they are not used"
+    save_stats(copy / "stats.safetensors", {"action": Stats("MIN_MAX", -three, three)})
+    with pytest.raises(UserError, match=r"stats\.safetensors: action holds NaN or infinite numbers: train on"):
+        _ = open_bundle(copy, check_files=False).stats
 
 
 def test_stats_that_lack_a_joint(copy: Path) -> None:

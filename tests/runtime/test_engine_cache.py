@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mtdit_export.build import build
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import ENGINES, Bundle, open_bundle
+from mtdit_runtime.about import about
+from mtdit_runtime.bundle import ENGINES, Bundle, open_bundle, sha256
 from mtdit_runtime.engine_cache import (
     RECORD,
     Device,
@@ -22,6 +26,7 @@ from mtdit_runtime.engine_cache import (
     engine_records,
     find_plan,
     graph_hashes,
+    misfit,
     read_record,
     write_record,
 )
@@ -44,8 +49,15 @@ def put_engines(bundle: Bundle, device: Device, plan: bytes = b"plan") -> Path:
     seconds = dict.fromkeys(hashes, 1.5)
     precision = bundle.manifest.precision
     version = device.compute_capability
-    write_record(folder, EngineRecord(device.gpu, version, device.tensorrt, precision, hashes, sizes, seconds))
+    plans = {name: sha256(folder / f"{name}.plan") for name in hashes}
+    record = EngineRecord(device.gpu, version, device.tensorrt, precision, hashes, sizes, seconds, plans=plans)
+    write_record(folder, record)
     return folder
+
+
+def edit_record(folder: Path, **changes: Any) -> None:
+    data = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps({**data, **changes}))
 
 
 def test_keys_change_with_whatever_makes_a_plan_invalid(copy: Bundle) -> None:
@@ -115,12 +127,84 @@ def test_engines_that_were_never_checked_do_not_count(copy: Bundle) -> None:
         find_plan(copy, "denoiser", ORIN)
 
 
-@pytest.mark.parametrize("spoil", [lambda plan: plan.unlink(), lambda plan: plan.write_bytes(b"pl")])
-def test_a_plan_that_is_missing_or_cut_short_is_refused(copy: Bundle, spoil: object) -> None:
-    assert callable(spoil)
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda plan: plan.unlink(), "vision.plan is missing"),
+        (lambda plan: plan.write_bytes(b"pl"), "vision.plan does not match its checksum"),
+        (lambda plan: plan.write_bytes(b"PLAN"), "vision.plan does not match its checksum"),
+        (lambda plan: edit_record(plan.parent, plans={}), "an older mtdit kept no checksum of vision.plan"),
+    ],
+)
+def test_a_plan_that_is_not_as_it_was_checked_is_refused(copy: Bundle, spoil: Any, said: str) -> None:
     spoil(put_engines(copy, ORIN) / "vision.plan")
-    with pytest.raises(UserError, match="not complete: run `mtdit build"):
+    with pytest.raises(UserError, match=rf"cannot be used, {said}: run `mtdit build .*` here again"):
+        find_plan(copy, "vision", ORIN)
+    (told,) = about(copy)["engines"]
+    assert (told["fits"], told["why"]) == (False, said)
+
+
+def test_a_record_of_an_older_mtdit_can_be_read(copy: Bundle) -> None:
+    folder = put_engines(copy, ORIN)
+    data = json.loads((folder / RECORD).read_text())
+    del data["plans"]
+    (folder / RECORD).write_text(json.dumps(data))
+    record = read_record(folder)
+    assert record is not None
+    assert (record.device, record.plans) == (ORIN, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tensorrt": "10.16.2"}, "TensorRT 10.16.2, here 10.3.0"),
+        ({"compute_capability": [11, 0]}, "compute capability 11.0, here 8.7"),
+        ({"gpu": "Thor", "precision": "fp16"}, "GPU Thor, here Orin; precision fp16, here fp32"),
+        ({"gpu": "\x1b[2J" * 1000}, r"GPU \\x1b\[2J.*\.\.\., here Orin"),
+        ({"onnx": {}}, "another vision graph; another denoiser graph"),
+    ],
+)
+def test_a_record_that_contradicts_its_folder_is_refused(copy: Bundle, changes: dict[str, Any], said: str) -> None:
+    edit_record(put_engines(copy, ORIN), **changes)
+    with pytest.raises(UserError, match=rf"but its engine\.json says {said}: run `mtdit build") as refusal:
         find_plan(copy, "denoiser", ORIN)
+    assert str(refusal.value).isprintable()
+
+
+def test_engines_that_were_renamed_do_not_fit(copy: Bundle) -> None:
+    folder = put_engines(copy, ORIN)
+    ((moved, record),) = engine_records(copy).items()
+    assert misfit(moved, record, copy, ORIN) == ""
+    elsewhere = folder.rename(folder.with_name("sm87"))
+    assert misfit(elsewhere, record, copy, ORIN) == "not where its engine.json belongs"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bytes": {"vision": 10**400}},
+        {"bytes": {"vision": -1}},
+        {"seconds": {"vision": 10**400}},
+        {"seconds": {"vision": float("nan")}},
+        {"compute_capability": [10**30, 0]},
+        {"gpu": "\ud800"},
+        {"plans": None},
+    ],
+)
+def test_a_record_of_absurd_values_is_none(copy: Bundle, changes: dict[str, Any]) -> None:
+    folder = put_engines(copy, ORIN)
+    edit_record(folder, **changes)
+    assert read_record(folder) is None
+    assert about(copy)["engines"] == []
+
+
+def test_a_file_in_the_place_of_the_engines(copy: Bundle) -> None:
+    copy.path(ENGINES).write_text("")
+    assert about(copy)["engines"] == []
+    with pytest.raises(UserError, match="no TensorRT engines for this computer"):
+        find_plan(copy, "denoiser", ORIN)
+    with pytest.raises(UserError, match="engines is a file, it should be a folder: remove it"):
+        build(copy, None, ORIN)
 
 
 @given(content=st.binary(max_size=60) | st.from_regex(r'\{"gpu": .*\}').map(str.encode))

@@ -227,3 +227,22 @@ def test_a_fixture_with_another_array_is_a_user_error(golden: Bundle, name: str,
     write_manifest(golden.folder, golden.manifest)
     with pytest.raises(UserError, match=rf"1\.npz: {name} is \w+ \(.*\), not \w+ \(.*\): run `mtdit export` again"):
         read_golden(open_bundle(golden.folder))
+
+
+@pytest.mark.parametrize("task", [np.array(3.5), np.array(["a", "b"]), np.array("\ud800"), np.array(b"open")])
+def test_a_fixture_whose_task_is_no_text_is_a_user_error(golden: Bundle, task: np.ndarray) -> None:
+    path = golden.folder / GOLDEN / "1.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **{**arrays, "task": task})
+    write_manifest(golden.folder, golden.manifest)
+    with pytest.raises(UserError, match=r"1\.npz: task is .*, not a text: run `mtdit export` again"):
+        read_golden(open_bundle(golden.folder))
+
+
+@pytest.mark.parametrize("spread", [1e200, -1.0, float("nan"), float("inf")])
+def test_a_spread_that_cannot_be_is_a_user_error(golden: Bundle, spread: float) -> None:
+    stages = {"robot": {"spread": spread}}
+    write_manifest(golden.folder, replace(golden.manifest, verification={"stages": stages}))
+    with pytest.raises(UserError, match="over noise is impossible: run `mtdit export` again"):
+        read_golden(open_bundle(golden.folder))
