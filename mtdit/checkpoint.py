@@ -433,7 +433,7 @@ def facts_from_json(raw: Any) -> DatasetFacts:
     return facts
 
 
-def _sane(facts: DatasetFacts) -> DatasetFacts:
+def sane_facts(facts: DatasetFacts) -> DatasetFacts:
     """The facts. ValueError: no bundle can have such numbers."""
     if not 1 <= facts.fps <= MOST:
         raise ValueError(f"facts.fps is {str(facts.fps)[:20]}")
@@ -446,7 +446,7 @@ def _sane(facts: DatasetFacts) -> DatasetFacts:
 
 def _read_facts(path: Path) -> DatasetFacts:
     try:
-        return _sane(facts_from_json(read_json(path)))
+        return sane_facts(facts_from_json(read_json(path)))
     except (TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mtdit.checkpoint import FACTS, Checkpoint, DatasetFacts, need_stats
+from mtdit.checkpoint import FACTS, Checkpoint, DatasetFacts, need_stats, sane_facts
 from mtdit.config import PolicyConfig
 from mtdit.dataset import Dataset, open_dataset
 from mtdit.encoders import LEGACY_EOS, load_tokenizer, tokenize
@@ -72,7 +72,12 @@ def known_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts
         raise UserError(
             f"{checkpoint.folder} does not say its joints, rate and tasks: add --dataset with the one it was trained on"
         )
-    return printable(dataset_facts(dataset), str(dataset.root / "meta"))
+    try:
+        return printable(sane_facts(dataset_facts(dataset)), str(dataset.root / "meta"))
+    except ValueError as error:
+        raise UserError(
+            f"{dataset.root} makes no bundle ({error}): correct its meta/info.json or its actions"
+        ) from None
 
 
 def printable(facts: DatasetFacts, source: str) -> DatasetFacts:

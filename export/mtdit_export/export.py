@@ -137,7 +137,6 @@ def export(
         if precision == INT8:
             quantize_towers(folded, recorded, [reference.text(task)[0] for task in facts.tasks or ("",)], on_stage)
         manifest = describe(place.stem, opened, facts, joints, folded, precision)
-        names.check_facts(manifest, opened.folder)
         manifest = replace(manifest, graphs=write_graphs(folder, folded, opened.config, manifest, on_stage, rtc))
 
         probes = make_probes(opened, facts, recorded)

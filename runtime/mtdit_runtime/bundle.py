@@ -256,17 +256,6 @@ def _is_inside(folder: Path, name: str) -> bool:
     return (folder / name).resolve().is_relative_to(folder.resolve())
 
 
-def check_facts(manifest: Manifest, source: object) -> None:
-    """What `source` says of its policy, before there are graphs and files. UserError: such a bundle would not open."""
-    try:
-        read = from_json(Manifest, json.loads(json.dumps(asdict(manifest))), "manifest")
-        problems = [*_odd_facts(read), *_odd_names(read)]
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        problems = [str(error).removeprefix("manifest.")]
-    if problems:
-        raise UserError(f"{source} makes no bundle that opens, {plain(problems[0])}: correct what it says of its robot")
-
-
 def _check_consistency(manifest: Manifest, folder: Path) -> None:
     """What the types cannot say: files that are hashed, positive sizes, an executed part inside the horizon."""
     problems = [*_odd_files(manifest), *_odd_facts(manifest)] or _wrong_tensors(manifest)
@@ -301,12 +290,6 @@ def _odd_facts(m: Manifest) -> Iterator[str]:
         yield "no joints"
     if m.n_obs_steps - 1 + m.n_action_steps > m.horizon:
         yield "n_obs_steps - 1 + n_action_steps exceeds horizon"
-
-
-def _odd_names(m: Manifest) -> list[str]:
-    """A camera's reference picture is called after it."""
-    names = [camera.name for camera in m.cameras]
-    return [f"camera {name!r} has no name for a file" for name in names if "/" in name or not name.isprintable()]
 
 
 def _wrong_tensors(m: Manifest) -> list[str]:

@@ -99,18 +99,20 @@ def _others(folder: Path, listed: set[PurePosixPath]) -> Iterator[str]:
 def _alone_beside(place: Path) -> Iterator[Path]:
     """A hidden folder for one export at a time. What one that was killed left in it is put in order first."""
     work = place.with_name(f".{place.name}.part")
-    with suppress(FileExistsError):  # it may be gone again before mkdir itself has looked
-        work.mkdir(parents=True)
-    with _lock(work / LOCK, place):
-        try:
-            _recover(work, place)
-            yield work
-        finally:
-            for name in (NEW, OLD):
-                shutil.rmtree(work / name, ignore_errors=True)
-            with suppress(OSError):
-                (work / LOCK).unlink()
-                work.rmdir()
+    try:
+        with suppress(FileExistsError):  # it may be gone again before mkdir itself has looked
+            work.mkdir(parents=True)
+        with _lock(work / LOCK, place):
+            try:
+                _recover(work, place)
+                yield work
+            finally:
+                for name in (NEW, OLD):
+                    shutil.rmtree(work / name, ignore_errors=True)
+                (work / LOCK).unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # of an export that has it locked, it is not empty
+            work.rmdir()
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def test_verify_passes_what_export_wrote(bundle: Path, checkpoint: Path, tmp_pat
 
 def test_verify_begins_with_a_line_that_fits_a_terminal(bundle: Path) -> None:
     first, second, *_ = mtdit("verify", bundle).stdout.splitlines()
-    assert first == f"{bundle}: 8 files match their checksums; backend auto: CPU"
+    assert first == f"{bundle}: 9 files match their checksums; backend auto: CPU"
     assert second == "against the golden fixtures, fp32"
 
 

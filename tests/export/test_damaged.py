@@ -282,11 +282,6 @@ def test_a_sampler_that_is_none(sampler: str, copy: Path) -> None:
     assert "does not fit a diffusion policy: use ddim or ddpm" in refusal(copy, sampler=sampler)
 
 
-def test_a_name_that_no_manifest_holds(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--out '.*\\udcff.mtdit' is not UTF-8: choose another name"):
-        export(checkpoint, tmp_path / "\udcff.mtdit")
-
-
 def test_what_is_said_cannot_steer_the_terminal(
     copy: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -213,9 +213,10 @@ def whole(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     frames = {c.name: np.zeros((m.n_obs_steps, c.height, c.width, 3), np.uint8) for c in m.cameras}
     ids, units = zeros["token_ids"].astype(np.int64), zeros["actions"][0]
-    probe = Probe(frames, zeros["state"][0], m.tasks[0], zeros["noise"][0])
-    features = np.zeros((1, m.n_obs_steps, zeros["features"].shape[-1]), np.float32)
-    e = Expected(features, zeros["state"], ids, zeros["text"], zeros["actions"], units, spread=1.0)
+    state, features = (zeros[name][:, None].repeat(m.n_obs_steps, axis=1) for name in ("state", "features"))
+    probe = Probe(frames, state[0], m.tasks[0], zeros["noise"][0])
+    made = zeros["text"], zeros["known"], zeros["actions"], units, zeros["actions"]
+    e = Expected(features, state, ids, *made, spread=1.0)
     write_golden(folder / GOLDEN, [probe], [e])
     stages = {"robot": {"spread": 1.0, "max_error": 1e-3}}
     write_manifest(folder, replace(m, verification={"stages": stages}, provenance={"versions": {"torch": "2"}}))

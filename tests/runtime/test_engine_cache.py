@@ -161,7 +161,7 @@ def test_a_record_of_an_older_mtdit_can_be_read(copy: Bundle) -> None:
         ({"compute_capability": [11, 0]}, "compute capability 11.0, here 8.7"),
         ({"gpu": "Thor", "precision": "fp16"}, "GPU Thor, here Orin; precision fp16, here fp32"),
         ({"gpu": "\x1b[2J" * 1000}, r"GPU \\x1b\[2J.*\.\.\., here Orin"),
-        ({"onnx": {}}, "another vision graph; another denoiser graph"),
+        ({"onnx": {}}, "another vision graph; another history graph; another denoiser graph"),
     ],
 )
 def test_a_record_that_contradicts_its_folder_is_refused(copy: Bundle, changes: dict[str, Any], said: str) -> None:
