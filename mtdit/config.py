@@ -249,7 +249,8 @@ def _check_types(config: PolicyConfig) -> None:
         wrong_bool = isinstance(value, bool) and str(f.type) != "bool"
         if kinds is not None and (wrong_bool or not isinstance(value, kinds)):
             raise UserError(f"{f.name} must be {f.type}, got {value!r}")
-        if kinds == (int, float) and not abs(value) <= sys.float_info.max:
+        most = 1 << 53 if type(value) is int else sys.float_info.max  # torch takes no longer integer for a float
+        if kinds == (int, float) and not abs(value) <= most:
             raise UserError(f"{f.name} must be a finite number, got {repr(value)[:20]}")
 
 

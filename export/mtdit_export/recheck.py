@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mtdit.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
 from mtdit.encoders import load_tokenizer
-from mtdit_export.asked import matching_dataset, sampled
+from mtdit_export.asked import joints_of, matching_dataset, sampled
 from mtdit_export.export import cameras_of, sampler_of
 from mtdit_export.fold import network_times
 from mtdit_export.verify import Reference, dataset_probes, synthetic_probes
@@ -18,6 +19,7 @@ from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import Bundle, sha256
 from mtdit_runtime.engine import choose_engines
 from mtdit_runtime.golden import Verification, check
+from mtdit_runtime.words import plain
 
 
 def recheck(bundle: Bundle, checkpoint: Path, dataset: Path | None = None, backend: str = "onnx") -> Verification:
@@ -48,12 +50,13 @@ def _check_weights(bundle: Bundle, checkpoint: Checkpoint) -> None:
 
 
 def _check_config(bundle: Bundle, checkpoint: Checkpoint) -> None:
-    """The same weights may chunk, look and sample in other ways."""
-    m, config = bundle.manifest, checkpoint.config
-    wanted = {name: getattr(config, name) for name in ("n_obs_steps", "horizon", "n_action_steps")}
+    """The same weights may chunk, look, sample and move in other ways."""
+    m, config, facts = bundle.manifest, checkpoint.config, checkpoint.facts
+    wanted: dict[str, Any] = {name: getattr(config, name) for name in ("n_obs_steps", "horizon", "n_action_steps")}
     wanted |= {"cameras": cameras_of(config), "sampler": sampler_of(config, network_times(config))}
+    if facts is not None:
+        wanted |= {"joints": joints_of(checkpoint, facts), "fps": facts.fps, "tasks": facts.tasks}
     for name, value in wanted.items():
         if (exported := getattr(m, name)) != value:
-            raise UserError(
-                f"{bundle.folder} has {name} {exported}, {checkpoint.folder} {value}: run `mtdit export` again"
-            )
+            there, here = plain(exported, 80), plain(value, 80)
+            raise UserError(f"{bundle.folder} has {name} {there}, {checkpoint.folder} {here}: run `mtdit export` again")

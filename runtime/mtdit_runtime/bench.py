@@ -59,7 +59,7 @@ def bench(folder: Path, backend: str = "auto", repeats: int = 50, seed: int = 0)
     moments = {"open": (began, opened), "engines": (opened, ready), "first_chunk": (ready, first)}
     return {
         "bundle": str(folder),
-        "backend": [engine.describe() for engine in (engines.vision, engines.denoiser) if engine is not None],
+        "backend": [engine.describe() for engine in engines.per_chunk],
         "precision": bundle.manifest.precision,
         "cold_start_ms": _milliseconds(first - began),
         "cold_ms": {name: _milliseconds(end - start) for name, (start, end) in moments.items()},

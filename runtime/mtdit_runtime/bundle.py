@@ -15,7 +15,7 @@ import typing
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -57,6 +57,7 @@ PREFIX_WEIGHTS = "prefix_weights"  # (1, horizon, 1) float32 in 0..1, instead of
 ACTIONS = "actions"  # (1, horizon, A) float32, normalised
 
 MOST = 1 << 20  # no size of a policy is larger; a manifest that says so is broken
+MOST_COST = 1 << 60  # nor are the operations or bytes of a chunk
 SAMPLERS = ("ddim", "ddpm", "euler", "rk4")
 PRECISIONS = ("fp32", "fp16", "int8")  # int8: vision and text towers; the denoiser is fp32
 UNITS = ("degrees", "percent")
@@ -145,6 +146,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
     obs_spacing_ticks: int = 1
     schema_version: int = SCHEMA_VERSION
+    digest: str = ""  # sha256 of all of the above, so that no hand changes a limit unnoticed
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ class Bundle:
             raise UserError(
                 f"{path}: features are {features.dtype} {features.shape}, not float32 {wanted}: re-run `mtdit export`"
             )
+        if sorted(words) != sorted(self.manifest.tasks):
+            raise UserError(f"{path} is of other tasks than {MANIFEST}: re-run `mtdit export`")
         return dict(zip(words, features, strict=False))
 
 
@@ -202,6 +206,8 @@ def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
     _check_consistency(manifest, folder)
     for name, digest in manifest.files.items():
         _check_file(folder, name, digest, hashed=check_files)
+    if manifest.digest != digest_of(manifest):
+        raise UserError(f"{folder}/{MANIFEST} was changed since it was written: copy it again or re-run `mtdit export`")
     return Bundle(folder, manifest)
 
 
@@ -219,7 +225,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     names = [p.relative_to(folder).as_posix() for p in paths]
     files = {n: sha256(folder / n) for n in names if not n.startswith(f"{ENGINES}/")}
-    manifest = Manifest(**{**_shallow(manifest), "files": files})
+    manifest = replace(manifest, files=files)
+    manifest = replace(manifest, digest=digest_of(manifest))
     part = folder / f"{MANIFEST}.part"
     part.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     part.replace(folder / MANIFEST)
@@ -234,8 +241,9 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _shallow(manifest: Manifest) -> dict[str, Any]:
-    return {f.name: getattr(manifest, f.name) for f in fields(manifest)}
+def digest_of(manifest: Manifest) -> str:
+    text = json.dumps({**asdict(manifest), "digest": ""}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_file(folder: Path, name: str, digest: str, hashed: bool) -> None:
@@ -251,9 +259,12 @@ def _check_file(folder: Path, name: str, digest: str, hashed: bool) -> None:
 
 def _is_inside(folder: Path, name: str) -> bool:
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or not name.isprintable() or len(name) > 200:
+    if not pure.name or pure.is_absolute() or ".." in pure.parts or not name.isprintable() or len(name) > 200:
         return False
-    return (folder / name).resolve().is_relative_to(folder.resolve())
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a link to itself; RuntimeError until Python 3.12
+        return False
 
 
 def _check_consistency(manifest: Manifest, folder: Path) -> None:
@@ -268,7 +279,8 @@ def _odd_files(m: Manifest) -> Iterator[str]:
     yield from (f"{name} has no checksum" for name in (STATS, TASKS) if name not in m.files)
     yield from (f"graph {name!r} is missing" for name in ("text", "history", "denoiser") if name not in m.graphs)
     graphs = m.graphs.items()
-    yield from (f"graph {n!r} costs less than nothing" for n, g in graphs if min(g.flops, g.weight_bytes) < 0)
+    costs = [(name, cost) for name, graph in graphs for cost in (graph.flops, graph.weight_bytes)]
+    yield from (f"graph {name!r} has an impossible cost" for name, cost in costs if not 0 <= cost <= MOST_COST)
     if m.cameras and "vision" not in m.graphs:
         yield "graph 'vision' is missing"
 
@@ -280,7 +292,7 @@ def _odd_facts(m: Manifest) -> Iterator[str]:
         yield f"sampler takes {m.sampler.steps} steps"
     if m.precision not in PRECISIONS:
         yield f"precision {m.precision!r} is unknown"
-    sizes = {n: getattr(m, n) for n in ("n_obs_steps", "horizon", "n_action_steps", "fps", "obs_spacing_ticks")}
+    sizes = {n: getattr(m, n) for n in ("n_obs_steps", "horizon", "n_action_steps", "fps")}
     yield from (f"{n} is {v}" for n, v in sizes.items() if not 1 <= v <= MOST)
     yield from (f"joint {j.name!r} has an impossible unit, range or speed" for j in m.joints if not _is_sane(j))
     for what, things in (("joint", m.joints), ("camera", m.cameras)):
@@ -288,6 +300,8 @@ def _odd_facts(m: Manifest) -> Iterator[str]:
         yield from (f"two {what}s are called {name!r}" for name in dict.fromkeys(names) if names.count(name) > 1)
     if not m.joints:
         yield "no joints"
+    if m.obs_spacing_ticks != 1:
+        yield f"obs_spacing_ticks is {m.obs_spacing_ticks}, this mtdit knows policies of consecutive ticks"
     if m.n_obs_steps - 1 + m.n_action_steps > m.horizon:
         yield "n_obs_steps - 1 + n_action_steps exceeds horizon"
 

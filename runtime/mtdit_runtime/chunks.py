@@ -99,12 +99,12 @@ class ChunkQueue:
 
     def reset(self, task: str, seed: int) -> None:
         """Start over on `task`. Counters and ledger go on: they belong to the queue's whole life."""
-        if self._ahead is not None:
-            self._ahead.result()
-        if self._request is not None:
-            self._request.answer.result()
+        waiting = [self._ahead, self._request.answer if self._request else None]
+        self._begin()  # first, or a chunk that failed would be raised by every reset to come
+        for future in waiting:
+            if future is not None:
+                future.result()
         self.policy.reset(task, seed)
-        self._begin()
 
     def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Positions:
         """Observe, and return this tick's action (J,). Raises whatever computing a chunk raised."""

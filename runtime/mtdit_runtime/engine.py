@@ -53,6 +53,10 @@ class Engines:
     reason: str  # what was chosen and why, one line
     open_guided: Callable[[], Engine] | None = None  # None: exported without --rtc
 
+    @property
+    def per_chunk(self) -> list[Engine]:
+        return [*([self.vision] if self.vision else []), self.history, self.denoiser]
+
 
 def choose_engines(bundle: Bundle, backend: str = "auto") -> Engines:
     """Open vision, history and denoiser on `backend`.
@@ -132,12 +136,17 @@ class OnnxEngine:
             self._session = ort.InferenceSession(str(path), self._options(ort), providers=[provider])
             self._session.disable_fallback()
             self._provider = self._session.get_providers()[0]
-            if self._provider == provider:
-                self(_zeros(graph))  # the list of providers is a promise, a run is the proof
+            # the list of providers is a promise, a run is the proof
+            given = self(_zeros(graph)) if self._provider == provider else {}
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise UserError(f"ONNX Runtime cannot run {path} ({_first_line(error)}): {_remedy(cuda)}") from error
         if self._provider != provider:
             raise UserError(f"ONNX Runtime fell back to {self._provider} for {path.name}: {_remedy(cuda)}")
+        for tensor in graph.outputs:
+            if (given[tensor.name].shape, given[tensor.name].dtype.name) != (tensor.shape, tensor.dtype):
+                got = f"{given[tensor.name].dtype} {given[tensor.name].shape}"
+                wanted = f"{tensor.dtype} {tensor.shape}"
+                raise UserError(f"{path}: {tensor.name} is {got}, the manifest says {wanted}: re-run `mtdit export`")
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))

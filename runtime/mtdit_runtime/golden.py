@@ -31,6 +31,7 @@ from mtdit_runtime.bundle import (
     PREFIX,
     PREFIX_WEIGHTS,
     STATE,
+    STATE_KEY,
     TEXT_FEATURE,
     TOKEN_IDS,
     TOKENIZER,
@@ -50,11 +51,12 @@ Pair = tuple[Array, Array]  # got, wanted
 
 FP32_LIMIT = 1e-4  # normalised; for features relative to their largest value
 EXACT = {  # precision -> stages that are float32 and held against that limit
-    "fp32": ("vision", "text", "history", "denoiser", "held", "guided", "chunk"),
-    "fp16": (),
-    "int8": ("history", "denoiser", "held", "guided"),
+    "fp32": ("state", "tasks", "vision", "text", "all tasks", "history", "denoiser", "held", "guided", "chunk"),
+    "fp16": ("state", "tasks"),
+    "int8": ("state", "tasks", "history", "denoiser", "held", "guided"),
 }
-FEATURE_STAGES = ("vision", "text", "history")  # judged relative to their largest value; the others are actions
+FEATURE_STAGES = ("tasks", "vision", "text", "all tasks", "history")  # their limit grows with their largest value
+ROUGH = {"fp16": 0.02, "int8": 0.25}  # of their largest value: further off, features are others, whatever the actions
 SHARE_OF_SPREAD = {"fp16": 0.02, "int8": 0.1}  # rms error of the executed actions to their rms deviation over noise
 LIMIT_UNITS = {"fp16": 0.1}  # degrees; also percent of the gripper
 NEGLIGIBLE_UNITS = 0.02  # a quarter of a servo tick, for policies that hardly vary
@@ -292,6 +294,8 @@ def check(
 ) -> Verification:
     """Holds opened engines against what torch computed.
 
+    "state" and "units" are what the bundle's statistics make of positions and of the reference's actions, "tasks" its
+    features of the probes' tasks, "all tasks" the text graph beside every one of these features.
     "history" gets the reference's features and text; "denoiser", "held" (its first rows committed) and "guided" what
     the reference made of them; "chunk" everything from the graphs. The last four are normalised actions. "robot", "held
     robot" and "guided robot" are the executed part in units; "text robot" too, for a task that is not in tasks.npz, so
@@ -302,7 +306,9 @@ def check(
         per_probe = [compare(candidate, p, e, text) for p, e in zip(probes, expected, strict=True)]
     except WrongOutputError as error:
         return Verification({}, [str(error)])
-    stages = {stage: figures([pairs[stage] for pairs in per_probe]) for stage in per_probe[0]}
+    pairs = {stage: [of_probe[stage] for of_probe in per_probe] for stage in per_probe[0]}
+    pairs |= compare_tasks(candidate, probes, expected, text)
+    stages = {stage: figures(some) for stage, some in pairs.items()}
     for stage, seconds in candidate.seconds.items():
         stages[stage]["latency_ms"] = 1e3 * statistics.median(seconds)
     stages["robot"]["spread"] = float(np.sqrt(np.mean([e.spread**2 for e in expected])))
@@ -318,7 +324,11 @@ def check_bundle(bundle: Bundle, engines: Engines, text: bool = True) -> Verific
 
 
 def compare(candidate: Candidate, probe: Probe, e: Expected, with_text: bool = True) -> dict[str, Pair]:
-    features, pairs = candidate.features(probe), {}
+    features, stats = candidate.features(probe), candidate.bundle.stats
+    pairs = {
+        "state": (stats[STATE_KEY].normalize(probe.positions)[None], e.state),
+        "units": (stats[ACTION_KEY].unnormalize(e.actions[0]), e.positions),
+    }
     if features is not None and e.features is not None:
         pairs["vision"] = (features, e.features)
     text = e.text
@@ -340,9 +350,19 @@ def compare(candidate: Candidate, probe: Probe, e: Expected, with_text: bool = T
     pairs["robot"] = (candidate.positions(probe)[executed], e.positions[executed])
     for stage, name in (("chunk", "text robot"), ("held", "held robot"), ("guided", "guided robot")):
         if stage in pairs and (with_text or stage != "chunk"):
-            got, wanted = (candidate.bundle.stats[ACTION_KEY].unnormalize(actions[0]) for actions in pairs[stage])
+            got, wanted = (stats[ACTION_KEY].unnormalize(actions[0]) for actions in pairs[stage])
             pairs[name] = (got[executed], wanted[executed])
     return pairs
+
+
+def compare_tasks(
+    candidate: Candidate, probes: Sequence[Probe], expected: Sequence[Expected], with_text: bool
+) -> dict[str, list[Pair]]:
+    known = candidate.bundle.task_features
+    pairs = {"tasks": [(known[p.task], e.text[0]) for p, e in zip(probes, expected, strict=True) if p.task in known]}
+    if with_text:
+        pairs["all tasks"] = [(candidate.text(task)[1][0], feature) for task, feature in known.items()]
+    return {stage: some for stage, some in pairs.items() if some}
 
 
 def figures(pairs: Sequence[Pair]) -> dict[str, float]:
@@ -363,8 +383,11 @@ def failures(stages: Mapping[str, Mapping[str, float]], precision: str) -> list[
     if infinite:
         return [f"{stage}: max error inf, it gives NaN or infinite values" for stage in infinite]
     found = [line for stage in EXACT[precision] if stage in stages for line in _inexact(stage, stages[stage])]
+    found += _inexact_units("units", stages["units"]) if "units" in stages else []
     in_units = [stage for stage in stages if stage.endswith("robot")]
     if precision in SHARE_OF_SPREAD:
+        features = [stage for stage in FEATURE_STAGES if stage in stages and stage not in EXACT[precision]]
+        found += [line for stage in features for line in _rough(stage, stages[stage], ROUGH[precision])]
         spread = stages["robot"]["spread"] if in_units else 0.0
         return found + [line for stage in in_units for line in _off(stage, stages[stage], precision, spread)]
     return found or [line for stage in in_units for line in _inexact_units(stage, stages[stage])]
@@ -373,6 +396,13 @@ def failures(stages: Mapping[str, Mapping[str, float]], precision: str) -> list[
 def _inexact(stage: str, f: Mapping[str, float]) -> list[str]:
     limit = FP32_LIMIT * (max(1.0, f["largest"]) if stage in FEATURE_STAGES else 1.0)
     return [] if f["max_error"] <= limit else [f"{stage}: max error {f['max_error']:.2g} exceeds {limit:.2g}"]
+
+
+def _rough(stage: str, f: Mapping[str, float], share: float) -> list[str]:
+    limit = share * f["largest"]
+    if f["max_error"] <= limit:
+        return []
+    return [f"{stage}: max error {f['max_error']:.2g} exceeds {limit:.2g}, {share:.0%} of the largest value"]
 
 
 def _inexact_units(stage: str, f: Mapping[str, float]) -> list[str]:

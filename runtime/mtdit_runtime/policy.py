@@ -183,6 +183,7 @@ class _Known:
     part: NDArray[np.float32]  # (1, M) of the denoiser's modulation
 
     def is_of(self, text: NDArray[np.float32], earlier: list[_Moment]) -> bool:
+        """These very ones: moments are equal to themselves only."""
         return self.text is text and self.earlier == earlier
 
 

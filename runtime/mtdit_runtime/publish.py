@@ -63,12 +63,14 @@ def bundle_place(out: Path) -> Path:
 
 
 def check_replaceable(place: Path) -> None:
-    """UserError: there is something at `place` that is not a bundle, or that holds more than a bundle."""
+    """UserError: `place` lies in a bundle, or holds something that is not a bundle, or more than one."""
+    if within := next((folder for folder in place.parents if _listed(folder) is not None), None):
+        raise UserError(f"{place} lies in the bundle {within}: {ELSEWHERE}")
     if not os.path.lexists(place):
         return
     listed = _listed(place)
     if listed is None:
-        raise UserError(f"{place} exists and is not a bundle: {ELSEWHERE}, or remove it")
+        raise UserError(f"{place} exists and is not a bundle: {ELSEWHERE}")
     if other := next(_others(place, listed), None):
         raise UserError(f"{place} holds {plain(other)}, which is no part of a bundle: move it away, or {ELSEWHERE}")
     if Path.cwd().is_relative_to(place):
@@ -99,6 +101,7 @@ def _others(folder: Path, listed: set[PurePosixPath]) -> Iterator[str]:
 def _alone_beside(place: Path) -> Iterator[Path]:
     """A hidden folder for one export at a time. What one that was killed left in it is put in order first."""
     work = place.with_name(f".{place.name}.part")
+    made = [folder for folder in (work, *work.parents) if not folder.exists()]
     try:
         with suppress(FileExistsError):  # it may be gone again before mkdir itself has looked
             work.mkdir(parents=True)
@@ -111,8 +114,9 @@ def _alone_beside(place: Path) -> Iterator[Path]:
                     shutil.rmtree(work / name, ignore_errors=True)
                 (work / LOCK).unlink(missing_ok=True)
     finally:
-        with suppress(OSError):  # of an export that has it locked, it is not empty
-            work.rmdir()
+        with suppress(OSError):  # those with the bundle, or with an export that locked them, are not empty
+            for folder in made or [work]:
+                folder.rmdir()
 
 
 @contextmanager
@@ -140,6 +144,8 @@ def _is_ours(file: TextIO, path: Path) -> bool:
 def _recover(work: Path, place: Path) -> None:
     if (work / OLD).exists() and not place.exists():
         (work / OLD).rename(place)
+    if (work / OLD / ENGINES).exists() and not (place / ENGINES).exists():
+        (work / OLD / ENGINES).rename(place / ENGINES)
     for name in (NEW, OLD):
         shutil.rmtree(work / name, ignore_errors=True)
 
@@ -152,7 +158,7 @@ def _put(new: Path, place: Path, old: Path) -> list[str]:
             place.rename(old)
         new.rename(place)
     except BaseException:
-        if old.exists():
+        if old.exists() and not place.exists():
             old.rename(place)
         raise
     told = [f"replaced the bundle that was at {place}"] if old.exists() else []

@@ -95,9 +95,8 @@ def check_task(manifest: Manifest, task: str, allow_new: bool) -> None:
 
 
 def say_engines(engines: Engines, say: Callable[[str], None]) -> None:
-    for engine in (engines.vision, engines.denoiser):
-        if engine is not None:
-            say(engine.describe())
+    for engine in engines.per_chunk:
+        say(engine.describe())
     say(f"backend {engines.reason}")
 
 

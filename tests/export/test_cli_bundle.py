@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from mtdit.cli import app
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import MANIFEST, open_bundle, sha256, write_manifest
+from mtdit_runtime.bundle import MANIFEST, Manifest, open_bundle, sha256, write_manifest
 from mtdit_runtime.engine_cache import Device, EngineRecord, engine_folder, graph_hashes, write_record
 from mtdit_runtime.normalize import Stats, save_stats
 
@@ -127,7 +127,7 @@ def test_verify_fails_a_bundle_that_computes_something_else(copy: Path) -> None:
     assert done.stderr.endswith("the bundle is not the trained policy here\n"), "words for people stand aside"
     told = json.loads(done.stdout)
     assert not told["ok"]
-    assert [line.partition(":")[0] for line in told["golden"]["failures"]] == ["denoiser", "held", "chunk"]
+    assert [line.partition(":")[0] for line in told["golden"]["failures"]] == ["denoiser", "held", "chunk", "units"]
     done = mtdit("verify", copy, "--backend", "onnx")
     assert done.returncode == 1
     assert "fail: denoiser: max error 0.01 exceeds 0.0001" in done.stdout
@@ -152,6 +152,25 @@ def test_verify_refuses_the_same_weights_with_another_config(
     assert isinstance(refusal, UserError)
     assert ("cameras" if key == "image_crop_shape" else key) in str(refusal)
     assert str(refusal).endswith("run `mtdit export` again")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: {"fps": 60},
+        lambda m: {"joints": (m.joints[1], m.joints[0], *m.joints[2:])},
+        lambda m: {"joints": tuple(replace(joint, low=-1e6) for joint in m.joints)},
+        lambda m: {"joints": tuple(replace(joint, unit="percent") for joint in m.joints)},
+    ],
+)
+def test_verify_refuses_other_joints_and_another_rate_than_the_checkpoints(
+    copy: Path, checkpoint: Path, change: Callable[[Manifest], dict[str, Any]]
+) -> None:
+    m = open_bundle(copy).manifest
+    write_manifest(copy, replace(m, **change(m)))
+    refusal = in_process("verify", copy, "--checkpoint", checkpoint).exception
+    assert isinstance(refusal, UserError)
+    assert f"has {next(iter(change(m)))}" in str(refusal)
 
 
 def tamper(folder: Path) -> None:

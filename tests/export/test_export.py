@@ -74,7 +74,7 @@ def test_stages_are_told_and_a_bundle_is_replaced_as_a_whole(workshop: Any, tmp_
     assert told["task"] == "open the drawer"
     assert told["stages"]["denoiser"]["parameters"] > 0
     assert told["stages"]["denoiser"]["latency_ms"] > 0
-    assert report.table().row_count == len(told["stages"]) == 8
+    assert report.table().row_count == len(told["stages"]) == 12
 
 
 def test_statistics_that_are_not_finite_name_the_bundle(workshop: Any, tmp_path: Path) -> None:

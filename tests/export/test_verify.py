@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from mtdit_export.errors import ExportError
 from mtdit_export.export import export
 from mtdit_export.precision import FP16, FP32, INT8
 from mtdit_export.verify import synthetic_probes
-from mtdit_runtime.bundle import Bundle, open_bundle, sha256, write_manifest
+from mtdit_runtime.bundle import STATS, TASKS, Bundle, open_bundle, save_task_features, sha256, write_manifest
 from mtdit_runtime.engine import choose_engines
 from mtdit_runtime.golden import FP32_LIMIT, Candidate, Probe, check_bundle, failures, figures
+from mtdit_runtime.normalize import load_stats, save_stats
 
 
 def stage(max_error: float, largest: float = 1.0, rms_error: float = 0.0, spread: float = 1.0) -> dict[str, float]:
@@ -86,17 +89,10 @@ def test_a_single_nan_is_an_infinite_error() -> None:
 def test_record_in_the_manifest_holds_every_stage(fixture: str, request: pytest.FixtureRequest) -> None:
     manifest = open_bundle(request.getfixturevalue(fixture)).manifest
     stages = manifest.verification["stages"]
-    assert list(stages) == [
-        "vision",
-        "text",
-        "history",
-        "denoiser",
-        "held",
-        "chunk",
-        "robot",
-        "text robot",
-        "held robot",
-    ]
+    features, robot = ["vision", "text", "history"], ["robot", "text robot", "held robot"]
+    in_order = ["state", "units", *features, "denoiser", "held", "chunk", *robot, "tasks", "all tasks"]
+    assert [stage for stage in stages if stage != "tasks"] == [stage for stage in in_order if stage != "tasks"]
+    assert ("tasks" in stages) == (fixture != "int8_bundle"), "its dataset is of other tasks"
     assert failures(stages, manifest.precision) == []
     if manifest.precision == FP32:
         assert stages["chunk"]["max_error"] < 1e-5
@@ -139,6 +135,57 @@ def test_wrecked_text_graph_is_caught_though_known_tasks_do_not_need_it(
     )
 
 
+@pytest.mark.parametrize("fixture", ["bundle", "half_bundle", "int8_bundle"])
+@pytest.mark.parametrize("stage", ["state", "units", "tasks", "all tasks", "vision"])
+def test_what_the_tolerances_of_actions_would_let_pass_is_named(
+    fixture: str, stage: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Of int8, a tenth of an untrained policy's spread is a lot."""
+    bundle = open_bundle(shutil.copytree(request.getfixturevalue(fixture), tmp_path / "changed.mtdit"))
+    if (fixture, stage) == ("int8_bundle", "tasks"):
+        pytest.skip("its dataset is of other tasks")
+    SPOIL[stage](bundle)
+    changed = Bundle(bundle.folder, write_manifest(bundle.folder, bundle.manifest))
+    found = check_bundle(changed, choose_engines(changed, "onnx")).failures
+    assert stage in [line.partition(":")[0] for line in found]
+
+
+def spoil_stats(key: str) -> Callable[[Bundle], None]:
+    """Two joints swapped."""
+
+    def spoil(bundle: Bundle) -> None:
+        stats = load_stats(bundle.path(STATS))
+        low, high = (side[[1, 0, *range(2, len(side))]] for side in (stats[key].low - 3, stats[key].high))
+        save_stats(bundle.path(STATS), {**stats, key: replace(stats[key], low=low, high=high)})
+
+    return spoil
+
+
+def spoil_task(number: int) -> Callable[[Bundle], None]:
+    def spoil(bundle: Bundle) -> None:
+        features = dict(bundle.task_features)
+        features[list(features)[number]] *= -1
+        save_task_features(bundle.path(TASKS), features)
+
+    return spoil
+
+
+def negate_patches(bundle: Bundle) -> None:
+    model = onnx.load(bundle.path("vision.onnx"))
+    (weight,) = (w for w in model.graph.initializer if w.name == "towers.0.patches.weight")
+    weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, bundle.path("vision.onnx"))
+
+
+SPOIL = {
+    "state": spoil_stats("observation.state"),
+    "units": spoil_stats("action"),
+    "tasks": spoil_task(0),
+    "all tasks": spoil_task(-1),
+    "vision": negate_patches,
+}
+
+
 def test_task_features_are_the_text_graphs(bundle: Path) -> None:
     opened = open_bundle(bundle)
     candidate = Candidate(opened)
@@ -168,7 +215,7 @@ def wild_checkpoint(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_failing_gate_keeps_the_bundle_before_and_nothing_else(wild_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "wild.mtdit"
     report = export(wild_checkpoint, out, steps=1)
-    assert list(report.stages) == ["text", "history", "denoiser", "held", "chunk", "robot", "text robot", "held robot"]
+    assert "vision" not in report.stages
     assert choose_engines(open_bundle(out), "onnx").vision is None
     before = {p: sha256(p) for p in out.rglob("*") if p.is_file()}
     with pytest.raises(ExportError, match=r"fp16 graphs are not the trained policy: robot: .*export without --fp16"):

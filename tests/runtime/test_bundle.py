@@ -19,7 +19,19 @@ from rich.console import Console
 from mtdit.cli_bundle import shown
 from mtdit_robots.errors import UserError
 from mtdit_runtime.about import about
-from mtdit_runtime.bundle import GOLDEN, MANIFEST, Bundle, open_bundle, save_task_features, sha256, write_manifest
+from mtdit_runtime.bundle import (
+    GOLDEN,
+    MANIFEST,
+    TASKS,
+    Bundle,
+    Manifest,
+    digest_of,
+    from_json,
+    open_bundle,
+    save_task_features,
+    sha256,
+    write_manifest,
+)
 from mtdit_runtime.golden import Expected, Probe, read_golden, write_golden
 from mtdit_runtime.normalize import Stats, load_stats, save_stats
 
@@ -41,6 +53,38 @@ def edited(copy: Path) -> Callable[[Callable[[Any], Any]], Path]:
         return copy
 
     return edit
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(fps=60),
+        lambda m: m["joints"][0].update(max_speed=9000.0),
+        lambda m: m["joints"].reverse(),
+        lambda m: m["cameras"].reverse(),
+        lambda m: m.update(n_action_steps=5),
+        lambda m: m["sampler"].update(clip_range=float("nan")),
+        lambda m: m.update(precision="fp16"),
+        lambda m: m.update(tasks=[]),
+    ],
+)
+def test_no_hand_changes_a_manifest_unnoticed(edited: Any, change: Callable[[Any], Any]) -> None:
+    with pytest.raises(UserError, match=r"manifest\.json was changed since it was written: copy it again or re-run"):
+        open_bundle(edited(change))
+
+
+def test_tasks_and_their_features_belong_together(copy: Path) -> None:
+    save_task_features(copy / TASKS, {"dance": np.zeros(5, np.float32)})
+    write_manifest(copy, open_bundle(copy, check_files=False).manifest)
+    with pytest.raises(UserError, match=r"tasks\.npz is of other tasks than manifest\.json"):
+        open_bundle(copy).task_features  # noqa: B018, a property
+
+
+def test_a_link_to_itself_is_refused(copy: Path) -> None:
+    (copy / "text.onnx").unlink()
+    (copy / "text.onnx").symlink_to("text.onnx")
+    with pytest.raises(UserError, match=r"'text\.onnx', which lies outside the bundle"):
+        open_bundle(copy)
 
 
 def test_a_bundle_opens_as_it_was_written(bundle: Bundle) -> None:
@@ -248,9 +292,17 @@ def shows(bundle: Bundle) -> None:
     assert screen.getvalue().replace("\n", "").isprintable()
 
 
+def signed(data: Any) -> Any:
+    """With the digest that a forger would give it, if it is a manifest at all."""
+    try:
+        return {**data, "digest": digest_of(from_json(Manifest, data, "manifest"))}
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return data
+
+
 def opens_or_explains(folder: Path, data: Any) -> None:
     """What opens can be shown, and whatever else is in the bundle can be read or is refused."""
-    (folder / MANIFEST).write_text(json.dumps(data))
+    (folder / MANIFEST).write_text(json.dumps(signed(data)))
     if explains(lambda: open_bundle(folder)):
         bundle = open_bundle(folder)
         for read in (lambda: bundle.stats, lambda: bundle.task_features, lambda: read_golden(bundle)):

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,22 @@ def test_what_the_worker_raises_comes_out_of_step(k: int) -> None:
     queue.reset("task", 0)
     with pytest.raises(ZeroDivisionError, match="in the worker"):
         play(queue, 20)
+    queue.close()
+
+
+def test_a_failure_is_raised_once_and_a_later_reset_begins_anew() -> None:
+    def fail(number: int) -> None:
+        if number == 1:
+            raise ZeroDivisionError
+
+    queue = ChunkQueue(CountingPolicy(compute=fail), 2)
+    queue.reset("task", 0)
+    with pytest.raises(ZeroDivisionError):
+        play(queue, 20)
+    with suppress(ZeroDivisionError):
+        queue.reset("task", 0)
+    queue.reset("task", 0)
+    assert play(queue, 2) == [0, 1]
     queue.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ def test_a_backend_asked_for_that_cannot_run_is_an_error(bundle: Bundle) -> None
     for backend in ("cuda", "tensorrt") if NO_CUDA else ():
         with pytest.raises(UserError, match="pip install"):
             choose_engines(bundle, backend)
+
+
+def test_a_graph_that_gives_other_shapes_is_an_error(bundle: Bundle) -> None:
+    graph = bundle.manifest.graphs["vision"]
+    wider = replace(graph, outputs=(replace(graph.outputs[0], shape=(1, 7)),))
+    with pytest.raises(
+        UserError, match=r"vision\.onnx: features is float32 \(1, 6\), the manifest says float32 \(1, 7\)"
+    ):
+        OnnxEngine(bundle.path(graph.file), wider, "vision")
 
 
 def test_a_broken_graph_is_an_error(bundle: Bundle, tmp_path: Path) -> None:

@@ -99,7 +99,18 @@ def engines(golden: Bundle) -> Engines:
 def test_engines_that_compute_the_policy_pass(golden: Bundle, engines: Engines) -> None:
     result = check_bundle(golden, engines, text=False)
     assert result.failures == []
-    assert list(result.stages) == ["vision", "history", "denoiser", "held", "chunk", "robot", "held robot"]
+    assert list(result.stages) == [
+        "state",
+        "units",
+        "vision",
+        "history",
+        "denoiser",
+        "held",
+        "chunk",
+        "robot",
+        "held robot",
+        "tasks",
+    ]
     assert result.stages["robot"]["max_error"] < 1e-2
     assert all(result.stages[stage]["latency_ms"] > 0 for stage in ("vision", "history", "denoiser"))
 
@@ -169,7 +180,7 @@ def test_exact_actions_in_other_units_are_not_the_policys(golden: Bundle) -> Non
     write_manifest(golden.folder, golden.manifest)
     changed = open_bundle(golden.folder)
     (line,) = check_bundle(changed, choose_engines(changed, "onnx"), text=False).failures
-    assert line.startswith("robot: max error")
+    assert line.startswith("units: max error")
     assert line.endswith("exceeds 0.02 degrees")
 
 
@@ -185,7 +196,9 @@ def test_a_denoiser_that_ignores_committed_rows_is_found(golden: Bundle, engines
 
 def test_another_tokenizer_is_found(golden: Bundle, engines: Engines) -> None:
     result = check_bundle(golden, engines)
-    assert [line.partition(":")[0] for line in result.failures] == ["text", "chunk"], "the toy's text graph is another"
+    assert [line.partition(":")[0] for line in result.failures] == ["text", "all tasks", "chunk"], (
+        "the toy's text graph is another"
+    )
     for path in (golden.folder / GOLDEN).glob("*.npz"):
         with np.load(path) as file:
             arrays = dict(file)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import MANIFEST, open_bundle
+from mtdit_runtime.bundle import ENGINES, MANIFEST, open_bundle
 from mtdit_runtime.publish import new_bundle
 
 
@@ -243,3 +243,24 @@ with new_bundle(Path({str(copy)!r})) as scratch:
         looked_in()
     open_bundle(copy)
     assert [path.name for path in copy.parent.iterdir()] == ["copy.mtdit"]
+
+
+def test_engines_of_a_replaced_bundle_outlive_a_kill(copy: Path) -> None:
+    """Between the two last renames: the new bundle is there, the engines still with the old one."""
+    left = copy.with_name(f".{copy.name}.part") / "old"
+    shutil.copytree(copy, left)
+    (left / ENGINES / "sm87").mkdir(parents=True)
+    with pytest.raises(RuntimeError), new_bundle(copy):
+        raise RuntimeError
+    assert (copy / ENGINES / "sm87").is_dir()
+
+
+def test_a_place_inside_a_bundle_takes_none(copy: Path) -> None:
+    with pytest.raises(UserError, match=r"sub\.mtdit lies in the bundle .*copy\.mtdit"):
+        publish(copy / "sub.mtdit")
+
+
+def test_folders_made_for_an_export_that_failed_go_with_it(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), new_bundle(tmp_path / "a/b/c.mtdit"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []

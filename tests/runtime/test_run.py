@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import MANIFEST
+from mtdit_runtime.bundle import open_bundle, write_manifest
 from mtdit_runtime.record import load_log
 from mtdit_runtime.run import RunOptions, run_policy
 
@@ -134,8 +134,7 @@ def test_cameras_of_a_robot_that_does_not_fit_are_released(options: Any, scripte
 
 def test_lock_step_has_one_rate(options: Any, bundle_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle_folder, tmp_path / "slow.mtdit")
-    manifest = json.loads((copy / MANIFEST).read_text())
-    (copy / MANIFEST).write_text(json.dumps({**manifest, "fps": 15}))
+    write_manifest(copy, replace(open_bundle(copy).manifest, fps=15))
     with pytest.raises(UserError, match=r"tick of the twin is 1/30 s, this runs at 15 Hz: use --clock real"):
         run_policy(options(bundle=copy))
     assert run_policy(options(bundle=copy, lockstep=False, duration_s=0.2, home_s=0)).reason == "duration"
