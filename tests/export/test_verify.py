@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from mtdit.checkpoint import open_checkpoint
 from mtdit_export.errors import ExportError
@@ -170,10 +170,11 @@ def spoil_task(number: int) -> Callable[[Bundle], None]:
     return spoil
 
 
-def negate_patches(bundle: Bundle) -> None:
+def negate_features(bundle: Bundle) -> None:
     model = onnx.load(bundle.path("vision.onnx"))
-    (weight,) = (w for w in model.graph.initializer if w.name == "towers.0.patches.weight")
-    weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
+    for node in model.graph.node:
+        node.output[:] = ["negative" if name == "features" else name for name in node.output]
+    model.graph.node.append(helper.make_node("Neg", ["negative"], ["features"]))
     onnx.save(model, bundle.path("vision.onnx"))
 
 
@@ -182,7 +183,7 @@ SPOIL = {
     "units": spoil_stats("action"),
     "tasks": spoil_task(0),
     "all tasks": spoil_task(-1),
-    "vision": negate_patches,
+    "vision": negate_features,
 }
 
 
