@@ -144,10 +144,11 @@ def _number(value: float) -> str:
 
 
 def _stages(title: str, stages: Mapping[str, Mapping[str, float]]) -> Any:
+    from mtdit_runtime.golden import labelled
+
     def row(name: str, f: Mapping[str, float]) -> list[str]:
         forms = {"max_error": ".1e", "mean_error": ".1e", "largest": ".3g", "latency_ms": ".1f"}
-        label = f"{name}, degrees" if name.endswith("robot") else name
-        return [label, *(format(f[key], form) if key in f else "" for key, form in forms.items())]
+        return [labelled(name), *(format(f[key], form) if key in f else "" for key, form in forms.items())]
 
     columns = ["stage", "max error", "mean error", "largest value", "latency here, ms"]
     return table(title, columns, [row(name, f) for name, f in stages.items()])

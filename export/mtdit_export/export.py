@@ -47,7 +47,7 @@ from mtdit_export.verify import (
 )
 from mtdit_runtime import bundle as names
 from mtdit_runtime.bundle import Bundle, Camera, Graph, Joint, Manifest, Sampler, open_bundle, write_manifest
-from mtdit_runtime.golden import Expected, Probe, write_golden
+from mtdit_runtime.golden import Expected, Probe, labelled, write_golden
 from mtdit_runtime.normalize import save_stats
 from mtdit_runtime.publish import bundle_place, new_bundle
 
@@ -87,8 +87,7 @@ class ExportReport:
 
     def _row(self, stage: str) -> list[str]:
         known = self.stages[stage]
-        label = f"{stage}, degrees" if stage.endswith("robot") else stage
-        return [label, *(form(known[key]) if key in known else "" for _, key, form in COLUMNS[1:])]
+        return [labelled(stage), *(form(known[key]) if key in known else "" for _, key, form in COLUMNS[1:])]
 
 
 COLUMNS: list[tuple[str, str, Callable[[float], str]]] = [

@@ -285,6 +285,11 @@ def guide_for(actions: Array) -> Guide:
 # -- the gates --
 
 
+def labelled(stage: str) -> str:
+    """A stage's name in a table."""
+    return f"{stage}, degrees" if stage == "units" or stage.endswith("robot") else stage
+
+
 def check(
     bundle: Bundle,
     engines: Engines,
