@@ -6,7 +6,6 @@ Refuses to know graphs and files of a bundle.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,11 @@ from mtdit_export.precision import FP16, FP32, INT8
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import ACTION_KEY, TOKENIZER, Joint
 from mtdit_runtime.tokens import load_tokens
+from mtdit_runtime.words import steers
 
 SAMPLERS = {"diffusion": ("ddim", "ddpm"), "flow_matching": ("euler", "rk4")}  # the first is the default
 MOST_FLOW_CALLS = 100  # the graph holds every call of the network; opening it takes the square of that
 CALLS_PER_STEP = {"euler": 1, "rk4": 4}
-UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of what steers a terminal or ends a line
 PLAIN = "open the drawer"  # what every tokenizer of CLIP takes for the same
 
 
@@ -84,7 +83,7 @@ def printable(facts: DatasetFacts, source: str) -> DatasetFacts:
     """The facts, which a bundle shows in one line each. UserError: a control character in one, a joint twice."""
     words = {"joint": facts.joints, "task": facts.tasks, "dataset": (facts.dataset,), "robot type": (facts.robot_type,)}
     for what, word in ((what, word) for what, some in words.items() for word in some):
-        if any(unicodedata.category(letter) in UNPRINTABLE for letter in word):
+        if any(map(steers, word)):
             raise UserError(f"{source}: {what} {word[:60]!r} holds a control character: put a space in its place there")
     twice = [name for name in facts.joints if facts.joints.count(name) > 1]
     if twice:

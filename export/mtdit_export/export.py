@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from mtdit.checkpoint import WEIGHTS, Checkpoint, DatasetFacts, open_checkpoint
 from mtdit.config import PolicyConfig
 from mtdit.dataset import Dataset
+from mtdit.policy import Policy
 from mtdit.terminal import table
 from mtdit_export.asked import checked_tokenizer, chosen_precision, joints_of, known_facts, matching_dataset, sampled
 from mtdit_export.cost import cost
@@ -129,10 +130,8 @@ def export(
     with new_bundle(place, on_stage) as folder, opened.tokenizer_folder() as tokenizer:
         policy = opened.policy()
         reference = Reference(policy, opened, checked_tokenizer(tokenizer, policy), guided=rtc)
-        folded = fold(policy, {camera: opened.image_scaling(camera) for camera in opened.config.cameras})
+        folded = folded_for(policy, opened, precision)
         on_stage(f"folded {opened.folder}")
-        for module in folded.modules().values():
-            halve(module) if precision == FP16 else widen(module)
         if precision == INT8:
             quantize_towers(folded, recorded, [reference.text(task)[0] for task in facts.tasks or ("",)], on_stage)
         manifest = describe(place.stem, opened, facts, joints, folded, precision)
@@ -146,20 +145,23 @@ def export(
         write_golden(folder / names.GOLDEN, probes[:GOLDEN_COUNT], expected[:GOLDEN_COUNT])
         if recorded is not None:
             write_reference(folder / names.REFERENCE, probes[0])
-        checked = checked_stages(Bundle(folder, write_manifest(folder, manifest)), probes, expected)
         seen = "synthetic frames" if recorded is None else f"frames of {recorded.root.name}"
-        record = {"observations": len(probes), "frames": seen, "stages": checked}
-        write_manifest(folder, replace(manifest, verification=record))
-        manifest = open_bundle(folder).manifest  # as the robot will
+        checked = record_checks(folder, manifest, probes, expected, seen)
         on_stage(f"verified on {len(probes)} observations, {seen}")
         weights = {name: sizes(module, folder / FILES[name]) for name, module in traced_modules(folded, rtc).items()}
     stages = {name: {**weights.get(name, {}), **figures} for name, figures in checked.items()}
-    return ExportReport(
-        str(out), next(iter(facts.tasks), ""), manifest.precision, manifest.sampler, stages, time.perf_counter() - began
-    )
+    took, task = time.perf_counter() - began, next(iter(facts.tasks), "")
+    return ExportReport(str(out), task, precision, manifest.sampler, stages, took)
 
 
 # -- the files of the bundle --
+
+
+def folded_for(policy: Policy, checkpoint: Checkpoint, precision: str) -> Folded:
+    folded = fold(policy, {camera: checkpoint.image_scaling(camera) for camera in checkpoint.config.cameras})
+    for module in folded.modules().values():
+        halve(module) if precision == FP16 else widen(module)
+    return folded
 
 
 def make_probes(checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset | None) -> list[Probe]:
@@ -297,6 +299,17 @@ def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
 
 
 # -- checked --
+
+
+def record_checks(
+    folder: Path, manifest: Manifest, probes: Sequence[Probe], expected: Sequence[Expected], seen: str
+) -> Stages:
+    """Holds the files against what is expected and writes the manifest with the figures. ExportError: a gate fails."""
+    checked = checked_stages(Bundle(folder, write_manifest(folder, manifest)), probes, expected)
+    record = {"observations": len(probes), "frames": seen, "stages": checked}
+    write_manifest(folder, replace(manifest, verification=record))
+    open_bundle(folder)  # as the robot will
+    return checked
 
 
 def checked_stages(bundle: Bundle, probes: Sequence[Probe], expected: Sequence[Expected]) -> Stages:

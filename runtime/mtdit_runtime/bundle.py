@@ -188,7 +188,7 @@ class Bundle:
             raise UserError(
                 f"{path}: features are {features.dtype} {features.shape}, not float32 {wanted}: re-run `mtdit export`"
             )
-        if sorted(words) != sorted(self.manifest.tasks):
+        if set(words) != set(self.manifest.tasks):
             raise UserError(f"{path} is of other tasks than {MANIFEST}: re-run `mtdit export`")
         return dict(zip(words, features, strict=False))
 

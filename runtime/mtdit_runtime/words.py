@@ -17,6 +17,11 @@ def plain(words: object, most: int = 200) -> str:
     return shown if len(shown) <= most else shown[: most - len(CUT)] + CUT
 
 
+def steers(character: str) -> bool:
+    """Controls, line breaks, halves of surrogate pairs. Not so the joiners that Persian words and emoji are made of."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
 def is_visible(character: str) -> bool:
     """Not so: controls, line breaks, marks that turn the direction of writing, halves of surrogate pairs."""
     kind = unicodedata.category(character)

@@ -60,7 +60,8 @@ def test_a_first_bundle_replaces_nothing(tmp_path: Path) -> None:
 def test_a_changed_bundle_may_be_replaced(copy: Path) -> None:
     (copy / "denoiser.onnx").write_bytes(b"tampered with")
     (copy / "text.onnx").unlink()
-    publish(copy)
+    assert publish(copy)[0].startswith("replaced the bundle that was at")
+    assert [path.name for path in copy.iterdir()] == [MANIFEST]
 
 
 def test_engines_are_kept(copy: Path) -> None:
