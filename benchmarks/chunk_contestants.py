@@ -1,4 +1,5 @@
-"""The contestants of `chunk_latency.py`, all from one checkpoint: LeRobot's policy, its plain ONNX export, and ours.
+"""The contestants of `chunk_latency.py`, all from one checkpoint: LeRobot's policy, its plain ONNX
+export, and ours.
 
 Knows how each of them makes a chunk. Refuses to know clocks and ratios.
 """
@@ -78,7 +79,10 @@ def make_checkpoint(folder: Path, size: Size) -> Path:
         if "adaLN" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     vector = {"min": np.full(6, -50, np.float32), "max": np.full(6, 50, np.float32)}
-    pixels = {"mean": np.full((3, 1, 1), 0.45, np.float32), "std": np.full((3, 1, 1), 0.23, np.float32)}
+    pixels = {
+        "mean": np.full((3, 1, 1), 0.45, np.float32),
+        "std": np.full((3, 1, 1), 0.23, np.float32),
+    }
     stats = {STATE: vector, "action": vector, **dict.fromkeys(images, pixels)}
     facts = DatasetFacts("random", 30, JOINTS, (TASK,), (90.0,) * 6)
     files = PretrainedFiles(policy, policy.state_dict(), stats, facts, load_tokenizer(clip), {})
@@ -102,7 +106,9 @@ def lerobot_batch(policy: MultiTaskDiTPolicy, size: Size) -> Batch:
     generator = torch.Generator().manual_seed(0)
     return {
         STATE: torch.rand(1, policy.config.n_obs_steps, 6, generator=generator) * 2 - 1,
-        IMAGES: torch.rand(1, policy.config.n_obs_steps, len(CAMERAS), 3, *size.camera, generator=generator),
+        IMAGES: torch.rand(
+            1, policy.config.n_obs_steps, len(CAMERAS), 3, *size.camera, generator=generator
+        ),
         TOKENS: tokens,
         MASK: (tokens != 49407) | (torch.arange(77) == 4),
     }
@@ -110,7 +116,9 @@ def lerobot_batch(policy: MultiTaskDiTPolicy, size: Size) -> Batch:
 
 def compiled(policy: MultiTaskDiTPolicy) -> MultiTaskDiTPolicy:
     """LeRobot's two halves under torch.compile, in place. Compilation happens at the first chunk."""
-    policy.observation_encoder.encode = torch.compile(policy.observation_encoder.encode, dynamic=False)
+    policy.observation_encoder.encode = torch.compile(
+        policy.observation_encoder.encode, dynamic=False
+    )
     policy.noise_predictor = torch.compile(policy.noise_predictor, dynamic=False)
     return policy
 
@@ -134,19 +142,28 @@ class _Encoder(nn.Module):
 
 
 class PlainOnnx:
-    """LeRobot's own modules as two graphs in ONNX Runtime's default setting, the sampler around them in numpy."""
+    """LeRobot's own modules as two graphs in ONNX Runtime's default setting, the sampler around
+    them in numpy.
+    """
 
-    def __init__(self, policy: MultiTaskDiTPolicy, batch: Batch, folder: Path, threads: int) -> None:
+    def __init__(
+        self, policy: MultiTaskDiTPolicy, batch: Batch, folder: Path, threads: int
+    ) -> None:
         scheduler = policy.objective.noise_scheduler
         scheduler.set_timesteps(policy.objective.num_inference_steps)
         self.times = [int(t) for t in scheduler.timesteps]
         signal = [float(scheduler.alphas_cumprod[t]) for t in self.times] + [1.0]
         self.signals = list(itertools.pairwise(signal))
-        self.most, self.batch = policy.config.clip_sample_range, {key: value.numpy() for key, value in batch.items()}
+        self.most, self.batch = (
+            policy.config.clip_sample_range,
+            {key: value.numpy() for key, value in batch.items()},
+        )
         condition = policy.observation_encoder.encode(batch)
         self.shape = (1, policy.config.horizon, 6)
         step = (torch.zeros(self.shape), torch.zeros(1, dtype=torch.int64), condition)
-        self.encoder = _plain(_Encoder(policy), tuple(batch.values()), folder / "plain_encoder.onnx", threads)
+        self.encoder = _plain(
+            _Encoder(policy), tuple(batch.values()), folder / "plain_encoder.onnx", threads
+        )
         self.step = _plain(policy.noise_predictor, step, folder / "plain_step.onnx", threads)
 
     def encode(self) -> Array:
@@ -162,12 +179,18 @@ class PlainOnnx:
         return x
 
     def chunk(self) -> Array:
-        return self.denoise(np.random.default_rng(0).standard_normal(self.shape, np.float32), self.encode())
+        return self.denoise(
+            np.random.default_rng(0).standard_normal(self.shape, np.float32), self.encode()
+        )
 
 
-def _plain(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, threads: int) -> onnxruntime.InferenceSession:
+def _plain(
+    module: nn.Module, inputs: tuple[Tensor, ...], path: Path, threads: int
+) -> onnxruntime.InferenceSession:
     with quiet():
-        torch.onnx.export(module.eval(), inputs, str(path), opset_version=OPSET, dynamo=True, verbose=False)
+        torch.onnx.export(
+            module.eval(), inputs, str(path), opset_version=OPSET, dynamo=True, verbose=False
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     # Threads that spin on after a call would slow down whoever is measured next.
@@ -185,13 +208,20 @@ def _call(session: onnxruntime.InferenceSession, *values: NDArray[Any]) -> Array
 
 
 class Ours:
-    """The runtime's policy on made-up camera frames. Every call checks that no frame and no task is encoded twice."""
+    """The runtime's policy on made-up camera frames. Every call checks that no frame and no task is
+    encoded twice.
+    """
 
-    def __init__(self, bundle: Bundle, vision: Engine, history: Engine, denoiser: Engine, size: Size) -> None:
-        self._policy = BundlePolicy(bundle, Engines(vision, history, denoiser, _no_text, "benchmark"))
+    def __init__(
+        self, bundle: Bundle, vision: Engine, history: Engine, denoiser: Engine, size: Size
+    ) -> None:
+        self._policy = BundlePolicy(
+            bundle, Engines(vision, history, denoiser, _no_text, "benchmark")
+        )
         self._rng = np.random.default_rng(0)
         self._scenes = [
-            {name: self._rng.integers(0, 256, (*size.camera, 3), np.uint8) for name in CAMERAS} for _ in range(4)
+            {name: self._rng.integers(0, 256, (*size.camera, 3), np.uint8) for name in CAMERAS}
+            for _ in range(4)
         ]
         self.cold()
 
@@ -259,4 +289,6 @@ def int8_vision(checkpoint: Path, folder: Path, size: Size, threads: int) -> Onn
         ),
     )
     inputs, path = example_inputs("vision", folded, opened.config), folder / "vision.int8.onnx"
-    return OnnxEngine(path, write(trace(folded.vision, inputs, FEATURES), path, {}), "vision", threads=threads)
+    return OnnxEngine(
+        path, write(trace(folded.vision, inputs, FEATURES), path, {}), "vision", threads=threads
+    )

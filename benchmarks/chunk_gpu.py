@@ -1,8 +1,10 @@
-"""One action chunk on a GPU: LeRobot in half precision, eager and compiled, against the folded policy in a CUDA graph.
+"""One action chunk on a GPU: LeRobot in half precision, eager and compiled, against the folded
+policy in a CUDA graph.
 
-Knows CUDA through torch: our graphs' own torch modules are captured, which is what TensorRT starts from, before it
-fuses anything. Refuses to know how a plan is built (`mtdit bench` measures one where it lies). The bound beside each
-time is the least that this GPU needs for the weights it must read or the products it must do, at rates probed here.
+Knows CUDA through torch: our graphs' own torch modules are captured, which is what TensorRT starts
+from, before it fuses anything. Refuses to know how a plan is built (`mtdit bench` measures one
+where it lies). The bound beside each time is the least that this GPU needs for the weights it must
+read or the products it must do, at rates probed here.
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ from mtdit_export.precision import halve
 WARM_UP = 3
 SIDE, COPIED = 8192, 1 << 28  # of the matrices multiplied; bytes copied
 EAGER, COMPILED = f"LeRobot fp16, DDIM {STEPS}", f"LeRobot fp16, DDIM {STEPS}, torch.compile"
-VISION, DENOISER, CHUNK = "ours fp16, vision", "ours fp16, denoiser", "ours fp16, one new frame per camera"
+VISION, DENOISER, CHUNK = (
+    "ours fp16, vision",
+    "ours fp16, denoiser",
+    "ours fp16, one new frame per camera",
+)
 HISTORY = "ours fp16, what is done a tick ahead"
 
 Call = Callable[[], Any]
@@ -35,7 +41,9 @@ Call = Callable[[], Any]
 
 @torch.no_grad()
 def compare(checkpoint: Path, size: Size, repeats: int, device: str = "cuda") -> dict[str, Any]:
-    """Medians, bounds and their ratio, for the last line of the benchmark. `device` other than cuda: a rehearsal."""
+    """Medians, bounds and their ratio, for the last line of the benchmark. `device` other than
+    cuda: a rehearsal.
+    """
     graphs = folded_calls(checkpoint, device)
     (vision, vision_cost), (denoiser, denoiser_cost) = graphs["vision"], graphs["denoiser"]
     ours = {VISION: vision, DENOISER: denoiser, HISTORY: graphs["history"][0]}
@@ -84,13 +92,17 @@ def folded_calls(checkpoint: Path, device: str) -> dict[str, tuple[Call, Cost]]:
     """Our vision and denoiser with half precision weights, each replayed as one CUDA graph."""
     opened = open_checkpoint(checkpoint)
     config = sampled(opened.config, "ddim", STEPS)
-    folded = fold(opened.policy(), {camera: opened.image_scaling(camera) for camera in config.cameras})
+    folded = fold(
+        opened.policy(), {camera: opened.image_scaling(camera) for camera in config.cameras}
+    )
     calls = {}
     for name in ("vision", "history", "denoiser"):
         module = folded.modules()[name]
         halve(module)
         module.to(device)
-        inputs = {key: value.to(device) for key, value in example_inputs(name, folded, config).items()}
+        inputs = {
+            key: value.to(device) for key, value in example_inputs(name, folded, config).items()
+        }
         calls[name] = (captured(module, list(inputs.values()), device), cost(module, inputs))
     return calls
 
@@ -139,7 +151,8 @@ def _seconds(call: Call, device: str) -> float:
 def markdown(result: Mapping[str, Any]) -> str:
     bounds, over = result["gpu_bound_ms"], result["gpu_over_bound"]
     rows = [
-        f"| {name} | {ms:.2f} | " + (f"{bounds[name]:.2f} | {over[name]:.1f} |" if name in bounds else "| |")
+        f"| {name} | {ms:.2f} | "
+        + (f"{bounds[name]:.2f} | {over[name]:.1f} |" if name in bounds else "| |")
         for name, ms in result["gpu_ms"].items()
     ]
     rates = result["gpu_rates"]

@@ -1,11 +1,14 @@
-"""How long one action chunk takes: LeRobot's policy, its plain ONNX export and our bundle, same weights, one run.
+"""How long one action chunk takes: LeRobot's policy, its plain ONNX export and our bundle, same
+weights, one run.
 
-    python benchmarks/chunk_latency.py [--size base|tiny] [--repeats 5] [--threads N] [--out table.md]
+    python benchmarks/chunk_latency.py [--size base|tiny] [--repeats 5] [--threads N] [--out
+    table.md]
 
-`base` is LeRobot's default of 249 M parameters: CLIP ViT-B/16 shapes, two 640x480 cameras, six layers, 512 wide. The
-weights are random; latency does not depend on them. LeRobot gets a batch that is already normalised and tokenised, so
-its processors cost nothing here; ours starts from the cameras' bytes. All contestants take turns, so that a busy moment
-of the machine hits all of them. With CUDA, `chunk_gpu.py` adds a second table. Ends with one line of JSON.
+`base` is LeRobot's default of 249 M parameters: CLIP ViT-B/16 shapes, two 640x480 cameras, six
+layers, 512 wide. The weights are random; latency does not depend on them. LeRobot gets a batch that
+is already normalised and tokenised, so its processors cost nothing here; ours starts from the
+cameras' bytes. All contestants take turns, so that a busy moment of the machine hits all of them.
+With CUDA, `chunk_gpu.py` adds a second table. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -76,10 +79,15 @@ class Turn:
 Timed = dict[str, Turn]
 
 
-def contestants(checkpoint: Path, bundle: Bundle, size: Size, threads: int, done: Callable[[str], None]) -> Timed:
+def contestants(
+    checkpoint: Path, bundle: Bundle, size: Size, threads: int, done: Callable[[str], None]
+) -> Timed:
     """Name -> what is timed."""
     scratch = bundle.folder.parent
-    default, eager = lerobot_policy(checkpoint, "DDPM", None), lerobot_policy(checkpoint, "DDIM", STEPS)
+    default, eager = (
+        lerobot_policy(checkpoint, "DDPM", None),
+        lerobot_policy(checkpoint, "DDIM", STEPS),
+    )
     batch = lerobot_batch(eager, size)
     with torch.inference_mode():
         condition = eager.observation_encoder.encode(batch)
@@ -87,7 +95,9 @@ def contestants(checkpoint: Path, bundle: Bundle, size: Size, threads: int, done
         noise = check_same(eager, plain, condition)
     done("exported LeRobot's modules as they are")
     fast = compiled(lerobot_policy(checkpoint, "DDIM", STEPS))
-    vision, history, denoiser = (engine(bundle, name, threads) for name in ("vision", "history", "denoiser"))
+    vision, history, denoiser = (
+        engine(bundle, name, threads) for name in ("vision", "history", "denoiser")
+    )
     towers = vision, int8_vision(checkpoint, scratch, size, threads)
     ours, ours_int8 = (Ours(bundle, tower, history, denoiser, size) for tower in towers)
     done("calibrated and traced the int8 vision tower")
@@ -114,7 +124,9 @@ def check_same(eager: MultiTaskDiTPolicy, plain: PlainOnnx, condition: torch.Ten
     torch.manual_seed(0)
     noise: Array = torch.randn(plain.shape).numpy()
     torch.manual_seed(0)
-    apart = np.abs(plain.denoise(noise, condition.numpy()) - denoise(eager, condition).numpy()).max()
+    apart = np.abs(
+        plain.denoise(noise, condition.numpy()) - denoise(eager, condition).numpy()
+    ).max()
     if not apart <= TOLERANCE:
         raise AssertionError(f"the plain export is {apart:.1e} off LeRobot's actions")
     return noise
@@ -146,9 +158,14 @@ def _milliseconds(turn: Turn) -> float:
     return 1e3 * (time.perf_counter() - began)
 
 
-def summary(taken: Mapping[str, list[float]], flops: Mapping[str, int], about: Mapping[str, Any]) -> dict[str, Any]:
+def summary(
+    taken: Mapping[str, list[float]], flops: Mapping[str, int], about: Mapping[str, Any]
+) -> dict[str, Any]:
     ms = {name: statistics.median(values) for name, values in taken.items()}
-    gflops = {"denoiser": flops["denoiser"] / ms["ours" + ALONE] / 1e6, "product": 2 * SIDE**3 / ms[PRODUCT] / 1e6}
+    gflops = {
+        "denoiser": flops["denoiser"] / ms["ours" + ALONE] / 1e6,
+        "product": 2 * SIDE**3 / ms[PRODUCT] / 1e6,
+    }
 
     def ratio(slow: str, fast: str) -> float:
         return round(ms[slow] / ms[fast], 2)
@@ -164,7 +181,9 @@ def summary(taken: Mapping[str, list[float]], flops: Mapping[str, int], about: M
         "ratio_vs_compile_ddim10": ratio(COMPILED, TICK),
         "ratio_vs_plain_onnx": ratio(PLAIN, TICK),
         "cold_ratio_vs_lerobot_ddim10": ratio(DDIM, COLD),
-        "denoiser_ratio_vs_eager_all_of_it": round(ms[DDIM + ALONE] / (ms["ours" + ALONE] + ms[AHEAD]), 2),
+        "denoiser_ratio_vs_eager_all_of_it": round(
+            ms[DDIM + ALONE] / (ms["ours" + ALONE] + ms[AHEAD]), 2
+        ),
         "median_ms": {name: round(value, 2) for name, value in ms.items()},
         "fastest_ms": {name: round(min(values), 2) for name, values in taken.items()},
         "gflop": {name: round(count / 1e9, 3) for name, count in flops.items()},
@@ -190,8 +209,13 @@ def machine(threads: int, repeats: int) -> dict[str, Any]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    hardware, versions, gflop, rates = (result[key] for key in ("hardware", "versions", "gflop", "gflops"))
-    rows = [f"| {name} | {ms:.1f} | {result['fastest_ms'][name]:.1f} |" for name, ms in result["median_ms"].items()]
+    hardware, versions, gflop, rates = (
+        result[key] for key in ("hardware", "versions", "gflop", "gflops")
+    )
+    rows = [
+        f"| {name} | {ms:.1f} | {result['fastest_ms'][name]:.1f} |"
+        for name, ms in result["median_ms"].items()
+    ]
     return "\n".join(
         [
             f"# One action chunk, {result['parameters'] / 1e6:.0f} M parameters, batch 1, fp32 but for the int8 line",
@@ -236,7 +260,9 @@ def count_parameters(checkpoint: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -256,7 +282,11 @@ def main() -> None:
         taken = measure(timed, arguments.repeats)
         flops = {name: graph.flops for name, graph in bundle.manifest.graphs.items()}
         about |= {"parameters": count_parameters(checkpoint), "compile_s": round(compile_s, 1)}
-        gpu = chunk_gpu.compare(checkpoint, size, arguments.repeats) if torch.cuda.is_available() else {}
+        gpu = (
+            chunk_gpu.compare(checkpoint, size, arguments.repeats)
+            if torch.cuda.is_available()
+            else {}
+        )
     result = summary(taken, flops, {**about, **gpu})
     text = markdown(result) + (chunk_gpu.markdown(gpu) if gpu else "")
     print(text)

@@ -1,4 +1,5 @@
-"""How often the twin's scripted experts succeed, how long they take, and what a recorded tick costs.
+"""How often the twin's scripted experts succeed, how long they take, and what a recorded tick
+costs.
 
 Prints a table and, last, one line of JSON. `python benchmarks/experts.py --episodes 100`
 """
@@ -53,7 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--noise", type=float, nargs="*", default=[0.0, 0.02], help="rad, one table block each")
+    parser.add_argument(
+        "--noise", type=float, nargs="*", default=[0.0, 0.02], help="rad, one table block each"
+    )
     options = parser.parse_args()
     world = World()
     world.energise()
@@ -64,11 +67,20 @@ def main() -> None:
             row = measure(world, task, options.episodes, options.seed, noise_rad)
             rows.append(row)
             rate, cpu_ms = f"{row['successes']}/{row['episodes']}", row["cpu_ms_per_episode"]
-            print(f"{task:34} {noise_rad:9.3f} {rate:>9} {row['mean_s']:7.2f} {cpu_ms:7}", flush=True)
+            print(
+                f"{task:34} {noise_rad:9.3f} {rate:>9} {row['mean_s']:7.2f} {cpu_ms:7}", flush=True
+            )
     pictures = {size: round(picture_ms(world, size), 2) for size in (64, 96, 224)}
-    print(f"both cameras, {choose_renderer().name}: " + ", ".join(f"{s} px {ms} ms" for s, ms in pictures.items()))
+    print(
+        f"both cameras, {choose_renderer().name}: "
+        + ", ".join(f"{s} px {ms} ms" for s, ms in pictures.items())
+    )
     world.close()
-    print(json.dumps({"experts": rows, "renderer": choose_renderer().name, "picture_pair_ms": pictures}))
+    print(
+        json.dumps(
+            {"experts": rows, "renderer": choose_renderer().name, "picture_pair_ms": pictures}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""What one control cycle costs on the servo bus: read six positions, write six goals, one driver against the other.
+"""What one control cycle costs on the servo bus: read six positions, write six goals, one driver
+against the other.
 
     python benchmarks/servo_bus.py [--cycles 1000] [--silent-cycles 5] [--out table.md]
 
-The servos are virtual and live in a process of their own behind pseudo-terminals, once answering at once and once as
-late as a wire of 1 Mbit/s would let them. Every driver has a port of its own; drivers take turns in short blocks, so
-that a busy moment of the machine hits all of them. Servos jump to their goals, so a driver must read what it wrote in
-the cycle before; anything else is counted as wrong, not timed, and flushed away before its next turn. "bare" writes and
-reads the same bytes without looking at them: what it costs is pseudo-terminal, scheduler and virtual servos, the rest
-of a row is the driver's. Ends with one line of JSON.
+The servos are virtual and live in a process of their own behind pseudo-terminals, once answering at
+once and once as late as a wire of 1 Mbit/s would let them. Every driver has a port of its own;
+drivers take turns in short blocks, so that a busy moment of the machine hits all of them. Servos
+jump to their goals, so a driver must read what it wrote in the cycle before; anything else is
+counted as wrong, not timed, and flushed away before its next turn. "bare" writes and reads the same
+bytes without looking at them: what it costs is pseudo-terminal, scheduler and virtual servos, the
+rest of a row is the driver's. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ PACKAGES = ("feetech-servo-sdk", "lerobot", "pyserial", "rustypot")
 
 def serve(kind: str, count: int) -> None:
     """`count` ports with six servos each until standard input closes. kind: at-once, wire, silent."""
-    ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1)  # sleep as exactly as the kernel can: 1 ns instead of 50 us late
+    ctypes.CDLL(None).prctl(
+        PR_SET_TIMERSLACK, 1
+    )  # sleep as exactly as the kernel can: 1 ns instead of 50 us late
     chains = [_chain(wire_time=kind == "wire", silent=kind == "silent") for _ in range(count)]
     poll, by_fd = select.poll(), {bus.fileno(): bus for bus in chains}
     for fd in (sys.stdin.fileno(), *by_fd):
@@ -83,7 +87,9 @@ def _chain(wire_time: bool, silent: bool) -> VirtualBus:
 @contextmanager
 def served(kind: str, count: int) -> Iterator[list[str]]:
     command = [sys.executable, __file__, "--serve", kind, "--ports", str(count)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdin is not None
         try:
@@ -191,7 +197,9 @@ class LeRobot:
         return {int(name): int(value) for name, value in values.items()}
 
     def write(self, goals: dict[int, int]) -> None:
-        self._bus.sync_write("Goal_Position", {str(servo): goal for servo, goal in goals.items()}, normalize=False)
+        self._bus.sync_write(
+            "Goal_Position", {str(servo): goal for servo, goal in goals.items()}, normalize=False
+        )
 
     def close(self) -> None:
         self._bus.disconnect(disable_torque=False)
@@ -244,7 +252,9 @@ class Taken:
     cycles: int = 0
     cpu_s: float = 0.0
     failed: int = 0  # reads without all six positions
-    wrong: int = 0  # reads of anything but the goals written before: late replies of an earlier cycle
+    wrong: int = (
+        0  # reads of anything but the goals written before: late replies of an earlier cycle
+    )
 
     def summary(self) -> dict[str, float]:
         """Microseconds, and counts. RuntimeError for a driver that never read what it had written."""
@@ -283,7 +293,10 @@ def measure(kind: str, cycles: int) -> dict[str, dict[str, float]]:
     """Per driver: microseconds of a cycle, of processor time a cycle, and failed reads."""
     opens = drivers()
     with served(kind, len(opens)) as ports, ExitStack() as files:
-        doors = {name: files.enter_context(open(port, "rb", 0)) for name, port in zip(opens, ports, strict=True)}
+        doors = {
+            name: files.enter_context(open(port, "rb", 0))
+            for name, port in zip(opens, ports, strict=True)
+        }
         opened = {name: opens[name](port) for name, port in zip(opens, ports, strict=True)}
         for driver in opened.values():
             turn(driver, Taken(), BLOCK)  # warm
@@ -298,7 +311,9 @@ def measure(kind: str, cycles: int) -> dict[str, dict[str, float]]:
 
 
 def measure_silent(cycles: int) -> dict[str, dict[str, float]]:
-    """Per driver: milliseconds of the first and of a later read while one servo is silent; positions it still gives."""
+    """Per driver: milliseconds of the first and of a later read while one servo is silent;
+    positions it still gives.
+    """
     opens = {name: opener for name, opener in drivers().items() if name != "bare"}
     results = {}
     with served("silent", len(opens)) as ports:
@@ -310,7 +325,11 @@ def measure_silent(cycles: int) -> dict[str, dict[str, float]]:
                 taken_ms.append((time.perf_counter() - began) * 1e3)
             driver.close()
             later_ms = statistics.median(taken_ms[1:])
-            results[name] = {"first_ms": round(taken_ms[0], 1), "later_ms": round(later_ms, 1), "positions": kept}
+            results[name] = {
+                "first_ms": round(taken_ms[0], 1),
+                "later_ms": round(later_ms, 1),
+                "positions": kept,
+            }
     return results
 
 
@@ -320,7 +339,11 @@ def measure_silent(cycles: int) -> dict[str, dict[str, float]]:
 def machine(cycles: int) -> dict[str, Any]:
     installed = {name: importlib.metadata.version(name) for name in PACKAGES if _has(name)}
     return {
-        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2)},
+        "hardware": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "load_before": round(os.getloadavg()[0], 2),
+        },
         "versions": {"python": platform.python_version(), **installed},
         "cycles": cycles,
         "floor_us": FLOOR_US,
@@ -338,7 +361,9 @@ def _has(package: str) -> bool:
 def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    names = [
+        line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))
+    ]
     return names[0] if names else platform.machine()
 
 
@@ -352,7 +377,11 @@ def markdown(result: Mapping[str, Any]) -> str:
         costs += [f"{cost:.0f}" for cost in (row["cpu_us"], late["cycle_us"], late["cpu_us"])]
         bad = f"{row['failed'] + wire[name]['failed']} / {row['wrong'] + wire[name]['wrong']}"
         alone = silent.get(name)
-        told = f"{alone['first_ms']:.0f} | {alone['later_ms']:.0f} | {alone['positions']} of 5" if alone else "| | "
+        told = (
+            f"{alone['first_ms']:.0f} | {alone['later_ms']:.0f} | {alone['positions']} of 5"
+            if alone
+            else "| | "
+        )
         rows.append(f"| {name} | {' | '.join(costs)} | {bad} | {told} |")
     return "\n".join(
         [
@@ -379,7 +408,9 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--silent-cycles", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the table here as markdown")
@@ -391,9 +422,14 @@ def main() -> None:
     if arguments.cycles < BLOCK or arguments.silent_cycles < 1:
         parser.error(f"--cycles must be at least {BLOCK}, --silent-cycles at least 1")
     result = machine(arguments.cycles)
-    result |= {"at_once": measure("at-once", arguments.cycles), "wire": measure("wire", arguments.cycles)}
+    result |= {
+        "at_once": measure("at-once", arguments.cycles),
+        "wire": measure("wire", arguments.cycles),
+    }
     result["silent"] = measure_silent(arguments.silent_cycles)
-    result["overhead_us"] = round(result["at_once"]["mtdit"]["cycle_us"] - result["at_once"]["bare"]["cycle_us"], 1)
+    result["overhead_us"] = round(
+        result["at_once"]["mtdit"]["cycle_us"] - result["at_once"]["bare"]["cycle_us"], 1
+    )
     print(markdown(result))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,17 @@
-"""How fast a policy trains: `mtdit train` against the installed `lerobot-train`, same data, same weights, one machine.
+"""How fast a policy trains: `mtdit train` against the installed `lerobot-train`, same data, same
+weights, one machine.
 
-    python benchmarks/training.py [--steps 120] [--rounds 3] [--batch 32] [--curves] [--quick] [--out training.md]
+    python benchmarks/training.py [--steps 120] [--rounds 3] [--batch 32] [--curves] [--quick]
+    [--out training.md]
 
-The dataset is recorded on the spot in the twin, as video; both sides start from one checkpoint with fresh weights and
-take its policy config: random crops, one noise draw per sample, gradient norm 10, no average of the weights. `mtdit`
-runs once more with its own default, the average on. Every run is a process of its own through the tool's command line,
-and the sides take turns. The rate is counted from step SKIP on, when LeRobot has used up the batches its workers made
-before the first step; what comes before (imports, workers, decoding) is told beside it.
-A CPU gets a policy of CI size; with a GPU it is CLIP ViT-B/16 (random weights, no download), bf16, batch 64 and 256.
-`--curves` trains longer and draws both loss curves into one picture. Ends with one line of JSON.
+The dataset is recorded on the spot in the twin, as video; both sides start from one checkpoint with
+fresh weights and take its policy config: random crops, one noise draw per sample, gradient norm 10,
+no average of the weights. `mtdit` runs once more with its own default, the average on. Every run is
+a process of its own through the tool's command line, and the sides take turns. The rate is counted
+from step SKIP on, when LeRobot has used up the batches its workers made before the first step; what
+comes before (imports, workers, decoding) is told beside it. A CPU gets a policy of CI size; with a
+GPU it is CLIP ViT-B/16 (random weights, no download), bf16, batch 64 and 256. `--curves` trains
+longer and draws both loss curves into one picture. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -60,9 +63,15 @@ class Case:
 
 
 B16 = ClipShape(VisionShape(patch_size=16), TextShape(eos_token_id=2))
-SMALL = {"n_obs_steps": 2, "drop_n_last_frames": 7, "image_resize_shape": [72, 72]}  # as LeRobot's defaults have it
+SMALL = {
+    "n_obs_steps": 2,
+    "drop_n_last_frames": 7,
+    "image_resize_shape": [72, 72],
+}  # as LeRobot's defaults have it
 CPU_CASES = (Case("CI size, CPU", "cpu", 32, "no", TINY, "tiny", 96, SMALL),)
-GPU_CASES = tuple(Case(f"ViT-B/16, batch {b}", "cuda", b, "bf16", B16, "base", 480, {}) for b in (64, 256))
+GPU_CASES = tuple(
+    Case(f"ViT-B/16, batch {b}", "cuda", b, "bf16", B16, "base", 480, {}) for b in (64, 256)
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,9 @@ class Run:
     total_s: float
 
     def counted_from(self, skip: int) -> int:
-        """The step of the first log line at or after `skip`; of the last but one if the run is shorter."""
+        """The step of the first log line at or after `skip`; of the last but one if the run is
+        shorter.
+        """
         return next(step for step in self.steps if step >= min(skip, self.steps[-2]))
 
     def rate(self, batch: int, skip: int) -> float:
@@ -95,7 +106,9 @@ class Side:
 
     name: str
     command: Callable[[Bench, Path, int, int], list[str]]  # bench, output folder, steps, seed
-    read: Callable[[Iterator[str], Path, float], Run]  # lines it prints, output folder, when it began
+    read: Callable[
+        [Iterator[str], Path, float], Run
+    ]  # lines it prints, output folder, when it began
     environment: Mapping[str, str]
 
 
@@ -142,7 +155,9 @@ def video_backend() -> str:
 
 def read_lerobot(lines: Iterator[str], _out: Path, began: float) -> Run:
     """Its log lines carry no clock finer than a second, so they are timed as they arrive."""
-    stamped = [(time.perf_counter(), figures) for line in lines if (figures := lerobot_figures(line))]
+    stamped = [
+        (time.perf_counter(), figures) for line in lines if (figures := lerobot_figures(line))
+    ]
     ended = time.perf_counter()
     if not stamped:
         raise RuntimeError("lerobot-train printed no figures")
@@ -172,11 +187,15 @@ def read_mtdit(lines: Iterator[str], out: Path, began: float) -> Run:
     for _ in lines:  # until it ends
         pass
     log = out / "train_log.jsonl"
-    return mtdit_run(log.read_text().splitlines(), log.stat().st_mtime - began_at, time.perf_counter() - began)
+    return mtdit_run(
+        log.read_text().splitlines(), log.stat().st_mtime - began_at, time.perf_counter() - began
+    )
 
 
 def mtdit_run(log: Sequence[str], written_s: float, total_s: float) -> Run:
-    """The log's lines, when in the process' life the last of them was written, and how long that life was."""
+    """The log's lines, when in the process' life the last of them was written, and how long that
+    life was.
+    """
     reports = [r for r in map(json.loads, log) if "samples_per_s" in r]
     at_s = [r["elapsed_s"] - reports[0]["elapsed_s"] for r in reports]
     return Run(
@@ -201,7 +220,8 @@ def sides(case: Case) -> list[Side]:
     def averaged(bench: Bench, out: Path, steps: int, seed: int) -> list[str]:
         return mtdit_command(bench, out, steps, seed, ema=True)
 
-    # LeRobot has no bf16 switch for this policy, only --policy.use_amp, which is fp16; accelerate's variable is heard
+    # LeRobot has no bf16 switch for this policy, only --policy.use_amp, which is fp16; accelerate's
+    # variable is heard
     amp = {"ACCELERATE_MIXED_PRECISION": case.amp}
     return [
         Side(LEROBOT, lerobot_command, read_lerobot, amp),
@@ -214,13 +234,24 @@ def sides(case: Case) -> list[Side]:
 
 
 def prepare(case: Case, folder: Path, episodes: int, lerobot_workers: int) -> Bench:
-    """Records the dataset and makes the checkpoint both sides start from: one step at a rate of nearly zero."""
+    """Records the dataset and makes the checkpoint both sides start from: one step at a rate of
+    nearly zero.
+    """
     dataset, clip, fresh = folder / "dataset", folder / "clip-bench", folder / "fresh"
     make_tiny_clip(clip, case.clip)
     tasks = [f"--task={task}" for task in TASKS]
-    call("simulate", *tasks, f"--out={dataset}", f"--episodes={episodes}", f"--image-size={case.frame}")
+    call(
+        "simulate",
+        *tasks,
+        f"--out={dataset}",
+        f"--episodes={episodes}",
+        f"--image-size={case.frame}",
+    )
     policy = {**case.policy, "vision_encoder_name": str(clip), "text_encoder_name": str(clip)}
-    options = [f"--policy={name}={value}" for name, value in {**policy, "scheduler_warmup_steps": 10}.items()]
+    options = [
+        f"--policy={name}={value}"
+        for name, value in {**policy, "scheduler_warmup_steps": 10}.items()
+    ]
     call(
         "train", f"--dataset={dataset}", f"--out={fresh}", f"--preset={case.preset}", "--steps=1", "--batch-size=1",
         "--no-ema", "--device=cpu", *options,
@@ -229,7 +260,9 @@ def prepare(case: Case, folder: Path, episodes: int, lerobot_workers: int) -> Be
 
 
 def call(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "mtdit.cli", *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mtdit.cli", *arguments], capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"mtdit {arguments[0]} failed: {done.stderr[-2000:]}")
 
@@ -248,9 +281,13 @@ def run(side: Side, bench: Bench, steps: int, seed: int = 1000) -> Run:
             try:
                 made = side.read(remembered(process.stdout, seen), out, began)
             except (OSError, RuntimeError, LookupError) as error:
-                raise RuntimeError(f"{side.name} gave no figures ({error}):\n{''.join(seen)}") from None
+                raise RuntimeError(
+                    f"{side.name} gave no figures ({error}):\n{''.join(seen)}"
+                ) from None
         if process.returncode:
-            raise RuntimeError(f"{side.name} ended with code {process.returncode}:\n{''.join(seen)}")
+            raise RuntimeError(
+                f"{side.name} ended with code {process.returncode}:\n{''.join(seen)}"
+            )
     return made
 
 
@@ -262,8 +299,15 @@ def remembered(lines: Iterable[str], last: deque[str]) -> Iterator[str]:
 
 
 def shared_environment() -> dict[str, str]:
-    """The same for both: no network, sleeping rather than spinning threads, as many of them as the shell asks for."""
-    return {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": threads()}
+    """The same for both: no network, sleeping rather than spinning threads, as many of them as the
+    shell asks for.
+    """
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "OMP_NUM_THREADS": threads(),
+    }
 
 
 def threads() -> str:
@@ -288,7 +332,10 @@ def take_turns(bench: Bench, steps: int, rounds: int) -> dict[str, list[Run]]:
 def summary(case: Case, taken: Mapping[str, Sequence[Run]], workers: int) -> dict[str, Any]:
     """Medians over the rounds, the spread, and the ratios round by round."""
     rates = {name: [r.rate(case.batch, SKIP) for r in runs] for name, runs in taken.items()}
-    busy = {name: [v / (1 - r.wait) for v, r in zip(rates[name], runs, strict=True)] for name, runs in taken.items()}
+    busy = {
+        name: [v / (1 - r.wait) for v, r in zip(rates[name], runs, strict=True)]
+        for name, runs in taken.items()
+    }
 
     def ratio(of: Mapping[str, list[float]], name: str) -> float:
         pairs = zip(of[name], of[LEROBOT], strict=True)
@@ -323,15 +370,26 @@ def machine() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     cores = len(os.sched_getaffinity(0))
     return {
-        "hardware": {"cpu": cpu_name(), "cores": cores, "gpu": gpu, "load_before": round(os.getloadavg()[0], 2)},
+        "hardware": {
+            "cpu": cpu_name(),
+            "cores": cores,
+            "gpu": gpu,
+            "load_before": round(os.getloadavg()[0], 2),
+        },
         "threads": int(threads()),
         "video_backend": video_backend(),
-        "versions": {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{n: importlib.metadata.version(n) for n in PACKAGES},
+        },
     }
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    hardware, versions = result["hardware"], ", ".join(f"{n} {v}" for n, v in result["versions"].items())
+    hardware, versions = (
+        result["hardware"],
+        ", ".join(f"{n} {v}" for n, v in result["versions"].items()),
+    )
     lines = ["# Training: `mtdit train` against `lerobot-train`", ""]
     for case in result["cases"]:
         lines += _case_lines(case)
@@ -385,7 +443,9 @@ def _curve_lines(curves: Mapping[str, Any]) -> list[str]:
 
 
 def loss_curves(bench: Bench, steps: int, picture: Path) -> dict[str, Any]:
-    """One longer run per side and a second seed of ours, to have something to compare their difference with."""
+    """One longer run per side and a second seed of ours, to have something to compare their
+    difference with.
+    """
     lerobot, ours, _ = sides(bench.case)
     runs = {LEROBOT: run(lerobot, bench, steps), AS_LEROBOT: run(ours, bench, steps)}
     other = run(ours, bench, steps, seed=1001)
@@ -394,7 +454,9 @@ def loss_curves(bench: Bench, steps: int, picture: Path) -> dict[str, Any]:
     return {
         "steps": steps,
         "difference": round(relative_difference(mine, theirs), 4),
-        "bias": round((statistics.mean(mine) - statistics.mean(theirs)) / statistics.mean(theirs), 4),
+        "bias": round(
+            (statistics.mean(mine) - statistics.mean(theirs)) / statistics.mean(theirs), 4
+        ),
         "between_seeds": round(relative_difference(mine, second), 4),
     }
 
@@ -407,7 +469,9 @@ def smoothed(loss: Sequence[float]) -> list[float]:
 
 def relative_difference(a: Sequence[float], b: Sequence[float]) -> float:
     """Mean of |a - b| over the mean of both."""
-    return statistics.mean(abs(x - y) for x, y in zip(a, b, strict=True)) / statistics.mean([*a, *b])
+    return statistics.mean(abs(x - y) for x, y in zip(a, b, strict=True)) / statistics.mean(
+        [*a, *b]
+    )
 
 
 def draw(runs: Mapping[str, Run], picture: Path) -> None:
@@ -429,7 +493,9 @@ def draw(runs: Mapping[str, Run], picture: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, help="instead of each case's own")
@@ -437,7 +503,9 @@ def main() -> None:
     parser.add_argument("--lerobot-workers", type=int, default=4, help="4 is its default")
     parser.add_argument("--amp", choices=("no", "bf16"), help="instead of each case's own")
     parser.add_argument("--cpu", action="store_true", help="the CPU's case even where a GPU is")
-    parser.add_argument("--curves", action="store_true", help="train for --curve-steps too and draw the losses")
+    parser.add_argument(
+        "--curves", action="store_true", help="train for --curve-steps too and draw the losses"
+    )
     parser.add_argument("--curve-steps", type=int, default=500)
     parser.add_argument("--quick", action="store_true", help="one short round: does it run at all?")
     parser.add_argument("--out", type=Path, help="write the tables here as markdown")
@@ -446,7 +514,9 @@ def main() -> None:
     if a.quick:
         a.steps, a.rounds, a.episodes, a.lerobot_workers, a.batch = 15, 1, 1, 1, a.batch or 8
     if a.steps < 3 * LOG_EVERY or a.rounds < 1 or a.curve_steps < 3 * LOG_EVERY:
-        parser.error(f"--steps and --curve-steps must be at least {3 * LOG_EVERY}, --rounds at least 1")
+        parser.error(
+            f"--steps and --curve-steps must be at least {3 * LOG_EVERY}, --rounds at least 1"
+        )
     about = {**machine(), "rounds": a.rounds, "steps": a.steps}
     cases, curves = [], None
     for case in GPU_CASES if torch.cuda.is_available() and not a.cpu else CPU_CASES:

@@ -1,7 +1,9 @@
-"""What is likely to go wrong in a training, said before its first step: one line each, with the figure and the remedy.
+"""What is likely to go wrong in a training, said before its first step: one line each, with the
+figure and the remedy.
 
-Knows the failure modes that LeRobot's page on this policy names (docs/source/multi_task_dit.mdx: idling, the wrong
-task, unstable training) and what a dataset shows of them. Refuses to stop anyone: an error is somebody else's.
+Knows the failure modes that LeRobot's page on this policy names (docs/source/multi_task_dit.mdx:
+idling, the wrong task, unstable training) and what a dataset shows of them. Refuses to stop anyone:
+an error is somebody else's.
 """
 
 from __future__ import annotations
@@ -43,14 +45,29 @@ class Case:
 
 
 def advice(
-    train: TrainConfig, policy: PolicyConfig, cache: FrameCache, world: int = 1, stats: DatasetStats | None = None
+    train: TrainConfig,
+    policy: PolicyConfig,
+    cache: FrameCache,
+    world: int = 1,
+    stats: DatasetStats | None = None,
 ) -> list[str]:
     """Lines to say before the first step; none about a dataset and settings that look well.
 
     stats: those the policy is normalised by, where they are not the dataset's own.
     """
     case = Case(train, policy, cache, cache.stats if stats is None else stats, world)
-    checks = (_episodes, _tasks, _imbalance, _idle, _constant, _outside, _batch, _images, _horizon, _short)
+    checks = (
+        _episodes,
+        _tasks,
+        _imbalance,
+        _idle,
+        _constant,
+        _outside,
+        _batch,
+        _images,
+        _horizon,
+        _short,
+    )
     return [line for check in checks for line in check(case)]
 
 
@@ -64,7 +81,9 @@ def _episodes(case: Case) -> Iterator[str]:
     if len(of) < FEW_EPISODES:
         yield f"only {len(of)} episodes: below {FEW_EPISODES} a policy tends to stand still; record about twice as many"
         return
-    few = [f"{task!r} ({of.count(task)})" for task in sorted(set(of)) if of.count(task) < FEW_EPISODES]
+    few = [
+        f"{task!r} ({of.count(task)})" for task in sorted(set(of)) if of.count(task) < FEW_EPISODES
+    ]
     if few:
         yield f"fewer than {FEW_EPISODES} episodes of {_some(few)}: a rare task is easily ignored; record more"
 
@@ -76,7 +95,9 @@ def _tasks(case: Case) -> Iterator[str]:
 
 
 def alike(a: str, b: str) -> bool:
-    """Whether two instructions differ in case, spaces, punctuation, articles, plurals or letters mistyped only."""
+    """Whether two instructions differ in case, spaces, punctuation, articles, plurals or letters
+    mistyped only.
+    """
     first, second = _words(a), _words(b)
     same = len(first) == len(second)
     return same and all(x == y or _close(x, y) for x, y in zip(first, second, strict=True))
@@ -84,7 +105,9 @@ def alike(a: str, b: str) -> bool:
 
 def _close(a: str, b: str) -> bool:
     plural = a.removesuffix("es").removesuffix("s") == b.removesuffix("es").removesuffix("s")
-    return plural or (min(len(a), len(b)) >= 4 and difflib.SequenceMatcher(None, a, b).ratio() >= 0.8)
+    return plural or (
+        min(len(a), len(b)) >= 4 and difflib.SequenceMatcher(None, a, b).ratio() >= 0.8
+    )
 
 
 def _words(task: str) -> list[str]:
@@ -95,7 +118,9 @@ def _imbalance(case: Case) -> Iterator[str]:
     numbers, counts = np.unique(np.asarray(case.cache.task), return_counts=True)
     if case.train.balance_tasks or case.train.task_weights or counts.max() <= UNEVEN * counts.min():
         return
-    rare, often = (case.cache.info.facts.tasks[numbers[i]] for i in (counts.argmin(), counts.argmax()))
+    rare, often = (
+        case.cache.info.facts.tasks[numbers[i]] for i in (counts.argmin(), counts.argmax())
+    )
     yield (
         f"task {often!r} has {counts.max() / counts.min():.1f} times the frames of {rare!r}, which may be ignored; "
         "use --balance-tasks"
@@ -122,7 +147,9 @@ def still(case: Case) -> NDArray[np.bool_]:
     """(N,) frames of a stretch of more than IDLE_S in which no joint's action moves."""
     action, fps = np.asarray(case.cache.action), case.cache.info.facts.fps
     spread = np.maximum(action.max(0) - action.min(0), 1e-6)
-    rests = np.append((np.abs(np.diff(action, axis=0)) < STILL * spread).all(axis=1), False)  # until the next frame
+    rests = np.append(
+        (np.abs(np.diff(action, axis=0)) < STILL * spread).all(axis=1), False
+    )  # until the next frame
     rests[np.asarray(case.cache.episode_ends) - 1] = False
     edges = np.flatnonzero(np.diff(np.concatenate([[0], rests.astype(np.int8), [0]])))
     idle = np.zeros(len(action), bool)

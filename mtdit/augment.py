@@ -1,7 +1,9 @@
-"""What chance does to frames before the policy sees them: shifts, brightness, LeRobot's image transforms.
+"""What chance does to frames before the policy sees them: shifts, brightness, LeRobot's image
+transforms.
 
-Knows pixels and explicit generators: every draw is made for a whole global batch from a seed and a step's number, so it
-does not matter which process or thread makes which part. Refuses to know datasets and policies.
+Knows pixels and explicit generators: every draw is made for a whole global batch from a seed and a
+step's number, so it does not matter which process or thread makes which part. Refuses to know
+datasets and policies.
 """
 
 from __future__ import annotations
@@ -17,8 +19,12 @@ Frames = NDArray[np.uint8]
 
 
 def generator(seed: int, step: int, what: str) -> torch.Generator:
-    """A CPU generator for one kind of draw in one step, e.g. "noise"; independent of every other one."""
-    state = np.random.SeedSequence((seed, step, zlib.crc32(what.encode()))).generate_state(1, np.uint64)
+    """A CPU generator for one kind of draw in one step, e.g. "noise"; independent of every other
+    one.
+    """
+    state = np.random.SeedSequence((seed, step, zlib.crc32(what.encode()))).generate_state(
+        1, np.uint64
+    )
     return torch.Generator().manual_seed(int(state[0] >> 1))
 
 
@@ -28,7 +34,8 @@ def random_offsets(count: int, most: tuple[int, int], draw: torch.Generator) -> 
 
 
 def shift(frames: Frames, offsets: Tensor) -> None:
-    """Moves every sample's frames (B, S, H, W, 3) by its own (down, right) px, in place, repeating edge pixels.
+    """Moves every sample's frames (B, S, H, W, 3) by its own (down, right) px, in place, repeating
+    edge pixels.
 
     Source: arXiv 2004.13649, which pads and crops.
     """
@@ -40,8 +47,15 @@ def shift(frames: Frames, offsets: Tensor) -> None:
 def _shift(out: Frames, frames: Frames, down: int, right: int) -> None:
     """out[y, x] = frames[y - down, x - right], clamped to the frame; (S, H, W, 3)."""
     height, width = frames.shape[1:3]
-    top, bottom, left, rest = max(down, 0), height + min(down, 0), max(right, 0), width + min(right, 0)
-    out[:, top:bottom, left:rest] = frames[:, top - down : bottom - down, left - right : rest - right]
+    top, bottom, left, rest = (
+        max(down, 0),
+        height + min(down, 0),
+        max(right, 0),
+        width + min(right, 0),
+    )
+    out[:, top:bottom, left:rest] = frames[
+        :, top - down : bottom - down, left - right : rest - right
+    ]
     if right > 0:
         out[:, top:bottom, :left] = out[:, top:bottom, left : left + 1]
     if right < 0:

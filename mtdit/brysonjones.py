@@ -2,19 +2,20 @@
 
 The network is LeRobot's multi_task_dit; its names and some of its numbers are not:
 
-| there | here |
-|---|---|
-| config.json in sections, without `type`; horizon 100, absolute positions and no RoPE unless it says otherwise | flat |
-| vision tower of timm: its names, q, k and v in one weight | transformers' names |
-| feature: class token *after* the final norm; exact GELU unless the backbone is called quickgelu | the tower's shape |
-| clip_sample and clip_sample_range are never handed to the scheduler | diffusers' own: true, 1.0 |
-| images normalised by dataset_stats.json, never by ImageNet's numbers | the same statistics |
-| attention of a block is `attn` with and without RoPE | `multihead_attn` without |
-| instructions padded to the longest | `tokenizer_padding` |
+| there | here | |---|---| | config.json in sections, without `type`; horizon 100, absolute
+positions and no RoPE unless it says otherwise | flat | | vision tower of timm: its names, q, k and
+v in one weight | transformers' names | | feature: class token *after* the final norm; exact GELU
+unless the backbone is called quickgelu | the tower's shape | | clip_sample and clip_sample_range
+are never handed to the scheduler | diffusers' own: true, 1.0 | | images normalised by
+dataset_stats.json, never by ImageNet's numbers | the same statistics | | attention of a block is
+`attn` with and without RoPE | `multihead_attn` without | | instructions padded to the longest |
+`tokenizer_padding` |
 
-LeRobot has no place for such a vision feature, so these policies can be exported and evaluated, not trained further.
+LeRobot has no place for such a vision feature, so these policies can be exported and evaluated, not
+trained further.
 
-Knows that repository's files (utils/configuration.py, utils/utils.py, model/*.py). Refuses to know the network.
+Knows that repository's files (utils/configuration.py, utils/utils.py, model/*.py). Refuses to know
+the network.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ STATS = "dataset_stats.json"
 FINAL = "final_model"  # beside checkpoint_<step> folders
 
 _SECTIONS = ("observation_encoder", "transformer", "objective")
-_DEFAULTS = {"horizon": 100, "use_positional_encoding": True, "use_rope": False}  # where they are not LeRobot's
+_DEFAULTS = {
+    "horizon": 100,
+    "use_positional_encoding": True,
+    "use_rope": False,
+}  # where they are not LeRobot's
 _FIXED = {"clip_sample": True, "clip_sample_range": 1.0, "tokenizer_padding": "longest"}
 _TRANSFORMER = {"diffusion_step_embed_dim": "timestep_embed_dim"}
 _VISION = {
@@ -65,22 +70,33 @@ _ATTENTION = re.compile(r"(noise_predictor\.transformer_blocks\.\d+\.)attn\.")
 
 def is_config(raw: Any) -> bool:
     """Whether parsed JSON is a config.json of that repository."""
-    return isinstance(raw, dict) and "type" not in raw and isinstance(raw.get("observation_encoder"), dict)
+    return (
+        isinstance(raw, dict)
+        and "type" not in raw
+        and isinstance(raw.get("observation_encoder"), dict)
+    )
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The policy folders of a run of its trainer, the last first."""
     steps = [p for p in run.glob("checkpoint_*") if p.name.removeprefix("checkpoint_").isdecimal()]
-    return [run / FINAL, *sorted(steps, key=lambda p: int(p.name.removeprefix("checkpoint_")), reverse=True)]
+    return [
+        run / FINAL,
+        *sorted(steps, key=lambda p: int(p.name.removeprefix("checkpoint_")), reverse=True),
+    ]
 
 
 def policy_config(raw: Mapping[str, Any], source: str) -> PolicyConfig:
-    """Its config.json as ours. UserError for another encoder than CLIP's and for what our own files may not say."""
+    """Its config.json as ours. UserError for another encoder than CLIP's and for what our own files
+    may not say.
+    """
     encoder, transformer, objective = (_section(raw, name, source) for name in _SECTIONS)
     vision, text = _section(encoder, "vision", source), _section(encoder, "text", source)
     for kind in (vision.get("type", "clip"), text.get("type", "clip")):
         if kind != "clip":
-            raise UserError(f"{source}: an encoder of type {kind!r} is not supported: train with CLIP's")
+            raise UserError(
+                f"{source}: an encoder of type {kind!r} is not supported: train with CLIP's"
+            )
     sampling = _section(objective, "timestep_sampling", source)
     values = {
         **_DEFAULTS,
@@ -98,7 +114,9 @@ def policy_config(raw: Mapping[str, Any], source: str) -> PolicyConfig:
 def _section(raw: Mapping[str, Any], name: str, source: str) -> Mapping[str, Any]:
     value = raw.get(name, {})
     if not isinstance(value, dict):
-        raise UserError(f"{source}: {name} must be a JSON object, got {value!r}; copy the checkpoint again")
+        raise UserError(
+            f"{source}: {name} must be a JSON object, got {value!r}; copy the checkpoint again"
+        )
     return value
 
 
@@ -110,25 +128,40 @@ def dataset_stats(folder: Path) -> dict[str, dict[str, NDArray[np.float32]]]:
     """Feature -> statistic -> values. UserError when the file is missing or holds something else."""
     path = folder / STATS
     if not path.is_file():
-        raise UserError(f"{folder} has no {STATS}, so nothing can be normalised; copy the whole checkpoint folder")
+        raise UserError(
+            f"{folder} has no {STATS}, so nothing can be normalised; copy the whole checkpoint folder"
+        )
     raw = read_json(path)
     try:
         with np.errstate(over="ignore"):  # an infinity is named later
-            return {key: {name: np.asarray(v, np.float32) for name, v in stats.items()} for key, stats in raw.items()}
+            return {
+                key: {name: np.asarray(v, np.float32) for name, v in stats.items()}
+                for key, stats in raw.items()
+            }
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         reason = str(error)[:160]
-        raise UserError(f"{path} does not hold statistics of features ({reason}); copy the checkpoint again") from None
+        raise UserError(
+            f"{path} does not hold statistics of features ({reason}); copy the checkpoint again"
+        ) from None
 
 
 def tower_shape(config: PolicyConfig, weights: Mapping[str, Tensor]) -> VisionShape:
-    """weights: renamed. timm tells its activations apart by name (timm/models/vision_transformer.py)."""
+    """weights: renamed. timm tells its activations apart by name
+    (timm/models/vision_transformer.py).
+    """
     activation = "quick_gelu" if "quickgelu" in config.vision_encoder_name else "gelu"
     return replace(vision_shape(weights), hidden_act=activation, class_token_normed=True)
 
 
 def renamed(weights: Mapping[str, Tensor], config: PolicyConfig) -> dict[str, Tensor]:
-    """Its weights under the names of LeRobot's policy. A name that is unknown here stays and is refused by loading."""
-    return {name: value for old, tensor in weights.items() for name, value in _tensors(old, tensor, config)}
+    """Its weights under the names of LeRobot's policy. A name that is unknown here stays and is
+    refused by loading.
+    """
+    return {
+        name: value
+        for old, tensor in weights.items()
+        for name, value in _tensors(old, tensor, config)
+    }
 
 
 def _tensors(name: str, value: Tensor, config: PolicyConfig) -> Iterator[tuple[str, Tensor]]:
@@ -143,7 +176,10 @@ def _tensors(name: str, value: Tensor, config: PolicyConfig) -> Iterator[tuple[s
 def _of_timm(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
     """One weight of timm's vision transformer (D wide) -> transformers' CLIP vision model."""
     if name in _WHOLE:
-        yield _WHOLE[name], value.flatten() if name == "cls_token" else value[0] if name == "pos_embed" else value
+        yield (
+            _WHOLE[name],
+            value.flatten() if name == "cls_token" else value[0] if name == "pos_embed" else value,
+        )
         return
     translated = ".".join(_PART.get(part, part) for part in name.split("."))
     if ".qkv." not in name:

@@ -1,7 +1,8 @@
-"""`mtdit calibrate` and its modes: which file is meant, what is compared with what, what is said afterwards.
+"""`mtdit calibrate` and its modes: which file is meant, what is compared with what, what is said
+afterwards.
 
-Knows the words. Refuses to know keys and bars (`hands_on`), the procedure (`mtdit_robots.calibrate`) and the file's
-format (`mtdit_robots.calibration`).
+Knows the words. Refuses to know keys and bars (`hands_on`), the procedure
+(`mtdit_robots.calibrate`) and the file's format (`mtdit_robots.calibration`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Arm:
         return procedure.opened(self.needed_port(), bus=self.bus)
 
     def place(self) -> Path:
-        """The file's path, whether it exists or not. UserError unless exactly one of --id and --file was given."""
+        """The file's path, whether it exists or not. UserError unless exactly one of --id and
+        --file was given.
+        """
         if self.name is not None and self.file is not None:
             raise UserError("--id and --file exclude each other: give one")
         if self.file is not None:
@@ -55,7 +58,9 @@ class Arm:
         raise UserError("which file? add --id my_arm (LeRobot's folder) or --file my_arm.json")
 
     def calibration(self) -> Calibration | None:
-        """What the file holds; None when no file was named. UserError when it is missing or damaged."""
+        """What the file holds; None when no file was named. UserError when it is missing or
+        damaged.
+        """
         if self.name is None and self.file is None:
             return None
         if self.name is not None and self.file is None:
@@ -69,11 +74,15 @@ def calibrate(options: hands_on.CalibrateOptions) -> None:
     if made is None:
         console.print("left; nothing was saved")
         raise typer.Exit(1)
-    rows = [(joint, IDS[joint], c.homing_offset, c.range_min, c.range_max) for joint, c in made.items()]
+    rows = [
+        (joint, IDS[joint], c.homing_offset, c.range_min, c.range_max) for joint, c in made.items()
+    ]
     console.print(table("", ["joint", "id", "homing offset", "min", "max"], rows))
     console.print(f"saved {options.place}; the servos hold the same")
     if not options.leader:
-        console.print(f"next: mtdit run --robot so101 --port {options.port} --calibration {options.place} ...")
+        console.print(
+            f"next: mtdit run --robot so101 --port {options.port} --calibration {options.place} ..."
+        )
 
 
 def check(arm: Arm, json_out: Path | None) -> bool:
@@ -81,7 +90,9 @@ def check(arm: Arm, json_out: Path | None) -> bool:
     file = arm.calibration()
     with arm.opened() as bus:
         findings = procedure.inspect(bus, file)
-    rows = [(finding.joint, finding.status, finding.finding, finding.remedy) for finding in findings]
+    rows = [
+        (finding.joint, finding.status, finding.finding, finding.remedy) for finding in findings
+    ]
     console.print(table("", ["joint", "", "finding", "what to do"], rows))
     if file is None:
         console.print("no file was compared: add --id or --file")
@@ -108,7 +119,9 @@ def export_file(arm: Arm, file: Path) -> None:
 
 
 def diff(arm: Arm, file: Path) -> bool:
-    """Whether the file equals what the servos hold, or the file of --id/--file when no port is given."""
+    """Whether the file equals what the servos hold, or the file of --id/--file when no port is
+    given.
+    """
     ours = calibrations.load(file)
     if arm.port is not None:
         with arm.opened() as bus:
@@ -129,14 +142,18 @@ def show_history(arm: Arm) -> None:
         console.print(f"{arm.place()} has no former versions")
         return
     for version in versions:
-        console.print(f"{version.number:2}  replaced {version.replaced:%Y-%m-%d %H:%M:%S} UTC  {version.path}")
+        console.print(
+            f"{version.number:2}  replaced {version.replaced:%Y-%m-%d %H:%M:%S} UTC  {version.path}"
+        )
 
 
 def restore(arm: Arm, number: int, yes: bool) -> None:
     """Put a former version back in the file and, when a port is given, in the servos."""
     place = arm.place()
     version = calibrations.former(place, number)
-    if arm.port is not None:  # first: whoever leaves here, or has an arm that fails, keeps the file too
+    if (
+        arm.port is not None
+    ):  # first: whoever leaves here, or has an arm that fails, keeps the file too
         import_file(arm, version.path, yes)
     calibrations.restore(place, number)
     console.print(f"{place} is again as before {version.replaced:%Y-%m-%d %H:%M:%S} UTC")

@@ -1,16 +1,19 @@
 """Checkpoints on disk, in LeRobot's own layout, so that LeRobot loads ours and we load LeRobot's.
 
     RUN/checkpoints/<step>/pretrained_model/   config.json  model.safetensors  train_config.json
-                                               policy_{pre,post}processor.json and the statistics they name
-                                               mtdit.json (joints, fps, tasks)  clip/ (CLIP's shape, tokenizer)
+                                               policy_{pre,post}processor.json and the statistics
+                                               they name
+                                               mtdit.json (joints, fps, tasks)  clip/ (CLIP's shape,
+                                               tokenizer)
     RUN/checkpoints/<step>/training_state/     what resuming needs; LeRobot's is read as well
     RUN/checkpoints/last -> <step>
 
-Two more are read: a repository of the Hugging Face Hub, and the folders of brysonjones/multitask_dit_policy.
-Knows files. Refuses to know how a policy is trained or run. Every checkpoint is written under another name and renamed,
-so a crash or a full disk leaves the one before it intact. Two things LeRobot does not write: mtdit.json, because a
-LeRobot checkpoint does not say which joints it moves, and clip/, so that a checkpoint can be exported without the CLIP
-it started from. LeRobot itself still wants the CLIPs of config.json where their names say.
+Two more are read: a repository of the Hugging Face Hub, and the folders of
+brysonjones/multitask_dit_policy. Knows files. Refuses to know how a policy is trained or run. Every
+checkpoint is written under another name and renamed, so a crash or a full disk leaves the one
+before it intact. Two things LeRobot does not write: mtdit.json, because a LeRobot checkpoint does
+not say which joints it moves, and clip/, so that a checkpoint can be exported without the CLIP it
+started from. LeRobot itself still wants the CLIPs of config.json where their names say.
 """
 
 from __future__ import annotations
@@ -61,16 +64,31 @@ from mtdit_runtime.bundle import MOST, from_json
 from mtdit_runtime.normalize import Stats
 
 CONFIG, WEIGHTS, TRAIN_CONFIG = "config.json", "model.safetensors", "train_config.json"
-STEP, OPTIMIZER, LIVE = "training_step.json", "optimizer_state.safetensors", "live_weights.safetensors"
+STEP, OPTIMIZER, LIVE = (
+    "training_step.json",
+    "optimizer_state.safetensors",
+    "live_weights.safetensors",
+)
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
-PRETRAINED, TRAINING_STATE, CHECKPOINTS, LAST = "pretrained_model", "training_state", "checkpoints", "last"
+PRETRAINED, TRAINING_STATE, CHECKPOINTS, LAST = (
+    "pretrained_model",
+    "training_state",
+    "checkpoints",
+    "last",
+)
 PRETRAINED_EMA = "pretrained_model_ema"  # LeRobot's, from 0.6.2 on
 FACTS, CLIP = "mtdit.json", "clip"
 EPS = 1e-8  # LeRobot's, added to the standard deviation
 LARGEST = 1e30  # of a statistic: the difference of two still fits into float32
-NEEDED = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std"), "IDENTITY": ("min",)}  # mode -> statistics
+NEEDED = {
+    "MIN_MAX": ("min", "max"),
+    "MEAN_STD": ("mean", "std"),
+    "IDENTITY": ("min",),
+}  # mode -> statistics
 
-DatasetStats = Mapping[str, Mapping[str, NDArray[np.float32]]]  # feature -> min, max, mean, std ... -> values
+DatasetStats = Mapping[
+    str, Mapping[str, NDArray[np.float32]]
+]  # feature -> min, max, mean, std ... -> values
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,9 @@ class DatasetFacts:
     fps: int
     joints: tuple[str, ...]  # in the order of state and action, without ".pos"
     tasks: tuple[str, ...]
-    max_speed: tuple[float, ...]  # units per second, 99.9th percentile of the commanded speed per joint
+    max_speed: tuple[
+        float, ...
+    ]  # units per second, 99.9th percentile of the commanded speed per joint
     robot_type: str = ""
 
 
@@ -111,10 +131,14 @@ class Checkpoint:
         return image_scaling(self.config, self.dataset_stats, camera)
 
     def policy(self, device: str | torch.device = "cpu") -> Policy:
-        """The trained policy, in eval mode. UserError when the weights are missing, broken or another network's."""
+        """The trained policy, in eval mode. UserError when the weights are missing, broken or
+        another network's.
+        """
         weights = self.weights()
         shape = self.clip_shape(weights)
-        check_fit(_outline(self.config, shape, self.folder / CONFIG), weights, self.folder / WEIGHTS)
+        check_fit(
+            _outline(self.config, shape, self.folder / CONFIG), weights, self.folder / WEIGHTS
+        )
         policy = Policy(self.config, shape)
         fill(policy, weights, self.folder / WEIGHTS)
         check_finite(policy.state_dict(), self.folder / WEIGHTS)
@@ -134,9 +158,15 @@ class Checkpoint:
 
     @contextmanager
     def tokenizer_folder(self) -> Iterator[Path]:
-        """A folder with tokenizer.json: the checkpoint's, its CLIP's, or one made of the vocabulary all CLIPs share."""
+        """A folder with tokenizer.json: the checkpoint's, its CLIP's, or one made of the vocabulary
+        all CLIPs share.
+        """
         named = Path(self.config.text_encoder_name)
-        candidates = (self.folder / CLIP, self.folder / "tokenizer", named)  # the second is LeRobot's, from 0.6.2 on
+        candidates = (
+            self.folder / CLIP,
+            self.folder / "tokenizer",
+            named,
+        )  # the second is LeRobot's, from 0.6.2 on
         kept = [folder for folder in candidates if os.path.isfile(folder / TOKENIZER)]
         with tempfile.TemporaryDirectory() as scratch:
             if not kept:
@@ -146,7 +176,9 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class BrysonJonesCheckpoint(Checkpoint):
-    """A folder of that repository's trainer: other names, and a vision feature that LeRobot does not know."""
+    """A folder of that repository's trainer: other names, and a vision feature that LeRobot does
+    not know.
+    """
 
     trainable: bool = False
 
@@ -162,11 +194,12 @@ class BrysonJonesCheckpoint(Checkpoint):
         return ClipShape(brysonjones.tower_shape(self.config, weights), text)
 
 
-# --- reading ------------------------------------------------------------------------------------------------------
+# --- reading
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens what `find_pretrained` finds; UserError when it is no policy of ours, LeRobot's or brysonjones', or broken.
+    """Opens what `find_pretrained` finds; UserError when it is no policy of ours, LeRobot's or
+    brysonjones', or broken.
 
     All is checked but the weights and the tokenizer, which are when they are read.
     """
@@ -175,12 +208,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     facts = _read_facts(folder / FACTS) if (folder / FACTS).is_file() else None
     if brysonjones.is_config(raw):
         config = brysonjones.policy_config(raw, str(folder / CONFIG))
-        opened: Checkpoint = BrysonJonesCheckpoint(folder, config, brysonjones.dataset_stats(folder), facts)
+        opened: Checkpoint = BrysonJonesCheckpoint(
+            folder, config, brysonjones.dataset_stats(folder), facts
+        )
     else:
         config = policy_config_from_json(folder / CONFIG)
         opened = Checkpoint(folder, config, read_stats(normalizer_file(folder)), facts)
     if not config.input_features:
-        raise UserError(f"{folder / CONFIG} names no features; copy the checkpoint again, or train one")
+        raise UserError(
+            f"{folder / CONFIG} names no features; copy the checkpoint again, or train one"
+        )
     check_stats(opened)
     return opened
 
@@ -197,13 +234,22 @@ def open_to_train(path: Path) -> Checkpoint:
 
 
 def find_pretrained(path: Path) -> Path:
-    """The pretrained_model folder meant by a path to it, to one checkpoint, to a whole run, or by a Hub repo id."""
-    inside = (path, path / PRETRAINED, path / LAST / PRETRAINED, path / CHECKPOINTS / LAST / PRETRAINED)
+    """The pretrained_model folder meant by a path to it, to one checkpoint, to a whole run, or by a
+    Hub repo id.
+    """
+    inside = (
+        path,
+        path / PRETRAINED,
+        path / LAST / PRETRAINED,
+        path / CHECKPOINTS / LAST / PRETRAINED,
+    )
     for candidate in (*inside, *brysonjones.checkpoints(path)):
         if (candidate / CONFIG).is_file() and not (candidate / CHECKPOINTS).is_dir():
             return candidate
     if path.is_file():
-        raise UserError(f"{path} is a file: give the folder it lies in, {path.parent}, with {CONFIG} beside it")
+        raise UserError(
+            f"{path} is a file: give the folder it lies in, {path.parent}, with {CONFIG} beside it"
+        )
     if (path / WEIGHTS).is_file():
         raise UserError(f"{path} has {WEIGHTS} but no {CONFIG}: copy the whole checkpoint folder")
     if not path.exists() and is_repo_id(path):
@@ -220,14 +266,22 @@ def _check_config(path: Path) -> None:
 def last_run(outputs: Path) -> Path:
     """The run below `outputs` that saved last, ours or LeRobot's; UserError when there is none."""
     depths = ("*", "*/*", "*/*/*")  # train, demo/train, train/<date>/<time>_<job> of lerobot-train
-    saved = [c for depth in depths for c in outputs.glob(f"{depth}/{CHECKPOINTS}/[0-9]*/{PRETRAINED}/{CONFIG}")]
+    saved = [
+        c
+        for depth in depths
+        for c in outputs.glob(f"{depth}/{CHECKPOINTS}/[0-9]*/{PRETRAINED}/{CONFIG}")
+    ]
     if not saved:
-        raise UserError(f"no training run in {outputs}: run `mtdit train` first, or give a checkpoint")
+        raise UserError(
+            f"no training run in {outputs}: run `mtdit train` first, or give a checkpoint"
+        )
     return max(saved, key=lambda config: config.stat().st_mtime).parents[3]
 
 
 def find_last_checkpoint(run: Path) -> Path:
-    """The newest complete checkpoint of a run, also when the `last` link is lost. UserError when there is none."""
+    """The newest complete checkpoint of a run, also when the `last` link is lost. UserError when
+    there is none.
+    """
     last = run / CHECKPOINTS / LAST
     if (last / PRETRAINED / CONFIG).is_file():
         return last.resolve()
@@ -236,8 +290,12 @@ def find_last_checkpoint(run: Path) -> Path:
     if complete:
         return max(complete, key=lambda c: int(c.name))
     if not run.exists():
-        raise UserError(f"no checkpoint at {run}: the folder does not exist; run `mtdit train` first")
-    raise UserError(f"no checkpoint in {run}: give a run, a checkpoint or a pretrained_model folder of `mtdit train`")
+        raise UserError(
+            f"no checkpoint at {run}: the folder does not exist; run `mtdit train` first"
+        )
+    raise UserError(
+        f"no checkpoint in {run}: give a run, a checkpoint or a pretrained_model folder of `mtdit train`"
+    )
 
 
 def load_weights(policy: torch.nn.Module, path: Path) -> None:
@@ -256,26 +314,47 @@ def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Pa
     missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
     shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
     if missing or extra or shapes:
-        first = f"lacks {missing[0]}" if missing else f"has an unknown {extra[0][:100]!r}" if extra else ""
-        first = first or f"has {shapes[0]} as {tuple(weights[shapes[0]].shape)}, not {tuple(own[shapes[0]].shape)}"
-        raise UserError(f"{path} does not fit its config.json: it {first}; use the files of one and the same training")
+        first = (
+            f"lacks {missing[0]}"
+            if missing
+            else f"has an unknown {extra[0][:100]!r}"
+            if extra
+            else ""
+        )
+        first = (
+            first
+            or f"has {shapes[0]} as {tuple(weights[shapes[0]].shape)}, not {tuple(own[shapes[0]].shape)}"
+        )
+        raise UserError(
+            f"{path} does not fit its config.json: it {first}; use the files of one and the same training"
+        )
 
 
 def check_finite(weights: Mapping[str, Tensor], path: Path) -> None:
     broken = [name for name, value in weights.items() if not value.isfinite().all()]
     if broken:
-        raise UserError(f"{path}: {broken[0]} holds NaN or infinite numbers; use an earlier checkpoint or train again")
+        raise UserError(
+            f"{path}: {broken[0]} holds NaN or infinite numbers; use an earlier checkpoint or train again"
+        )
 
 
 def _outline(config: PolicyConfig, shape: ClipShape, path: Path) -> dict[str, Tensor]:
-    """Names and shapes of a policy's weights, without the memory: a damaged size can ask for more than there is."""
+    """Names and shapes of a policy's weights, without the memory: a damaged size can ask for more
+    than there is.
+    """
     try:
         with torch.device("meta"):
             encoder = ObservationEncoder(config, shape)
             denoiser = Denoiser(config, encoder.conditioning_dim)
     except (UserError, RuntimeError) as error:
-        reason = str(error) if isinstance(error, UserError) else "no memory could hold it; its sizes are damaged"
-        raise UserError(f"{path} and the CLIP it names, or that of clip/, make no policy: {reason}") from None
+        reason = (
+            str(error)
+            if isinstance(error, UserError)
+            else "no memory could hold it; its sizes are damaged"
+        )
+        raise UserError(
+            f"{path} and the CLIP it names, or that of clip/, make no policy: {reason}"
+        ) from None
     parts = torch.nn.ModuleDict({"observation_encoder": encoder, "noise_predictor": denoiser})
     return parts.state_dict()
 
@@ -287,21 +366,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} does not exist; copy the whole checkpoint folder") from None
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path} cannot be read ({reason}); copy the checkpoint again or use an earlier one") from None
+        raise UserError(
+            f"{path} cannot be read ({reason}); copy the checkpoint again or use an earlier one"
+        ) from None
 
 
 def normalizer_file(folder: Path) -> Path:
-    """The file of statistics that the preprocessor's normalizer names. UserError: there is none, or not in `folder`."""
+    """The file of statistics that the preprocessor's normalizer names. UserError: there is none, or
+    not in `folder`.
+    """
     path = folder / PREPROCESSOR
     if not path.is_file():
-        raise UserError(f"{folder} has no {PREPROCESSOR}, which names the statistics; copy the whole checkpoint folder")
+        raise UserError(
+            f"{folder} has no {PREPROCESSOR}, which names the statistics; copy the whole checkpoint folder"
+        )
     raw = read_json(path)
     steps = raw.get("steps") if isinstance(raw, dict) else None
     known = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
-    names = [s["state_file"] for s in known if s.get("registry_name") == "normalizer_processor" and "state_file" in s]
+    names = [
+        s["state_file"]
+        for s in known
+        if s.get("registry_name") == "normalizer_processor" and "state_file" in s
+    ]
     if not names:
-        raise UserError(f"{path} names no normalizer statistics; save the policy with its processors")
-    if not isinstance(names[0], str) or Path(names[0]).name != names[0] or not os.path.isfile(folder / names[0]):
+        raise UserError(
+            f"{path} names no normalizer statistics; save the policy with its processors"
+        )
+    if (
+        not isinstance(names[0], str)
+        or Path(names[0]).name != names[0]
+        or not os.path.isfile(folder / names[0])
+    ):
         raise UserError(
             f"{path} names {str(names[0])[:80]!r} as statistics, which is no file in that folder; copy the whole folder"
         )
@@ -320,7 +415,9 @@ def read_stats(path: Path) -> DatasetStats:
 def check_stats(checkpoint: Checkpoint) -> None:
     """UserError names the first statistic that normalising takes and cannot take."""
     config, stats = checkpoint.config, checkpoint.dataset_stats
-    cameras = [key for key in config.image_keys.values() if stats.get(key)]  # one without is not normalised
+    cameras = [
+        key for key in config.image_keys.values() if stats.get(key)
+    ]  # one without is not normalised
     for key, feature in {**config.input_features, **config.output_features}.items():
         mode = config.normalization_mapping.get(feature.type, "IDENTITY")
         if key in (STATE, ACTION) or (key in cameras and mode != "IDENTITY"):
@@ -349,7 +446,9 @@ def _wrong(name: str, known: Mapping[str, NDArray[np.float32]], count: int) -> s
         return f"is of shape {value.shape}, the policy takes {(count,)}"
     if not (np.abs(value) < LARGEST).all():
         return "holds NaN, infinite or absurdly large numbers"
-    if (name == "std" and (value < 0).any()) or (name == "max" and "min" in known and (value < known["min"]).any()):
+    if (name == "std" and (value < 0).any()) or (
+        name == "max" and "min" in known and (value < known["min"]).any()
+    ):
         return "is below zero" if name == "std" else "is below 'min'"
     return None
 
@@ -367,27 +466,36 @@ class TrainingState:
 
 
 def read_training_state(checkpoint: Path) -> TrainingState:
-    """Reads RUN/checkpoints/<step>. UserError when it holds no state, or one that only FSDP can read.
+    """Reads RUN/checkpoints/<step>. UserError when it holds no state, or one that only FSDP can
+    read.
 
-    LeRobot keeps the live weights in pretrained_model (an average, if any, in pretrained_model_ema); we keep the
-    average there and the live weights in training_state. Parameters are numbered alike: the order of
-    `Policy.parameter_groups`.
+    LeRobot keeps the live weights in pretrained_model (an average, if any, in
+    pretrained_model_ema); we keep the average there and the live weights in training_state.
+    Parameters are numbered alike: the order of `Policy.parameter_groups`.
     """
     folder, used = checkpoint / TRAINING_STATE, checkpoint / PRETRAINED / WEIGHTS
     numbers = _read_step(folder / STEP)
     adam = _by_parameter(read_tensors(folder / OPTIMIZER), folder / OPTIMIZER)
     ours, averaged = (folder / LIVE).is_file(), checkpoint / PRETRAINED_EMA / WEIGHTS
     weights = read_tensors(folder / LIVE if ours else used)
-    average = read_tensors(used) if ours else read_tensors(averaged) if averaged.is_file() else weights
-    return TrainingState(numbers["step"], adam, weights, average, float(numbers.get("elapsed_s", 0.0)), numbers)
+    average = (
+        read_tensors(used) if ours else read_tensors(averaged) if averaged.is_file() else weights
+    )
+    return TrainingState(
+        numbers["step"], adam, weights, average, float(numbers.get("elapsed_s", 0.0)), numbers
+    )
 
 
 def _read_step(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path} does not exist, so there is no training to resume; start a new one with --init-from")
+        raise UserError(
+            f"{path} does not exist, so there is no training to resume; start a new one with --init-from"
+        )
     numbers = read_json(path)
     if not isinstance(numbers, dict) or type(numbers.get("step")) is not int:
-        raise UserError(f"{path} does not say which step it is of; copy the checkpoint again or use an earlier one")
+        raise UserError(
+            f"{path} does not say which step it is of; copy the checkpoint again or use an earlier one"
+        )
     return numbers
 
 
@@ -398,7 +506,9 @@ def _by_parameter(flat: Mapping[str, Tensor], path: Path) -> dict[int, dict[str,
         kind, _, rest = key.partition("/")
         number, _, name = rest.partition("/")
         if kind != "state" or not number.isdecimal():
-            raise UserError(f"{path} is not the state of one Adam (it holds {key!r}); start anew with --init-from")
+            raise UserError(
+                f"{path} is not the state of one Adam (it holds {key!r}); start anew with --init-from"
+            )
         states.setdefault(int(number), {})[name] = value
     return states
 
@@ -408,7 +518,9 @@ def feature_stats(config: PolicyConfig, stats: DatasetStats, key: str) -> Stats:
     feature = config.input_features.get(key) or config.output_features[key]
     mode = config.normalization_mapping.get(feature.type, "IDENTITY")
     if key not in stats:
-        raise UserError(f"the statistics lack {key!r}; recompute the dataset's meta/stats.json and train again")
+        raise UserError(
+            f"the statistics lack {key!r}; recompute the dataset's meta/stats.json and train again"
+        )
     return Stats.of(mode, stats[key])
 
 
@@ -438,7 +550,9 @@ def sane_facts(facts: DatasetFacts) -> DatasetFacts:
     if not 1 <= facts.fps <= MOST:
         raise ValueError(f"facts.fps is {str(facts.fps)[:20]}")
     if not facts.joints or len(facts.max_speed) != len(facts.joints):
-        raise ValueError(f"{len(facts.joints)} joints have {len(facts.max_speed)} values of max_speed")
+        raise ValueError(
+            f"{len(facts.joints)} joints have {len(facts.max_speed)} values of max_speed"
+        )
     if not all(0 <= speed < math.inf for speed in facts.max_speed):
         raise ValueError("facts.max_speed holds NaN, infinite or negative numbers")
     return facts
@@ -454,7 +568,7 @@ def _read_facts(path: Path) -> DatasetFacts:
         ) from None
 
 
-# --- writing ------------------------------------------------------------------------------------------------------
+# --- writing
 
 
 def save_checkpoint(
@@ -466,7 +580,8 @@ def save_checkpoint(
 ) -> Path:
     """Writes RUN/checkpoints/<step> and moves `last` to it. Returns the checkpoint's folder.
 
-    training_state: file name -> tensors; training_numbers: what training_step.json holds, without the step.
+    training_state: file name -> tensors; training_numbers: what training_step.json holds, without
+    the step.
     """
     final = run / CHECKPOINTS / f"{step:06d}"
     partial = final.with_name(f".{final.name}.partial")
@@ -482,7 +597,9 @@ def save_checkpoint(
         os.replace(partial, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"cannot write {final} ({error}); free some space, the checkpoint before is intact") from None
+        raise UserError(
+            f"cannot write {final} ({error}); free some space, the checkpoint before is intact"
+        ) from None
     point_at(final, LAST)
     return final
 
@@ -500,7 +617,9 @@ class PretrainedFiles:
 
 
 def save_pretrained(folder: Path, files: PretrainedFiles) -> None:
-    """Writes the files that LeRobot's from_pretrained and make_pre_post_processors read, and our two extras."""
+    """Writes the files that LeRobot's from_pretrained and make_pre_post_processors read, and our
+    two extras.
+    """
     (folder / CLIP).mkdir(parents=True)
     config = files.policy.config
     _write_json(folder / CONFIG, policy_config_to_dict(config))
@@ -508,8 +627,15 @@ def save_pretrained(folder: Path, files: PretrainedFiles) -> None:
     _write_json(folder / FACTS, asdict(files.facts))
     _write_json(folder / CLIP / "config.json", files.policy.clip_shape.to_json())
     save_tokenizer(files.tokenizer, folder / CLIP)
-    save_file({k: v.detach().cpu().contiguous() for k, v in files.weights.items()}, folder / WEIGHTS, {"format": "pt"})
-    for name, steps in ((PREPROCESSOR, preprocessor_steps(config)), (POSTPROCESSOR, postprocessor_steps(config))):
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in files.weights.items()},
+        folder / WEIGHTS,
+        {"format": "pt"},
+    )
+    for name, steps in (
+        (PREPROCESSOR, preprocessor_steps(config)),
+        (POSTPROCESSOR, postprocessor_steps(config)),
+    ):
         for step in steps:
             if "state_file" in step:
                 save_file(_flat_stats(files.dataset_stats), folder / step["state_file"])
@@ -531,8 +657,16 @@ def preprocessor_steps(config: PolicyConfig) -> list[dict[str, Any]]:
         {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
         {"registry_name": "to_batch_processor", "config": {}},
         {"registry_name": "tokenizer_processor", "config": tokenizer},
-        {"registry_name": "device_processor", "config": {"device": config.device or "cpu", "float_dtype": None}},
-        _normalizer("normalizer_processor", "policy_preprocessor_step_4_normalizer_processor", config, features),
+        {
+            "registry_name": "device_processor",
+            "config": {"device": config.device or "cpu", "float_dtype": None},
+        },
+        _normalizer(
+            "normalizer_processor",
+            "policy_preprocessor_step_4_normalizer_processor",
+            config,
+            features,
+        ),
     ]
 
 
@@ -545,14 +679,20 @@ def postprocessor_steps(config: PolicyConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _normalizer(kind: str, file: str, config: PolicyConfig, features: Mapping[str, Any]) -> dict[str, Any]:
+def _normalizer(
+    kind: str, file: str, config: PolicyConfig, features: Mapping[str, Any]
+) -> dict[str, Any]:
     listed = {key: asdict(feature) for key, feature in features.items()}
     settings = {"eps": EPS, "features": listed, "norm_map": dict(config.normalization_mapping)}
     return {"registry_name": kind, "config": settings, "state_file": f"{file}.safetensors"}
 
 
 def _flat_stats(stats: DatasetStats) -> dict[str, Tensor]:
-    flat = {f"{key}.{name}": np.asarray(v, np.float32) for key, values in stats.items() for name, v in values.items()}
+    flat = {
+        f"{key}.{name}": np.asarray(v, np.float32)
+        for key, values in stats.items()
+        for name, v in values.items()
+    }
     return {k: torch.from_numpy(np.array(v, ndmin=1, copy=True)) for k, v in flat.items()}
 
 
@@ -568,7 +708,9 @@ def _to_disk(folder: Path) -> None:
 
 
 def point_at(checkpoint: Path, name: str) -> None:
-    """Makes the link RUN/checkpoints/<name>, replacing an older one in one step, so that there always is one."""
+    """Makes the link RUN/checkpoints/<name>, replacing an older one in one step, so that there
+    always is one.
+    """
     fresh = checkpoint.with_name(f".{name}.tmp")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(checkpoint.name)

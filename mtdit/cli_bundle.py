@@ -1,7 +1,7 @@
 """The commands for a bundle that is there: build engines from it, verify it, look into it.
 
-Knows their words and options; each stage is imported inside its command. None of them needs torch, except `verify
---checkpoint`.
+Knows their words and options; each stage is imported inside its command. None of them needs torch,
+except `verify --checkpoint`.
 """
 
 from __future__ import annotations
@@ -38,11 +38,16 @@ def register(app: typer.Typer) -> None:
 def build(
     bundle: BundleArgument = BUNDLE,
     workspace_mb: Annotated[
-        int, typer.Option(min=64, help="Memory for trying kernels; the default suits boards of 8 GB.")
+        int,
+        typer.Option(min=64, help="Memory for trying kernels; the default suits boards of 8 GB."),
     ] = 1024,
-    clean: Annotated[bool, typer.Option("--clean", help="Remove engines of other GPUs, versions and graphs.")] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove engines of other GPUs, versions and graphs.")
+    ] = False,
 ) -> None:
-    """Build TensorRT engines for this computer's GPU, and check them with the bundle's golden fixtures."""
+    """Build TensorRT engines for this computer's GPU, and check them with the bundle's golden
+    fixtures.
+    """
     from mtdit_runtime.bundle import open_bundle
 
     _build(open_bundle(bundle), workspace_mb, clean)
@@ -50,16 +55,16 @@ def build(
 
 
 def build_if_possible(bundle: Path) -> str:
-    """Engines where TensorRT and a GPU are, else nothing; one line that says which. ExportError as from `build`."""
+    """Engines where TensorRT and a GPU are, else nothing; one line that says which. ExportError as
+    from `build`.
+    """
     from mtdit_runtime.bundle import open_bundle
     from mtdit_runtime.engine import this_device
 
     try:
         this_device()
     except UserError as error:
-        return (
-            f"no TensorRT engines here ({str(error).partition(':')[0]}): on the robot computer, mtdit build NAME.mtdit"
-        )
+        return f"no TensorRT engines here ({str(error).partition(':')[0]}): on the robot computer, mtdit build NAME.mtdit"
     return f"engines: {_build(open_bundle(bundle))}"
 
 
@@ -72,15 +77,28 @@ def _build(bundle: Any, workspace_mb: int = 1024, clean: bool = False) -> Path:
     console.print(f"{device.gpu}, TensorRT {device.tensorrt}: the GPU is not free until this ends")
     with dying_in_order(), _bars() as on_progress:
         return make(
-            bundle, import_tensorrt()[0], device, workspace_mb, clean, on_line=console.print, on_progress=on_progress
+            bundle,
+            import_tensorrt()[0],
+            device,
+            workspace_mb,
+            clean,
+            on_line=console.print,
+            on_progress=on_progress,
         )
 
 
 @contextmanager
 def _bars() -> Iterator[Callable[[str, float, float], None]]:
     """A bar per graph with the elapsed time, where a person looks on."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
         tasks: dict[str, Any] = {}
 
         def show(graph: str, share: float, elapsed_s: float) -> None:
@@ -95,12 +113,17 @@ def verify(
     bundle: BundleArgument = BUNDLE,
     backend: Annotated[str, typer.Option(help=BACKENDS)] = "auto",
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Also compare with the torch policy this bundle was made from.")
+        Path | None,
+        typer.Option(help="Also compare with the torch policy this bundle was made from."),
     ] = None,
-    dataset: Annotated[Path | None, typer.Option(help="With --checkpoint: on frames of this dataset.")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="With --checkpoint: on frames of this dataset.")
+    ] = None,
     json_out: Json = None,
 ) -> None:
-    """Check a bundle: checksums, schema, and what its graphs compute here against the golden fixtures."""
+    """Check a bundle: checksums, schema, and what its graphs compute here against the golden
+    fixtures.
+    """
     from mtdit_runtime.bundle import open_bundle
     from mtdit_runtime.engine import choose_engines
     from mtdit_runtime.golden import check_bundle
@@ -115,12 +138,20 @@ def verify(
 
         results["checkpoint"] = recheck(opened, checkpoint, dataset, backend)
     ended_well = not any(result.failures for result in results.values())
-    console.print(f"{bundle}: {len(opened.manifest.files)} files match their checksums; backend {_chosen(engines)}")
+    console.print(
+        f"{bundle}: {len(opened.manifest.files)} files match their checksums; backend {_chosen(engines)}"
+    )
     for against, result in results.items():
-        console.print(_stages(f"against the {AGAINST[against]}, {opened.manifest.precision}", result.stages))
+        console.print(
+            _stages(f"against the {AGAINST[against]}, {opened.manifest.precision}", result.stages)
+        )
         for line in result.failures:
             console.print(f"fail: {line}")
-    console.print("the bundle is the trained policy" if ended_well else "the bundle is not the trained policy here")
+    console.print(
+        "the bundle is the trained policy"
+        if ended_well
+        else "the bundle is not the trained policy here"
+    )
     write_json(
         json_out,
         {
@@ -135,7 +166,9 @@ def verify(
 
 
 def _chosen(engines: Any) -> str:
-    """Without why the others were passed over, which --json and `mtdit doctor` tell: "onnx, as asked", "auto: CPU"."""
+    """Without why the others were passed over, which --json and `mtdit doctor` tell: "onnx, as
+    asked", "auto: CPU".
+    """
     return str(engines.reason).partition(";")[0]
 
 
@@ -148,7 +181,10 @@ def _stages(title: str, stages: Mapping[str, Mapping[str, float]]) -> Any:
 
     def row(name: str, f: Mapping[str, float]) -> list[str]:
         forms = {"max_error": ".1e", "mean_error": ".1e", "largest": ".3g", "latency_ms": ".1f"}
-        return [labelled(name), *(format(f[key], form) if key in f else "" for key, form in forms.items())]
+        return [
+            labelled(name),
+            *(format(f[key], form) if key in f else "" for key, form in forms.items()),
+        ]
 
     columns = ["stage", "max error", "mean error", "largest value", "latency here, ms"]
     return table(title, columns, [row(name, f) for name, f in stages.items()])
@@ -170,12 +206,22 @@ def shown(facts: Mapping[str, Any]) -> Iterator[Any]:
     sampler = facts["sampler"]
     yield table(facts["bundle"], ["", ""], _overview(facts, sampler))
     rows = [
-        (plain(j["name"], 40), f"{_number(j['low'])} to {_number(j['high'])}", j["unit"], f"{j['max_speed']:.4g}/s")
+        (
+            plain(j["name"], 40),
+            f"{_number(j['low'])} to {_number(j['high'])}",
+            j["unit"],
+            f"{j['max_speed']:.4g}/s",
+        )
         for j in facts["joints"]
     ]
     yield table("joints, as trained", ["joint", "range", "unit", "fastest"], rows)
     sizes = [
-        (plain(c["name"], 40), _size((c["height"], c["width"])), _size(c["resize"]), _size(c["crop"]))
+        (
+            plain(c["name"], 40),
+            _size((c["height"], c["width"])),
+            _size(c["resize"]),
+            _size(c["crop"]),
+        )
         for c in facts["cameras"]
     ]
     if sizes:
@@ -184,7 +230,9 @@ def shown(facts: Mapping[str, Any]) -> Iterator[Any]:
     yield table("graphs", ["graph", "size", "in", "out"], graphs)
     stages = facts["verification"].get("stages", {})
     if stages:
-        yield _stages(f"checked at export on {facts['verification'].get('frames', 'frames')}", stages)
+        yield _stages(
+            f"checked at export on {facts['verification'].get('frames', 'frames')}", stages
+        )
     if not facts["engines"]:
         yield "no TensorRT engines: `mtdit build` makes them on the robot computer"
     for engine in facts["engines"]:
@@ -211,7 +259,11 @@ def _tensors(name: str, graph: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """One line for each tensor that goes in or out."""
     lines = zip_longest(graph["inputs"], graph["outputs"], fillvalue="")
     for i, (given, got) in enumerate(lines):
-        yield (*((name, f"{graph['bytes'] / 1e6:.1f} MB") if i == 0 else ("", "")), plain(given, 60), plain(got, 60))
+        yield (
+            *((name, f"{graph['bytes'] / 1e6:.1f} MB") if i == 0 else ("", "")),
+            plain(given, 60),
+            plain(got, 60),
+        )
 
 
 def _engines(engine: Mapping[str, Any]) -> list[tuple[str, str]]:

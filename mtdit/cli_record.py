@@ -1,7 +1,8 @@
-"""The commands that drive an arm without a policy, and look at its cameras: teleoperate, record, replay, find-cameras.
+"""The commands that drive an arm without a policy, and look at its cameras: teleoperate, record,
+replay, find-cameras.
 
-Knows their words and options; each stage is imported inside its command, and none of them needs torch. Nothing asks a
-question: keys only shorten what a timer would end.
+Knows their words and options; each stage is imported inside its command, and none of them needs
+torch. Nothing asks a question: keys only shorten what a timer would end.
 """
 
 from __future__ import annotations
@@ -26,25 +27,42 @@ class CodecName(str, Enum):
 Robot = Annotated[RobotKind, typer.Option("--robot", help="A real SO-101 or the simulated one.")]
 Port = Annotated[str | None, typer.Option("--port", help="Serial port of the follower.")]
 CalibrationName = Annotated[
-    str | None, typer.Option("--calibration", help="The follower's calibration: a file, or LeRobot's id of the arm.")
+    str | None,
+    typer.Option(
+        "--calibration", help="The follower's calibration: a file, or LeRobot's id of the arm."
+    ),
 ]
 LeaderPort = Annotated[str | None, typer.Option(help="Serial port of the leader.")]
-LeaderCalibration = Annotated[str | None, typer.Option(help="The leader's calibration: a file, or LeRobot's id.")]
+LeaderCalibration = Annotated[
+    str | None, typer.Option(help="The leader's calibration: a file, or LeRobot's id.")
+]
 Cameras = Annotated[
     list[str] | None,
-    typer.Option("--camera", help="name=source: a device, file:clip.mp4 or dataset:FOLDER:camera; repeat."),
+    typer.Option(
+        "--camera", help="name=source: a device, file:clip.mp4 or dataset:FOLDER:camera; repeat."
+    ),
 ]
 Height = Annotated[int, typer.Option(min=16, help="Of every camera, pixels.")]
 Width = Annotated[int, typer.Option(min=16, help="Of every camera, pixels.")]
 Fps = Annotated[int, typer.Option(min=1, max=200, help="Ticks per second.")]
 MaxSpeed = Annotated[
-    float, typer.Option(min=1.0, max=10_000.0, help="Degrees per second the follower may be told to move.")
+    float,
+    typer.Option(
+        min=1.0, max=10_000.0, help="Degrees per second the follower may be told to move."
+    ),
 ]
 HomeS = Annotated[
-    float, typer.Option("--home-seconds", min=0.0, max=60.0, help="Ride back to the start pose; 0: stay there.")
+    float,
+    typer.Option(
+        "--home-seconds", min=0.0, max=60.0, help="Ride back to the start pose; 0: stay there."
+    ),
 ]
-Patience = Annotated[float, typer.Option(min=0.01, max=10.0, help="Seconds a servo may take to answer.")]
-TwinClock = Annotated[Clock, typer.Option("--clock", help="Of the twin: real time, or as fast as it goes.")]
+Patience = Annotated[
+    float, typer.Option(min=0.01, max=10.0, help="Seconds a servo may take to answer.")
+]
+TwinClock = Annotated[
+    Clock, typer.Option("--clock", help="Of the twin: real time, or as fast as it goes.")
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the twin's placements.")]
 
 HEIGHT, WIDTH = 480, 640
@@ -68,7 +86,9 @@ def teleoperate(
     height: Height = HEIGHT,
     width: Width = WIDTH,
     fps: Fps = 30,
-    duration: Annotated[float | None, typer.Option(min=0.0, help="Seconds; default: until Ctrl-C.")] = None,
+    duration: Annotated[
+        float | None, typer.Option(min=0.0, help="Seconds; default: until Ctrl-C.")
+    ] = None,
     max_speed: MaxSpeed = 300.0,
     home_s: HomeS = 3.0,
     patience: Patience = 0.05,
@@ -84,13 +104,29 @@ def teleoperate(
     from mtdit_runtime.teleoperate import teleoperate as drive
 
     follower = driving.Follower(
-        robot.value, port, calibration, camera or (), (height, width), fps, patience, clock.value, seed, bus=bus.value
+        robot.value,
+        port,
+        calibration,
+        camera or (),
+        (height, width),
+        fps,
+        patience,
+        clock.value,
+        seed,
+        bus=bus.value,
     )
     leader = driving.leader(leader_port, leader_calibration, follower)
     board = Board(JOINTS)
     with driving.rigged(follower) as rig:
         options = DriveOptions(
-            rig.robot, rig.calibration, fps, duration, follower.lockstep, max_speed, home_s, say=console.print
+            rig.robot,
+            rig.calibration,
+            fps,
+            duration,
+            follower.lockstep,
+            max_speed,
+            home_s,
+            say=console.print,
         )
         with driving.screen(board):
             report = drive(leader, options, board)
@@ -113,15 +149,27 @@ def record(
     fps: Fps = 30,
     episodes: Annotated[int, typer.Option(min=1, help="To keep in this session.")] = 50,
     episode_s: Annotated[
-        float, typer.Option("--episode-seconds", min=0.1, max=3600.0, help="Longest an episode gets.")
+        float,
+        typer.Option("--episode-seconds", min=0.1, max=3600.0, help="Longest an episode gets."),
     ] = 60.0,
     reset_s: Annotated[
         float,
-        typer.Option("--reset-seconds", min=0.0, max=86400.0, help="Pause to lay the table again; the arm follows."),
+        typer.Option(
+            "--reset-seconds",
+            min=0.0,
+            max=86400.0,
+            help="Pause to lay the table again; the arm follows.",
+        ),
     ] = 60.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Add to the recording that --out holds.")] = False,
-    images: Annotated[bool, typer.Option("--images", help="PNG instead of video: exact, 20 x larger.")] = False,
-    codec: Annotated[CodecName, typer.Option(help="h264 is the quick one, av1 LeRobot's own.")] = CodecName.h264,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Add to the recording that --out holds.")
+    ] = False,
+    images: Annotated[
+        bool, typer.Option("--images", help="PNG instead of video: exact, 20 x larger.")
+    ] = False,
+    codec: Annotated[
+        CodecName, typer.Option(help="h264 is the quick one, av1 LeRobot's own.")
+    ] = CodecName.h264,
     max_speed: MaxSpeed = 300.0,
     home_s: HomeS = 3.0,
     patience: Patience = 0.05,
@@ -132,7 +180,8 @@ def record(
 ) -> None:
     """Record demonstrations with a leader arm, as a LeRobotDataset v3.
 
-    Keys: right arrow or ENTER goes on early, left arrow or r once more, q or ESC ends after this episode.
+    Keys: right arrow or ENTER goes on early, left arrow or r once more, q or ESC ends after this
+    episode.
     """
     from mtdit import driving
     from mtdit_robots.so101 import JOINTS
@@ -153,7 +202,14 @@ def record(
         session = Session(recording, plan, key, console.print)
         board = Board(JOINTS, session)
         options = DriveOptions(
-            rig.robot, rig.calibration, fps, None, follower.lockstep, max_speed, home_s, say=console.print
+            rig.robot,
+            rig.calibration,
+            fps,
+            None,
+            follower.lockstep,
+            max_speed,
+            home_s,
+            say=console.print,
         )
         try:
             with driving.screen(board, session.status, KEYS):
@@ -162,7 +218,14 @@ def record(
             session.close()
             console.print(driving.summary(session.outcome, out, recording.n_episodes))
     driving.show(report)
-    write_json(json_out, {"session": vars(session.outcome), "episodes": recording.n_episodes, "run": report.to_dict()})
+    write_json(
+        json_out,
+        {
+            "session": vars(session.outcome),
+            "episodes": recording.n_episodes,
+            "run": report.to_dict(),
+        },
+    )
     if report.ok and recording.n_episodes:
         console.print(f"next: mtdit train --dataset {quote(str(out))}")
     driving.leave(report)
@@ -191,12 +254,31 @@ def replay(
     recorded = read_episode(dataset, episode)
     fps = recorded.fps
     follower = driving.Follower(
-        robot.value, port, calibration, (), (64, 64), fps, patience, clock.value, seed, recorded.task, bus=bus.value
+        robot.value,
+        port,
+        calibration,
+        (),
+        (64, 64),
+        fps,
+        patience,
+        clock.value,
+        seed,
+        recorded.task,
+        bus=bus.value,
     )
-    console.print(f"episode {episode}: {recorded.task!r}, {len(recorded.actions) / recorded.fps:.1f} s")
+    console.print(
+        f"episode {episode}: {recorded.task!r}, {len(recorded.actions) / recorded.fps:.1f} s"
+    )
     with driving.rigged(follower) as rig:
         options = DriveOptions(
-            rig.robot, rig.calibration, fps, None, follower.lockstep, max_speed, home_s, say=console.print
+            rig.robot,
+            rig.calibration,
+            fps,
+            None,
+            follower.lockstep,
+            max_speed,
+            home_s,
+            say=console.print,
         )
         report = play(recorded, options)
     driving.show_errors("behind its action, one tick later", report.tracking)
@@ -211,8 +293,12 @@ def find_cameras(
     height: Height = HEIGHT,
     width: Width = WIDTH,
     fps: Annotated[float, typer.Option(min=1.0, max=1000.0, help="Asked of every camera.")] = 30.0,
-    seconds: Annotated[float, typer.Option(min=0.1, max=3600.0, help="Watch all of them together for so long.")] = 3.0,
-    snapshots: Annotated[Path | None, typer.Option(help="Write a PNG of each camera into this folder.")] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=3600.0, help="Watch all of them together for so long.")
+    ] = 3.0,
+    snapshots: Annotated[
+        Path | None, typer.Option(help="Write a PNG of each camera into this folder.")
+    ] = None,
     dev: Annotated[Path, typer.Option(help="Device folder.")] = Path("/dev"),
     json_out: Json = None,
 ) -> None:
@@ -225,14 +311,20 @@ def find_cameras(
     found = {Path(device.path).name: device.path for device in devices if not device.problem}
     sources = dict(driving.pairs("--camera", camera)) if camera else found
     if not sources and not devices:
-        raise UserError(f"no camera below {dev}: plug one in, and look at `dmesg`; or name one with --camera")
-    watched = watch(sources, dict.fromkeys(sources, (height, width)), fps, seconds) if sources else []
+        raise UserError(
+            f"no camera below {dev}: plug one in, and look at `dmesg`; or name one with --camera"
+        )
+    watched = (
+        watch(sources, dict.fromkeys(sources, (height, width)), fps, seconds) if sources else []
+    )
     for one in watched if snapshots else ():
         if one.frame is not None and snapshots is not None:
             save_png(snapshots / f"{one.name}.png", one.frame)
     _show_devices(devices)
     _show_watched(watched, fps)
-    result = {"devices": [vars(device) | {"modes": [vars(m) for m in device.modes]} for device in devices]}
+    result = {
+        "devices": [vars(device) | {"modes": [vars(m) for m in device.modes]} for device in devices]
+    }
     write_json(json_out, {**result, "watched": [_plain(one) for one in watched]})
     if any(one.problem for one in watched) or any(device.problem for device in devices):
         raise typer.Exit(1)
@@ -245,7 +337,9 @@ def _show_devices(devices: list[Any]) -> None:
             console.print(f"  {device.problem}")
         for mode in device.modes:
             size = f"{mode.width}x{mode.height}" if mode.width else "any size"
-            console.print(f"  {mode.pixel_format} {size} {', '.join(f'{rate:g}' for rate in mode.rates_hz)} Hz")
+            console.print(
+                f"  {mode.pixel_format} {size} {', '.join(f'{rate:g}' for rate in mode.rates_hz)} Hz"
+            )
 
 
 def _show_watched(watched: list[Any], fps: float) -> None:
@@ -259,4 +353,6 @@ def _show_watched(watched: list[Any], fps: float) -> None:
 
 
 def _plain(watched: Any) -> dict[str, Any]:
-    return {key: value for key, value in vars(watched).items() if key != "frame"} | {"exposure": watched.exposure}
+    return {key: value for key, value in vars(watched).items() if key != "frame"} | {
+        "exposure": watched.exposure
+    }

@@ -1,24 +1,23 @@
 """What a policy is: a frozen dataclass and the JSON it is kept in.
 
-Knows LeRobot's field names, defaults and rules for `multi_task_dit` (lerobot/policies/multi_task_dit/
-configuration_multi_task_dit.py). Refuses to know torch: the CLI reads this without importing it.
+Knows LeRobot's field names, defaults and rules for `multi_task_dit`
+(lerobot/policies/multi_task_dit/ configuration_multi_task_dit.py). Refuses to know torch: the CLI
+reads this without importing it.
 
-`PolicyConfig()` has LeRobot's defaults, because a config.json that lacks a key means LeRobot's default. A new training
-starts from a preset instead (`PRESETS`), which differs where a LeRobot default is a trap. All that differs:
+`PolicyConfig()` has LeRobot's defaults, because a config.json that lacks a key means LeRobot's
+default. A new training starts from a preset instead (`PRESETS`), which differs where a LeRobot
+default is a trap. All that differs:
 
-| field | LeRobot | ours | why |
-|---|---|---|---|
-| image_resize_shape | None | (240, 240) | with the 224 crop alone, 16 % of a 640x480 frame is seen |
-| noise_scheduler_type | DDPM | DDIM | acts alike in a tenth of the network calls |
-| num_inference_steps | None | 10 | None means all of num_train_timesteps |
-| push_to_hub | True | False | nothing leaves this computer unasked |
-| batch_size | 8 | 64 | the least that LeRobot's guide advises |
-| steps | 100000 | 30000 | what the guide advises to begin with |
-| ema | False | True | the averaged weights act more steadily |
-| random crop | one offset per batch | one per sample and camera | more variety for the same work |
+| field | LeRobot | ours | why | |---|---|---|---| | image_resize_shape | None | (240, 240) | with
+the 224 crop alone, 16 % of a 640x480 frame is seen | | noise_scheduler_type | DDPM | DDIM | acts
+alike in a tenth of the network calls | | num_inference_steps | None | 10 | None means all of
+num_train_timesteps | | push_to_hub | True | False | nothing leaves this computer unasked | |
+batch_size | 8 | 64 | the least that LeRobot's guide advises | | steps | 100000 | 30000 | what the
+guide advises to begin with | | ema | False | True | the averaged weights act more steadily | |
+random crop | one offset per batch | one per sample and camera | more variety for the same work |
 
-Stricter than LeRobot: a crop that does not fit is refused (LeRobot then crops nothing, and CLIP fails), and so is what
-would only fail at the first step. Laxer: cameras may differ in size.
+Stricter than LeRobot: a crop that does not fit is refused (LeRobot then crops nothing, and CLIP
+fails), and so is what would only fail at the first step. Laxer: cameras may differ in size.
 """
 
 from __future__ import annotations
@@ -39,16 +38,36 @@ ACTION = "action"
 IMAGES = "observation.images."
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
 DDPM_SCHEDULES = ("laplace", "sigmoid")  # diffusers' DDIM does not know them; ours does
-SCHEDULERS = ("cosine", "cosine_with_restarts", "linear", "polynomial", "constant", "constant_with_warmup")
+SCHEDULERS = (
+    "cosine",
+    "cosine_with_restarts",
+    "linear",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+)
 FEATURE_TYPES = ("STATE", "VISUAL", "ACTION", "ENV", "REWARD", "LANGUAGE")
 NORMALIZATIONS = ("MIN_MAX", "MEAN_STD", "IDENTITY")
 OPENAI_B16 = "openai/clip-vit-base-patch16"
-MOST_LAYERS, MOST_PIXELS = 1000, 1 << 14  # of a network, of a frame's side: what says more is broken
+MOST_LAYERS, MOST_PIXELS = (
+    1000,
+    1 << 14,
+)  # of a network, of a frame's side: what says more is broken
 MOST_NAME = 100  # bytes of a camera's name, which becomes a file's
 
-# Keys of LeRobot's base class that describe where a policy lives, not what it computes: read and dropped.
+# Keys of LeRobot's base class that describe where a policy lives, not what it computes: read and
+# dropped.
 _UNUSED_KEYS = frozenset(
-    ["use_peft", "push_to_hub", "repo_id", "private", "tags", "license", "pretrained_path", "pretrained_revision"]
+    [
+        "use_peft",
+        "push_to_hub",
+        "repo_id",
+        "private",
+        "tags",
+        "license",
+        "pretrained_path",
+        "pretrained_revision",
+    ]
 )
 
 
@@ -64,7 +83,9 @@ class Feature:
 class PolicyConfig:
     """Everything that fixes the policy's computation. Field names and defaults are LeRobot's."""
 
-    input_features: Mapping[str, Feature] = field(default_factory=dict)  # order of VISUAL entries = camera order
+    input_features: Mapping[str, Feature] = field(
+        default_factory=dict
+    )  # order of VISUAL entries = camera order
     output_features: Mapping[str, Feature] = field(default_factory=dict)
 
     n_obs_steps: int = 2
@@ -74,7 +95,9 @@ class PolicyConfig:
 
     noise_scheduler_type: str = "DDPM"  # or DDIM; only sampling differs
     num_train_timesteps: int = 100
-    beta_schedule: str = "squaredcos_cap_v2"  # beta_start and beta_end are of linear, scaled_linear and sigmoid
+    beta_schedule: str = (
+        "squaredcos_cap_v2"  # beta_start and beta_end are of linear, scaled_linear and sigmoid
+    )
     beta_start: float = 0.0001
     beta_end: float = 0.02
     prediction_type: str = "epsilon"  # or sample
@@ -131,7 +154,11 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         if self.drop_n_last_frames is None:
-            object.__setattr__(self, "drop_n_last_frames", self.horizon - self.n_action_steps - self.n_obs_steps + 1)
+            object.__setattr__(
+                self,
+                "drop_n_last_frames",
+                self.horizon - self.n_action_steps - self.n_obs_steps + 1,
+            )
         _check_policy(self)
 
     @property
@@ -142,8 +169,12 @@ class PolicyConfig:
 
     @property
     def image_keys(self) -> dict[str, str]:
-        """Camera name -> dataset key. LeRobot takes any VISUAL key, so the usual prefix may be absent."""
-        return {k.removeprefix(IMAGES): k for k, f in self.input_features.items() if f.type == "VISUAL"}
+        """Camera name -> dataset key. LeRobot takes any VISUAL key, so the usual prefix may be
+        absent.
+        """
+        return {
+            k.removeprefix(IMAGES): k for k, f in self.input_features.items() if f.type == "VISUAL"
+        }
 
     @property
     def state_dim(self) -> int:
@@ -155,7 +186,11 @@ class PolicyConfig:
 
     @property
     def inference_steps(self) -> int:
-        return self.num_train_timesteps if self.num_inference_steps is None else self.num_inference_steps
+        return (
+            self.num_train_timesteps
+            if self.num_inference_steps is None
+            else self.num_inference_steps
+        )
 
 
 def input_size(config: PolicyConfig, camera: str) -> tuple[int, int]:
@@ -165,7 +200,9 @@ def input_size(config: PolicyConfig, camera: str) -> tuple[int, int]:
 
 
 def policy_config_from_json(path: Path) -> PolicyConfig:
-    """Reads LeRobot's config.json. UserError when it is missing, broken, of another policy type or invalid."""
+    """Reads LeRobot's config.json. UserError when it is missing, broken, of another policy type or
+    invalid.
+    """
     raw = read_json(path)
     check_policy_type(raw, str(path))
     return policy_config_from_dict({k: v for k, v in raw.items() if k != "type"}, source=str(path))
@@ -186,21 +223,31 @@ def _other_policy(raw: Any) -> str:
         return "a Diffusion Policy (ResNet + U-Net, type 'diffusion'), which is not supported yet"
     if kind is None and isinstance(raw, dict) and "model_type" in raw:
         return f"a model of transformers ({raw['model_type']!r}), no policy"
-    return "no policy, it names no type" if kind is None else f"a policy of type {kind!r}, which is not supported"
+    return (
+        "no policy, it names no type"
+        if kind is None
+        else f"a policy of type {kind!r}, which is not supported"
+    )
 
 
 def policy_config_from_dict(raw: Mapping[str, Any], source: str = "policy options") -> PolicyConfig:
-    """LeRobot's JSON values -> PolicyConfig. UserError names the first key that does not exist or does not fit."""
+    """LeRobot's JSON values -> PolicyConfig. UserError names the first key that does not exist or
+    does not fit.
+    """
     known = {f.name: f for f in fields(PolicyConfig)}
     unknown = sorted(set(raw) - set(known) - _UNUSED_KEYS)
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(sorted(known))}"
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(sorted(known))}"
+        )
         raise UserError(f"{source}: unknown field {unknown[0]!r}; {hint}")
     try:
         return PolicyConfig(**{k: _from_json(k, v) for k, v in raw.items() if k in known})
     except UserError as error:
-        raise UserError(f"{source}: {str(error)[:300]}") from None  # it may end in a value of any length
+        raise UserError(
+            f"{source}: {str(error)[:300]}"
+        ) from None  # it may end in a value of any length
 
 
 def policy_config_to_dict(config: PolicyConfig) -> dict[str, Any]:
@@ -213,20 +260,29 @@ def read_json(path: Path) -> Any:
     """Parsed JSON whose text can be printed and written again, or a UserError that names the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair can be escaped in JSON, but not printed
+        json.dumps(
+            value, ensure_ascii=False
+        ).encode()  # half a surrogate pair can be escaped in JSON, but not printed
         return value
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give the folder that holds it") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore it from a backup or train again") from None
+        raise UserError(
+            f"{path} is not valid JSON ({error}); restore it from a backup or train again"
+        ) from None
 
 
 def _from_json(name: str, value: Any) -> Any:
     if name in ("input_features", "output_features"):
         try:
-            return {k: Feature(f["type"], _sizes(f["shape"])) for k, f in ({} if value is None else value).items()}
+            return {
+                k: Feature(f["type"], _sizes(f["shape"]))
+                for k, f in ({} if value is None else value).items()
+            }
         except (KeyError, TypeError, AttributeError):
-            raise UserError(f"{name} must map each key to {{type, shape}}, got {repr(value)[:80]}") from None
+            raise UserError(
+                f"{name} must map each key to {{type, shape}}, got {repr(value)[:80]}"
+            ) from None
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -243,13 +299,17 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def _check_types(config: PolicyConfig) -> None:
-    """The declared kind of every scalar field, so that a typo in a JSON file is named and not stumbled over."""
+    """The declared kind of every scalar field, so that a typo in a JSON file is named and not
+    stumbled over.
+    """
     for f in fields(config):
         value, kinds = getattr(config, f.name), _KINDS.get(str(f.type))
         wrong_bool = isinstance(value, bool) and str(f.type) != "bool"
         if kinds is not None and (wrong_bool or not isinstance(value, kinds)):
             raise UserError(f"{f.name} must be {f.type}, got {value!r}")
-        most = 1 << 53 if type(value) is int else sys.float_info.max  # torch takes no longer integer for a float
+        most = (
+            1 << 53 if type(value) is int else sys.float_info.max
+        )  # torch takes no longer integer for a float
         if kinds == (int, float) and not abs(value) <= most:
             raise UserError(f"{f.name} must be a finite number, got {repr(value)[:20]}")
 
@@ -257,7 +317,12 @@ def _check_types(config: PolicyConfig) -> None:
 def _check_policy(c: PolicyConfig) -> None:
     """The first rule that does not hold is the one the user reads."""
     _check_one_of(c)
-    for holds, message in (*_network_rules(c), *_sampling_rules(c), *_optimizer_rules(c), *_text_rules(c)):
+    for holds, message in (
+        *_network_rules(c),
+        *_sampling_rules(c),
+        *_optimizer_rules(c),
+        *_text_rules(c),
+    ):
         if not holds:
             raise UserError(message)
     _check_features(c)
@@ -270,10 +335,22 @@ Rule = tuple[bool, str]  # whether it holds, what to say if not
 def _network_rules(c: PolicyConfig) -> list[Rule]:
     """Sizes of the denoiser and of a chunk."""
     return [
-        *((getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}") for n in _POSITIVE_INTS),
-        *((getattr(c, n) <= MOST, f"{n} must be at most {MOST}, no policy has more") for n in _POSITIVE_INTS),
-        (c.num_layers <= MOST_LAYERS, f"num_layers must be at most {MOST_LAYERS}, got {c.num_layers}"),
-        (c.horizon >= c.n_obs_steps, f"horizon must be at least n_obs_steps ({c.n_obs_steps}), got {c.horizon}"),
+        *(
+            (getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}")
+            for n in _POSITIVE_INTS
+        ),
+        *(
+            (getattr(c, n) <= MOST, f"{n} must be at most {MOST}, no policy has more")
+            for n in _POSITIVE_INTS
+        ),
+        (
+            c.num_layers <= MOST_LAYERS,
+            f"num_layers must be at most {MOST_LAYERS}, got {c.num_layers}",
+        ),
+        (
+            c.horizon >= c.n_obs_steps,
+            f"horizon must be at least n_obs_steps ({c.n_obs_steps}), got {c.horizon}",
+        ),
         (
             c.n_action_steps <= c.horizon - c.n_obs_steps + 1,
             f"n_action_steps must be at most horizon - n_obs_steps + 1 = {c.horizon - c.n_obs_steps + 1}, "
@@ -304,7 +381,8 @@ def _sampling_rules(c: PolicyConfig) -> list[Rule]:
     """Noise schedule, denoising steps, flow matching."""
     return [
         (
-            c.beta_schedule in ("squaredcos_cap_v2", "laplace") or 0.0 < c.beta_start <= c.beta_end < 1.0,
+            c.beta_schedule in ("squaredcos_cap_v2", "laplace")
+            or 0.0 < c.beta_start <= c.beta_end < 1.0,
             f"beta_start, beta_end must be 0 < start <= end < 1, got {c.beta_start}, {c.beta_end}",
         ),
         (c.clip_sample_range > 0, f"clip_sample_range must be positive, got {c.clip_sample_range}"),
@@ -312,10 +390,22 @@ def _sampling_rules(c: PolicyConfig) -> list[Rule]:
             1 <= c.inference_steps <= c.num_train_timesteps,
             f"num_inference_steps must be 1..num_train_timesteps ({c.num_train_timesteps}), got {c.inference_steps}",
         ),
-        (0.0 <= c.sigma_min < 1.0, f"sigma_min must be in [0, 1), got {c.sigma_min}; at 1 a sample is all noise"),
-        (0.0 < c.timestep_sampling_s <= 1.0, f"timestep_sampling_s must be in (0, 1], got {c.timestep_sampling_s}"),
-        (c.timestep_sampling_alpha > 0, f"timestep_sampling_alpha must be positive, got {c.timestep_sampling_alpha}"),
-        (c.timestep_sampling_beta > 0, f"timestep_sampling_beta must be positive, got {c.timestep_sampling_beta}"),
+        (
+            0.0 <= c.sigma_min < 1.0,
+            f"sigma_min must be in [0, 1), got {c.sigma_min}; at 1 a sample is all noise",
+        ),
+        (
+            0.0 < c.timestep_sampling_s <= 1.0,
+            f"timestep_sampling_s must be in (0, 1], got {c.timestep_sampling_s}",
+        ),
+        (
+            c.timestep_sampling_alpha > 0,
+            f"timestep_sampling_alpha must be positive, got {c.timestep_sampling_alpha}",
+        ),
+        (
+            c.timestep_sampling_beta > 0,
+            f"timestep_sampling_beta must be positive, got {c.timestep_sampling_beta}",
+        ),
     ]
 
 
@@ -350,7 +440,10 @@ def _text_rules(c: PolicyConfig) -> list[Rule]:
             3 <= c.tokenizer_max_length <= 77,
             f"tokenizer_max_length must be 3..77: start, end, a word between; got {c.tokenizer_max_length}",
         ),
-        (c.tokenizer_padding_side == "right", "tokenizer_padding_side must be 'right': CLIP pools at the first EOS"),
+        (
+            c.tokenizer_padding_side == "right",
+            "tokenizer_padding_side must be 'right': CLIP pools at the first EOS",
+        ),
     ]
 
 
@@ -373,22 +466,36 @@ def _check_one_of(c: PolicyConfig) -> None:
         if getattr(c, name) not in choices:
             raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(c, name)!r}")
     if not isinstance(c.normalization_mapping, Mapping):
-        raise UserError(f"normalization_mapping must map feature types to modes, got {c.normalization_mapping!r}")
+        raise UserError(
+            f"normalization_mapping must map feature types to modes, got {c.normalization_mapping!r}"
+        )
     for kind, mode in c.normalization_mapping.items():
         if kind not in FEATURE_TYPES:
-            raise UserError(f"normalization_mapping has an unknown {kind!r}, use {', '.join(FEATURE_TYPES[:3])}")
+            raise UserError(
+                f"normalization_mapping has an unknown {kind!r}, use {', '.join(FEATURE_TYPES[:3])}"
+            )
         if mode not in NORMALIZATIONS:
-            raise UserError(f"normalization_mapping[{kind!r}] must be one of {', '.join(NORMALIZATIONS)}, got {mode!r}")
+            raise UserError(
+                f"normalization_mapping[{kind!r}] must be one of {', '.join(NORMALIZATIONS)}, got {mode!r}"
+            )
 
 
 def _check_images(c: PolicyConfig) -> None:
     for name in ("image_resize_shape", "image_crop_shape"):
         shape = getattr(c, name)
-        pair = isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int and n >= 1 for n in shape)
+        pair = (
+            isinstance(shape, tuple)
+            and len(shape) == 2
+            and all(type(n) is int and n >= 1 for n in shape)
+        )
         if shape is not None and not pair:
-            raise UserError(f"{name} must be two positive integers, e.g. [240, 320], or null, got {repr(shape)[:80]}")
+            raise UserError(
+                f"{name} must be two positive integers, e.g. [240, 320], or null, got {repr(shape)[:80]}"
+            )
         if shape is not None and max(shape) > MOST_PIXELS:
-            raise UserError(f"{name} must be at most {MOST_PIXELS} pixels a side, got {repr(shape)[:80]}")
+            raise UserError(
+                f"{name} must be at most {MOST_PIXELS} pixels a side, got {repr(shape)[:80]}"
+            )
     for camera, (height, width, _) in c.cameras.items():
         size, crop = c.image_resize_shape or (height, width), c.image_crop_shape
         if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
@@ -402,14 +509,22 @@ def _check_features(c: PolicyConfig) -> None:
     for name in ("input_features", "output_features"):
         for key, feature in getattr(c, name).items():
             if feature.type not in FEATURE_TYPES or not all(1 <= n <= MOST for n in feature.shape):
-                raise UserError(f"{name}[{key!r}] must have a type and sizes of at least 1, got {repr(feature)[:80]}")
+                raise UserError(
+                    f"{name}[{key!r}] must have a type and sizes of at least 1, got {repr(feature)[:80]}"
+                )
     if not c.input_features and not c.output_features:
         return  # a config without a dataset yet: `with_features` completes it
     if STATE not in c.input_features or len(c.input_features[STATE].shape) != 1:
-        raise UserError(f"input_features must contain {STATE!r} with one dimension; record joint positions")
+        raise UserError(
+            f"input_features must contain {STATE!r} with one dimension; record joint positions"
+        )
     if ACTION not in c.output_features or len(c.output_features[ACTION].shape) != 1:
-        raise UserError(f"output_features must contain {ACTION!r} with one dimension; record actions")
-    _check_cameras({key: feature for key, feature in c.input_features.items() if feature.type == "VISUAL"})
+        raise UserError(
+            f"output_features must contain {ACTION!r} with one dimension; record actions"
+        )
+    _check_cameras(
+        {key: feature for key, feature in c.input_features.items() if feature.type == "VISUAL"}
+    )
 
 
 def _check_cameras(features: Mapping[str, Feature]) -> None:
@@ -417,21 +532,27 @@ def _check_cameras(features: Mapping[str, Feature]) -> None:
     names = [key.removeprefix(IMAGES) for key in features]
     for name, (key, feature) in zip(names, features.items(), strict=True):
         if len(feature.shape) != 3 or feature.shape[0] != 3 or max(feature.shape) > MOST_PIXELS:
-            raise UserError(f"input_features[{key!r}] must be RGB with shape (3, H, W), got {feature.shape}")
+            raise UserError(
+                f"input_features[{key!r}] must be RGB with shape (3, H, W), got {feature.shape}"
+            )
         if not name.isprintable() or "/" in name or not 1 <= len(name.encode()) <= MOST_NAME:
             raise UserError(
                 f"input_features[{key[:80]!r}] names no camera: a name has 1 to {MOST_NAME} bytes, no slash "
                 "and no control character; rename it in the dataset and train again"
             )
         if names.count(name) > 1:
-            raise UserError(f"input_features has camera {name!r} twice, once as {IMAGES + name!r}; drop one of them")
+            raise UserError(
+                f"input_features has camera {name!r} twice, once as {IMAGES + name!r}; drop one of them"
+            )
 
 
 _SAFE = {"noise_scheduler_type": "DDIM", "num_inference_steps": 10}
 PRESETS: dict[str, dict[str, Any]] = {
-    # LeRobot's network, with the safe differences of the table above. 240 -> 224 keeps 93 % of each side.
+    # LeRobot's network, with the safe differences of the table above. 240 -> 224 keeps 93 % of each
+    # side.
     "base": {**_SAFE, "image_resize_shape": (240, 240)},
-    # A few million parameters from scratch on 64-pixel frames: tests, CPU demos. The tiny CLIP is made on the spot.
+    # A few million parameters from scratch on 64-pixel frames: tests, CPU demos. The tiny CLIP is
+    # made on the spot.
     "tiny": {
         **_SAFE, "n_obs_steps": 1, "horizon": 16, "n_action_steps": 8, "drop_n_last_frames": 0,
         "hidden_dim": 128, "num_layers": 4, "num_heads": 4, "timestep_embed_dim": 64, "dropout": 0.0,
@@ -442,11 +563,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def with_features(
-    overrides: Mapping[str, Any], preset: str, inputs: Mapping[str, Feature], outputs: Mapping[str, Feature]
+    overrides: Mapping[str, Any],
+    preset: str,
+    inputs: Mapping[str, Feature],
+    outputs: Mapping[str, Feature],
 ) -> PolicyConfig:
-    """The preset, changed by `overrides` (JSON values), for a dataset with these features. LeRobot can load it."""
+    """The preset, changed by `overrides` (JSON values), for a dataset with these features. LeRobot
+    can load it.
+    """
     merged = {**PRESETS[preset], **overrides}
     config = policy_config_from_dict(merged)
     if config.beta_schedule in DDPM_SCHEDULES and config.noise_scheduler_type != "DDPM":
-        raise UserError(f"beta_schedule {config.beta_schedule!r} needs noise_scheduler_type DDPM, so does LeRobot")
+        raise UserError(
+            f"beta_schedule {config.beta_schedule!r} needs noise_scheduler_type DDPM, so does LeRobot"
+        )
     return replace(config, input_features=dict(inputs), output_features=dict(outputs))

@@ -1,7 +1,7 @@
 """curves.png: a training's log as a picture.
 
-Knows train_log.jsonl and matplotlib. Refuses to know anything else of a training, so that any log can be drawn, also of
-a run that still writes it.
+Knows train_log.jsonl and matplotlib. Refuses to know anything else of a training, so that any log
+can be drawn, also of a run that still writes it.
 """
 
 from __future__ import annotations
@@ -24,29 +24,37 @@ Floats = NDArray[np.float64]
 
 
 def curves(log: Path, png: Path) -> None:
-    """Draws the log: loss, held-out loss, learning rate, samples/s, data wait. Nothing to draw, nothing written.
+    """Draws the log: loss, held-out loss, learning rate, samples/s, data wait. Nothing to draw,
+    nothing written.
 
-    The picture appears whole or not at all. OSError when it cannot be written, ValueError when the log is none.
+    The picture appears whole or not at all. OSError when it cannot be written, ValueError when the
+    log is none.
     """
     rows = read_log(log)
     reports = [row for row in rows if "loss" in row]
     validations = [row for row in rows if "val_loss" in row]
     if not reports:
         return
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its first use tells at length about fonts
+    logging.getLogger("matplotlib").setLevel(
+        logging.ERROR
+    )  # its first use tells at length about fonts
     partial = png.with_name(f".{png.name}.partial")
     _figure(reports, validations).savefig(partial, format="png", dpi=110)
     os.replace(partial, png)
 
 
 def read_log(log: Path) -> list[Row]:
-    """The lines as dicts. A last line without its end is being written, or was cut off: it is left out."""
+    """The lines as dicts. A last line without its end is being written, or was cut off: it is left
+    out.
+    """
     lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def smoothed(values: Floats, width: float) -> Floats:
-    """Each value's neighbourhood under a bell of this width, as a mean of what is finite there; (N,)."""
+    """Each value's neighbourhood under a bell of this width, as a mean of what is finite there;
+    (N,).
+    """
     reach = np.arange(-math.ceil(3.0 * width), math.ceil(3.0 * width) + 1)
     bell = np.exp(-0.5 * (reach / width) ** 2)
     there = np.isfinite(values)
@@ -88,7 +96,9 @@ def _draw_loss(axes: Any, reports: Sequence[Row], validations: Sequence[Row]) ->
     _line(axes, steps, losses, LOSS, True, "training")
     if validations:
         at, held_out = _column(validations, "step"), _column(validations, "val_loss")
-        axes.plot(at, held_out, color=HELD_OUT, lw=1.6, marker="o", ms=3.5, label="held-out episodes")
+        axes.plot(
+            at, held_out, color=HELD_OUT, lw=1.6, marker="o", ms=3.5, label="held-out episodes"
+        )
         _mark_best(axes, validations)
     axes.yaxis.set_major_formatter(_plain)
     axes.yaxis.set_minor_formatter(_few(axes))
@@ -103,7 +113,9 @@ def _mark_best(axes: Any, validations: Sequence[Row]) -> None:
                   label=f"best: {loss:.4g} at step {step}")  # fmt: skip
 
 
-def _line(axes: Any, x: Floats, y: Floats, colour: str, jumps: bool, label: str | None = None) -> None:
+def _line(
+    axes: Any, x: Floats, y: Floats, colour: str, jumps: bool, label: str | None = None
+) -> None:
     """The values; where they jump, faintly, and their smoothed course over them."""
     dot = "o" if len(x) == 1 else None
     axes.plot(x, y, color=colour, lw=1.0, alpha=FAINT if jumps else 1.0, marker=dot, ms=4)

@@ -1,10 +1,13 @@
-"""From a dataset's arrays to training batches: windows around an instant, normalised tensors, made ahead by threads.
+"""From a dataset's arrays to training batches: windows around an instant, normalised tensors, made
+ahead by threads.
 
-Knows LeRobot's windows (lerobot/datasets/dataset_reader.py): observations at offsets 1-n_obs_steps..0, actions from
-1-n_obs_steps on, clamped to the episode, with the clamped actions marked. Refuses to know networks and optimisers.
+Knows LeRobot's windows (lerobot/datasets/dataset_reader.py): observations at offsets
+1-n_obs_steps..0, actions from 1-n_obs_steps on, clamped to the episode, with the clamped actions
+marked. Refuses to know networks and optimisers.
 
-Everything random about step n is drawn here, for the whole global batch, from generators seeded by (seed, n); a batch
-is a slice of it. So a resumed run sees the batches it would have seen, however many processes share them.
+Everything random about step n is drawn here, for the whole global batch, from generators seeded by
+(seed, n); a batch is a slice of it. So a resumed run sees the batches it would have seen, however
+many processes share them.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOST_VALIDATION_ROWS = 1024  # a second or so of a GPU; more would not change the curve
 
 
-# --- what chance decides ------------------------------------------------------------------------------------------
+# --- what chance decides
+# ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ class Chance:
 
 @dataclass(frozen=True)
 class HostBatch:
-    """A batch as a thread makes it: frames still uint8, everything on the CPU, pinned where a GPU will fetch it."""
+    """A batch as a thread makes it: frames still uint8, everything on the CPU, pinned where a GPU
+    will fetch it.
+    """
 
     frames: Mapping[str, Tensor]  # camera -> (B, S, H, W, 3) uint8
     state: Tensor  # (B, S, J) normalised
@@ -77,12 +83,14 @@ class HostBatch:
     valid_actions: float | None
 
 
-# --- batches ------------------------------------------------------------------------------------------------------
+# --- batches
 
 
 @dataclass
 class Loader:
-    """Batches of a cache for one policy, on one device. States and actions are normalised once, here."""
+    """Batches of a cache for one policy, on one device. States and actions are normalised once,
+    here.
+    """
 
     cache: FrameCache
     config: PolicyConfig
@@ -99,8 +107,12 @@ class Loader:
     val_split: float = 0.0
 
     def __post_init__(self) -> None:
-        self.state = torch.from_numpy(feature_stats(self.config, self.stats, STATE).normalize(self.cache.state))
-        self.action = torch.from_numpy(feature_stats(self.config, self.stats, ACTION).normalize(self.cache.action))
+        self.state = torch.from_numpy(
+            feature_stats(self.config, self.stats, STATE).normalize(self.cache.state)
+        )
+        self.action = torch.from_numpy(
+            feature_stats(self.config, self.stats, ACTION).normalize(self.cache.action)
+        )
         self.task = np.asarray(self.cache.task)
         self.ends = np.asarray(self.cache.episode_ends)
         self.first, self.last = episode_bounds(self.ends)
@@ -128,17 +140,26 @@ class Loader:
         out = np.isin(np.searchsorted(self.ends, usable, side="right"), held)
         self.usable, self.held_out = usable[~out], usable[out]
         if not len(self.usable):
-            raise UserError("every episode that is not held out is shorter than drop_n_last_frames; lower it")
+            raise UserError(
+                "every episode that is not held out is shorter than drop_n_last_frames; lower it"
+            )
         if len(held) and not len(self.held_out):
             raise UserError(
                 "every held-out episode is shorter than drop_n_last_frames: lower it, or train without val_split"
             )
-        present = {tasks[t]: self.usable[self.task[self.usable] == t] for t in np.unique(self.task[self.usable])}
-        self.shares = task_shares({t: len(r) for t, r in present.items()}, self.balance_tasks, self.task_weights)
+        present = {
+            tasks[t]: self.usable[self.task[self.usable] == t]
+            for t in np.unique(self.task[self.usable])
+        }
+        self.shares = task_shares(
+            {t: len(r) for t, r in present.items()}, self.balance_tasks, self.task_weights
+        )
         weighted = self.balance_tasks or bool(self.task_weights)
         counts = quotas(list(self.shares.values()), len(self.usable))
         self.sampler = Sampler(
-            self.usable, self.seed, list(zip(present.values(), counts, strict=True)) if weighted else ()
+            self.usable,
+            self.seed,
+            list(zip(present.values(), counts, strict=True)) if weighted else (),
         )
 
     def _crop_room(self, camera: str) -> tuple[int, int]:
@@ -174,10 +195,18 @@ class Loader:
         noise, times = self._noise(count, generator(self.seed, step, "noise"))
         cropped = self.config.image_crop_is_random and any(max(room) for room in self.room.values())
         return Chance(
-            crop=draws("crop", lambda c, g: random_offsets(count, self.room[c], g)) if cropped else None,
-            shift=draws("shift", lambda _, g: random_offsets(count, (2 * p, 2 * p), g) - p) if p else None,
-            brightness=draws("light", lambda _, g: 1 + spread * torch.randn(count, generator=g)) if spread else None,
-            transforms=draws("tfs", lambda _, g: torch.rand(count, t.numbers, generator=g)) if t else None,
+            crop=draws("crop", lambda c, g: random_offsets(count, self.room[c], g))
+            if cropped
+            else None,
+            shift=draws("shift", lambda _, g: random_offsets(count, (2 * p, 2 * p), g) - p)
+            if p
+            else None,
+            brightness=draws("light", lambda _, g: 1 + spread * torch.randn(count, generator=g))
+            if spread
+            else None,
+            transforms=draws("tfs", lambda _, g: torch.rand(count, t.numbers, generator=g))
+            if t
+            else None,
             noise=noise,
             time=times,
         )
@@ -189,7 +218,9 @@ class Loader:
     # one batch
 
     def rows(self, rows: Rows) -> Batch:
-        """The batch around these rows (B,), with nothing left to chance but noise and time, which are not drawn."""
+        """The batch around these rows (B,), with nothing left to chance but noise and time, which
+        are not drawn.
+        """
         return self.on_device(self._host(rows, slice(0, len(rows)), Chance(), 1))
 
     def _host(self, all_rows: Rows, part: slice, chance: Chance, count: float) -> HostBatch:
@@ -222,18 +253,28 @@ class Loader:
         return HostBatch(**{n: _pinned(v) for n, v in vars(host).items()}) if self.pinned else host
 
     def _window(self, rows: Rows, length: int) -> tuple[Rows, NDArray[np.bool_]]:
-        """Rows (B, length) from n_obs_steps - 1 before each of `rows` on, kept in its episode, and which had to be."""
-        wanted = rows[:, None] + np.arange(1 - self.config.n_obs_steps, 1 - self.config.n_obs_steps + length)
+        """Rows (B, length) from n_obs_steps - 1 before each of `rows` on, kept in its episode, and
+        which had to be.
+        """
+        wanted = rows[:, None] + np.arange(
+            1 - self.config.n_obs_steps, 1 - self.config.n_obs_steps + length
+        )
         inside = np.clip(wanted, self.first[rows][:, None], self.last[rows][:, None])
         return inside, wanted != inside
 
     def _frames(self, camera: str, seen: Rows, chance: Chance, part: slice) -> Tensor:
-        """The frames (B, S, H, W, 3) of these rows (B, S), transformed and shifted as chance has it."""
+        """The frames (B, S, H, W, 3) of these rows (B, S), transformed and shifted as chance has
+        it.
+        """
         source = self.cache.frames[camera]
-        buffer = torch.empty((*seen.shape, *source.shape[1:]), dtype=torch.uint8, pin_memory=self.pinned)
+        buffer = torch.empty(
+            (*seen.shape, *source.shape[1:]), dtype=torch.uint8, pin_memory=self.pinned
+        )
         frames = buffer.numpy()
         if isinstance(source, np.ndarray):
-            np.take(source, seen, axis=0, out=frames, mode="clip")  # any other mode would copy twice
+            np.take(
+                source, seen, axis=0, out=frames, mode="clip"
+            )  # any other mode would copy twice
         else:
             frames[...] = source[seen]
         if chance.transforms is not None and self.transforms is not None:
@@ -251,7 +292,9 @@ class Loader:
 
         factors = host.brightness or {}
         images = {
-            name: normalized_images(frames.to(here, non_blocking=True), *self.scaling[name], move(factors.get(name)))
+            name: normalized_images(
+                frames.to(here, non_blocking=True), *self.scaling[name], move(factors.get(name))
+            )
             for name, frames in host.frames.items()
         }
         return Batch(
@@ -269,9 +312,11 @@ class Loader:
     # validation and telling
 
     def validation(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """This process' share of the held-out batches, always the same; nothing when val_split is 0.
+        """This process' share of the held-out batches, always the same; nothing when val_split is
+        0.
 
-        The held-out loss is the mean of the batches' losses weighted by their length, over all processes.
+        The held-out loss is the mean of the batches' losses weighted by their length, over all
+        processes.
         """
         if not len(self.held_out):
             return
@@ -284,27 +329,40 @@ class Loader:
             yield self.on_device(self._host(rows, part, chance, len(rows) / (part.stop - first)))
 
     def told(self) -> list[str]:
-        """Lines for the log: how often each task comes, where that was asked for, and what is held out."""
+        """Lines for the log: how often each task comes, where that was asked for, and what is held
+        out.
+        """
         lines = []
         if self.sampler.quotas:
-            lines.append("share of the samples: " + ", ".join(f"{t!r} {s:.0%}" for t, s in self.shares.items()))
+            lines.append(
+                "share of the samples: "
+                + ", ".join(f"{t!r} {s:.0%}" for t, s in self.shares.items())
+            )
         if len(self.held_out):
             episodes = len(np.unique(self.last[self.held_out]))
-            lines.append(f"{episodes} of {len(self.ends)} episodes are held out for the validation loss")
+            lines.append(
+                f"{episodes} of {len(self.ends)} episodes are held out for the validation loss"
+            )
         return lines
 
     def where(self, rows: Sequence[int] | Rows, most: int = 8) -> str:
         """Rows as a person finds them: "episode 3 frame 17, ..."."""
         episodes = np.searchsorted(self.ends, rows, side="right")
-        named = [f"episode {e} frame {r - self.first[r]}" for e, r in zip(episodes, rows, strict=True)]
+        named = [
+            f"episode {e} frame {r - self.first[r]}" for e, r in zip(episodes, rows, strict=True)
+        ]
         more = f" and {len(named) - most} more" if len(named) > most else ""
         return ", ".join(named[:most]) + more
 
 
 def normalized_images(
-    frames: Tensor, offset: NDArray[np.float32], scale: NDArray[np.float32], brightness: Tensor | None = None
+    frames: Tensor,
+    offset: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    brightness: Tensor | None = None,
 ) -> Tensor:
-    """uint8 (..., H, W, 3) -> float (..., 3, H, W), channels last in memory: (pixel / 255 - offset) / scale.
+    """uint8 (..., H, W, 3) -> float (..., 3, H, W), channels last in memory: (pixel / 255 - offset)
+    / scale.
 
     brightness (B,): each sample's pixels are multiplied by it first.
     """
@@ -319,27 +377,39 @@ def normalized_images(
 
 
 def with_imagenet_stats(stats: DatasetStats, image_keys: Sequence[str]) -> DatasetStats:
-    """The statistics with every camera's mean and std replaced by ImageNet's, as LeRobot does by default."""
+    """The statistics with every camera's mean and std replaced by ImageNet's, as LeRobot does by
+    default.
+    """
     fixed = {"mean": np.array(IMAGENET_MEAN, np.float32), "std": np.array(IMAGENET_STD, np.float32)}
     shaped = {n: v.reshape(3, 1, 1) for n, v in fixed.items()}
     return {**stats, **{key: {**stats.get(key, {}), **shaped} for key in image_keys}}
 
 
-# --- made ahead ---------------------------------------------------------------------------------------------------
+# --- made ahead
 
 
 class Batches:
-    """The batches of one process, step after step, made ahead by threads; a context manager that ends them."""
+    """The batches of one process, step after step, made ahead by threads; a context manager that
+    ends them.
+    """
 
     def __init__(
-        self, loader: Loader, first_step: int, parts: int = 1, rank: int = 0, world: int = 1, workers: int = 2
+        self,
+        loader: Loader,
+        first_step: int,
+        parts: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 2,
     ) -> None:
         self.loader, self.parts = loader, [Part(rank, world, i, parts) for i in range(parts)]
         self.wait_s = 0.0  # that `next` has waited for threads so far
         self.copying = torch.cuda.Stream(loader.device) if loader.device.type == "cuda" else None
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
         self.steps = count(first_step)
-        self.ahead: deque[Future[list[Any]]] = deque()  # of HostBatch where a GPU fetches them, else of Batch
+        self.ahead: deque[Future[list[Any]]] = (
+            deque()
+        )  # of HostBatch where a GPU fetches them, else of Batch
         for _ in range(workers + 1):
             self._start_one()
 
@@ -358,7 +428,12 @@ class Batches:
     def __enter__(self) -> Batches:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _start_one(self) -> None:
@@ -366,10 +441,14 @@ class Batches:
 
     def _make(self, step: int) -> list[Any]:
         made = self.loader.parts(step, self.parts)
-        return [self.loader.on_device(host) for host in made] if self.copying is None else list(made)
+        return (
+            [self.loader.on_device(host) for host in made] if self.copying is None else list(made)
+        )
 
     def _fetched(self, made: list[HostBatch], copying: torch.cuda.Stream) -> list[Batch]:
-        """Copies on a stream of their own, so that they overlap with the step before, which the GPU is still at."""
+        """Copies on a stream of their own, so that they overlap with the step before, which the GPU
+        is still at.
+        """
         with torch.cuda.stream(copying):
             batches = [self.loader.on_device(host) for host in made]
         computing = torch.cuda.current_stream(self.loader.device)
@@ -388,4 +467,8 @@ def _pinned(value: Any) -> Any:
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:
     for value in vars(batch).values():
-        yield from (t for t in (value.values() if isinstance(value, Mapping) else [value]) if isinstance(t, Tensor))
+        yield from (
+            t
+            for t in (value.values() if isinstance(value, Mapping) else [value])
+            if isinstance(t, Tensor)
+        )

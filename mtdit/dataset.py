@@ -1,8 +1,9 @@
 """Reads a LeRobotDataset v3 folder: metadata, states, actions and decoded frames.
 
-Knows the format on disk (meta/, data/*.parquet, videos/*.mp4). Refuses to know policies, windows and batches.
-Decodes each video once from front to back, which is far cheaper than seeking frame by frame.
-Source of the format: lerobot/datasets/{dataset_metadata,dataset_reader,video_utils}.py, codebase_version v3.0.
+Knows the format on disk (meta/, data/*.parquet, videos/*.mp4). Refuses to know policies, windows
+and batches. Decodes each video once from front to back, which is far cheaper than seeking frame by
+frame. Source of the format: lerobot/datasets/{dataset_metadata,dataset_reader,video_utils}.py,
+codebase_version v3.0.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from mtdit.config import ACTION, IMAGES, STATE, Feature, read_json
 from mtdit_robots.errors import UserError
 
 INFO, STATS = "meta/info.json", "meta/stats.json"
-VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"  # where LeRobot puts them
+# where LeRobot puts them
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """An opened dataset: everything but the frames is in memory. Rows are global frame numbers, sorted by episode."""
+    """An opened dataset: everything but the frames is in memory. Rows are global frame numbers,
+    sorted by episode.
+    """
 
     root: Path
     fps: int
@@ -41,14 +45,19 @@ class Dataset:
     action: NDArray[np.float32]  # (N, A)
     task: NDArray[np.int64]  # (N,) index into tasks
     episode_ends: NDArray[np.int64]  # (E,) exclusive
-    stats: Mapping[str, Mapping[str, NDArray[np.float32]]]  # meta/stats.json, or computed when that is missing
+    stats: Mapping[
+        str, Mapping[str, NDArray[np.float32]]
+    ]  # meta/stats.json, or computed when that is missing
     info: Mapping[str, Any]
     episodes: pa.Table
 
     @property
     def features(self) -> tuple[dict[str, Feature], dict[str, Feature]]:
         """Input and output features as LeRobot's policy config names them."""
-        images = {self.image_keys[c]: Feature("VISUAL", (s[2], s[0], s[1])) for c, s in self.cameras.items()}
+        images = {
+            self.image_keys[c]: Feature("VISUAL", (s[2], s[0], s[1]))
+            for c, s in self.cameras.items()
+        }
         inputs = {STATE: Feature("STATE", (self.state.shape[1],)), **images}
         ordered = {k: inputs[k] for k in self.info["features"] if k in inputs}
         return ordered, {ACTION: Feature("ACTION", (self.action.shape[1],))}
@@ -58,10 +67,16 @@ class Dataset:
         """Units per second, 99.9th percentile of the commanded speed of each joint."""
         steps = np.abs(np.diff(self.action, axis=0)) * self.fps
         inside = np.delete(steps, self.episode_ends[:-1] - 1, axis=0)
-        return tuple(float(v) for v in np.quantile(inside, 0.999, axis=0)) if len(inside) else (0.0,) * len(self.joints)
+        return (
+            tuple(float(v) for v in np.quantile(inside, 0.999, axis=0))
+            if len(inside)
+            else (0.0,) * len(self.joints)
+        )
 
     def frames(self, camera: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Every (row, frame (H, W, 3) RGB) of a camera, each row once. UserError when a video ends early."""
+        """Every (row, frame (H, W, 3) RGB) of a camera, each row once. UserError when a video ends
+        early.
+        """
         key = self.image_keys[camera]
         return _video_frames(self, key) if is_video(self, key) else _png_frames(self, key)
 
@@ -72,9 +87,13 @@ def find_dataset(name: str) -> Path:
     if (folder / INFO).is_file():
         return folder
     if folder.is_dir():
-        raise UserError(f"{folder} is not a LeRobotDataset: it has no {INFO}; give the folder that contains meta/")
+        raise UserError(
+            f"{folder} is not a LeRobotDataset: it has no {INFO}; give the folder that contains meta/"
+        )
     if folder.is_absolute() or name.count("/") != 1 or name.startswith("."):
-        raise UserError(f"no dataset at {folder}; record one with `mtdit simulate --out {folder}` or check the path")
+        raise UserError(
+            f"no dataset at {folder}; record one with `mtdit simulate --out {folder}` or check the path"
+        )
     return _from_hub(name)
 
 
@@ -88,8 +107,12 @@ def _from_hub(repo_id: str) -> Path:
     try:
         return Path(snapshot_download(repo_id, repo_type="dataset", local_dir=local))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise UserError(f"no dataset {repo_id!r}: neither a folder nor on the Hub ({reason})") from None
+        reason = (
+            str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        )
+        raise UserError(
+            f"no dataset {repo_id!r}: neither a folder nor on the Hub ({reason})"
+        ) from None
 
 
 def open_dataset(name: str) -> Dataset:
@@ -114,7 +137,9 @@ def open_dataset(name: str) -> Dataset:
         state=state,
         action=action,
         task=columns["task_index"].astype(np.int64),
-        episode_ends=np.append(np.flatnonzero(np.diff(columns["episode_index"])) + 1, len(state)).astype(np.int64),
+        episode_ends=np.append(
+            np.flatnonzero(np.diff(columns["episode_index"])) + 1, len(state)
+        ).astype(np.int64),
         stats=_stats(root, state, action),
         info=info,
         episodes=episodes,
@@ -124,15 +149,21 @@ def open_dataset(name: str) -> Dataset:
 def _check_info(root: Path, info: Any) -> None:
     version = str(info.get("codebase_version", "?")) if isinstance(info, dict) else "?"
     if not version.startswith("v3."):
-        raise UserError(f"{root} is a dataset of version {version}, v3.x is needed; convert it with LeRobot's script")
+        raise UserError(
+            f"{root} is a dataset of version {version}, v3.x is needed; convert it with LeRobot's script"
+        )
     if not isinstance(info.get("features"), dict):
         raise UserError(f"{root}/{INFO} lists no features; copy the dataset again")
     for key, feature in info["features"].items():
         if not isinstance(feature, dict) or not {"dtype", "shape"} <= set(feature):
-            raise UserError(f"{root}/{INFO}: feature {key!r} lacks dtype or shape; copy the dataset again")
+            raise UserError(
+                f"{root}/{INFO}: feature {key!r} lacks dtype or shape; copy the dataset again"
+            )
     for key in (STATE, ACTION):
         if key not in info["features"]:
-            raise UserError(f"{root} has no feature {key!r}; record it, or rename the feature in meta/info.json")
+            raise UserError(
+                f"{root} has no feature {key!r}; record it, or rename the feature in meta/info.json"
+            )
     if type(info.get("fps")) is not int or info["fps"] <= 0:
         raise UserError(f"{root}/{INFO}: fps must be a positive integer, got {info.get('fps')!r}")
 
@@ -142,7 +173,9 @@ def _image_shape(root: Path, key: str, feature: Mapping[str, Any]) -> tuple[int,
     if names[:1] in (["channel"], ["channels"]) or (not names and shape[0] == 3):
         shape = [*shape[1:], shape[0]]
     if len(shape) != 3 or shape[2] != 3:
-        raise UserError(f"{root}: camera {key!r} has shape {feature['shape']}, RGB (H, W, 3) is needed")
+        raise UserError(
+            f"{root}: camera {key!r} has shape {feature['shape']}, RGB (H, W, 3) is needed"
+        )
     return int(shape[0]), int(shape[1]), 3
 
 
@@ -169,7 +202,9 @@ def _rows_of(episodes: pa.Table) -> int | None:
 
 
 def _read_rows(root: Path, n_rows: int | None) -> dict[str, NDArray[Any]]:
-    """The columns training needs, sorted by row number. What a killed recorder left behind the last episode is cut."""
+    """The columns training needs, sorted by row number. What a killed recorder left behind the last
+    episode is cut.
+    """
     wanted = [STATE, ACTION, "timestamp", "index", "episode_index", "task_index"]
     table = _read_table(root, "data", "frames", wanted).slice(0, n_rows)
     if not len(table):
@@ -185,12 +220,16 @@ def data_files(root: Path, folder: str = "data") -> list[Path]:
 def _read_table(root: Path, folder: str, what: str, columns: list[str] | None = None) -> pa.Table:
     files = data_files(root, folder)
     if not files:
-        raise UserError(f"{root} has no {what}: {folder}/chunk-000/file-000.parquet is missing; copy the whole dataset")
+        raise UserError(
+            f"{root} has no {what}: {folder}/chunk-000/file-000.parquet is missing; copy the whole dataset"
+        )
     tables = [_read_parquet(file, columns) for file in files]
     for file, table in zip(files, tables, strict=True):
         missing = [c for c in columns or [] if c not in table.column_names]
         if missing:
-            raise UserError(f"{file} has no column {missing[0]!r}; the dataset and its meta/info.json do not match")
+            raise UserError(
+                f"{file} has no column {missing[0]!r}; the dataset and its meta/info.json do not match"
+            )
     joined = pa.concat_tables(tables, promote_options="permissive")
     return joined.sort_by("index") if columns else joined
 
@@ -204,19 +243,29 @@ def _read_parquet(file: Path, columns: list[str] | None) -> pa.Table:
 
 
 def _to_numpy(root: Path, name: str, column: pa.ChunkedArray) -> NDArray[Any]:
-    """(N,) or, for a column of lists, (N, D). UserError when lists differ in length or values are missing."""
+    """(N,) or, for a column of lists, (N, D). UserError when lists differ in length or values are
+    missing.
+    """
     if column.null_count:
-        raise UserError(f"{root}: column {name!r} lacks {column.null_count} values; copy the dataset again")
+        raise UserError(
+            f"{root}: column {name!r} lacks {column.null_count} values; copy the dataset again"
+        )
     if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)):
         return column.to_numpy()
     lengths = np.unique(pc.list_value_length(column).to_numpy())
     if len(lengths) != 1:
-        raise UserError(f"{root}: {name!r} has {lengths[0]} numbers in one frame, {lengths[-1]} in another; re-record")
+        raise UserError(
+            f"{root}: {name!r} has {lengths[0]} numbers in one frame, {lengths[-1]} in another; re-record"
+        )
     return pc.list_flatten(column).to_numpy().reshape(len(column), -1)
 
 
 def _check_rows(
-    root: Path, columns: Mapping[str, NDArray[Any]], tasks: tuple[str, ...], episodes: pa.Table, fps: int
+    root: Path,
+    columns: Mapping[str, NDArray[Any]],
+    tasks: tuple[str, ...],
+    episodes: pa.Table,
+    fps: int,
 ) -> None:
     """UserError when the frames, the episodes, the tasks and fps do not go together."""
     index, episode = columns["index"], columns["episode_index"]
@@ -224,7 +273,11 @@ def _check_rows(
         gap = int(np.argmax(index != np.arange(len(index))))
         raise UserError(f"{root}/data: row {gap} is missing or there twice; copy the dataset again")
     ends = [*(np.flatnonzero(np.diff(episode)) + 1).tolist(), len(index)]
-    said = episodes["dataset_to_index"].to_pylist() if "dataset_to_index" in episodes.column_names else ends
+    said = (
+        episodes["dataset_to_index"].to_pylist()
+        if "dataset_to_index" in episodes.column_names
+        else ends
+    )
     if ends != said:
         raise UserError(
             f"{root}: data has {len(ends)} episodes and {len(index)} frames, meta/episodes says {len(said)} and "
@@ -232,8 +285,12 @@ def _check_rows(
         )
     used = int(columns["task_index"].max())
     if used >= len(tasks) or columns["task_index"].min() < 0:
-        raise UserError(f"{root}/data uses task {used}, meta/tasks.parquet has {len(tasks)}; copy the dataset again")
-    times = np.delete(np.diff(columns["timestamp"].reshape(-1).astype(np.float64)), np.array(ends[:-1], int) - 1)
+        raise UserError(
+            f"{root}/data uses task {used}, meta/tasks.parquet has {len(tasks)}; copy the dataset again"
+        )
+    times = np.delete(
+        np.diff(columns["timestamp"].reshape(-1).astype(np.float64)), np.array(ends[:-1], int) - 1
+    )
     if len(times) and abs(np.median(times) * fps - 1) > 0.01:
         raise UserError(
             f"{root}/{INFO} says fps {fps}, the frames are {np.median(times):.4g} s apart, "
@@ -252,7 +309,9 @@ def _vectors(
         )
     names = _listed_names(feature)
     if names and len(names) != values.shape[1]:
-        raise UserError(f"{root}/{INFO}: {key} has {values.shape[1]} dimensions but {len(names)} names; correct them")
+        raise UserError(
+            f"{root}/{INFO}: {key} has {values.shape[1]} dimensions but {len(names)} names; correct them"
+        )
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
         episode = columns["episode_index"][bad[0]]
@@ -280,9 +339,14 @@ def _stats(
     """meta/stats.json as arrays; what it lacks of state and action is computed from the rows."""
     raw = read_json(root / STATS) if (root / STATS).is_file() else {}
     try:
-        stats = {k: {n: np.asarray(v, np.float32) for n, v in values.items()} for k, values in raw.items()}
+        stats = {
+            k: {n: np.asarray(v, np.float32) for n, v in values.items()}
+            for k, values in raw.items()
+        }
     except (AttributeError, TypeError, ValueError):
-        raise UserError(f"{root / STATS} is not a table of statistics; remove it and they are computed") from None
+        raise UserError(
+            f"{root / STATS} is not a table of statistics; remove it and they are computed"
+        ) from None
     for key, rows in ((STATE, state), (ACTION, action)):
         known = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
         stats[key] = {**known, **stats.get(key, {})}
@@ -292,11 +356,13 @@ def _stats(
                 f"{root}: statistics of {key} have shape {shape}, the rows {rows.shape[1:]}; recompute them"
             )
         if not all(np.isfinite(stats[key][name]).all() for name in known):
-            raise UserError(f"{root}: statistics of {key} are not finite; remove {STATS} and they are computed")
+            raise UserError(
+                f"{root}: statistics of {key} are not finite; remove {STATS} and they are computed"
+            )
     return stats
 
 
-# --- frames -------------------------------------------------------------------------------------------------------
+# --- frames
 
 
 def is_video(dataset: Dataset, key: str) -> bool:
@@ -305,19 +371,27 @@ def is_video(dataset: Dataset, key: str) -> bool:
 
 
 def video_places(dataset: Dataset, key: str) -> dict[str, dict[int, int]]:
-    """Video (relative to the root) -> its frame number -> row. UserError when the table of episodes does not say."""
+    """Video (relative to the root) -> its frame number -> row. UserError when the table of episodes
+    does not say.
+    """
     columns = ["dataset_from_index", "length"]
     columns += [f"videos/{key}/{n}" for n in ("chunk_index", "file_index", "from_timestamp")]
     missing = [c for c in columns if c not in dataset.episodes.column_names]
     if missing:
-        raise UserError(f"{dataset.root}/meta/episodes has no column {missing[0]!r}; copy the dataset again")
+        raise UserError(
+            f"{dataset.root}/meta/episodes has no column {missing[0]!r}; copy the dataset again"
+        )
     pattern = dataset.info.get("video_path") or VIDEO_PATH
     places: dict[str, dict[int, int]] = {}
-    for row, length, chunk, file, start in zip(*(dataset.episodes[c].to_pylist() for c in columns), strict=True):
+    for row, length, chunk, file, start in zip(
+        *(dataset.episodes[c].to_pylist() for c in columns), strict=True
+    ):
         try:
             path = pattern.format(video_key=key, chunk_index=chunk, file_index=file)
         except (KeyError, IndexError, ValueError, AttributeError):
-            raise UserError(f"{dataset.root}/{INFO}: video_path {pattern!r} is no pattern of LeRobot's") from None
+            raise UserError(
+                f"{dataset.root}/{INFO}: video_path {pattern!r} is no pattern of LeRobot's"
+            ) from None
         first = round(start * dataset.fps)
         places.setdefault(path, {}).update({first + i: row + i for i in range(length)})
     return places
@@ -342,7 +416,9 @@ def _decode(path: Path, rows: dict[int, int], fps: int) -> Iterator[tuple[int, N
     except (av.error.FFmpegError, OSError, IndexError) as error:
         raise UserError(f"{path} cannot be decoded ({error}); copy the dataset again") from None
     if left:
-        raise UserError(f"{path} lacks {len(left)} of {len(rows)} frames (first: {min(left)}); copy the dataset again")
+        raise UserError(
+            f"{path} lacks {len(left)} of {len(rows)} frames (first: {min(left)}); copy the dataset again"
+        )
 
 
 def _png_frames(dataset: Dataset, key: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -362,4 +438,6 @@ def picture(file: Path, image: Any) -> NDArray[np.uint8]:
     try:
         return np.array(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
     except (OSError, TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{file} holds a picture that cannot be decoded ({error}); copy the dataset again") from None
+        raise UserError(
+            f"{file} holds a picture that cannot be decoded ({error}); copy the dataset again"
+        ) from None

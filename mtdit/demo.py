@@ -1,7 +1,8 @@
 """The whole road as a person would type it: record, train, export, run, evaluate, report.
 
-Knows the commands, where their results go, and which of them are already done. Refuses to know how any stage works:
-every stage is a `mtdit` command line in a process of its own, printed before it runs, so it can be repeated by hand.
+Knows the commands, where their results go, and which of them are already done. Refuses to know how
+any stage works: every stage is a `mtdit` command line in a process of its own, printed before it
+runs, so it can be repeated by hand.
 """
 
 from __future__ import annotations
@@ -69,14 +70,21 @@ def stages(config: DemoConfig) -> list[Stage]:
             f"export {_word(run)} --fp16 --dataset {_word(dataset)} --out {_word(bundle)}", bundle / "manifest.json",
         ),
     ]  # fmt: skip
-    return road + [stage for task in TASKS for stage in (run_stage(config, task), eval_stage(config, task))]
+    return road + [
+        stage for task in TASKS for stage in (run_stage(config, task), eval_stage(config, task))
+    ]
 
 
 def run_stage(config: DemoConfig, task: str) -> Stage:
     name = config.out / f"run-{_slug(task)}"
     options = f"--duration {config.run_seconds:g} --seed {config.run_seed}"
     options += f" --video {_word(f'{name}.mp4')} --json {_word(f'{name}.json')}"
-    return _stage(f"run {task}", "in real time, filmed", _on_twin("run", config, task, options), Path(f"{name}.json"))
+    return _stage(
+        f"run {task}",
+        "in real time, filmed",
+        _on_twin("run", config, task, options),
+        Path(f"{name}.json"),
+    )
 
 
 def eval_stage(config: DemoConfig, task: str) -> Stage:
@@ -106,7 +114,8 @@ def _slug(task: str) -> str:
 def demo(config: DemoConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Walk the road, keep what is finished, write report.json, and return it.
 
-    Raises UserError naming the stage and its command when one fails; finished stages stay and are not repeated.
+    Raises UserError naming the stage and its command when one fails; finished stages stay and are
+    not repeated.
     """
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / STAMPS).mkdir(exist_ok=True)
@@ -130,7 +139,11 @@ def _stamp(out: Path, stage: Stage) -> Path:
 
 def _is_done(out: Path, stage: Stage) -> bool:
     stamp = _stamp(out, stage)
-    return stamp.is_file() and stage.result.exists() and json.loads(stamp.read_text())["command"] == list(stage.command)
+    return (
+        stamp.is_file()
+        and stage.result.exists()
+        and json.loads(stamp.read_text())["command"] == list(stage.command)
+    )
 
 
 def _run(out: Path, stage: Stage, say: Callable[[str], None]) -> None:
@@ -138,9 +151,13 @@ def _run(out: Path, stage: Stage, say: Callable[[str], None]) -> None:
     say(f"    $ mtdit {shlex.join(stage.command)}")
     began = time.monotonic()
     live = {**os.environ, "PYTHONUNBUFFERED": "1"}  # progress shows up in a log file as well
-    code = subprocess.run([sys.executable, "-m", "mtdit.cli", *stage.command], check=False, env=live).returncode
+    code = subprocess.run(
+        [sys.executable, "-m", "mtdit.cli", *stage.command], check=False, env=live
+    ).returncode
     if code:
-        raise UserError(f"demo: stage {stage.name!r} ended with code {code}: see above, then run `make demo` again")
+        raise UserError(
+            f"demo: stage {stage.name!r} ended with code {code}: see above, then run `make demo` again"
+        )
     took_s = round(time.monotonic() - began, 1)
     _stamp(out, stage).write_text(json.dumps({"command": stage.command, "took_s": took_s}) + "\n")
     say(f"    done in {took_s:.0f} s")
@@ -148,7 +165,9 @@ def _run(out: Path, stage: Stage, say: Callable[[str], None]) -> None:
 
 def _report(config: DemoConfig) -> dict[str, Any]:
     """Rates and timings of every stage, from the files the stages wrote."""
-    stage_s = {s.name: json.loads(_stamp(config.out, s).read_text())["took_s"] for s in stages(config)}
+    stage_s = {
+        s.name: json.loads(_stamp(config.out, s).read_text())["took_s"] for s in stages(config)
+    }
     tasks = {
         task: {
             "eval": json.loads(eval_stage(config, task).result.read_text()),
@@ -157,7 +176,12 @@ def _report(config: DemoConfig) -> dict[str, Any]:
         for task in TASKS
     }
     machine = f"{platform.machine()}, Python {platform.python_version()}"
-    return {"tasks": tasks, "stage_s": stage_s, "total_s": round(sum(stage_s.values()), 1), "machine": machine}
+    return {
+        "tasks": tasks,
+        "stage_s": stage_s,
+        "total_s": round(sum(stage_s.values()), 1),
+        "machine": machine,
+    }
 
 
 def _summary(report: dict[str, Any], out: Path, say: Callable[[str], None]) -> None:
@@ -169,4 +193,6 @@ def _summary(report: dict[str, Any], out: Path, say: Callable[[str], None]) -> N
         chunk_ms = run["stages"].get("chunk", {}).get("p50_ms", 0.0)
         late = f"{run['late_ticks']} late ticks of {run['ticks']}, a chunk took {chunk_ms:.0f} ms"
         say(f"    filmed: {run['reason']} after {run['duration_s']:.1f} s, {late}")
-    say(f"All stages took {report['total_s'] / 60:.0f} minutes. Videos: {out}/*.mp4  Report: {out}/report.json")
+    say(
+        f"All stages took {report['total_s'] / 60:.0f} minutes. Videos: {out}/*.mp4  Report: {out}/report.json"
+    )

@@ -1,8 +1,10 @@
-"""The denoiser: a transformer over action chunks, steered by one conditioning vector through AdaLN-Zero.
+"""The denoiser: a transformer over action chunks, steered by one conditioning vector through
+AdaLN-Zero.
 
-Knows tensors of actions, time and conditioning. Refuses to know what the conditioning is made of, which objective
-trains it and how it is sampled. Parameter names and shapes are those of LeRobot's `noise_predictor`
-(lerobot/policies/multi_task_dit/modeling_multi_task_dit.py); after Peebles and Xie, arXiv 2212.09748.
+Knows tensors of actions, time and conditioning. Refuses to know what the conditioning is made of,
+which objective trains it and how it is sampled. Parameter names and shapes are those of LeRobot's
+`noise_predictor` (lerobot/policies/multi_task_dit/modeling_multi_task_dit.py); after Peebles and
+Xie, arXiv 2212.09748.
 
 B batch, T horizon, D hidden, A action dim, C conditioning, E time embedding.
 """
@@ -33,7 +35,9 @@ class Denoiser(nn.Module):
         )
         self.input_proj = nn.Linear(config.action_dim, hidden)
         if config.use_positional_encoding:
-            self.pos_embedding = nn.Parameter(torch.randn(1, config.horizon, hidden) * 0.02)  # (1, T, D)
+            self.pos_embedding = nn.Parameter(
+                torch.randn(1, config.horizon, hidden) * 0.02
+            )  # (1, T, D)
         self.transformer_blocks = nn.ModuleList(
             Block(config, time_dim + conditioning_dim) for _ in range(config.num_layers)
         )
@@ -57,7 +61,9 @@ class Denoiser(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the conditioning; the gates start at zero."""
+    """Attention and MLP, each shifted, scaled and gated by the conditioning; the gates start at
+    zero.
+    """
 
     def __init__(self, config: PolicyConfig, condition_dim: int) -> None:
         super().__init__()
@@ -71,7 +77,9 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(hidden, elementwise_affine=False, eps=1e-6)
         self.norm2 = nn.LayerNorm(hidden, elementwise_affine=False, eps=1e-6)
         self.mlp = nn.Sequential(
-            nn.Linear(hidden, 4 * hidden), nn.GELU(approximate="tanh"), nn.Linear(4 * hidden, hidden)
+            nn.Linear(hidden, 4 * hidden),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * hidden, hidden),
         )
         modulation = nn.Linear(condition_dim, 6 * hidden)
         nn.init.zeros_(modulation.weight)
@@ -104,12 +112,16 @@ class RopeAttention(nn.Module):
         qkv = self.qkv_proj(x).reshape(batch, steps, 3, self.heads, hidden // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, head dim)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, dropout_p=dropout)
+        mixed = F.scaled_dot_product_attention(
+            rotate(q, cos, sin), rotate(k, cos, sin), v, dropout_p=dropout
+        )
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, steps, hidden))
 
 
 class SinusoidalTime(nn.Module):
-    """Time (B,) -> [sin, cos] at dim/2 geometric frequencies from 1 to 1/10000. Time is a step number or 0..1."""
+    """Time (B,) -> [sin, cos] at dim/2 geometric frequencies from 1 to 1/10000. Time is a step
+    number or 0..1.
+    """
 
     frequencies: Tensor  # (E / 2,)
 
@@ -125,7 +137,9 @@ class SinusoidalTime(nn.Module):
 
 
 def rope_tables(steps: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin (steps, head_dim) in the rotate-half layout: both halves hold the same angles (arXiv 2104.09864)."""
+    """cos and sin (steps, head_dim) in the rotate-half layout: both halves hold the same angles
+    (arXiv 2104.09864).
+    """
     inverse = 1.0 / base ** (torch.arange(0, head_dim, 2).float() / head_dim)
     angles = torch.outer(torch.arange(steps).float(), inverse).repeat(1, 2)
     return angles.cos(), angles.sin()

@@ -1,14 +1,17 @@
-"""CLIP's two towers and what the policy makes of them: one conditioning vector per observation history.
+"""CLIP's two towers and what the policy makes of them: one conditioning vector per observation
+history.
 
-Knows images, token ids, joint states and the shape of a CLIP. Refuses to know actions, objectives and files, except
-for `clip_shapes` and `load_clip`, which look a CLIP up by Hub name or local folder.
+Knows images, token ids, joint states and the shape of a CLIP. Refuses to know actions, objectives
+and files, except for `clip_shapes` and `load_clip`, which look a CLIP up by Hub name or local
+folder.
 
-Parameter names, and their order, are those of transformers' CLIPVisionModel and CLIPTextModel inside LeRobot's
-`observation_encoder`, so optimiser states match by number.
-Vision: the class token of the last layer, *before* post_layernorm unless the shape says after.
-Text: frozen, pooled at the first EOS, projected.
+Parameter names, and their order, are those of transformers' CLIPVisionModel and CLIPTextModel
+inside LeRobot's `observation_encoder`, so optimiser states match by number. Vision: the class token
+of the last layer, *before* post_layernorm unless the shape says after. Text: frozen, pooled at the
+first EOS, projected.
 
-B batch, S observation steps, N cameras, D vision width, W text width, P projected text (= hidden_dim).
+B batch, S observation steps, N cameras, D vision width, W text width, P projected text (=
+hidden_dim).
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ from mtdit.hub import Hub
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import MOST, from_json
 
-# --- the shape of a CLIP ------------------------------------------------------------------------------------------
+# --- the shape of a CLIP
+# ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,16 @@ TOKENIZER = "tokenizer.json"
 LEGACY_EOS = 2  # of OpenAI's own configs
 VISION, TEXT = ".vision_model.", ".text_model."  # what the names of a tower's weights contain
 _VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}  # OpenCLIP's H, g and G
-_OF_OPENAI = re.compile(r"(openai/|[./~].*/)?clip-vit-(base|large)-patch\d\d(-336)?")  # or a copy of the same name
+_OF_OPENAI = re.compile(
+    r"(openai/|[./~].*/)?clip-vit-(base|large)-patch\d\d(-336)?"
+)  # or a copy of the same name
 _OPENAI_TEXT = TextShape(eos_token_id=LEGACY_EOS)
 _OPENAI: dict[str, ClipShape] = {
     OPENAI_B16: ClipShape(VisionShape(patch_size=16), _OPENAI_TEXT),
     "openai/clip-vit-base-patch32": ClipShape(VisionShape(patch_size=32), _OPENAI_TEXT),
     "openai/clip-vit-large-patch14": ClipShape(
-        VisionShape(1024, 4096, 24, 16, patch_size=14), TextShape(768, 3072, 12, 12, eos_token_id=LEGACY_EOS)
+        VisionShape(1024, 4096, 24, 16, patch_size=14),
+        TextShape(768, 3072, 12, 12, eos_token_id=LEGACY_EOS),
     ),
 }
 
@@ -96,19 +103,27 @@ _OPENAI: dict[str, ClipShape] = {
 def clip_shapes(
     config: PolicyConfig, beside: Path | None = None, weights: Mapping[str, Tensor] | None = None
 ) -> ClipShape:
-    """The shape of the towers a config names; `beside` (a folder with config.json) wins over the names.
+    """The shape of the towers a config names; `beside` (a folder with config.json) wins over the
+    names.
 
-    weights: a trained policy's. They tell the shape of one of OpenAI's CLIPs, so that none has to be looked up; for
-    another CLIP they leave open how many heads it has and what activates it.
+    weights: a trained policy's. They tell the shape of one of OpenAI's CLIPs, so that none has to
+    be looked up; for another CLIP they leave open how many heads it has and what activates it.
     """
-    vision, text = (shape_of(name, beside, weights) for name in (config.vision_encoder_name, config.text_encoder_name))
+    vision, text = (
+        shape_of(name, beside, weights)
+        for name in (config.vision_encoder_name, config.text_encoder_name)
+    )
     return ClipShape(vision.vision, text.text)
 
 
-def shape_of(name: str, beside: Path | None = None, weights: Mapping[str, Tensor] | None = None) -> ClipShape:
+def shape_of(
+    name: str, beside: Path | None = None, weights: Mapping[str, Tensor] | None = None
+) -> ClipShape:
     """The shape of the CLIP with this Hub name or folder; see `clip_shapes`."""
     for folder in (beside, Path(name)):
-        if folder is not None and os.path.isfile(folder / "config.json"):  # a name that is no path is no error
+        if folder is not None and os.path.isfile(
+            folder / "config.json"
+        ):  # a name that is no path is no error
             return _shape_from_json(folder / "config.json")
     if name in _OPENAI:
         return _OPENAI[name]
@@ -121,22 +136,29 @@ def shape_of(name: str, beside: Path | None = None, weights: Mapping[str, Tensor
 
 
 def vision_shape(weights: Mapping[str, Tensor]) -> VisionShape:
-    """What the shapes of a policy's weights tell of its vision towers, the rest as in OpenAI's CLIPs.
+    """What the shapes of a policy's weights tell of its vision towers, the rest as in OpenAI's
+    CLIPs.
 
     UserError when they are no CLIP's. A policy without cameras has no tower: any shape does.
     """
     tower = _tower(weights, VISION)
     if not tower:
         return VisionShape()
-    width, _, patch, _ = _sizes(tower, "vision", "embeddings.patch_embedding.weight", 4)  # (D, 3, patch, patch)
-    places, _ = _sizes(tower, "vision", "embeddings.position_embedding.weight", 2)  # of patches and the class token
+    width, _, patch, _ = _sizes(
+        tower, "vision", "embeddings.patch_embedding.weight", 4
+    )  # (D, 3, patch, patch)
+    places, _ = _sizes(
+        tower, "vision", "embeddings.position_embedding.weight", 2
+    )  # of patches and the class token
     (inner,) = _sizes(tower, "vision", "encoder.layers.0.mlp.fc1.bias", 1)
     heads, side = _heads(width, _VISION_HEADS), patch * math.isqrt(places - 1)
     return VisionShape(width, inner, _layers(tower), heads, image_size=side, patch_size=patch)
 
 
 def text_shape(weights: Mapping[str, Tensor]) -> TextShape:
-    """What the shapes of a policy's weights tell of its text tower. UserError when they are no CLIP's."""
+    """What the shapes of a policy's weights tell of its text tower. UserError when they are no
+    CLIP's.
+    """
     tower = _tower(weights, TEXT)
     vocabulary, width = _sizes(tower, "text", "embeddings.token_embedding.weight", 2)
     longest, _ = _sizes(tower, "text", "embeddings.position_embedding.weight", 2)
@@ -148,7 +170,9 @@ def text_shape(weights: Mapping[str, Tensor]) -> TextShape:
 
 
 def _tower(weights: Mapping[str, Tensor], marker: str) -> dict[str, Tensor]:
-    """The weights whose names contain `marker`, by what follows it. Cameras with towers of their own are alike."""
+    """The weights whose names contain `marker`, by what follows it. Cameras with towers of their
+    own are alike.
+    """
     return {name.partition(marker)[2]: value for name, value in weights.items() if marker in name}
 
 
@@ -157,12 +181,16 @@ def _sizes(tower: Mapping[str, Tensor], kind: str, name: str, axes: int) -> tupl
     found = tuple(tower[name].shape) if name in tower else ()
     if len(found) != axes or 0 in found:
         what = f"{name} is of shape {found}" if name in tower else f"{name} is missing"
-        raise UserError(f"the weights hold no CLIP {kind} tower ({what}); only CLIP's is supported: train with one")
+        raise UserError(
+            f"the weights hold no CLIP {kind} tower ({what}); only CLIP's is supported: train with one"
+        )
     return found
 
 
 def _layers(tower: Mapping[str, Tensor]) -> int:
-    return len([name for name in tower if re.fullmatch(r"encoder\.layers\.\d+\.layer_norm1\.weight", name)])
+    return len(
+        [name for name in tower if re.fullmatch(r"encoder\.layers\.\d+\.layer_norm1\.weight", name)]
+    )
 
 
 def _heads(width: int, known: Mapping[int, int] | None = None) -> int:
@@ -188,10 +216,15 @@ def _shape_from_json(path: Path) -> ClipShape:
         return ClipShape(vision, _part(TextShape, raw.get("text_config", {}), "text_config"))
     except (TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path} does not describe a CLIP ({reason}); copy the checkpoint again") from None
+        raise UserError(
+            f"{path} does not describe a CLIP ({reason}); copy the checkpoint again"
+        ) from None
 
 
-_LIMITS = {"num_hidden_layers": (1, MOST_LAYERS), "eos_token_id": (0, MOST)}  # of other numbers: (1, MOST)
+_LIMITS = {
+    "num_hidden_layers": (1, MOST_LAYERS),
+    "eos_token_id": (0, MOST),
+}  # of other numbers: (1, MOST)
 
 
 def _part(kind: type[Shape], values: Any, where: str) -> Shape:
@@ -222,7 +255,7 @@ def _gist(error: Exception) -> str:
     return lines[0][:160] if lines else type(error).__name__
 
 
-# --- the towers ---------------------------------------------------------------------------------------------------
+# --- the towers
 
 
 QUICK = 1.702  # quick_gelu's slope
@@ -239,12 +272,16 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
         self.heads, self.causal = heads, causal
-        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (
+            nn.Linear(width, width) for _ in range(4)
+        )
 
     def forward(self, x: Tensor, asking: Tensor) -> Tensor:
         """Tokens (B, L, W) and those of them whose answer is wanted (B, Q, W) -> (B, Q, W)."""
         q, k, v = self.q_proj(asking), self.k_proj(x), self.v_proj(x)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, L, head dim)
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v)
+        )  # (B, heads, L, head dim)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
@@ -253,7 +290,9 @@ class Mlp(nn.Module):
     def __init__(self, width: int, inner: int, activation: str) -> None:
         super().__init__()
         if activation not in _ACTIVATIONS:
-            raise UserError(f"CLIP activation {activation!r} is not supported; use one of {', '.join(_ACTIVATIONS)}")
+            raise UserError(
+                f"CLIP activation {activation!r} is not supported; use one of {', '.join(_ACTIVATIONS)}"
+            )
         self.activation = _ACTIVATIONS[activation]
         self.fc1 = nn.Linear(width, inner)
         self.fc2 = nn.Linear(inner, width)
@@ -261,7 +300,8 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.activation is not quick_gelu:
             return self.fc2(self.activation(self.fc1(x)))
-        # quick_gelu(h) = silu(a h) / a: with `a` in the weights, which are fewer than activations, one kernel is left
+        # quick_gelu(h) = silu(a h) / a: with `a` in the weights, which are fewer than activations,
+        # one kernel is left
         up = F.silu(F.linear(x, QUICK * self.fc1.weight, QUICK * self.fc1.bias))
         return F.linear(up, self.fc2.weight / QUICK, self.fc2.bias)
 
@@ -288,7 +328,9 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(Layer(shape, causal) for _ in range(shape.num_hidden_layers))
 
     def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
-        """Only the last layer can be spared the work for tokens nobody wants; the others need all of them."""
+        """Only the last layer can be spared the work for tokens nobody wants; the others need all
+        of them.
+        """
         for layer in self.layers[:-1]:
             x = layer(x)
         return self.layers[-1](x, wanted)
@@ -309,14 +351,20 @@ class PatchEmbeddings(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Normalised images (B, 3, size, size) -> class token (B, D), before post_layernorm unless the shape says after."""
+    """Normalised images (B, 3, size, size) -> class token (B, D), before post_layernorm unless the
+    shape says after.
+    """
 
     def __init__(self, shape: VisionShape) -> None:
         super().__init__()
         self.embeddings = PatchEmbeddings(shape)
-        self.pre_layrnorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)  # CLIP's own spelling
+        self.pre_layrnorm = nn.LayerNorm(
+            shape.hidden_size, eps=shape.layer_norm_eps
+        )  # CLIP's own spelling
         self.encoder = Stack(shape, causal=False)
-        self.post_layernorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)  # LeRobot keeps it unused
+        self.post_layernorm = nn.LayerNorm(
+            shape.hidden_size, eps=shape.layer_norm_eps
+        )  # LeRobot keeps it unused
         self.normed = shape.class_token_normed
 
     def forward(self, images: Tensor) -> Tensor:
@@ -331,11 +379,15 @@ class TokenEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(shape.max_position_embeddings, shape.hidden_size)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return self.token_embedding(token_ids) + self.position_embedding.weight[: token_ids.shape[1]]
+        return (
+            self.token_embedding(token_ids) + self.position_embedding.weight[: token_ids.shape[1]]
+        )
 
 
 class TextTower(nn.Module):
-    """Token ids (B, L) -> feature at the first EOS (B, W). Causal, so what follows the EOS does not matter."""
+    """Token ids (B, L) -> feature at the first EOS (B, W). Causal, so what follows the EOS does not
+    matter.
+    """
 
     def __init__(self, shape: TextShape) -> None:
         super().__init__()
@@ -351,7 +403,8 @@ class TextTower(nn.Module):
         return x[torch.arange(x.shape[0], device=x.device), end]
 
 
-# --- what the policy makes of them --------------------------------------------------------------------------------
+# --- what the policy makes of them
+# --------------------------------------------------------------------------------
 
 
 class VisionEncoder(nn.Module):
@@ -383,7 +436,9 @@ class TextEncoder(nn.Module):
 
 
 class ObservationEncoder(nn.Module):
-    """Images, state and pooled text -> conditioning (B, S * (state + N * D + P)), oldest step first."""
+    """Images, state and pooled text -> conditioning (B, S * (state + N * D + P)), oldest step
+    first.
+    """
 
     def __init__(self, config: PolicyConfig, shape: ClipShape) -> None:
         super().__init__()
@@ -396,17 +451,25 @@ class ObservationEncoder(nn.Module):
             self.vision_encoder = VisionEncoder(shape.vision)
         self.text_encoder = TextEncoder(shape.text, config.hidden_dim)
         features = len(self.cameras) * shape.vision.hidden_size
-        self.conditioning_dim = config.n_obs_steps * (config.state_dim + features + config.hidden_dim)
+        self.conditioning_dim = config.n_obs_steps * (
+            config.state_dim + features + config.hidden_dim
+        )
 
-    def features(self, images: Mapping[str, Tensor], crop: Mapping[str, Tensor] | None = None) -> Tensor | None:
-        """Camera -> normalised frames (B, S, 3, H, W), any size; returns (B, S, N * D), None without cameras.
+    def features(
+        self, images: Mapping[str, Tensor], crop: Mapping[str, Tensor] | None = None
+    ) -> Tensor | None:
+        """Camera -> normalised frames (B, S, 3, H, W), any size; returns (B, S, N * D), None
+        without cameras.
 
-        crop: camera -> (B, 2) top and left of each sample's crop, for training; by default it is in the middle.
+        crop: camera -> (B, 2) top and left of each sample's crop, for training; by default it is in
+        the middle.
         """
         if not self.cameras:
             return None
         places = crop or {}
-        ready = [self.prepare(images[c], places.get(c)) for c in self.cameras]  # N times (B, S, 3, size, size)
+        ready = [
+            self.prepare(images[c], places.get(c)) for c in self.cameras
+        ]  # N times (B, S, 3, size, size)
         batch, steps = ready[0].shape[:2]
         if self.config.use_separate_rgb_encoder_per_camera:
             tokens = [e(x.flatten(0, 1)) for e, x in zip(self.vision_encoders, ready, strict=True)]
@@ -419,21 +482,31 @@ class ObservationEncoder(nn.Module):
         size, crop = self.config.image_resize_shape, self.config.image_crop_shape
         if size is not None:
             batch = images.flatten(0, 1)
-            batch = resize(batch, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+            batch = resize(
+                batch, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True
+            )
             images = batch.unflatten(0, images.shape[:2])
         if crop is None or images.shape[-2:] == crop:
             return images
-        return center_crop(images, list(crop)) if crop_at is None else cropped(images, crop, crop_at)
+        return (
+            center_crop(images, list(crop)) if crop_at is None else cropped(images, crop, crop_at)
+        )
 
     def forward(self, state: Tensor, features: Tensor | None, pooled_text: Tensor) -> Tensor:
-        """State (B, S, J) normalised, features (B, S, N * D), pooled text (B, W) -> conditioning (B, C)."""
-        text = self.text_encoder(pooled_text).unsqueeze(1).expand(-1, state.shape[1], -1)  # (B, S, P)
+        """State (B, S, J) normalised, features (B, S, N * D), pooled text (B, W) -> conditioning
+        (B, C).
+        """
+        text = (
+            self.text_encoder(pooled_text).unsqueeze(1).expand(-1, state.shape[1], -1)
+        )  # (B, S, P)
         parts = [state, text] if features is None else [state, features, text]
         return torch.cat(parts, dim=-1).flatten(1)
 
 
 def cropped(images: Tensor, size: tuple[int, int], at: Tensor) -> Tensor:
-    """Images (B, S, 3, H, W) cut to `size` at each sample's own (top, left), (B, 2); the same for its steps."""
+    """Images (B, S, 3, H, W) cut to `size` at each sample's own (top, left), (B, 2); the same for
+    its steps.
+    """
     height, width = size
     windows = zip(images, at.tolist(), strict=True)
     return torch.stack([x[..., t : t + height, s : s + width] for x, (t, s) in windows])
@@ -450,11 +523,13 @@ def check_image_sizes(config: PolicyConfig, shape: VisionShape) -> None:
             )
 
 
-# --- weights ------------------------------------------------------------------------------------------------------
+# --- weights
 
 
 def load_clip(encoder: ObservationEncoder) -> None:
-    """Fills the towers with the weights of the CLIPs the config names. UserError when one cannot be had."""
+    """Fills the towers with the weights of the CLIPs the config names. UserError when one cannot be
+    had.
+    """
     towers = [module for module in encoder.modules() if isinstance(module, VisionEncoder)]
     if towers:
         weights = _pretrained("CLIPVisionModel", encoder.config.vision_encoder_name)
@@ -468,7 +543,8 @@ def _pretrained(kind: str, name: str) -> dict[str, Tensor]:
     import transformers
 
     before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # a whole CLIP holds the other tower too; that is no news
+    # a whole CLIP holds the other tower too; that is no news
+    transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
         model = getattr(transformers, kind).from_pretrained(name, dtype=torch.float32)
@@ -499,7 +575,9 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     try:
         tokenizer.save_pretrained(str(folder))
     except Exception as error:
-        raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error), str(folder)) from error
+        raise OSError(
+            errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error), str(folder)
+        ) from error
 
 
 def tokenize(tokenizer: Any, texts: list[str], config: PolicyConfig) -> Tensor:

@@ -1,11 +1,13 @@
 """The training loop. `fit` is to be read top to bottom.
 
-Knows the order of things within a step. Refuses to know how batches are made (mtdit.data), what the loss is
-(mtdit.policy), how weights move (mtdit.optim), what is written down (mtdit.journal) and kept (mtdit.keeping).
+Knows the order of things within a step. Refuses to know how batches are made (mtdit.data), what the
+loss is (mtdit.policy), how weights move (mtdit.optim), what is written down (mtdit.journal) and
+kept (mtdit.keeping).
 
-Step n depends on the weights before it, the seed and n alone: what chance decides comes with its batch, and dropout
-from a generator seeded for the step. A resumed run therefore gives the losses of an uninterrupted one, and without
-dropout it does not matter how many processes and parts share the samples of a step.
+Step n depends on the weights before it, the seed and n alone: what chance decides comes with its
+batch, and dropout from a generator seeded for the step. A resumed run therefore gives the losses of
+an uninterrupted one, and without dropout it does not matter how many processes and parts share the
+samples of a step.
 """
 
 from __future__ import annotations
@@ -32,9 +34,17 @@ from mtdit.train_config import TrainConfig
 
 
 def fit(
-    config: TrainConfig, learner: Learner, loader: Loader, keeper: Keeper, team: Team, stop: Stop, reporter: Reporter
+    config: TrainConfig,
+    learner: Learner,
+    loader: Loader,
+    keeper: Keeper,
+    team: Team,
+    stop: Stop,
+    reporter: Reporter,
 ) -> Path:
-    """Trains from the learner's step to the last one, and returns the folder of the checkpoint it ends with."""
+    """Trains from the learner's step to the last one, and returns the folder of the checkpoint it
+    ends with.
+    """
     policy, accelerator = learner.policy, team.accelerator
     journal = Journal(config, team, loader, reporter, learner.step, learner.elapsed_s)
     if config.compile:
@@ -42,7 +52,9 @@ def fit(
     model, optimizer = accelerator.prepare(policy, learner.optimizer)
     model.train()
 
-    with Batches(loader, learner.step, config.grad_accumulation, team.rank, team.world, config.workers) as source:
+    with Batches(
+        loader, learner.step, config.grad_accumulation, team.rank, team.world, config.workers
+    ) as source:
         while learner.step < config.steps:
             stopping, fraction = team.agree(stop.wanted, journal.fraction)
             if fraction >= 1.0:
@@ -64,7 +76,9 @@ def fit(
             journal.add(learner.step, loss, lr, grad_norm)
             if last or learner.step % config.log_every == 0:
                 journal.report(source.wait_s)
-            best = (last or learner.step % config.val_every == 0) and validate(learner, loader, team, journal)
+            best = (last or learner.step % config.val_every == 0) and validate(
+                learner, loader, team, journal
+            )
             if best or learner.step % config.save_every == 0:
                 journal.check()
                 with journal.aside():
@@ -75,8 +89,12 @@ def fit(
     return checkpoint
 
 
-def backward(accelerator: Accelerator, model: nn.Module, parts: Sequence[Batch], noise_samples: int) -> Tensor:
-    """Adds up the gradients of the parts' mean loss, over all processes. Returns this process' mean loss, detached."""
+def backward(
+    accelerator: Accelerator, model: nn.Module, parts: Sequence[Batch], noise_samples: int
+) -> Tensor:
+    """Adds up the gradients of the parts' mean loss, over all processes. Returns this process' mean
+    loss, detached.
+    """
     losses = []
     for i, batch in enumerate(parts, start=1):
         with nullcontext() if i == len(parts) else accelerator.no_sync(model):
@@ -87,7 +105,9 @@ def backward(accelerator: Accelerator, model: nn.Module, parts: Sequence[Batch],
 
 
 def validate(learner: Learner, loader: Loader, team: Team, journal: Journal) -> bool:
-    """Measures the weights in use on the held-out episodes, if there are any; whether they are the best so far."""
+    """Measures the weights in use on the held-out episodes, if there are any; whether they are the
+    best so far.
+    """
     if journal.validated_step == learner.step:
         return False
     with journal.aside():
@@ -101,13 +121,20 @@ def validate(learner: Learner, loader: Loader, team: Team, journal: Journal) -> 
 
 @torch.no_grad()
 def held_out_loss(learner: Learner, loader: Loader, team: Team, noise_samples: int) -> float | None:
-    """Mean over the held-out samples of all processes; None without any. Draws nothing: the same every time."""
+    """Mean over the held-out samples of all processes; None without any. Draws nothing: the same
+    every time.
+    """
     total = torch.zeros(2, device=loader.device)  # loss times samples, samples
     learner.policy.eval()
-    with learner.average.in_use() if learner.average else nullcontext(), team.accelerator.autocast():
+    with (
+        learner.average.in_use() if learner.average else nullcontext(),
+        team.accelerator.autocast(),
+    ):
         for batch in loader.validation(team.rank, team.world):
             samples = len(batch.state)
-            total += torch.stack([learner.policy.loss(batch, noise_samples) * samples, total.new_tensor(samples)])
+            total += torch.stack(
+                [learner.policy.loss(batch, noise_samples) * samples, total.new_tensor(samples)]
+            )
     learner.policy.train()
     loss, samples = team.mean(total).tolist()
     return loss / samples if samples else None

@@ -1,7 +1,8 @@
-"""A dataset as arrays: decoded frames on disk, in memory or still in their videos, and everything else beside them.
+"""A dataset as arrays: decoded frames on disk, in memory or still in their videos, and everything
+else beside them.
 
-Knows files and sizes. Refuses to know windows, batches and normalisation. A FrameCache on disk is a plain folder of
-.npy files; once it exists, training touches neither videos nor lerobot.
+Knows files and sizes. Refuses to know windows, batches and normalisation. A FrameCache on disk is a
+plain folder of .npy files; once it exists, training touches neither videos nor lerobot.
 """
 
 from __future__ import annotations
@@ -64,11 +65,13 @@ def frame_cache(
     say: Callable[[str], None] | None = None,
     kind: str = "disk",
 ) -> FrameCache:
-    """The frames of `dataset`, the same whatever the kind. `dataset` may itself be a cache, which is then opened.
+    """The frames of `dataset`, the same whatever the kind. `dataset` may itself be a cache, which
+    is then opened.
 
-    size: height and width the frames are stored with (float bilinear, antialiased, rounded); None keeps their own.
-    kind: "disk" decodes them once into `folder`, unless they are there; "memory" decodes them now, into RAM (of every
-    process); "video" decodes each when it is asked for. UserError when there is not room enough.
+    size: height and width the frames are stored with (float bilinear, antialiased, rounded); None
+    keeps their own. kind: "disk" decodes them once into `folder`, unless they are there; "memory"
+    decodes them now, into RAM (of every process); "video" decodes each when it is asked for.
+    UserError when there is not room enough.
     """
     if (Path(dataset) / CACHE).is_file():
         return open_cache(Path(dataset))
@@ -89,7 +92,10 @@ def frame_cache(
         say(f"decoding {dataset} once, {needed / 1e6:.0f} MB in {place}")
     if kind == "disk":
         return _write_cache(opened, folder, size, on_progress)
-    frames = {c: np.empty((len(opened.state), *_stored_size(opened, c, size), 3), np.uint8) for c in opened.cameras}
+    frames = {
+        c: np.empty((len(opened.state), *_stored_size(opened, c, size), 3), np.uint8)
+        for c in opened.cameras
+    }
     for camera, row, frame in _decoded(opened, size, on_progress):
         frames[camera][row] = frame
     return _beside(opened, size, frames)
@@ -104,14 +110,20 @@ def check_dataset(dataset: str) -> None:
 def fingerprint(root: Path, size: tuple[int, int] | None) -> str:
     """Changes with the dataset's metadata and with the size its frames are stored in."""
     digest = hashlib.sha256(repr(size).encode())
-    for path in [root / INFO, root / "meta/stats.json", *sorted((root / "meta/episodes").rglob("*.parquet"))]:
+    for path in [
+        root / INFO,
+        root / "meta/stats.json",
+        *sorted((root / "meta/episodes").rglob("*.parquet")),
+    ]:
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()[:16]
 
 
 def cache_bytes(dataset: Dataset, size: tuple[int, int] | None) -> int:
     """What the decoded frames will take on disk."""
-    return sum(len(dataset.state) * int(np.prod(size or s[:2])) * 3 for s in dataset.cameras.values())
+    return sum(
+        len(dataset.state) * int(np.prod(size or s[:2])) * 3 for s in dataset.cameras.values()
+    )
 
 
 def open_cache(folder: Path) -> FrameCache:
@@ -122,34 +134,51 @@ def open_cache(folder: Path) -> FrameCache:
         for side in ("input_features", "output_features")
     }
     info = CacheInfo(
-        facts_from_json(raw["facts"]), **features, image_keys=raw["image_keys"], fingerprint=raw["fingerprint"]
+        facts_from_json(raw["facts"]),
+        **features,
+        image_keys=raw["image_keys"],
+        fingerprint=raw["fingerprint"],
     )
     try:
         arrays = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in ARRAYS}
-        frames = {c: np.asarray(np.load(folder / f"frames.{c}.npy", mmap_mode="r")) for c in info.image_keys}
+        frames = {
+            c: np.asarray(np.load(folder / f"frames.{c}.npy", mmap_mode="r"))
+            for c in info.image_keys
+        }
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is not a complete frame cache ({error}); remove it and train again") from None
-    stats = {k: {n: np.asarray(v, np.float32) for n, v in s.items()} for k, s in read_json(folder / STATS_FILE).items()}
+        raise UserError(
+            f"{folder} is not a complete frame cache ({error}); remove it and train again"
+        ) from None
+    stats = {
+        k: {n: np.asarray(v, np.float32) for n, v in s.items()}
+        for k, s in read_json(folder / STATS_FILE).items()
+    }
     return FrameCache(folder, info, stats, frames, **arrays)
 
 
 def _beside(
-    dataset: Dataset, size: tuple[int, int] | None, frames: Mapping[str, NDArray[np.uint8] | SeekingFrames]
+    dataset: Dataset,
+    size: tuple[int, int] | None,
+    frames: Mapping[str, NDArray[np.uint8] | SeekingFrames],
 ) -> FrameCache:
     """A cache of these frames, with all the rest as the dataset has it."""
     arrays = {n: getattr(dataset, n) for n in ARRAYS}
     return FrameCache(dataset.root, _cache_info(dataset, size), dataset.stats, frames, **arrays)
 
 
-# --- decoding -----------------------------------------------------------------------------------------------------
+# --- decoding
 
 
 def _stored_size(dataset: Dataset, camera: str, size: tuple[int, int] | None) -> tuple[int, int]:
     return size or dataset.cameras[camera][:2]
 
 
-def _finish(dataset: Dataset, camera: str, size: tuple[int, int] | None, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A decoded frame as it is stored. UserError when it has not the shape that the dataset promises."""
+def _finish(
+    dataset: Dataset, camera: str, size: tuple[int, int] | None, frame: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """A decoded frame as it is stored. UserError when it has not the shape that the dataset
+    promises.
+    """
     if frame.shape != dataset.cameras[camera]:
         raise UserError(
             f"{dataset.root}: a frame of camera {camera!r} is {frame.shape}, {INFO} says {dataset.cameras[camera]}; "
@@ -161,7 +190,10 @@ def _finish(dataset: Dataset, camera: str, size: tuple[int, int] | None, frame: 
 
 def _seeking(dataset: Dataset, camera: str, size: tuple[int, int] | None) -> SeekingFrames:
     return SeekingFrames(
-        dataset, camera, _stored_size(dataset, camera, size), lambda frame: _finish(dataset, camera, size, frame)
+        dataset,
+        camera,
+        _stored_size(dataset, camera, size),
+        lambda frame: _finish(dataset, camera, size, frame),
     )
 
 
@@ -185,7 +217,7 @@ def resized(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     return small.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
-# --- on disk ------------------------------------------------------------------------------------------------------
+# --- on disk
 
 
 def _write_cache(
@@ -201,7 +233,9 @@ def _write_cache(
         stats = {k: {n: v.tolist() for n, v in s.items()} for k, s in dataset.stats.items()}
         (partial / STATS_FILE).write_text(json.dumps(stats))
         _write_frames(dataset, partial, size, on_progress)
-        (partial / CACHE).write_text(json.dumps(asdict(_cache_info(dataset, size)), indent=2) + "\n")
+        (partial / CACHE).write_text(
+            json.dumps(asdict(_cache_info(dataset, size)), indent=2) + "\n"
+        )
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except OSError as error:
@@ -214,14 +248,20 @@ def _write_cache(
     return open_cache(folder)
 
 
-def _write_frames(dataset: Dataset, folder: Path, size: tuple[int, int] | None, on_progress: OnProgress | None) -> None:
+def _write_frames(
+    dataset: Dataset, folder: Path, size: tuple[int, int] | None, on_progress: OnProgress | None
+) -> None:
     """Plain writes, not a memory map: a disk that fills up is then an error and not a dead process."""
     with ExitStack() as stack:
-        files = {c: stack.enter_context((folder / f"frames.{c}.npy").open("wb")) for c in dataset.cameras}
+        files = {
+            c: stack.enter_context((folder / f"frames.{c}.npy").open("wb")) for c in dataset.cameras
+        }
         starts = {}
         for camera, file in files.items():
             shape = (len(dataset.state), *_stored_size(dataset, camera, size), 3)
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+            )
             starts[camera] = file.tell()
         for camera, row, frame in _decoded(dataset, size, on_progress):
             files[camera].seek(starts[camera] + row * frame.nbytes)
@@ -234,7 +274,13 @@ def _partial(folder: Path) -> Path:
 
 def _cache_info(dataset: Dataset, size: tuple[int, int] | None) -> CacheInfo:
     inputs, outputs = dataset.features
-    return CacheInfo(dataset_facts(dataset), inputs, outputs, dict(dataset.image_keys), fingerprint(dataset.root, size))
+    return CacheInfo(
+        dataset_facts(dataset),
+        inputs,
+        outputs,
+        dict(dataset.image_keys),
+        fingerprint(dataset.root, size),
+    )
 
 
 def dataset_facts(dataset: Dataset) -> DatasetFacts:
@@ -251,11 +297,21 @@ def dataset_facts(dataset: Dataset) -> DatasetFacts:
 
 def _check_folder(folder: Path, needed: int) -> None:
     """UserError when `folder` holds anything but a cache, or its disk has no room."""
-    if folder.exists() and not (folder / CACHE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is no frame cache; choose another --cache-dir or remove it")
-    others = [p.name for p in folder.glob("*") if p.suffix != ".npy" and p.name not in (CACHE, STATS_FILE)]
+    if (
+        folder.exists()
+        and not (folder / CACHE).is_file()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
+        raise UserError(
+            f"{folder} exists and is no frame cache; choose another --cache-dir or remove it"
+        )
+    others = [
+        p.name for p in folder.glob("*") if p.suffix != ".npy" and p.name not in (CACHE, STATS_FILE)
+    ]
     if others:
-        raise UserError(f"{folder} is the frame cache of other data, and holds {others[0]}; choose another --cache-dir")
+        raise UserError(
+            f"{folder} is the frame cache of other data, and holds {others[0]}; choose another --cache-dir"
+        )
     place = next(p for p in [folder, *folder.absolute().parents] if p.is_dir())
     free = shutil.disk_usage(place).free
     if needed > 0.95 * free:
@@ -278,6 +334,8 @@ def free_memory() -> int:
     """Bytes that programs could still take."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        return next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
+        )
     except (OSError, StopIteration):  # not Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,7 +1,8 @@
-"""What a person at the arm is asked and shown: calibrating with live bars, and one servo after the other.
+"""What a person at the arm is asked and shown: calibrating with live bars, and one servo after the
+other.
 
-Knows prompts, keys and rich. Refuses to know registers and files' insides. Every question has a flag that answers it;
-where there is no terminal and the flag is missing, one line names it.
+Knows prompts, keys and rich. Refuses to know registers and files' insides. Every question has a
+flag that answers it; where there is no terminal and the flag is missing, one line names it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from mtdit.keys import Keys
 from mtdit.terminal import console
 from mtdit_robots import calibration as calibrations
 from mtdit_robots import motor_setup
-from mtdit_robots.calibrate import FULL_TURN, NOMINAL_TRAVEL_DEG, Calibrator, PoseError, Sweep, opened
+from mtdit_robots.calibrate import (
+    FULL_TURN,
+    NOMINAL_TRAVEL_DEG,
+    Calibrator,
+    PoseError,
+    Sweep,
+    opened,
+)
 from mtdit_robots.calibration import Calibration
 from mtdit_robots.errors import UserError
 from mtdit_robots.ports import Servo
@@ -35,7 +43,9 @@ ADVICE = "ENTER when every joint has its tick · c centre again · q leave"
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    """port: serial device. place: the file to write. centre_now, sweep_s, yes answer what a person would be asked."""
+    """port: serial device. place: the file to write. centre_now, sweep_s, yes answer what a person
+    would be asked.
+    """
 
     port: str
     place: Path
@@ -48,12 +58,18 @@ class CalibrateOptions:
 
     def unanswered(self) -> str:
         """The flags a run without a terminal still needs; empty when it can go ahead."""
-        given = {"--yes": self.yes, "--centre-now": self.centre_now, "--sweep-seconds 20": self.sweep_s is not None}
+        given = {
+            "--yes": self.yes,
+            "--centre-now": self.centre_now,
+            "--sweep-seconds 20": self.sweep_s is not None,
+        }
         return " ".join(flag for flag, is_given in given.items() if not is_given)
 
 
 def calibrate(options: CalibrateOptions) -> Calibration | None:
-    """Centre, sweep, write to the servos and to the file. None when the person left; the arm is as before then."""
+    """Centre, sweep, write to the servos and to the file. None when the person left; the arm is as
+    before then.
+    """
     flags = options.unanswered()
     with dying_in_order(), Keys(flags) if flags else nullcontext() as keys:
         return _calibrate(options, keys)
@@ -65,7 +81,10 @@ def _calibrate(options: CalibrateOptions, keys: Keys | None) -> Calibration | No
         console.print(f"{options.place} exists; it will be replaced, and kept in the history")
     if not options.yes and not _go_on(keys, f"the {_arm(options.leader)} goes limp now: hold it"):
         return None
-    with opened(options.port, bus=options.bus) as bus, Calibrator(bus, options.min_share, console.print) as calibrator:
+    with (
+        opened(options.port, bus=options.bus) as bus,
+        Calibrator(bus, options.min_share, console.print) as calibrator,
+    ):
         console.print("torque is off")
         if not _centre(calibrator, keys, options.centre_now):
             return None
@@ -82,13 +101,19 @@ def _centre(calibrator: Calibrator, keys: Keys | None, now: bool) -> bool:
                 raise
             console.print(str(error))
             continue
-        console.print("centred: " + ", ".join(f"{joint} {offset:+d}" for joint, offset in offsets.items()))
+        console.print(
+            "centred: " + ", ".join(f"{joint} {offset:+d}" for joint, offset in offsets.items())
+        )
         return True
     return False
 
 
-def _sweep(calibrator: Calibrator, keys: Keys | None, options: CalibrateOptions) -> Calibration | None:
-    """Sample until the time is up, or ENTER finds every joint well swept; None when the person leaves."""
+def _sweep(
+    calibrator: Calibrator, keys: Keys | None, options: CalibrateOptions
+) -> Calibration | None:
+    """Sample until the time is up, or ENTER finds every joint well swept; None when the person
+    leaves.
+    """
     console.print(f"now move every joint except {FULL_TURN} from stop to stop, one after the other")
     end_s = float("inf") if options.sweep_s is None else time.monotonic() + options.sweep_s
     advice = ADVICE if options.sweep_s is None else f"{options.sweep_s:.0f} s in all"
@@ -137,12 +162,16 @@ def _pause(keys: Keys | None) -> str | None:
 
 
 def bars(sweep: Sweep, min_share: float, advice: str) -> Text:
-    """One line per joint: the bar over one turn, lowest, present, highest, span, and a tick mark when it is enough."""
+    """One line per joint: the bar over one turn, lowest, present, highest, span, and a tick mark
+    when it is enough.
+    """
     text = Text()
     for joint in JOINTS:
         text.append(f"{joint:14}")
         text.append_text(_bar(sweep, joint))
-        text.append(f" {sweep.low[joint]:4} {sweep.now[joint]:4} {sweep.high[joint]:4}  {_span(sweep, joint):20}")
+        text.append(
+            f" {sweep.low[joint]:4} {sweep.now[joint]:4} {sweep.high[joint]:4}  {_span(sweep, joint):20}"
+        )
         enough = sweep.enough(joint, min_share)
         text.append("✓\n" if enough else "\n", style="green")
     return text.append(advice)
@@ -169,7 +198,9 @@ def _cell(ticks: int) -> int:
 
 @dataclass(frozen=True)
 class SetupOptions:
-    """motor: only this joint's servo. yes: do not ask, the servo is connected. patience_s: listening at each rate."""
+    """motor: only this joint's servo. yes: do not ask, the servo is connected. patience_s:
+    listening at each rate.
+    """
 
     port: str
     leader: bool = False
@@ -181,7 +212,9 @@ class SetupOptions:
 def setup_motors(options: SetupOptions) -> bool:
     """Give every servo its id, gripper first. False when the person left before the last."""
     if options.motor is not None and options.motor not in JOINTS:
-        raise UserError(f"there is no motor {options.motor!r}: use one of {', '.join(motor_setup.ORDER)}")
+        raise UserError(
+            f"there is no motor {options.motor!r}: use one of {', '.join(motor_setup.ORDER)}"
+        )
     if options.motor is not None and options.yes:
         _set_up(options, options.motor)
         return True
@@ -194,7 +227,9 @@ def setup_motors(options: SetupOptions) -> bool:
 
 
 def _ask_for(joint: str, options: SetupOptions, keys: Keys) -> str:
-    """Until this joint's servo is right: "next", also when it is skipped, "complete" for a whole arm, or "leave"."""
+    """Until this joint's servo is right: "next", also when it is skipped, "complete" for a whole
+    arm, or "leave".
+    """
     gear = motor_setup.gear(joint, options.leader)
     while True:
         console.print(
@@ -211,7 +246,9 @@ def _ask_for(joint: str, options: SetupOptions, keys: Keys) -> str:
 
 
 def _set_up(options: SetupOptions, joint: str) -> bool:
-    """Set up the one servo on the wire. True when a whole arm hangs there that needs nothing. UserError otherwise."""
+    """Set up the one servo on the wire. True when a whole arm hangs there that needs nothing.
+    UserError otherwise.
+    """
     port = options.port
     found = motor_setup.find_servos(port, _say_baud, options.patience_s)
     if motor_setup.complete(found):

@@ -1,8 +1,8 @@
 """The Hugging Face Hub: which word names a repository, and its files on this disk.
 
-Knows repository ids, the Hub's own client and the ways a download fails. Refuses to know what the files mean. A folder
-always wins over the Hub, and a mistyped folder is not looked up there: what stands before the slash must not be a
-folder either.
+Knows repository ids, the Hub's own client and the ways a download fails. Refuses to know what the
+files mean. A folder always wins over the Hub, and a mistyped folder is not looked up there: what
+stands before the slash must not be a folder either.
 """
 
 from __future__ import annotations
@@ -56,12 +56,16 @@ class Hub:
         )  # fmt: skip
 
     def _answers(self, repo_id: str, name: str) -> bool:
-        """Asked once: without a network the client would try for half a minute before it looks at what it kept."""
+        """Asked once: without a network the client would try for half a minute before it looks at
+        what it kept.
+        """
         import httpx
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         try:
-            get_hf_file_metadata(hf_hub_url(repo_id, name, endpoint=self.endpoint), timeout=PATIENCE_S)
+            get_hf_file_metadata(
+                hf_hub_url(repo_id, name, endpoint=self.endpoint), timeout=PATIENCE_S
+            )
         except (httpx.TransportError, ConnectionError):  # the second: HF_HUB_OFFLINE is set
             return False
         return True
@@ -75,9 +79,11 @@ def is_repo_id(path: Path) -> bool:
 
 @cache
 def fetch(repo_id: str, check: Callable[[Path], object], hub: Hub = Hub()) -> Path:
-    """The folder with a checkpoint of the Hub. `check` sees its config.json before the weights come.
+    """The folder with a checkpoint of the Hub. `check` sees its config.json before the weights
+    come.
 
-    UserError: no such repository, not allowed to see it, no policy in it, or no network and not downloaded before.
+    UserError: no such repository, not allowed to see it, no policy in it, or no network and not
+    downloaded before.
     """
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -92,7 +98,9 @@ def fetch(repo_id: str, check: Callable[[Path], object], hub: Hub = Hub()) -> Pa
         check(hub.file(repo_id, CONFIG))
         return hub.checkpoint(repo_id)
     except GatedRepoError:
-        why = f"is closed: accept its terms at https://huggingface.co/{repo_id}, then `hf auth login`"
+        why = (
+            f"is closed: accept its terms at https://huggingface.co/{repo_id}, then `hf auth login`"
+        )
     except RepositoryNotFoundError:
         why = "is neither a folder here nor on the Hub: check the name; for a private one `hf auth login` first"
     except LocalEntryNotFoundError:

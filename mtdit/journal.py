@@ -1,8 +1,10 @@
-"""What a training writes down: losses step by step, checked, averaged, timed; one line of JSON now and then.
+"""What a training writes down: losses step by step, checked, averaged, timed; one line of JSON now
+and then.
 
-Knows the log file and what a figure means. Refuses to know what is done with a Report, and how a loss came about.
-Losses stay on the device until they are looked at, every `log_every` steps and before every checkpoint; even then the
-first one that is not finite is named by its step and by what that step was trained on.
+Knows the log file and what a figure means. Refuses to know what is done with a Report, and how a
+loss came about. Losses stay on the device until they are looked at, every `log_every` steps and
+before every checkpoint; even then the first one that is not finite is named by its step and by what
+that step was trained on.
 """
 
 from __future__ import annotations
@@ -27,10 +29,18 @@ LOG = "train_log.jsonl"
 
 
 class Journal:
-    """Every process keeps one, for looking at losses takes all of them; the main one writes and tells."""
+    """Every process keeps one, for looking at losses takes all of them; the main one writes and
+    tells.
+    """
 
     def __init__(
-        self, config: TrainConfig, team: Team, loader: Loader, reporter: Reporter, step: int, earlier_s: float
+        self,
+        config: TrainConfig,
+        team: Team,
+        loader: Loader,
+        reporter: Reporter,
+        step: int,
+        earlier_s: float,
     ) -> None:
         self.config, self.team, self.loader, self.reporter = config, team, loader, reporter
         self.step, self.earlier_s, self.lr = step, earlier_s, 0.0
@@ -47,7 +57,9 @@ class Journal:
 
     @property
     def fraction(self) -> float:
-        """Share of max_minutes that is used up by the main process' clock; 0 without a limit, and on the others."""
+        """Share of max_minutes that is used up by the main process' clock; 0 without a limit, and
+        on the others.
+        """
         if not self.config.max_minutes or not self.team.main:
             return 0.0
         return self.elapsed_s / (60.0 * self.config.max_minutes)
@@ -65,7 +77,9 @@ class Journal:
         self.grad_norms.append(grad_norm)
 
     def report(self, waited_s: float) -> None:
-        """Checks the losses since the last report, and tells of them. waited_s: for batches, since the beginning."""
+        """Checks the losses since the last report, and tells of them. waited_s: for batches, since
+        the beginning.
+        """
         if not self.losses:
             return
         loss = float(self.check().mean())
@@ -95,15 +109,19 @@ class Journal:
         self.reporter.validated(v)
 
     def check(self) -> Tensor:
-        """The losses since the last report, (steps,), as means over the processes; ends the run if one is not finite.
+        """The losses since the last report, (steps,), as means over the processes; ends the run if
+        one is not finite.
 
-        A gradient may overflow in fp16: the scaler skips that step. In other precisions it ruins the weights.
+        A gradient may overflow in fp16: the scaler skips that step. In other precisions it ruins
+        the weights.
         """
         if not self.losses:
             return torch.empty(0)
         losses = self.team.mean(torch.stack(self.losses)).cpu()
         norms = torch.stack(self.grad_norms).cpu()
-        good = losses.isfinite() if self.config.amp == "fp16" else losses.isfinite() & norms.isfinite()
+        good = (
+            losses.isfinite() if self.config.amp == "fp16" else losses.isfinite() & norms.isfinite()
+        )
         if not good.all():
             at = int((~good).nonzero()[0])
             what = "loss" if not losses[at].isfinite() else "gradient"
@@ -113,7 +131,9 @@ class Journal:
     def _ruined(self, what: str, before: int) -> str:
         """before: steps done before the one that went wrong."""
         rows = self.loader.rows_of(before, self.team.world, self.config.grad_accumulation)
-        lower = "a lower optimizer_lr" if self.config.amp == "no" else "a lower optimizer_lr or amp no"
+        lower = (
+            "a lower optimizer_lr" if self.config.amp == "no" else "a lower optimizer_lr or amp no"
+        )
         return (
             f"the {what} is not finite at step {before + 1}, on {self.loader.where(rows)}: look at these samples; "
             f"the last checkpoint, if there is one, is good: resume it with {lower}"

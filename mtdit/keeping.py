@@ -1,7 +1,8 @@
 """What a training keeps on disk, and how it goes on from there.
 
-Knows which checkpoints a run has: the last, the best, every so many steps; and what beside the weights makes a resumed
-run the same run. Refuses to know the format of a checkpoint (mtdit.checkpoint) and when one is due (mtdit.fit).
+Knows which checkpoints a run has: the last, the best, every so many steps; and what beside the
+weights makes a resumed run the same run. Refuses to know the format of a checkpoint
+(mtdit.checkpoint) and when one is due (mtdit.fit).
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another training writes to {folder}: stop it, or choose another --out") from None
+            raise UserError(
+                f"another training writes to {folder}: stop it, or choose another --out"
+            ) from None
         yield
 
 
@@ -83,7 +86,7 @@ def new_learner(config: TrainConfig, policy: Policy) -> Learner:
     return Learner(policy, optimizer, Average(policy, config.ema_max_decay) if config.ema else None)
 
 
-# --- saving -------------------------------------------------------------------------------------------------------
+# --- saving
 
 
 @dataclass
@@ -112,12 +115,16 @@ class Keeper:
         return self.config.output_dir / CHECKPOINTS / f"{step:06d}"
 
     def _write(self, learner: Learner, elapsed_s: float) -> None:
-        """pretrained_model holds the weights to be used, averaged if there is an average; live ones go beside it."""
+        """pretrained_model holds the weights to be used, averaged if there is an average; live ones
+        go beside it.
+        """
         live = {k: v.detach().cpu().contiguous() for k, v in learner.policy.state_dict().items()}
         _check_finite(live)
         files = replace(self.files, weights=weights_in_use(learner.policy, learner.average))
         state = {LIVE: live, OPTIMIZER: adam_tensors(learner.optimizer)}
-        save_checkpoint(self.config.output_dir, learner.step, files, state, self._numbers(learner, elapsed_s))
+        save_checkpoint(
+            self.config.output_dir, learner.step, files, state, self._numbers(learner, elapsed_s)
+        )
         best = learner.best
         if best is not None and self._folder(best.step).is_dir():
             point_at(self._folder(best.step), BEST)
@@ -154,11 +161,13 @@ def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-# --- going on -----------------------------------------------------------------------------------------------------
+# --- going on
 
 
 def resume(learner: Learner, keeper: Keeper, checkpoint: Path, say: Callable[[str], None]) -> None:
-    """Fills the learner from RUN/checkpoints/<step>, of `mtdit train` or of LeRobot. Its policy has the weights."""
+    """Fills the learner from RUN/checkpoints/<step>, of `mtdit train` or of LeRobot. Its policy has
+    the weights.
+    """
     if keeper.team.main:
         keeper.tidy()
     state = read_training_state(checkpoint)
@@ -175,7 +184,9 @@ def resume(learner: Learner, keeper: Keeper, checkpoint: Path, say: Callable[[st
     for line in _differences(keeper, checkpoint, state.numbers):
         say(line)
     if learner.step >= keeper.config.steps:
-        say(f"step {learner.step} is done and {keeper.config.steps} were asked for: nothing is left, raise --steps")
+        say(
+            f"step {learner.step} is done and {keeper.config.steps} were asked for: nothing is left, raise --steps"
+        )
 
 
 def _differences(keeper: Keeper, checkpoint: Path, numbers: Mapping[str, Any]) -> list[str]:
@@ -185,12 +196,14 @@ def _differences(keeper: Keeper, checkpoint: Path, numbers: Mapping[str, Any]) -
             f"{checkpoint} is LeRobot's: weights, Adam and step go on, LeRobot's random numbers cannot; "
             "the order of samples and the noise are mtdit's from here on"
         ]
-    before = int(numbers["batch_size"] * numbers["num_processes"] * numbers.get("grad_accum_steps", 1))
-    now = keeper.config.samples_per_step(keeper.team.world)
-    changed = (
-        f"a step sees {now} samples from here on, {before} before: the samples come in another order than they would"
+    before = int(
+        numbers["batch_size"] * numbers["num_processes"] * numbers.get("grad_accum_steps", 1)
     )
-    leaked = "episodes held out from here on were trained on before: their loss looks better than it is"
+    now = keeper.config.samples_per_step(keeper.team.world)
+    changed = f"a step sees {now} samples from here on, {before} before: the samples come in another order than they would"
+    leaked = (
+        "episodes held out from here on were trained on before: their loss looks better than it is"
+    )
     held_out = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG).get("val_split", 0.0)
     return [changed] * (now != before) + [leaked] * (keeper.config.val_split > held_out)
 

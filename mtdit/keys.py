@@ -1,7 +1,8 @@
 """Single keys from the terminal, while something else goes on.
 
-Knows the terminal's character mode and the few keys our commands use. Refuses to know what they mean. Ctrl-C stays what
-it is everywhere: KeyboardInterrupt. Source of the sequences: XTerm control sequences (CSI and SS3 cursor keys).
+Knows the terminal's character mode and the few keys our commands use. Refuses to know what they
+mean. Ctrl-C stays what it is everywhere: KeyboardInterrupt. Source of the sequences: XTerm control
+sequences (CSI and SS3 cursor keys).
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ _NAMES = {"\r": "enter", "\n": "enter", " ": "space", "\x1b": "escape", "\x7f": 
 
 
 class Keys:
-    """Keys typed at standard input. Use it as a context manager: leaving it gives the terminal back as it was.
+    """Keys typed at standard input. Use it as a context manager: leaving it gives the terminal back
+    as it was.
 
-    flags: what to pass on the command line where there is no terminal, for the message. UserError in that case.
+    flags: what to pass on the command line where there is no terminal, for the message. UserError
+    in that case.
     """
 
     def __init__(self, flags: str) -> None:
         if not sys.stdin.isatty():
-            raise UserError(f"this asks questions, and there is no terminal to answer in: add {flags}")
+            raise UserError(
+                f"this asks questions, and there is no terminal to answer in: add {flags}"
+            )
         self._fd = sys.stdin.fileno()
         self._waiting: list[str] = []
 
@@ -40,13 +45,17 @@ class Keys:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         with contextlib.suppress(termios.error):  # the terminal was closed meanwhile
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
 
     def get(self, timeout_s: float | None = None) -> str | None:
-        """The next key: "enter", "left", "escape", "space" ... or the character, in lower case. None after the timeout.
+        """The next key: "enter", "left", "escape", "space" ... or the character, in lower case.
+        None after the timeout.
 
         KeyboardInterrupt when the terminal is gone: nobody is left to answer.
         """
@@ -82,7 +91,9 @@ def split(text: str) -> Iterator[str]:
 
 
 def _length(text: str) -> int:
-    """Characters of the first key in `text`: a control sequence ends with its first letter or tilde."""
+    """Characters of the first key in `text`: a control sequence ends with its first letter or
+    tilde.
+    """
     if text[:2] not in ("\x1b[", "\x1bO"):
         return 1
     ends = (n for n in range(2, len(text)) if text[n].isalpha() or text[n] == "~")

@@ -1,8 +1,9 @@
 """LeRobot's training command lines, as pasted: `lerobot-train` flags in, `mtdit train` options out.
 
-Knows the flags of `lerobot-train` 0.6 (lerobot/configs/train.py, default.py) and what becomes of each: an option of
-ours, nothing (said, with the reason), or a refusal, where leaving it out would train something else than was asked.
-Refuses to know what the options do. Our own options pass through untouched, so both may stand on one line.
+Knows the flags of `lerobot-train` 0.6 (lerobot/configs/train.py, default.py) and what becomes of
+each: an option of ours, nothing (said, with the reason), or a refusal, where leaving it out would
+train something else than was asked. Refuses to know what the options do. Our own options pass
+through untouched, so both may stand on one line.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ SWITCHES = {  # flag -> option for true, option for false
     "dataset.use_imagenet_stats": ("--imagenet-stats", "--dataset-stats"),
     "ema.enable": ("--ema", "--no-ema"),
 }
-NO_ENV, ONE_WAY = "training drives no simulator, `mtdit eval` does", "it does not change what is learned"
+NO_ENV, ONE_WAY = (
+    "training drives no simulator, `mtdit eval` does",
+    "it does not change what is learned",
+)
 IGNORED = {  # flag or its first words -> why
     "env_eval_freq": NO_ENV,
     "eval_freq": NO_ENV,
@@ -95,9 +99,19 @@ TOGETHER = ("dataset.repo_id", "dataset.root", "policy.type", "policy.use_amp", 
             "dataset.image_transforms.max_num_transforms", "dataset.image_transforms.random_order",
             "dataset.image_transforms.tfs")  # fmt: skip
 POLICY_FIELDS = tuple(
-    f.name for f in fields(PolicyConfig) if f.name not in ("device", "use_amp", "input_features", "output_features")
+    f.name
+    for f in fields(PolicyConfig)
+    if f.name not in ("device", "use_amp", "input_features", "output_features")
 )
-KNOWN = (*SAME, *SWITCHES, *IGNORED, *HARMLESS, *REFUSED, *TOGETHER, *(f"policy.{name}" for name in POLICY_FIELDS))
+KNOWN = (
+    *SAME,
+    *SWITCHES,
+    *IGNORED,
+    *HARMLESS,
+    *REFUSED,
+    *TOGETHER,
+    *(f"policy.{name}" for name in POLICY_FIELDS),
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,9 @@ class Translation:
 
 
 def translate(words: Sequence[str]) -> Translation:
-    """The words after `mtdit train`. UserError for a flag that is unknown, or that asks for what cannot be had."""
+    """The words after `mtdit train`. UserError for a flag that is unknown, or that asks for what
+    cannot be had.
+    """
     out = Translation()
     flags = dict(_read(words, out))
     for name, value in flags.items():
@@ -121,13 +137,17 @@ def translate(words: Sequence[str]) -> Translation:
 
 
 def _read(words: Sequence[str], out: Translation) -> Iterator[tuple[str, str]]:
-    """LeRobot's flags with their values, `--a=b` or `--a b`; other words go to `out`, ours with hyphens as we write."""
+    """LeRobot's flags with their values, `--a=b` or `--a b`; other words go to `out`, ours with
+    hyphens as we write.
+    """
     left = list(words)
     while left:
         word = left.pop(0)
         name, sign, value = word.removeprefix("--").partition("=")
         if not _is_theirs(word, name, bool(sign), left):
-            out.words.append(f"--{name.replace('_', '-')}{sign}{value}" if word.startswith("--") else word)
+            out.words.append(
+                f"--{name.replace('_', '-')}{sign}{value}" if word.startswith("--") else word
+            )
         elif sign:
             yield name, value
         else:
@@ -187,7 +207,9 @@ def _dataset(flags: Mapping[str, str], out: Translation) -> None:
 def _resume(flags: Mapping[str, str], out: Translation) -> None:
     resume, path = _is_true("resume", flags.get("resume", "false")), flags.get("config_path")
     if path is not None and not resume:
-        raise UserError("--config_path goes with --resume=true; for a new run give the options on the line")
+        raise UserError(
+            "--config_path goes with --resume=true; for a new run give the options on the line"
+        )
     if resume:
         out.words.append("--resume")
     if path is not None:
@@ -207,13 +229,17 @@ def _run_folder(path: str) -> str:
 def _amp(flags: Mapping[str, str], out: Translation) -> None:
     if _is_true("policy.use_amp", flags.get("policy.use_amp", "false")):
         out.words.extend(["--amp", "bf16"])
-        out.notes.append("--policy.use_amp: bf16 is used; LeRobot takes fp16 on CUDA, for that give --amp fp16")
+        out.notes.append(
+            "--policy.use_amp: bf16 is used; LeRobot takes fp16 on CUDA, for that give --amp fp16"
+        )
 
 
 def _workers(flags: Mapping[str, str], out: Translation) -> None:
     """0 means the main process there; here a thread always makes batches ahead."""
     if "num_workers" in flags:
-        out.words.extend(["--workers", "1" if flags["num_workers"] == "0" else flags["num_workers"]])
+        out.words.extend(
+            ["--workers", "1" if flags["num_workers"] == "0" else flags["num_workers"]]
+        )
 
 
 def _wandb(flags: Mapping[str, str], out: Translation) -> None:
@@ -223,7 +249,9 @@ def _wandb(flags: Mapping[str, str], out: Translation) -> None:
 
 def _transforms(flags: Mapping[str, str], out: Translation) -> None:
     prefix = "dataset.image_transforms."
-    said = {name.removeprefix(prefix): value for name, value in flags.items() if name.startswith(prefix)}
+    said = {
+        name.removeprefix(prefix): value for name, value in flags.items() if name.startswith(prefix)
+    }
     if not _is_true(f"{prefix}enable", said.pop("enable", "false")):
         return
     chosen: dict[str, Any] = {}
@@ -231,7 +259,9 @@ def _transforms(flags: Mapping[str, str], out: Translation) -> None:
         try:
             chosen[name] = json.loads(_as_json(value))
         except json.JSONDecodeError as error:
-            raise UserError(f"--{prefix}{name} is not valid JSON ({error}): put it in single quotes") from None
+            raise UserError(
+                f"--{prefix}{name} is not valid JSON ({error}): put it in single quotes"
+            ) from None
     out.words.extend(["--image-transforms", json.dumps(chosen) if chosen else "default"])
 
 

@@ -1,15 +1,17 @@
 """What the denoiser is trained to predict, and how a chunk is drawn from it.
 
-Knows two objectives with one interface: `draw` the randomness of a training step, `loss` given it, `sample` given
-noise. Every sampler takes its noise as an argument, so two implementations can be compared chunk by chunk.
-Refuses to know the network: `denoise(x, time)` is any function (B, T, A), (B,) -> (B, T, A).
+Knows two objectives with one interface: `draw` the randomness of a training step, `loss` given it,
+`sample` given noise. Every sampler takes its noise as an argument, so two implementations can be
+compared chunk by chunk. Refuses to know the network: `denoise(x, time)` is any function (B, T, A),
+(B,) -> (B, T, A).
 
-A sampler can hold a prefix, rows of the chunk that are already promised (inpainting, arXiv 2011.13456 section 5):
-before every call of the network they are set to the promised actions at that call's noise level, made with the chunk's
-own noise, and at the end to the promised actions. Only the network joins rows, so the free ones are drawn to fit them.
+A sampler can hold a prefix, rows of the chunk that are already promised (inpainting, arXiv
+2011.13456 section 5): before every call of the network they are set to the promised actions at that
+call's noise level, made with the chunk's own noise, and at the end to the promised actions. Only
+the network joins rows, so the free ones are drawn to fit them.
 
-Numerics equal diffusers' DDPMScheduler and DDIMScheduler with the arguments LeRobot passes (leading timesteps, eta 0,
-fixed_small variance), and LeRobot's flow matching.
+Numerics equal diffusers' DDPMScheduler and DDIMScheduler with the arguments LeRobot passes (leading
+timesteps, eta 0, fixed_small variance), and LeRobot's flow matching.
 """
 
 from __future__ import annotations
@@ -25,24 +27,32 @@ from mtdit.config import PolicyConfig
 from mtdit_robots.errors import UserError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-Hold = Callable[[Tensor, float, float], Tensor]  # x, share of actions, share of noise -> x with its held rows set
+Hold = Callable[
+    [Tensor, float, float], Tensor
+]  # x, share of actions, share of noise -> x with its held rows set
 
 
 def make_objective(config: PolicyConfig) -> Diffusion | FlowMatching:
     return Diffusion(config) if config.objective == "diffusion" else FlowMatching(config)
 
 
-def mean_loss(prediction: Tensor, target: Tensor, is_pad: Tensor | None, valid_actions: float | None = None) -> Tensor:
+def mean_loss(
+    prediction: Tensor, target: Tensor, is_pad: Tensor | None, valid_actions: float | None = None
+) -> Tensor:
     """Mean squared error; with `is_pad` (B, T) only over the actions that were really recorded.
 
-    valid_actions: how many those are taken to be; a shard of a batch gives the whole batch's count / shards, so that
-    the mean over the shards is the loss of the whole.
+    valid_actions: how many those are taken to be; a shard of a batch gives the whole batch's count
+    / shards, so that the mean over the shards is the loss of the whole.
     """
     error = (prediction.float() - target) ** 2
     if is_pad is None:
         return error.mean()
     valid = (~is_pad).unsqueeze(-1)  # (B, T, 1)
-    count = valid.sum() if valid_actions is None else torch.as_tensor(valid_actions, device=error.device)
+    count = (
+        valid.sum()
+        if valid_actions is None
+        else torch.as_tensor(valid_actions, device=error.device)
+    )
     return (error * valid).sum() / (count * error.shape[-1]).clamp_min(1)
 
 
@@ -62,15 +72,25 @@ class Diffusion:
         self.config = config
         self.alpha_bar = torch.cumprod(1.0 - betas(config), dim=0)  # (num_train_timesteps,) float32
         if not self.alpha_bar[-1] > 0:
-            raise UserError(f"beta_end {config.beta_end} leaves nothing of an action; lower it or num_train_timesteps")
-        self._alpha_bar = self.alpha_bar.tolist()  # numbers, so that a traced sampler holds constants
-        self.draws = config.inference_steps if config.noise_scheduler_type == "DDPM" else 1  # of noise, per chunk
+            raise UserError(
+                f"beta_end {config.beta_end} leaves nothing of an action; lower it or num_train_timesteps"
+            )
+        self._alpha_bar = (
+            self.alpha_bar.tolist()
+        )  # numbers, so that a traced sampler holds constants
+        self.draws = (
+            config.inference_steps if config.noise_scheduler_type == "DDPM" else 1
+        )  # of noise, per chunk
 
-    def draw(self, actions: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, actions: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Noise (B, T, A) and a timestep (B,) per sample, from `generator` or torch's global one."""
         noise = torch.randn(actions.shape, device=actions.device, generator=generator)
         most = self.config.num_train_timesteps
-        return noise, torch.randint(0, most, actions.shape[:1], device=actions.device, generator=generator)
+        return noise, torch.randint(
+            0, most, actions.shape[:1], device=actions.device, generator=generator
+        )
 
     def loss(
         self, denoise: Denoise, actions: Tensor, noise: Tensor, time: Tensor, is_pad: Tensor | None,
@@ -85,9 +105,11 @@ class Diffusion:
         self, denoise: Denoise, noise: Tensor, step_noise: Tensor | Sequence[Tensor] | None = None,
         prefix: Tensor | None = None, mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Noise (B, T, A) -> actions. DDPM adds `step_noise` (steps - 1, B, T, A) on the way, drawn here if None.
+        """Noise (B, T, A) -> actions. DDPM adds `step_noise` (steps - 1, B, T, A) on the way, drawn
+        here if None.
 
-        The rows of `prefix` (B, T, A) where `mask` (B, T, 1) is 1 are held; where it is 0 nothing changes, to the bit.
+        The rows of `prefix` (B, T, A) where `mask` (B, T, 1) is 1 are held; where it is 0 nothing
+        changes, to the bit.
         """
         x, hold = noise, holding(noise, prefix, mask)
         for i, step in enumerate(self.steps()):
@@ -150,7 +172,9 @@ def betas(config: PolicyConfig) -> Tensor:
         return torch.sigmoid(torch.linspace(-6, 6, n)) * (end - start) + start
     kept = _cosine if config.beta_schedule == "squaredcos_cap_v2" else _laplace
     signal = [kept(i / n) for i in range(n + 1)]
-    return torch.tensor([min(1 - signal[i + 1] / signal[i], 0.999) for i in range(n)], dtype=torch.float32)
+    return torch.tensor(
+        [min(1 - signal[i + 1] / signal[i], 0.999) for i in range(n)], dtype=torch.float32
+    )
 
 
 def _cosine(t: float) -> float:
@@ -170,16 +194,26 @@ class FlowMatching:
     def __init__(self, config: PolicyConfig) -> None:
         self.config, self.draws = config, 1
         grid = torch.linspace(0, 1, config.num_integration_steps + 1)
-        self._grid = list(zip(grid[:-1].tolist(), grid.diff().tolist(), strict=True))  # (time, dt) of each step
+        self._grid = list(
+            zip(grid[:-1].tolist(), grid.diff().tolist(), strict=True)
+        )  # (time, dt) of each step
 
-    def draw(self, actions: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Noise (B, T, A) and a time in [0, 1] (B,) per sample, from `generator` or torch's global one."""
+    def draw(
+        self, actions: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Noise (B, T, A) and a time in [0, 1] (B,) per sample, from `generator` or torch's global
+        one.
+        """
         c, count, device = self.config, actions.shape[0], actions.device
         noise = torch.randn(actions.shape, device=device, generator=generator)
         if c.timestep_sampling_strategy == "uniform":
             return noise, torch.rand(count, device=device, generator=generator)
-        shape = torch.tensor([c.timestep_sampling_alpha, c.timestep_sampling_beta], device=device).expand(count, 2)
-        late = torch._sample_dirichlet(shape, generator=generator)[:, 0]  # Beta; the public one takes no generator
+        shape = torch.tensor(
+            [c.timestep_sampling_alpha, c.timestep_sampling_beta], device=device
+        ).expand(count, 2)
+        late = torch._sample_dirichlet(shape, generator=generator)[
+            :, 0
+        ]  # Beta; the public one takes no generator
         return noise, c.timestep_sampling_s * (1.0 - late)
 
     def loss(
@@ -191,11 +225,16 @@ class FlowMatching:
         return mean_loss(denoise(between, time), actions - keep * noise, is_pad, valid_actions)
 
     def sample(
-        self, denoise: Denoise, noise: Tensor, prefix: Tensor | None = None, mask: Tensor | None = None
+        self,
+        denoise: Denoise,
+        noise: Tensor,
+        prefix: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Integrates the velocity from noise (B, T, A) to actions; nothing is clipped.
 
-        The rows of `prefix` (B, T, A) where `mask` (B, T, 1) is 1 are held; where it is 0 nothing changes, to the bit.
+        The rows of `prefix` (B, T, A) where `mask` (B, T, 1) is 1 are held; where it is 0 nothing
+        changes, to the bit.
         """
         hold, keep = holding(noise, prefix, mask), 1 - self.config.sigma_min
 
@@ -210,11 +249,15 @@ class FlowMatching:
         return hold(x, 1.0, 0.0)
 
 
-def euler_step(velocity: Callable[[Tensor, float], Tensor], x: Tensor, time: float, dt: float) -> Tensor:
+def euler_step(
+    velocity: Callable[[Tensor, float], Tensor], x: Tensor, time: float, dt: float
+) -> Tensor:
     return x + dt * velocity(x, time)
 
 
-def rk4_step(velocity: Callable[[Tensor, float], Tensor], x: Tensor, time: float, dt: float) -> Tensor:
+def rk4_step(
+    velocity: Callable[[Tensor, float], Tensor], x: Tensor, time: float, dt: float
+) -> Tensor:
     k1 = velocity(x, time)
     k2 = velocity(x + dt / 2 * k1, time + dt / 2)
     k3 = velocity(x + dt / 2 * k2, time + dt / 2)
@@ -223,7 +266,9 @@ def rk4_step(velocity: Callable[[Tensor, float], Tensor], x: Tensor, time: float
 
 
 def holding(noise: Tensor, prefix: Tensor | None, mask: Tensor | None) -> Hold:
-    """`hold(x, signal, rest)`: (1 - mask) * x + mask * (signal * prefix + rest * noise); without a mask x itself."""
+    """`hold(x, signal, rest)`: (1 - mask) * x + mask * (signal * prefix + rest * noise); without a
+    mask x itself.
+    """
     if prefix is None or mask is None:
         return lambda x, signal, rest: x
     free, promised, its_noise = 1 - mask, mask * prefix, mask * noise

@@ -1,6 +1,7 @@
 """How weights move: Adam, its learning rate over time, and the average of the weights.
 
-Knows the recipe of LeRobot's trainer and diffusers' rules. Refuses to know losses, batches and files.
+Knows the recipe of LeRobot's trainer and diffusers' rules. Refuses to know losses, batches and
+files.
 """
 
 from __future__ import annotations
@@ -15,15 +16,21 @@ from torch import Tensor, nn
 from mtdit.config import PolicyConfig
 from mtdit.policy import Policy
 
-UNUSED = ".vision_model.post_layernorm."  # CLIP has it, LeRobot numbers it, the policy does not compute it
+# CLIP has it, LeRobot numbers it, the policy does not compute it
+UNUSED = ".vision_model.post_layernorm."
 
 
 def make_optimizer(policy: Policy, device: torch.device) -> torch.optim.Adam:
-    """Adam over all that learns, in LeRobot's two groups and its order, so that its states fit by number."""
+    """Adam over all that learns, in LeRobot's two groups and its order, so that its states fit by
+    number.
+    """
     c = policy.config
     optimizer = torch.optim.Adam(
         policy.parameter_groups(),
-        betas=(float(c.optimizer_betas[0]), float(c.optimizer_betas[1])),  # 0 may be whole, torch wants floats
+        betas=(
+            float(c.optimizer_betas[0]),
+            float(c.optimizer_betas[1]),
+        ),  # 0 may be whole, torch wants floats
         eps=c.optimizer_eps,
         weight_decay=c.optimizer_weight_decay,
         fused=device.type in ("cuda", "cpu"),
@@ -36,16 +43,23 @@ def make_optimizer(policy: Policy, device: torch.device) -> torch.optim.Adam:
 
 def load_adam(optimizer: torch.optim.Optimizer, states: Mapping[int, Mapping[str, Tensor]]) -> None:
     """Parameter number -> step, exp_avg, exp_avg_sq, as `adam_tensors` names them."""
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": {i: dict(s) for i, s in states.items()}})
+    optimizer.load_state_dict(
+        {**optimizer.state_dict(), "state": {i: dict(s) for i, s in states.items()}}
+    )
 
 
 def adam_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Adam's state as LeRobot keeps it: state/<parameter number>/<name>."""
     state = optimizer.state_dict()["state"]
-    return {f"state/{i}/{n}": v.detach().cpu().contiguous() for i, values in state.items() for n, v in values.items()}
+    return {
+        f"state/{i}/{n}": v.detach().cpu().contiguous()
+        for i, values in state.items()
+        for n, v in values.items()
+    }
 
 
-# --- the learning rate --------------------------------------------------------------------------------------------
+# --- the learning rate
+# --------------------------------------------------------------------------------------------
 
 
 def set_learning_rate(
@@ -59,8 +73,11 @@ def set_learning_rate(
     return rates[0] * factor
 
 
-def learning_rate_factor(config: PolicyConfig, step: int, steps: int, fraction: float = 0.0) -> float:
-    """Linear warm-up, then half a cosine to zero at `steps`, or at fraction 1 of the time, whichever is sooner.
+def learning_rate_factor(
+    config: PolicyConfig, step: int, steps: int, fraction: float = 0.0
+) -> float:
+    """Linear warm-up, then half a cosine to zero at `steps`, or at fraction 1 of the time,
+    whichever is sooner.
 
     With fraction 0 equal to diffusers' get_cosine_schedule_with_warmup, which LeRobot uses.
     """
@@ -70,18 +87,24 @@ def learning_rate_factor(config: PolicyConfig, step: int, steps: int, fraction: 
     if config.scheduler_name.startswith("constant"):
         return 1.0
     done = min(1.0, max((step - warmup) / max(1, steps - warmup), fraction))
-    if config.scheduler_name in ("linear", "polynomial"):  # LeRobot's polynomial is of degree 1 and ends at 1e-7
+    if config.scheduler_name in (
+        "linear",
+        "polynomial",
+    ):  # LeRobot's polynomial is of degree 1 and ends at 1e-7
         return 1.0 - done
     return 0.5 * (1.0 + math.cos(math.pi * done))  # one restart, as LeRobot counts them, is none
 
 
-# --- the average --------------------------------------------------------------------------------------------------
+# --- the average
+# --------------------------------------------------------------------------------------------------
 
 
 class Average:
-    """Exponential moving average of the learned weights. Short at first, longer as training goes on.
+    """Exponential moving average of the learned weights. Short at first, longer as training goes
+    on.
 
-    Decay after n updates: 1 - (1 + n) ** -0.75, at most `max_decay` (the rule of diffusers' EMAModel).
+    Decay after n updates: 1 - (1 + n) ** -0.75, at most `max_decay` (the rule of diffusers'
+    EMAModel).
     """
 
     def __init__(self, policy: Policy, max_decay: float) -> None:
@@ -102,7 +125,9 @@ class Average:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Inside, the policy computes with the averaged weights. Nothing is copied: the two change places."""
+        """Inside, the policy computes with the averaged weights. Nothing is copied: the two change
+        places.
+        """
         self._swap()
         try:
             yield

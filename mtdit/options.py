@@ -29,7 +29,8 @@ class BusKind(str, Enum):
 
 
 def _json_place(where: Path | None) -> Path | None:
-    """With `--json -` standard output is JSON and nothing else; words for people go to standard error.
+    """With `--json -` standard output is JSON and nothing else; words for people go to standard
+    error.
 
     UserError: a place that cannot be written is told before the work, not after it.
     """
@@ -51,8 +52,13 @@ def _check_writable(file: Path) -> None:
 
 Json = Annotated[
     Path | None,
-    typer.Option("--json", callback=_json_place, help="Also write the result to this file; - for standard output."),
+    typer.Option(
+        "--json",
+        callback=_json_place,
+        help="Also write the result to this file; - for standard output.",
+    ),
 ]
 BusOption = Annotated[
-    BusKind, typer.Option("--bus", help="sdk: Feetech's own packets instead of ours; both do the same.")
+    BusKind,
+    typer.Option("--bus", help="sdk: Feetech's own packets instead of ours; both do the same."),
 ]

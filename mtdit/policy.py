@@ -1,9 +1,10 @@
 """The policy: an observation encoder, a denoiser and an objective, all in normalised numbers.
 
-Knows how the three fit together. Refuses to know datasets, files, units and robots: frames come in normalised, states
-and actions leave and enter in the range the statistics give them.
+Knows how the three fit together. Refuses to know datasets, files, units and robots: frames come in
+normalised, states and actions leave and enter in the range the statistics give them.
 
-`state_dict()` has exactly the keys and shapes of LeRobot's MultiTaskDiTPolicy, so weights load strictly both ways.
+`state_dict()` has exactly the keys and shapes of LeRobot's MultiTaskDiTPolicy, so weights load
+strictly both ways.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ VISION_PREFIX = "observation_encoder.vision_encoder"  # also the start of "...vi
 
 @dataclass(frozen=True)
 class Batch:
-    """What the policy sees, and for training also what it should do. Everything normalised, on one device."""
+    """What the policy sees, and for training also what it should do. Everything normalised, on one
+    device.
+    """
 
     images: Mapping[str, Tensor]  # camera -> (B, S, 3, H, W) float
     state: Tensor  # (B, S, J)
@@ -32,14 +35,20 @@ class Batch:
     actions: Tensor | None = None  # (B, T, A)
     is_pad: Tensor | None = None  # (B, T) bool: beyond the end of the episode
     # What chance decides in a training step; drawn on the spot where it is None.
-    crop: Mapping[str, Tensor] | None = None  # camera -> (B, 2) int, top and left of the random crop
+    crop: Mapping[str, Tensor] | None = (
+        None  # camera -> (B, 2) int, top and left of the random crop
+    )
     noise: Tensor | None = None  # (B * K, T, A), K draws per sample
     time: Tensor | None = None  # (B * K,)
-    valid_actions: float | None = None  # what a masked loss is divided by, instead of the batch's own count
+    valid_actions: float | None = (
+        None  # what a masked loss is divided by, instead of the batch's own count
+    )
 
 
 class Policy(nn.Module):
-    """Built with random weights; `Policy.pretrained` takes CLIP's, `mtdit.checkpoint` a trained policy's."""
+    """Built with random weights; `Policy.pretrained` takes CLIP's, `mtdit.checkpoint` a trained
+    policy's.
+    """
 
     def __init__(self, config: PolicyConfig, shape: ClipShape | None = None) -> None:
         super().__init__()
@@ -60,16 +69,24 @@ class Policy(nn.Module):
         """Token ids (B, L) -> frozen text feature (B, W). Once per task is enough."""
         return self.observation_encoder.text_encoder.pooled(token_ids)
 
-    def features(self, images: Mapping[str, Tensor], crop: Mapping[str, Tensor] | None = None) -> Tensor | None:
-        """Camera -> (B, S, 3, H, W) normalised; returns (B, S, N * D), cameras in the config's order."""
+    def features(
+        self, images: Mapping[str, Tensor], crop: Mapping[str, Tensor] | None = None
+    ) -> Tensor | None:
+        """Camera -> (B, S, 3, H, W) normalised; returns (B, S, N * D), cameras in the config's
+        order.
+        """
         return self.observation_encoder.features(images, crop)
 
     def conditioning(self, batch: Batch) -> Tensor:
         """(B, C): what the denoiser knows about the observation."""
-        return self.observation_encoder(batch.state, self.features(batch.images, batch.crop), batch.text)
+        return self.observation_encoder(
+            batch.state, self.features(batch.images, batch.crop), batch.text
+        )
 
     def loss(self, batch: Batch, noise_samples: int = 1) -> Tensor:
-        """Mean squared error over the chunk. Each observation is encoded once and denoised `noise_samples` times."""
+        """Mean squared error over the chunk. Each observation is encoded once and denoised
+        `noise_samples` times.
+        """
         assert batch.actions is not None, "a batch without actions has no loss"
         conditioning = self.conditioning(batch).repeat_interleave(noise_samples, dim=0)
         actions = batch.actions.repeat_interleave(noise_samples, dim=0)
@@ -78,16 +95,24 @@ class Policy(nn.Module):
         noise, time = batch.noise, batch.time
         if noise is None or time is None:
             noise, time = self.objective.draw(actions)
-        return self.objective.loss(self._denoise(conditioning), actions, noise, time, is_pad, batch.valid_actions)
+        return self.objective.loss(
+            self._denoise(conditioning), actions, noise, time, is_pad, batch.valid_actions
+        )
 
     forward = loss  # what data-parallel wrappers call
 
     @torch.no_grad()
-    def sample(self, batch: Batch, noise: Tensor | None = None, step_noise: Tensor | None = None) -> Tensor:
-        """Actions (B, T, A), normalised. `noise` (B, T, A) and DDPM's `step_noise` are drawn when not given."""
+    def sample(
+        self, batch: Batch, noise: Tensor | None = None, step_noise: Tensor | None = None
+    ) -> Tensor:
+        """Actions (B, T, A), normalised. `noise` (B, T, A) and DDPM's `step_noise` are drawn when
+        not given.
+        """
         conditioning = self.conditioning(batch)
         if noise is None:
-            noise = torch.randn(len(conditioning), self.config.horizon, self.config.action_dim).to(conditioning)
+            noise = torch.randn(len(conditioning), self.config.horizon, self.config.action_dim).to(
+                conditioning
+            )
         return self.sample_from(conditioning, noise, step_noise)
 
     @torch.no_grad()
@@ -95,21 +120,32 @@ class Policy(nn.Module):
         self, conditioning: Tensor, noise: Tensor, step_noise: Tensor | Sequence[Tensor] | None = None,
         prefix: Tensor | None = None, mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Conditioning (B, C), noise (B, T, A) -> actions (B, T, A); `prefix` and `mask` as in `Diffusion.sample`."""
+        """Conditioning (B, C), noise (B, T, A) -> actions (B, T, A); `prefix` and `mask` as in
+        `Diffusion.sample`.
+        """
         if isinstance(self.objective, Diffusion):
-            return self.objective.sample(self._denoise(conditioning), noise, step_noise, prefix, mask)
+            return self.objective.sample(
+                self._denoise(conditioning), noise, step_noise, prefix, mask
+            )
         return self.objective.sample(self._denoise(conditioning), noise, prefix, mask)
 
     def executed(self, chunk: Tensor) -> Tensor:
-        """The part of a chunk (B, T, A) that is carried out: (B, n_action_steps, A), from the newest observation on."""
+        """The part of a chunk (B, T, A) that is carried out: (B, n_action_steps, A), from the
+        newest observation on.
+        """
         start = self.config.n_obs_steps - 1
         return chunk[:, start : start + self.config.n_action_steps]
 
     def parameter_groups(self) -> list[dict]:
-        """Adam's two groups as LeRobot makes them: all that learns but the vision towers, and those at a lower rate."""
+        """Adam's two groups as LeRobot makes them: all that learns but the vision towers, and those
+        at a lower rate.
+        """
         lr = self.config.optimizer_lr
         vision, other = list(self._learning(vision=True)), list(self._learning(vision=False))
-        return [{"params": other, "lr": lr}, {"params": vision, "lr": lr * self.config.vision_encoder_lr_multiplier}]
+        return [
+            {"params": other, "lr": lr},
+            {"params": vision, "lr": lr * self.config.vision_encoder_lr_multiplier},
+        ]
 
     def _learning(self, vision: bool) -> Iterator[nn.Parameter]:
         for name, parameter in self.named_parameters():

@@ -1,7 +1,8 @@
-"""How a training tells what it does: figures now and then, a live bar on a terminal, a line now and then in a log file.
+"""How a training tells what it does: figures now and then, a live bar on a terminal, a line now and
+then in a log file.
 
-Knows what a figure is called and how it is shown. Refuses to know how it came about, and what is kept of it on disk
-(`mtdit.journal` writes the log, `mtdit.trackers` the curves).
+Knows what a figure is called and how it is shown. Refuses to know how it came about, and what is
+kept of it on disk (`mtdit.journal` writes the log, `mtdit.trackers` the curves).
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Reporter(Protocol):
         """Frames, before the training."""
 
     def began(self, step: int) -> None:
-        """The training goes on from here, 0 for a new one: what an earlier run told of later steps is void."""
+        """The training goes on from here, 0 for a new one: what an earlier run told of later steps
+        is void.
+        """
 
     def stepped(self, report: Report) -> None: ...
 
@@ -88,7 +91,11 @@ def report_line(r: Report) -> str:
         f"{r.samples_per_s:.{0 if r.samples_per_s >= 10 else 1}f} samples/s",
         f"data wait {r.data_wait:.0%}",
         *([f"GPU {r.gpu_memory_gb:.1f} GB"] if r.gpu_memory_gb else []),
-        *([f"{_duration(left_s(r))} left"] if 0.0 < r.progress < 1.0 else [f"took {_duration(r.elapsed_s)}"]),
+        *(
+            [f"{_duration(left_s(r))} left"]
+            if 0.0 < r.progress < 1.0
+            else [f"took {_duration(r.elapsed_s)}"]
+        ),
     ]
     return "  ".join(words)
 
@@ -135,9 +142,13 @@ class BarReporter(Silent):
 
 
 class LineReporter(Silent):
-    """For a log file: the first line of a stage, its last one, and one every LINE_EVERY_S between them."""
+    """For a log file: the first line of a stage, its last one, and one every LINE_EVERY_S between
+    them.
+    """
 
-    def __init__(self, write: Callable[[str], None], now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, write: Callable[[str], None], now_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self.write, self.now_s = write, now_s
         self.stage = ""
         self.unsaid: str | None = None
@@ -180,6 +191,10 @@ def console_reporter(console: Console) -> Iterator[Reporter]:
             lines.close()
         return
     bar = BarColumn(bar_width=20)
-    columns = (TextColumn("{task.description}"), bar, TextColumn("{task.percentage:>3.0f} %  {task.fields[text]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        bar,
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[text]}"),
+    )
     with Progress(*columns, console=console) as progress:
         yield BarReporter(progress)

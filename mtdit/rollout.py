@@ -1,7 +1,8 @@
 """A trained checkpoint as a policy the control loop can run, computed by torch.
 
-Knows the observation history, normalisation and the text feature; with the same noise its actions are LeRobot's
-`select_action`. Refuses to know robots, clocks and queues. The robot computer runs bundles instead, without torch.
+Knows the observation history, normalisation and the text feature; with the same noise its actions
+are LeRobot's `select_action`. Refuses to know robots, clocks and queues. The robot computer runs
+bundles instead, without torch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.so101 import JOINTS
 from mtdit_runtime.bundle import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE
-from mtdit_runtime.policy import Chunk, History, Noise, draw_noise, given_noise, noise_inputs, prefix_inputs
+from mtdit_runtime.policy import (
+    Chunk,
+    History,
+    Noise,
+    draw_noise,
+    given_noise,
+    noise_inputs,
+    prefix_inputs,
+)
 
 DEFAULT_FPS = 30  # of SO-101 recordings; a checkpoint that LeRobot wrote does not say
 
@@ -45,7 +54,11 @@ class TorchPolicy:
         self.joints = joint_names(checkpoint)
         self.cameras = tuple(config.cameras)
         self.fps = checkpoint.facts.fps if checkpoint.facts else DEFAULT_FPS
-        self.n_obs_steps, self.horizon, self.n_action_steps = config.n_obs_steps, config.horizon, config.n_action_steps
+        self.n_obs_steps, self.horizon, self.n_action_steps = (
+            config.n_obs_steps,
+            config.horizon,
+            config.n_action_steps,
+        )
         self._state_stats, self._action_stats = checkpoint.state_stats, checkpoint.action_stats
         self._scaling = {camera: checkpoint.image_scaling(camera) for camera in self.cameras}
         self._tokenizer = checkpoint.tokenizer()
@@ -64,21 +77,31 @@ class TorchPolicy:
 
     def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
         self._check(positions, frames)
-        self._history.push(_Moment(torch.from_numpy(self._state_stats.normalize(positions)), frames))
+        self._history.push(
+            _Moment(torch.from_numpy(self._state_stats.normalize(positions)), frames)
+        )
 
-    def request(self, noise: Noise | None = None, committed: Positions | None = None) -> Callable[[], Chunk]:
-        """Freezes history, task, noise and prefix now; the result computes the chunk (horizon, J) in degrees."""
+    def request(
+        self, noise: Noise | None = None, committed: Positions | None = None
+    ) -> Callable[[], Chunk]:
+        """Freezes history, task, noise and prefix now; the result computes the chunk (horizon, J)
+        in degrees.
+        """
         if self._text is None:
             raise RuntimeError("reset() must come before the first chunk")
         steps, text = self._history.steps(), self._text
-        held = np.zeros((0, len(self.joints))) if committed is None else np.array(committed)  # (n, J), a copy
+        held = (
+            np.zeros((0, len(self.joints))) if committed is None else np.array(committed)
+        )  # (n, J), a copy
         prefix = prefix_inputs(self._action_stats.normalize(held), self.horizon)
         arrays = {**noise_inputs(self._noise(noise)), **prefix}
         given = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
         return lambda: self._chunk(steps, text, given, held)
 
     def prepare(self) -> Callable[[], None]:
-        """Freezes now what a request after the next observation will need; the result encodes it ahead."""
+        """Freezes now what a request after the next observation will need; the result encodes it
+        ahead.
+        """
         steps = self._history.steps_after_next()
 
         def encode() -> None:
@@ -91,12 +114,18 @@ class TorchPolicy:
         return self.request(noise, committed)()
 
     @torch.no_grad()
-    def _chunk(self, steps: list[_Moment], text: Tensor, given: Mapping[str, Tensor], held: Positions) -> Chunk:
+    def _chunk(
+        self, steps: list[_Moment], text: Tensor, given: Mapping[str, Tensor], held: Positions
+    ) -> Chunk:
         state = torch.stack([moment.state for moment in steps])[None].to(self.device)  # (1, S, J)
-        features = torch.stack([self._feature(moment) for moment in steps])[None] if self.cameras else None
+        features = (
+            torch.stack([self._feature(moment) for moment in steps])[None] if self.cameras else None
+        )
         conditioning = self.policy.observation_encoder(state, features, text)
         on_the_way = given[STEP_NOISE].transpose(0, 1)  # (steps - 1, 1, T, A), empty but for DDPM
-        actions = self.policy.sample_from(conditioning, given[NOISE], on_the_way, given[PREFIX], given[PREFIX_MASK])[0]
+        actions = self.policy.sample_from(
+            conditioning, given[NOISE], on_the_way, given[PREFIX], given[PREFIX_MASK]
+        )[0]
         chunk = self._action_stats.unnormalize(actions.cpu().numpy()).astype(np.float64)
         chunk[: len(held)] = held  # what normalising there and back rounds off
         return chunk
@@ -122,17 +151,25 @@ class TorchPolicy:
     def _check(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
         if positions.shape != (self.policy.config.state_dim,):
             wanted = self.policy.config.state_dim
-            raise UserError(f"the robot gave {positions.shape[0]} positions, the policy needs {wanted}; check the arm")
+            raise UserError(
+                f"the robot gave {positions.shape[0]} positions, the policy needs {wanted}; check the arm"
+            )
         for camera, shape in self.policy.config.cameras.items():
             if camera not in frames:
-                raise UserError(f"no frame of camera {camera!r}; connect it or rename a camera to {camera!r}")
+                raise UserError(
+                    f"no frame of camera {camera!r}; connect it or rename a camera to {camera!r}"
+                )
             if frames[camera].shape != shape:
                 got = frames[camera].shape
-                raise UserError(f"camera {camera!r} gives {got}, the policy was trained on {shape}; set that size")
+                raise UserError(
+                    f"camera {camera!r} gives {got}, the policy was trained on {shape}; set that size"
+                )
 
 
 def open_policy(path: Path, device: str | torch.device = "cpu") -> TorchPolicy:
-    """A TorchPolicy from a run, a checkpoint or a pretrained_model folder. UserError when there is none."""
+    """A TorchPolicy from a run, a checkpoint or a pretrained_model folder. UserError when there is
+    none.
+    """
     return TorchPolicy(open_checkpoint(path), device)
 
 

@@ -1,11 +1,12 @@
 """Which rows of a dataset a training step sees, and which episodes it never sees.
 
-Knows episodes, tasks, the seed and the number of a step; everything here follows from those alone, so that any process
-can say what any other one sees. Refuses to know what is in a row.
+Knows episodes, tasks, the seed and the number of a step; everything here follows from those alone,
+so that any process can say what any other one sees. Refuses to know what is in a row.
 
-Without weights an epoch is one random permutation of all usable rows. With weights every task has a quota of an epoch's
-rows, its share of them rounded (largest remainders); it fills the quota from permutations of its own rows that run on
-from epoch to epoch, so within a task every row is seen equally often, and the epoch is then shuffled.
+Without weights an epoch is one random permutation of all usable rows. With weights every task has a
+quota of an epoch's rows, its share of them rounded (largest remainders); it fills the quota from
+permutations of its own rows that run on from epoch to epoch, so within a task every row is seen
+equally often, and the epoch is then shuffled.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Part:
-    """One slice of a step's global batch: of process `rank` of `world`, for accumulation part `index` of `parts`."""
+    """One slice of a step's global batch: of process `rank` of `world`, for accumulation part
+    `index` of `parts`.
+    """
 
     rank: int = 0
     world: int = 1
@@ -43,7 +46,7 @@ class Part:
         return slice(start, start + batch_size)
 
 
-# --- episodes -----------------------------------------------------------------------------------------------------
+# --- episodes
 
 
 def episode_bounds(ends: Rows) -> tuple[Rows, Rows]:
@@ -59,14 +62,18 @@ def usable_rows(ends: Rows, drop_n_last_frames: int) -> Rows:
     rows = np.arange(len(last))
     usable = rows[rows <= last - drop_n_last_frames]
     if not len(usable):
-        raise UserError(f"every episode is shorter than drop_n_last_frames = {drop_n_last_frames}; lower it")
+        raise UserError(
+            f"every episode is shorter than drop_n_last_frames = {drop_n_last_frames}; lower it"
+        )
     return usable
 
 
 def held_out_episodes(episode_tasks: Sequence[int], tasks: Sequence[str], split: float) -> Rows:
-    """Numbers of the episodes to validate on: the last ceil(n * split) of each task's n, as LeRobot's eval_split.
+    """Numbers of the episodes to validate on: the last ceil(n * split) of each task's n, as
+    LeRobot's eval_split.
 
-    episode_tasks: (E,) index into `tasks`. UserError when a task would keep no episode to train on (LeRobot lets it).
+    episode_tasks: (E,) index into `tasks`. UserError when a task would keep no episode to train on
+    (LeRobot lets it).
     """
     held: list[int] = []
     for task in sorted(set(episode_tasks)) if split else ():
@@ -81,17 +88,23 @@ def held_out_episodes(episode_tasks: Sequence[int], tasks: Sequence[str], split:
     return np.array(sorted(held), np.int64)
 
 
-# --- weights ------------------------------------------------------------------------------------------------------
+# --- weights
 
 
-def task_shares(rows_per_task: Mapping[str, int], balance: bool, weights: Mapping[str, float]) -> dict[str, float]:
-    """Task -> its share of the samples, summing to 1: in proportion to weight times number of rows, or weight alone
-    when balanced. Weights not given are 1. UserError names a task that has no rows.
+def task_shares(
+    rows_per_task: Mapping[str, int], balance: bool, weights: Mapping[str, float]
+) -> dict[str, float]:
+    """Task -> its share of the samples, summing to 1: in proportion to weight times number of rows,
+    or weight alone when balanced. Weights not given are 1. UserError names a task that has no rows.
     """
     for task in weights:
         if task not in rows_per_task:
             near = difflib.get_close_matches(task, rows_per_task, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(repr, rows_per_task))}"
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"it has {', '.join(map(repr, rows_per_task))}"
+            )
             raise UserError(f"task_weights: the dataset has no task {task!r}; {hint}")
     raw = {t: weights.get(t, 1.0) * (1 if balance else n) for t, n in rows_per_task.items()}
     total = sum(raw.values())
@@ -108,7 +121,7 @@ def quotas(shares: Sequence[float], count: int) -> list[int]:
     return whole
 
 
-# --- the order ----------------------------------------------------------------------------------------------------
+# --- the order
 
 
 @dataclass
@@ -134,11 +147,16 @@ class Sampler:
 
     def _weighted(self, epoch: int) -> Rows:
         return np.concatenate(
-            [_take(self._laps(task, rows), len(rows), epoch * n, n) for task, (rows, n) in enumerate(self.quotas)]
+            [
+                _take(self._laps(task, rows), len(rows), epoch * n, n)
+                for task, (rows, n) in enumerate(self.quotas)
+            ]
         )
 
     def _laps(self, task: int, rows: Rows) -> Callable[[int], Rows]:
-        return lambda lap: rows[np.random.default_rng((self.seed, lap, task + 1)).permutation(len(rows))]
+        return lambda lap: rows[
+            np.random.default_rng((self.seed, lap, task + 1)).permutation(len(rows))
+        ]
 
 
 def _take(laps: Callable[[int], Rows], length: int, first: int, count: int) -> Rows:

@@ -1,8 +1,9 @@
-"""Frames by row, decoded when they are asked for: training straight from the videos, without room for a frame cache.
+"""Frames by row, decoded when they are asked for: training straight from the videos, without room
+for a frame cache.
 
-Knows containers, key frames and parquet row groups. Refuses to know what a frame is for. Behaves like the array
-(N, H, W, 3) of a frame cache: it has a shape, and an array of rows takes frames out of it. Every thread keeps its own
-open files, so several may read at once.
+Knows containers, key frames and parquet row groups. Refuses to know what a frame is for. Behaves
+like the array (N, H, W, 3) of a frame cache: it has a shape, and an array of rows takes frames out
+of it. Every thread keeps its own open files, so several may read at once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from mtdit_robots.errors import UserError
 Frame = NDArray[np.uint8]
 MOST_OPEN = 16  # files or row groups that a thread keeps
 LOST = 1 << 62  # no frame is near it
-SKIP = 8  # frames rather decoded and dropped than sought over: LeRobot's videos have a key frame every second one
+# frames rather decoded and dropped than sought over: LeRobot's videos have a key frame every second
+# one
+SKIP = 8
 
 
 class Opened(Protocol):
@@ -38,7 +41,9 @@ class Opened(Protocol):
 class SeekingFrames:
     """The frames of one camera. `finish` makes of a decoded frame what the shape promises."""
 
-    def __init__(self, dataset: Dataset, camera: str, size: tuple[int, int], finish: Callable[[Frame], Frame]) -> None:
+    def __init__(
+        self, dataset: Dataset, camera: str, size: tuple[int, int], finish: Callable[[Frame], Frame]
+    ) -> None:
         self.shape = (len(dataset.state), *size, 3)
         self.finish = finish
         key = dataset.image_keys[camera]
@@ -47,11 +52,15 @@ class SeekingFrames:
         self.where = np.full((len(dataset.state), 2), -1, np.int64)  # row -> opener, number there
         for opener, rows, numbers in places:
             used = rows < len(dataset.state)  # an episode that was never finished may lie behind
-            self.where[rows[used]] = np.stack([np.full(used.sum(), len(self.openers)), numbers[used]], axis=1)
+            self.where[rows[used]] = np.stack(
+                [np.full(used.sum(), len(self.openers)), numbers[used]], axis=1
+            )
             self.openers.append(opener)
         if (self.where < 0).any():
             missing = int(np.argmax((self.where < 0).any(axis=1)))
-            raise UserError(f"{dataset.root}: camera {camera!r} has no frame for row {missing}; copy the dataset again")
+            raise UserError(
+                f"{dataset.root}: camera {camera!r} has no frame for row {missing}; copy the dataset again"
+            )
         self.own = threading.local()
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Frame:
@@ -73,7 +82,9 @@ class SeekingFrames:
         return kept[number]
 
 
-Place = tuple[Callable[[], Opened], NDArray[np.int64], NDArray[np.int64]]  # how to open it, rows, numbers in it
+Place = tuple[
+    Callable[[], Opened], NDArray[np.int64], NDArray[np.int64]
+]  # how to open it, rows, numbers in it
 
 
 def _in_videos(dataset: Dataset, key: str) -> Iterator[Place]:
@@ -106,7 +117,9 @@ class Video:
             self.stream = self.file.streams.video[0]
         except (av.error.FFmpegError, OSError, IndexError) as error:
             raise _broken(path, error) from None
-        self.stream.codec_context.thread_count = 1  # threads of the loader read several videos at once
+        self.stream.codec_context.thread_count = (
+            1  # threads of the loader read several videos at once
+        )
         self.frames = self.file.decode(self.stream)
 
     def frame(self, number: int) -> Frame:
@@ -118,7 +131,9 @@ class Video:
         try:
             if not 0 < number - self.number <= SKIP:
                 assert self.stream.time_base is not None
-                self.file.seek(round(number / self.fps / float(self.stream.time_base)), stream=self.stream)
+                self.file.seek(
+                    round(number / self.fps / float(self.stream.time_base)), stream=self.stream
+                )
                 self.frames = self.file.decode(self.stream)
             for frame in self.frames:
                 self.number = round(float(frame.time) * self.fps)

@@ -1,4 +1,5 @@
-"""`mtdit twin`: keep a simulated arm on its port and a picture of it on the screen until told to stop.
+"""`mtdit twin`: keep a simulated arm on its port and a picture of it on the screen until told to
+stop.
 
 Knows the twin's client and the terminal. Refuses to know physics and packets.
 """
@@ -21,9 +22,17 @@ REFRESH_S = 1.0
 
 
 def serve(
-    task: str, seed: int, clock: str, link: Path | None, picture_to: Path, calibration_to: Path, seconds: float | None
+    task: str,
+    seed: int,
+    clock: str,
+    link: Path | None,
+    picture_to: Path,
+    calibration_to: Path,
+    seconds: float | None,
 ) -> None:
-    """Blocks until Ctrl-C or `seconds`. Writes the calibration once and the picture about every second."""
+    """Blocks until Ctrl-C or `seconds`. Writes the calibration once and the picture about every
+    second.
+    """
     find_task(task)
     with Twin(clock=clock, link=link) as twin:
         twin.reset(task, seed)

@@ -1,8 +1,9 @@
 """Scripted demonstrations in the twin, written as a LeRobotDataset v3.
 
-Knows how an episode becomes frames on disk. Refuses to know physics, tasks and training. A recorded frame is
-(observation at tick t, action commanded at tick t), the order in which the runtime's loop observes and commands;
-positions went through the servos' ticks, so they are what a real arm would have reported.
+Knows how an episode becomes frames on disk. Refuses to know physics, tasks and training. A recorded
+frame is (observation at tick t, action commanded at tick t), the order in which the runtime's loop
+observes and commands; positions went through the servos' ticks, so they are what a real arm would
+have reported.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ NOISE_RAD = 0.02  # on every other episode: shows how to come back to the path (
 MOST_FAILURES = 0.5  # of the attempts, once there are enough of them to tell
 FEWEST_ATTEMPTS = 10
 
-# x264 is 5 times faster than SVT-AV1 here. A key frame every second frame, LeRobot's own choice, keeps random access
-# cheap.
+# x264 is 5 times faster than SVT-AV1 here. A key frame every second frame, LeRobot's own choice,
+# keeps random access cheap.
 ENCODER = {"vcodec": "h264", "pix_fmt": "yuv420p", "g": 2, "crf": 18, "preset": "veryfast"}
 LONGEST_EPISODE = 4096  # frames that may wait for the encoder, so that it never drops one
 
@@ -56,9 +57,16 @@ class SimulateReport:
     def summary(self) -> str:
         """One line per task and one for the whole."""
         width = max(len(task) for task in self.kept)
-        lines = [f"{task:{width}}  {n} kept, {self.failed[task]} failed" for task, n in self.kept.items()]
+        lines = [
+            f"{task:{width}}  {n} kept, {self.failed[task]} failed" for task, n in self.kept.items()
+        ]
         total = sum(self.kept.values())
-        return "\n".join([*lines, f"{total} episodes, {self.frames} frames in {self.seconds:.0f} s -> {self.out}"])
+        return "\n".join(
+            [
+                *lines,
+                f"{total} episodes, {self.frames} frames in {self.seconds:.0f} s -> {self.out}",
+            ]
+        )
 
 
 def simulate(
@@ -70,11 +78,13 @@ def simulate(
     noise_rad: float = NOISE_RAD,
     on_progress: Progress = lambda done, total: None,
 ) -> SimulateReport:
-    """Record `episodes` successful demonstrations of every task, tasks taking turns, and return what happened.
+    """Record `episodes` successful demonstrations of every task, tasks taking turns, and return
+    what happened.
 
-    Attempt k of each task is laid out by seed + k, so equal arguments give equal values. image_size: (height, width),
-    even. noise_rad: sigma of the noise on the commands of every other attempt; recorded actions are without it. The
-    folder appears when everything is in it. UserError: unknown task, existing folder, odd size, hopeless expert.
+    Attempt k of each task is laid out by seed + k, so equal arguments give equal values.
+    image_size: (height, width), even. noise_rad: sigma of the noise on the commands of every other
+    attempt; recorded actions are without it. The folder appears when everything is in it.
+    UserError: unknown task, existing folder, odd size, hopeless expert.
     """
     wanted = [find_task(task).name for task in tasks]
     _check(wanted, episodes, out, image_size)
@@ -100,7 +110,9 @@ def simulate(
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A path that becomes `out` when the block ends without an error, and vanishes otherwise, Ctrl-C included."""
+    """A path that becomes `out` when the block ends without an error, and vanishes otherwise,
+    Ctrl-C included.
+    """
     partial = out.absolute().with_name(f".{out.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -123,7 +135,12 @@ def record(world: World, noise_rad: float, image_size: tuple[int, int]) -> list[
 
 
 def _record_success(
-    world: World, task: str, seed: int, image_size: tuple[int, int], noise_rad: float, report: SimulateReport
+    world: World,
+    task: str,
+    seed: int,
+    image_size: tuple[int, int],
+    noise_rad: float,
+    report: SimulateReport,
 ) -> list[Frame]:
     """The next attempts at the task until one succeeds; failures are counted in the report."""
     while True:
@@ -149,7 +166,9 @@ def _check(tasks: Sequence[str], episodes: int, out: Path, image_size: tuple[int
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} exists already: choose another --out or remove it")
     if any(side < 16 or side % 2 for side in image_size):
-        raise UserError(f"image size {image_size[0]}x{image_size[1]} cannot be encoded: use even sides of 16 or more")
+        raise UserError(
+            f"image size {image_size[0]}x{image_size[1]} cannot be encoded: use even sides of 16 or more"
+        )
 
 
 def _create(root: Path, name: str, image_size: tuple[int, int]) -> LeRobotDataset:

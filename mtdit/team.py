@@ -1,9 +1,11 @@
 """The processes of one training: who they are, whose turn it is, and what they agree on.
 
-Knows accelerate, torch.distributed and signals. Refuses to know what is trained. One process is a team too.
+Knows accelerate, torch.distributed and signals. Refuses to know what is trained. One process is a
+team too.
 
-Processes tell each other things on the host, over gloo, beside the gradients: asking whether to stop makes no GPU wait.
-When one process fails it says why and ends; the others then leave without a word, and the launcher ends the job.
+Processes tell each other things on the host, over gloo, beside the gradients: asking whether to
+stop makes no GPU wait. When one process fails it says why and ends; the others then leave without a
+word, and the launcher ends the job.
 """
 
 from __future__ import annotations
@@ -56,13 +58,17 @@ class Team:
         """The highest of each value among the processes, the same on all of them. Waits for all."""
         if self.group is None:
             return values
-        told = torch.tensor([0.0, *values], dtype=torch.float64)  # never empty: gloo waits for nobody then
+        told = torch.tensor(
+            [0.0, *values], dtype=torch.float64
+        )  # never empty: gloo waits for nobody then
         with self.listening():
             dist.all_reduce(told, dist.ReduceOp.MAX, group=self.group)
         return tuple(told[1:].tolist())
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        """The main process first, then the first one of every other machine, then the rest: these find things done."""
+        """The main process first, then the first one of every other machine, then the rest: these
+        find things done.
+        """
         turn = 0 if self.main else 1 if self.accelerator.is_local_main_process else 2
         for now in range(3):
             if now == turn:
@@ -81,7 +87,9 @@ class Team:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Leaves without a word when another process has gone, and on a signal that the main process answers too."""
+        """Leaves without a word when another process has gone, and on a signal that the main
+        process answers too.
+        """
         try:
             yield
         except KeyboardInterrupt:
@@ -119,7 +127,9 @@ def gather(device: torch.device, amp: str) -> Team:
     AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     cpu = device.type == "cpu"
-    accelerator = Accelerator(mixed_precision=amp, cpu=cpu, device_placement=False, kwargs_handlers=[ddp])
+    accelerator = Accelerator(
+        mixed_precision=amp, cpu=cpu, device_placement=False, kwargs_handlers=[ddp]
+    )
     if accelerator.num_processes == 1:
         return Team(accelerator, device)
     atexit.register(_leave)
@@ -131,9 +141,13 @@ def _check_launch(device: torch.device) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or device.type == "cpu":
         return
     if device.type != "cuda":
-        raise UserError(f"several processes cannot train on {device.type}; start one, or use --device cpu")
+        raise UserError(
+            f"several processes cannot train on {device.type}; start one, or use --device cpu"
+        )
     if local > torch.cuda.device_count():
-        raise UserError(f"{local} processes were started for {torch.cuda.device_count()} GPUs; start one for each GPU")
+        raise UserError(
+            f"{local} processes were started for {torch.cuda.device_count()} GPUs; start one for each GPU"
+        )
 
 
 def _leave() -> None:
@@ -141,11 +155,13 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-# --- signals ------------------------------------------------------------------------------------------------------
+# --- signals
 
 
 class Stop:
-    """SIGINT and SIGTERM: they interrupt what goes before the training, and ask the training to end in order."""
+    """SIGINT and SIGTERM: they interrupt what goes before the training, and ask the training to end
+    in order.
+    """
 
     def __init__(self) -> None:
         self.training = False
@@ -156,7 +172,11 @@ class Stop:
         return self.first_s is not None
 
     def note(self, number: int, _frame: object) -> None:
-        again = self.first_s is not None and time.monotonic() - self.first_s > AGAIN_S and number == signal.SIGINT
+        again = (
+            self.first_s is not None
+            and time.monotonic() - self.first_s > AGAIN_S
+            and number == signal.SIGINT
+        )
         if not self.training or again:
             raise KeyboardInterrupt
         self.first_s = self.first_s or time.monotonic()

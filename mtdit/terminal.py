@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -28,12 +35,20 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def progress(words: str = "{task.description}") -> Progress:
     """A bar with count, elapsed and remaining time."""
-    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn(words),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Numbers to the right, words to the left; a status word gets its colour. What steers a terminal is written out."""
+    """Numbers to the right, words to the left; a status word gets its colour. What steers a
+    terminal is written out.
+    """
     out = Table(title=plain(title, MOST_IN_A_CELL), title_justify="left", box=None, pad_edge=False)
     cells = [[_cell(value) for value in row] for row in rows]
     for i, column in enumerate(columns):
@@ -45,7 +60,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 
 
 def write_json(where: Path | None, value: Any) -> None:
-    """Write `value` to the file, to standard output for "-", or nowhere. JSON has no NaN and no infinity: null."""
+    """Write `value` to the file, to standard output for "-", or nowhere. JSON has no NaN and no
+    infinity: null.
+    """
     if where is None:
         return
     text = json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"

@@ -1,8 +1,9 @@
-"""A tiny CLIP made on the spot: random weights, CLIP's real vocabulary, a folder transformers and LeRobot load.
+"""A tiny CLIP made on the spot: random weights, CLIP's real vocabulary, a folder transformers and
+LeRobot load.
 
-For tests, CPU demos and training from scratch without a download. Knows CLIP's byte-pair vocabulary (from the
-open_clip wheel) and how to scale random weights so that a frozen random text tower still tells instructions apart.
-Refuses to know policies and training.
+For tests, CPU demos and training from scratch without a download. Knows CLIP's byte-pair vocabulary
+(from the open_clip wheel) and how to scale random weights so that a frozen random text tower still
+tells instructions apart. Refuses to know policies and training.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from mtdit_robots.errors import UserError
 
 TINY = ClipShape(
     VisionShape(
-        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=16
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=64,
+        patch_size=16,
     ),
     TextShape(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2),
 )
@@ -33,18 +39,24 @@ TEXT_SEED = 34
 
 
 def make_tiny_clip(folder: Path, shape: ClipShape = TINY, seed: int = 0) -> Path:
-    """Writes config, weights and tokenizer (about 12 MB) into `folder` and returns it. A finished folder is kept.
+    """Writes config, weights and tokenizer (about 12 MB) into `folder` and returns it. A finished
+    folder is kept.
 
-    The same seed gives the same bytes. The folder's name must contain "clip", because LeRobot insists on it.
+    The same seed gives the same bytes. The folder's name must contain "clip", because LeRobot
+    insists on it.
     """
     if "clip" not in folder.name.lower():
-        raise UserError(f"{folder}: the folder's name must contain 'clip', LeRobot insists on it; name it clip-tiny")
+        raise UserError(
+            f"{folder}: the folder's name must contain 'clip', LeRobot insists on it; name it clip-tiny"
+        )
     if (folder / "config.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder)
     save_file(tiny_weights(shape, seed), folder / "model.safetensors", metadata={"format": "pt"})
-    partial = folder / "config.json.tmp"  # config.json last: its presence says that the rest is complete
+    partial = (
+        folder / "config.json.tmp"
+    )  # config.json last: its presence says that the rest is complete
     partial.write_text(json.dumps(shape.to_json(), indent=2) + "\n")
     os.replace(partial, folder / "config.json")
     return folder
@@ -63,7 +75,11 @@ def tiny_weights(shape: ClipShape, seed: int) -> dict[str, Tensor]:
     finally:
         torch.random.set_rng_state(state)
     towers = {"vision_model": vision, "text_model": text}
-    weights = {f"{name}.{key}": value for name, tower in towers.items() for key, value in tower.state_dict().items()}
+    weights = {
+        f"{name}.{key}": value
+        for name, tower in towers.items()
+        for key, value in tower.state_dict().items()
+    }
     return {key: value.contiguous() for key, value in weights.items()}
 
 
@@ -80,10 +96,12 @@ def _init_vision(tower: VisionTower) -> None:
 
 
 def _init_text(tower: TextTower) -> None:
-    """Loud words, quiet EOS and positions: the feature read at the EOS is then what attention gathered from the words.
+    """Loud words, quiet EOS and positions: the feature read at the EOS is then what attention
+    gathered from the words.
 
-    With CLIP's own initialisation every instruction gives nearly the same feature (cosine above 0.99); so does an
-    unlucky seed. TEXT_SEED is the luckiest of 120: at most 0.63 between any two of ten table-top instructions.
+    With CLIP's own initialisation every instruction gives nearly the same feature (cosine above
+    0.99); so does an unlucky seed. TEXT_SEED is the luckiest of 120: at most 0.63 between any two
+    of ten table-top instructions.
     """
     embeddings = tower.embeddings
     nn.init.normal_(embeddings.token_embedding.weight, std=1.0)
@@ -97,7 +115,9 @@ def _init_text(tower: TextTower) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """CLIP's tokenizer as transformers keeps it (tokenizer.json, tokenizer_config.json), from open_clip's merges."""
+    """CLIP's tokenizer as transformers keeps it (tokenizer.json, tokenizer_config.json), from
+    open_clip's merges.
+    """
     from transformers import CLIPTokenizer
 
     vocabulary, merges = clip_vocabulary()
@@ -113,19 +133,33 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def clip_vocabulary() -> tuple[dict[str, int], list[str]]:
-    """CLIP's 49408 tokens and 48894 merges (github.com/openai/CLIP, simple_tokenizer.py describes the layout)."""
+    """CLIP's 49408 tokens and 48894 merges (github.com/openai/CLIP, simple_tokenizer.py describes
+    the layout).
+    """
     package = find_spec("open_clip")
     if package is None or package.origin is None:
         raise UserError("CLIP's vocabulary comes with open-clip-torch: pip install 'mtdit[train]'")
     packed = Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
     merges = gzip.decompress(packed.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     letters = _byte_letters()
-    words = [*letters, *(f"{c}</w>" for c in letters), *(m.replace(" ", "") for m in merges), "<|startoftext|>", EOS]
+    words = [
+        *letters,
+        *(f"{c}</w>" for c in letters),
+        *(m.replace(" ", "") for m in merges),
+        "<|startoftext|>",
+        EOS,
+    ]
     return {word: i for i, word in enumerate(words)}, merges
 
 
 def _byte_letters() -> list[str]:
-    """One printable letter per byte: printable bytes stand for themselves, the others follow from code point 256 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """One printable letter per byte: printable bytes stand for themselves, the others follow from
+    code point 256 on.
+    """
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     hidden = [b for b in range(256) if b not in printable]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(hidden))]

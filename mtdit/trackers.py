@@ -1,8 +1,10 @@
-"""What a training leaves to look at, in its output folder: TensorBoard's files, curves.png, a run of wandb.
+"""What a training leaves to look at, in its output folder: TensorBoard's files, curves.png, a run
+of wandb.
 
-Knows those tools and how a resumed training goes on in the same curves. Refuses to know how a figure came about. None
-of it ends a training: what fails there is said in one line, and the training goes on without it. Only what can be known
-before the first step, a package that is missing, is a UserError.
+Knows those tools and how a resumed training goes on in the same curves. Refuses to know how a
+figure came about. None of it ends a training: what fails there is said in one line, and the
+training goes on without it. Only what can be known before the first step, a package that is
+missing, is a UserError.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class TensorBoard(Silent):
     name = "TensorBoard"
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # UserError by its name where it is not installed
+        from torch.utils.tensorboard import (
+            SummaryWriter,
+        )  # UserError by its name where it is not installed
 
         self.folder, self.open = folder, SummaryWriter
         self.writer: Any = None
@@ -84,7 +88,9 @@ class TensorBoard(Silent):
 
 
 class Wandb(Silent):
-    """A run of wandb. Its id is kept in the output folder, so that a resumed training goes on in the same run."""
+    """A run of wandb. Its id is kept in the output folder, so that a resumed training goes on in
+    the same run.
+    """
 
     name = "wandb"
 
@@ -98,14 +104,18 @@ class Wandb(Silent):
         import wandb  # type: ignore[import-not-found, unused-ignore]
 
         out, kept = self.config.output_dir, self.config.output_dir / WANDB_RUN
-        run_id = json.loads(kept.read_text())["id"] if step and kept.is_file() else secrets.token_hex(4)
+        run_id = (
+            json.loads(kept.read_text())["id"] if step and kept.is_file() else secrets.token_hex(4)
+        )
         try:
             self.run = wandb.init(
                 project=self.config.wandb, id=run_id, resume="allow", dir=str(out), name=out.absolute().name,
                 config=json.loads(json.dumps(asdict(self.config), default=str)),
             )  # fmt: skip
         except wandb.Error as error:
-            raise UserError(f"wandb: {str(error).rstrip('.')}; run `wandb login`, or set WANDB_MODE=offline") from None
+            raise UserError(
+                f"wandb: {str(error).rstrip('.')}; run `wandb login`, or set WANDB_MODE=offline"
+            ) from None
         kept.write_text(json.dumps({"project": self.config.wandb, "id": run_id}) + "\n")
 
     def stepped(self, report: Report) -> None:
@@ -139,7 +149,9 @@ class Curves(Silent):
 
 
 class Several:
-    """Tells whoever speaks to the user, and the trackers. A tracker that fails is said once and left alone."""
+    """Tells whoever speaks to the user, and the trackers. A tracker that fails is said once and
+    left alone.
+    """
 
     def __init__(self, voice: Reporter, trackers: list[Tracker]) -> None:
         self.voice, self.trackers = voice, trackers
@@ -178,7 +190,9 @@ class Several:
 
 @contextmanager
 def reporters(config: TrainConfig) -> Iterator[Reporter]:
-    """The console, and the trackers that the config asks for. UserError when one of them is not installed."""
+    """The console, and the trackers that the config asks for. UserError when one of them is not
+    installed.
+    """
     trackers: list[Tracker] = [Curves(config.output_dir)]
     if config.tensorboard:
         trackers.append(TensorBoard(config.output_dir / TENSORBOARD))

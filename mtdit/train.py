@@ -1,7 +1,7 @@
 """Training: from a TrainConfig to a folder of checkpoints. `train` prepares; the loop is mtdit.fit.
 
-Knows where a run begins: with a preset, an earlier checkpoint, or where it was interrupted, on this dataset and this
-device. Refuses to know steps and batches.
+Knows where a run begins: with a preset, an earlier checkpoint, or where it was interrupted, on this
+dataset and this device. Refuses to know steps and batches.
 """
 
 from __future__ import annotations
@@ -57,20 +57,24 @@ ENCODERS = {"vision_encoder_name", "text_encoder_name"}
 SMALLER = "lower batch_size or noise_samples, or the policy's sizes"
 
 
-# --- preparing ----------------------------------------------------------------------------------------------------
+# --- preparing
 
 
 def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
-    """Trains, or goes on training, and returns the last checkpoint's folder. UserError for anything the user can mend.
+    """Trains, or goes on training, and returns the last checkpoint's folder. UserError for anything
+    the user can mend.
 
-    SIGINT and SIGTERM save a checkpoint after the current step and end the run in order; before the first step they
-    are a KeyboardInterrupt. Started by `accelerate launch` or `torchrun`, every process calls this.
+    SIGINT and SIGTERM save a checkpoint after the current step and end the run in order; before the
+    first step they are a KeyboardInterrupt. Started by `accelerate launch` or `torchrun`, every
+    process calls this.
     """
     with stop_requests() as stop, in_one_line():
         with said_once():
             device = pick_device(config.device)
             if config.amp == "fp16" and device.type != "cuda":
-                raise UserError(f"amp fp16 needs a CUDA GPU, the device is {device.type}; use amp bf16 or no")
+                raise UserError(
+                    f"amp fp16 needs a CUDA GPU, the device is {device.type}; use amp bf16 or no"
+                )
             team = gather(device, config.amp)
         if team.device.type == "cuda":
             _hurry()
@@ -104,7 +108,12 @@ def prepare(config: TrainConfig, team: Team, shown: Reporter) -> Ready:
     policy_config = _policy_config(config, resumed)
     cache_dir = config.cache_dir or config.output_dir / "frames"
     cache = frame_cache(
-        config.dataset, cache_dir, policy_config.image_resize_shape, shown.decoded, shown.say, config.frames
+        config.dataset,
+        cache_dir,
+        policy_config.image_resize_shape,
+        shown.decoded,
+        shown.say,
+        config.frames,
     )
     policy_config = _for_dataset(policy_config, cache, team.device)
     policy, stats = _start(config, policy_config, cache, resumed)
@@ -114,12 +123,16 @@ def prepare(config: TrainConfig, team: Team, shown: Reporter) -> Ready:
     for line in (*loader.told(), *advice(config, policy.config, cache, team.world, stats)):
         shown.say(line)
     return Ready(
-        policy, loader, PretrainedFiles(policy, {}, stats, cache.info.facts, tokenizer, _as_json(config)), resumed
+        policy,
+        loader,
+        PretrainedFiles(policy, {}, stats, cache.info.facts, tokenizer, _as_json(config)),
+        resumed,
     )
 
 
 def resumed_config(config: TrainConfig, given: Collection[str]) -> TrainConfig:
-    """The config with everything but its `given` fields as the run that it resumes was started with.
+    """The config with everything but its `given` fields as the run that it resumes was started
+    with.
 
     A run of LeRobot's trainer too: what it kept in its train_config.json and means the same here.
     """
@@ -127,7 +140,11 @@ def resumed_config(config: TrainConfig, given: Collection[str]) -> TrainConfig:
     raw = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG)
     earlier = raw if is_ours(checkpoint) else _from_lerobot(raw)
     own = {"dataset", "output_dir", "resume", "init_from", "policy", *given}
-    kept = {f.name: earlier[f.name] for f in fields(TrainConfig) if f.name in earlier and f.name not in own}
+    kept = {
+        f.name: earlier[f.name]
+        for f in fields(TrainConfig)
+        if f.name in earlier and f.name not in own
+    }
     if kept.get("cache_dir"):
         kept["cache_dir"] = Path(kept["cache_dir"])
     return replace(config, **kept, policy={**earlier.get("policy", {}), **config.policy})
@@ -136,7 +153,9 @@ def resumed_config(config: TrainConfig, given: Collection[str]) -> TrainConfig:
 def _from_lerobot(raw: Any) -> dict[str, Any]:
     """LeRobot's train_config.json in our words. Its 0.6.1 keeps no average of the weights."""
     if not isinstance(raw, dict) or "steps" not in raw:
-        raise UserError(f"the run's {TRAIN_CONFIG} says nothing about steps; start a new run with --init-from")
+        raise UserError(
+            f"the run's {TRAIN_CONFIG} says nothing about steps; start a new run with --init-from"
+        )
     dataset, optimizer, ema = (raw.get(part) or {} for part in ("dataset", "optimizer", "ema"))
     transforms = dataset.get("image_transforms") or {}
     known = {
@@ -153,22 +172,38 @@ def _from_lerobot(raw: Any) -> dict[str, Any]:
 
 
 def _policy_config(config: TrainConfig, resumed: Path | None) -> PolicyConfig:
-    """The policy before it meets the dataset: the checkpoint's this run goes on from, else the preset; then options."""
+    """The policy before it meets the dataset: the checkpoint's this run goes on from, else the
+    preset; then options.
+    """
     earlier = resumed or config.init_from
     if earlier is None:
-        standard = {"vision_encoder_name": "tiny", "text_encoder_name": "tiny"} if config.preset == "tiny" else {}
-        return with_features(_with_clip_folders({**standard, **config.policy}, config), config.preset, {}, {})
+        standard = (
+            {"vision_encoder_name": "tiny", "text_encoder_name": "tiny"}
+            if config.preset == "tiny"
+            else {}
+        )
+        return with_features(
+            _with_clip_folders({**standard, **config.policy}, config), config.preset, {}, {}
+        )
     checkpoint = open_to_train(earlier)
     fields = {k: v for k, v in policy_config_to_dict(checkpoint.config).items() if k != "type"}
     return policy_config_from_dict(
-        {**fields, **_own_tiny_clip(checkpoint, config), **_with_clip_folders(config.policy, config)}
+        {
+            **fields,
+            **_own_tiny_clip(checkpoint, config),
+            **_with_clip_folders(config.policy, config),
+        }
     )
 
 
 def _with_clip_folders(options: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """Options with `tiny` made and local folders spelled out, so that LeRobot finds them from anywhere."""
+    """Options with `tiny` made and local folders spelled out, so that LeRobot finds them from
+    anywhere.
+    """
     found = dict(options)
-    for name in (n for n in ENCODERS & found.keys() if isinstance(found[n], str)):  # others are refused later
+    for name in (
+        n for n in ENCODERS & found.keys() if isinstance(found[n], str)
+    ):  # others are refused later
         if found[name] == "tiny":
             found[name] = str(make_tiny_clip(config.output_dir.absolute() / TINY_CLIP))
         else:
@@ -186,20 +221,28 @@ def _own_tiny_clip(checkpoint: Checkpoint, config: TrainConfig) -> dict[str, str
     """A tiny CLIP of the checkpoint is made again in this run, since the earlier run's may be gone."""
     names = [name for name in ENCODERS if Path(getattr(checkpoint.config, name)).name == TINY_CLIP]
     shape = clip_shapes(checkpoint.config, beside=checkpoint.folder / CLIP) if names else None
-    return {name: str(make_tiny_clip(config.output_dir.absolute() / TINY_CLIP, shape)) for name in names if shape}
+    return {
+        name: str(make_tiny_clip(config.output_dir.absolute() / TINY_CLIP, shape))
+        for name in names
+        if shape
+    }
 
 
 def _for_dataset(config: PolicyConfig, cache: FrameCache, device: torch.device) -> PolicyConfig:
     """Takes the dataset's features, or checks that those of an earlier checkpoint fit it."""
     inputs, outputs = cache.info.input_features, cache.info.output_features
-    if config.input_features and (dict(config.input_features), dict(config.output_features)) != (inputs, outputs):
+    if config.input_features and (dict(config.input_features), dict(config.output_features)) != (
+        inputs,
+        outputs,
+    ):
         raise UserError(
             f"the checkpoint was trained on {_listed(config.input_features)}, the dataset has {_listed(inputs)}; "
             "record with the same joints and cameras or train from scratch"
         )
     return replace(
         config,
-        input_features=config.input_features or inputs,  # the checkpoint's order of cameras, where there is one
+        input_features=config.input_features
+        or inputs,  # the checkpoint's order of cameras, where there is one
         output_features=config.output_features or outputs,
         device=device.type,
     )
@@ -215,12 +258,16 @@ def _start(
     """The policy this run begins with and the statistics it is normalised by."""
     torch.manual_seed(config.seed)
     stats = (
-        with_imagenet_stats(cache.stats, list(cache.info.image_keys.values())) if config.imagenet_stats else cache.stats
+        with_imagenet_stats(cache.stats, list(cache.info.image_keys.values()))
+        if config.imagenet_stats
+        else cache.stats
     )
     if resumed is not None:
         checkpoint = open_checkpoint(resumed)
         policy = replace(checkpoint, config=policy_config).policy()
-        if (resumed / TRAINING_STATE / LIVE).is_file():  # LeRobot keeps no average, and nothing beside
+        if (
+            resumed / TRAINING_STATE / LIVE
+        ).is_file():  # LeRobot keeps no average, and nothing beside
             load_weights(policy, resumed / TRAINING_STATE / LIVE)
         return policy, checkpoint.dataset_stats
     if config.init_from is not None:
@@ -230,10 +277,16 @@ def _start(
 
 
 def _tokenizer(config: PolicyConfig, earlier: Path | None) -> Any:
-    return open_checkpoint(earlier).tokenizer() if earlier is not None else load_tokenizer(config.text_encoder_name)
+    return (
+        open_checkpoint(earlier).tokenizer()
+        if earlier is not None
+        else load_tokenizer(config.text_encoder_name)
+    )
 
 
-def _loader(config: TrainConfig, policy: Policy, cache: FrameCache, stats: DatasetStats, tokenizer: Any) -> Loader:
+def _loader(
+    config: TrainConfig, policy: Policy, cache: FrameCache, stats: DatasetStats, tokenizer: Any
+) -> Loader:
     """The frozen text tower runs here, once per task of the dataset."""
     device = next(policy.parameters()).device
     ids = tokenize(tokenizer, list(cache.info.facts.tasks), policy.config)
@@ -256,7 +309,11 @@ def _hurry() -> None:
 
 def pick_device(name: str) -> torch.device:
     """auto: CUDA, else Apple's GPU, else the CPU. UserError for a device that is not there."""
-    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    there = {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
     if name == "auto":
         return torch.device(next(kind for kind, count in there.items() if count))
     try:
@@ -265,18 +322,22 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, KeyError):
         raise UserError(f"device {name!r} does not exist; use auto, cpu, cuda or mps") from None
     if (device.index or 0) >= count:
-        raise UserError(f"device {name!r} is not available: torch sees {count} of {device.type}; use --device cpu")
+        raise UserError(
+            f"device {name!r} is not available: torch sees {count} of {device.type}; use --device cpu"
+        )
     return device
 
 
-# --- telling ------------------------------------------------------------------------------------------------------
+# --- telling
 
 
 def _alone(config: TrainConfig, team: Team) -> AbstractContextManager[None]:
     return alone_in(config.output_dir) if team.main else nullcontext()
 
 
-def _voice(config: TrainConfig, team: Team, reporter: Reporter | None) -> AbstractContextManager[Reporter]:
+def _voice(
+    config: TrainConfig, team: Team, reporter: Reporter | None
+) -> AbstractContextManager[Reporter]:
     if not team.main:
         return nullcontext(Silent())
     return reporters(config) if reporter is None else nullcontext(reporter)
@@ -294,10 +355,14 @@ def in_one_line() -> Iterator[None]:
         raise UserError(f"this machine has not enough memory ({_gist(error)}); {SMALLER}") from None
     except RuntimeError as error:
         if "DefaultCPUAllocator" in str(error):
-            raise UserError(f"this machine has not enough memory ({_gist(error)}); {SMALLER}") from None
+            raise UserError(
+                f"this machine has not enough memory ({_gist(error)}); {SMALLER}"
+            ) from None
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        raise UserError(f"torch.compile does not work here ({_gist(error)}); train without --compile") from None
+        raise UserError(
+            f"torch.compile does not work here ({_gist(error)}); train without --compile"
+        ) from None
 
 
 def _gist(error: Exception) -> str:
@@ -307,7 +372,10 @@ def _gist(error: Exception) -> str:
 
 
 def _summary(config: TrainConfig, policy: Policy, cache: FrameCache, world: int) -> str:
-    facts, learned = cache.info.facts, sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    facts, learned = (
+        cache.info.facts,
+        sum(p.numel() for p in policy.parameters() if p.requires_grad),
+    )
     tasks = ", ".join(repr(t) for t in facts.tasks)
     frozen = sum(p.numel() for p in policy.parameters()) - learned
     goal = f"{config.max_minutes:g} minutes" if config.max_minutes else f"{config.steps} steps"
@@ -320,11 +388,16 @@ def _summary(config: TrainConfig, policy: Policy, cache: FrameCache, world: int)
 
 def _as_json(config: TrainConfig) -> dict[str, Any]:
     """For train_config.json, which a run is resumed by, from whatever folder."""
-    encoders = {n: _from_anywhere(v) for n, v in config.policy.items() if n in ENCODERS and v != "tiny"}
+    encoders = {
+        n: _from_anywhere(v) for n, v in config.policy.items() if n in ENCODERS and v != "tiny"
+    }
     config = replace(
         config,
         dataset=_from_anywhere(config.dataset),
         policy={**config.policy, **encoders},
         cache_dir=config.cache_dir and config.cache_dir.absolute(),
     )
-    return {"preset_fields": PRESETS[config.preset], **json.loads(json.dumps(asdict(config), default=str))}
+    return {
+        "preset_fields": PRESETS[config.preset],
+        **json.loads(json.dumps(asdict(config), default=str)),
+    }

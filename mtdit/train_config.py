@@ -1,7 +1,7 @@
 """One training run as a frozen dataclass: what is trained on what, how long, and what is kept.
 
-Knows names, defaults and which of them exclude each other. Refuses to know torch: the CLI reads this without importing
-it. What the policy computes is `mtdit.config`'s.
+Knows names, defaults and which of them exclude each other. Refuses to know torch: the CLI reads
+this without importing it. What the policy computes is `mtdit.config`'s.
 """
 
 from __future__ import annotations
@@ -30,8 +30,12 @@ class TrainConfig:
     steps: int = 30_000  # of the optimiser
     max_minutes: float | None = None  # stop and finish the learning-rate schedule at this wall time
     batch_size: int = 64  # per process and accumulated part, as LeRobot counts
-    grad_accumulation: int = 1  # parts per optimiser step; a step sees batch_size * processes * parts samples
-    noise_samples: int = 1  # (noise, timestep) draws per encoded observation; the expected loss is the same
+    grad_accumulation: int = (
+        1  # parts per optimiser step; a step sees batch_size * processes * parts samples
+    )
+    noise_samples: int = (
+        1  # (noise, timestep) draws per encoded observation; the expected loss is the same
+    )
     seed: int = 1000
 
     device: str = "auto"
@@ -41,17 +45,28 @@ class TrainConfig:
     ema_max_decay: float = 0.9999
     grad_clip_norm: float = 10.0
 
-    frames: str = "disk"  # decoded once to cache_dir; memory: decoded at every start; video: decoded as needed
+    # decoded once to cache_dir; memory: decoded at every start; video: decoded as needed
+    frames: str = "disk"
     cache_dir: Path | None = None  # None: output_dir/frames
     workers: int = 2  # threads that make batches ahead of the step that needs them
     imagenet_stats: bool = True  # normalise images by ImageNet's mean and std, not the dataset's
-    image_transforms: Mapping[str, Any] | None = None  # LeRobot's JSON: max_num_transforms, random_order, tfs
-    random_shift_px: int = 0  # shift each camera's frames by up to this, edge-padded, one offset per sample
-    random_brightness: float = 0.0  # multiply each camera's pixels by 1 + N(0, this), one draw per sample
+    image_transforms: Mapping[str, Any] | None = (
+        None  # LeRobot's JSON: max_num_transforms, random_order, tfs
+    )
+    random_shift_px: int = (
+        0  # shift each camera's frames by up to this, edge-padded, one offset per sample
+    )
+    random_brightness: float = (
+        0.0  # multiply each camera's pixels by 1 + N(0, this), one draw per sample
+    )
     balance_tasks: bool = False  # draw every task equally often, however many frames it has
-    task_weights: Mapping[str, float] = field(default_factory=dict)  # instruction -> how much more often; others 1
+    task_weights: Mapping[str, float] = field(
+        default_factory=dict
+    )  # instruction -> how much more often; others 1
 
-    val_split: float = 0.0  # share of each task's episodes (its last ones) held out for the validation loss
+    val_split: float = (
+        0.0  # share of each task's episodes (its last ones) held out for the validation loss
+    )
     val_every: int = 1_000
     log_every: int = 50
     save_every: int = 5_000
@@ -101,8 +116,9 @@ def _check_train(c: TrainConfig) -> None:
 # TrainConfig fields that go with a preset.
 _TRAINING: dict[str, dict[str, Any]] = {
     "base": {},
-    # On a CPU many small steps win, and noise draws are cheap beside the encoder. A pixel of the twin's top camera is
-    # 8 mm on the table: shifting by more than one would teach the policy not to care where things are.
+    # On a CPU many small steps win, and noise draws are cheap beside the encoder. A pixel of the
+    # twin's top camera is 8 mm on the table: shifting by more than one would teach the policy not
+    # to care where things are.
     "tiny": {
         "batch_size": 32, "noise_samples": 4, "random_shift_px": 1, "random_brightness": 0.1, "grad_clip_norm": 1.0,
         "save_every": 1_000,

@@ -1,11 +1,14 @@
-"""LeRobot's image transforms, read from its JSON: for each sample a random few of them, with random strength.
+"""LeRobot's image transforms, read from its JSON: for each sample a random few of them, with random
+strength.
 
-Knows LeRobot's rules (lerobot/transforms/transforms.py): `max_num_transforms` of `tfs`, chosen by weight without
-replacement, in the listed order unless `random_order`; one draw per sample and camera, the same for all its observation
-steps. Refuses to know where numbers come from: a draw is a row of uniform ones, so that any thread can make it.
+Knows LeRobot's rules (lerobot/transforms/transforms.py): `max_num_transforms` of `tfs`, chosen by
+weight without replacement, in the listed order unless `random_order`; one draw per sample and
+camera, the same for all its observation steps. Refuses to know where numbers come from: a draw is a
+row of uniform ones, so that any thread can make it.
 
-Differs from LeRobot in one thing: frames are transformed after the resize of the frame cache, not before. Colours come
-out alike; sharpness works on the pixels the policy sees, and an affine transform moves by whole ones of those.
+Differs from LeRobot in one thing: frames are transformed after the resize of the frame cache, not
+before. Colours come out alike; sharpness works on the pixels the policy sees, and an affine
+transform moves by whole ones of those.
 """
 
 from __future__ import annotations
@@ -31,14 +34,22 @@ DEFAULT_TFS: dict[str, dict[str, Any]] = {
     "saturation": {"weight": 1.0, "type": "ColorJitter", "kwargs": {"saturation": (0.5, 1.5)}},
     "hue": {"weight": 1.0, "type": "ColorJitter", "kwargs": {"hue": (-0.05, 0.05)}},
     "sharpness": {"weight": 1.0, "type": "SharpnessJitter", "kwargs": {"sharpness": (0.5, 1.5)}},
-    "affine": {"weight": 1.0, "type": "RandomAffine", "kwargs": {"degrees": (-5.0, 5.0), "translate": (0.05, 0.05)}},
+    "affine": {
+        "weight": 1.0,
+        "type": "RandomAffine",
+        "kwargs": {"degrees": (-5.0, 5.0), "translate": (0.05, 0.05)},
+    },
 }
-Apply = Callable[[Tensor, list[float]], Tensor]  # uint8 (S, 3, H, W), uniform numbers -> (S, 3, H, W)
+Apply = Callable[
+    [Tensor, list[float]], Tensor
+]  # uint8 (S, 3, H, W), uniform numbers -> (S, 3, H, W)
 
 
 @dataclass(frozen=True)
 class Transform:
-    """One of `tfs`: how likely it is, how many uniform numbers decide its strength, what it does with them."""
+    """One of `tfs`: how likely it is, how many uniform numbers decide its strength, what it does
+    with them.
+    """
 
     weight: float
     numbers: int
@@ -57,15 +68,21 @@ class ImageTransforms:
         return len(self.transforms) + sum(t.numbers for t in self.transforms)
 
     def chosen(self, numbers: Sequence[float]) -> list[int]:
-        """Which transforms, in the order they are applied: a race of exponential clocks, as torch.multinomial runs."""
-        clocks = [-math.log1p(-u) / t.weight for u, t in zip(numbers, self.transforms, strict=False)]
+        """Which transforms, in the order they are applied: a race of exponential clocks, as
+        torch.multinomial runs.
+        """
+        clocks = [
+            -math.log1p(-u) / t.weight for u, t in zip(numbers, self.transforms, strict=False)
+        ]
         first = sorted(range(len(clocks)), key=clocks.__getitem__)[: self.most]
         return first if self.random_order else sorted(first)
 
     def apply(self, frames: NDArray[np.uint8], numbers: Tensor) -> None:
         """Transforms frames (B, S, H, W, 3) in place, as the uniform numbers (B, numbers) have it."""
         for sample, drawn in zip(frames, numbers.tolist(), strict=True):
-            image = self._sample(torch.from_numpy(sample).permute(0, 3, 1, 2), drawn)  # (S, 3, H, W)
+            image = self._sample(
+                torch.from_numpy(sample).permute(0, 3, 1, 2), drawn
+            )  # (S, 3, H, W)
             sample[...] = image.permute(0, 2, 3, 1).numpy()
 
     def _sample(self, image: Tensor, numbers: list[float]) -> Tensor:
@@ -75,11 +92,12 @@ class ImageTransforms:
         return image
 
 
-# --- reading ------------------------------------------------------------------------------------------------------
+# --- reading
 
 
 def image_transforms(raw: Mapping[str, Any] | None) -> ImageTransforms | None:
-    """LeRobot's `image_transforms` (enable, max_num_transforms, random_order, tfs), or its `tfs` alone.
+    """LeRobot's `image_transforms` (enable, max_num_transforms, random_order, tfs), or its `tfs`
+    alone.
 
     None when nothing is to be done. UserError names the entry that cannot be used.
     """
@@ -90,15 +108,21 @@ def image_transforms(raw: Mapping[str, Any] | None) -> ImageTransforms | None:
     settings = raw if not raw or set(raw) & _SETTINGS else {"tfs": raw}
     unknown = sorted(set(settings) - _SETTINGS)
     if unknown:
-        raise UserError(f"image_transforms has no field {unknown[0]!r}; it has {', '.join(sorted(_SETTINGS))}")
+        raise UserError(
+            f"image_transforms has no field {unknown[0]!r}; it has {', '.join(sorted(_SETTINGS))}"
+        )
     for name in ("enable", "random_order"):
         if not isinstance(settings.get(name, True), bool):
-            raise UserError(f"image_transforms: {name} must be true or false, got {settings[name]!r}")
+            raise UserError(
+                f"image_transforms: {name} must be true or false, got {settings[name]!r}"
+            )
     if not settings.get("enable", True):
         return None
     most, listed = settings.get("max_num_transforms", 3), settings.get("tfs", DEFAULT_TFS)
     if type(most) is not int or most < 0 or not isinstance(listed, Mapping):
-        raise UserError("image_transforms: max_num_transforms must be a number from 0 on, tfs an object of transforms")
+        raise UserError(
+            "image_transforms: max_num_transforms must be a number from 0 on, tfs an object of transforms"
+        )
     read = [_transform(name, entry) for name, entry in listed.items()]
     used = tuple(t for t in read if t.weight > 0)
     if not used or most == 0:
@@ -111,20 +135,26 @@ _SETTINGS = frozenset(["enable", "max_num_transforms", "random_order", "tfs"])
 
 def _transform(name: str, entry: Any) -> Transform:
     if not isinstance(entry, Mapping) or set(entry) - {"weight", "type", "kwargs"}:
-        raise UserError(f"image_transforms: {name!r} must be an object with weight, type and kwargs, got {entry!r}")
+        raise UserError(
+            f"image_transforms: {name!r} must be an object with weight, type and kwargs, got {entry!r}"
+        )
     kind, weight = entry.get("type", "Identity"), entry.get("weight", 1.0)
     if not isinstance(kind, str) or kind not in _TYPES:
         near = difflib.get_close_matches(str(kind), _TYPES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_TYPES)}"
         raise UserError(f"image_transforms: {name!r} has the unknown type {kind!r}; {hint}")
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < 1e9:
-        raise UserError(f"image_transforms: the weight of {name!r} must be a number, got {weight!r}")
+        raise UserError(
+            f"image_transforms: the weight of {name!r} must be a number, got {weight!r}"
+        )
     try:
         json.dumps(entry, allow_nan=False)
         transform = Transform(float(weight), *_TYPES[kind](**entry.get("kwargs", {})))
         transform.apply(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [0.5] * transform.numbers)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise UserError(f"image_transforms: {name!r} ({kind}): {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"image_transforms: {name!r} ({kind}): {str(error).splitlines()[0]}"
+        ) from None
     return transform
 
 
@@ -138,17 +168,31 @@ def _color_jitter(**kwargs: Any) -> tuple[int, Apply]:
 
     def apply(image: Tensor, u: list[float]) -> Tensor:
         ranges = {n: getattr(jitter, n) for n in names}
-        factors = {f"{n}_factor": r and between(r, x) for (n, r), x in zip(ranges.items(), u, strict=False)}
-        return jitter.transform(image, {"fn_idx": sorted(range(4), key=u[4:].__getitem__), **factors})
+        factors = {
+            f"{n}_factor": r and between(r, x) for (n, r), x in zip(ranges.items(), u, strict=False)
+        }
+        return jitter.transform(
+            image, {"fn_idx": sorted(range(4), key=u[4:].__getitem__), **factors}
+        )
 
     return 8, apply  # four strengths, four for their order
 
 
 def _sharpness_jitter(sharpness: Any) -> tuple[int, Apply]:
-    pair = [max(0.0, 1 - sharpness), 1 + sharpness] if isinstance(sharpness, (int, float)) else sharpness
-    numbers = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(n, (int, float)) for n in pair)
+    pair = (
+        [max(0.0, 1 - sharpness), 1 + sharpness]
+        if isinstance(sharpness, (int, float))
+        else sharpness
+    )
+    numbers = (
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and all(isinstance(n, (int, float)) for n in pair)
+    )
     if not numbers or not 0.0 <= pair[0] <= pair[1]:
-        raise ValueError(f"sharpness must be a positive number or two increasing ones, got {sharpness!r}")
+        raise ValueError(
+            f"sharpness must be a positive number or two increasing ones, got {sharpness!r}"
+        )
     return 1, lambda image, u: v2.functional.adjust_sharpness(image, between(pair, u[0]))
 
 
@@ -161,7 +205,10 @@ def _random_affine(**kwargs: Any) -> tuple[int, Apply]:
         shear = [*(affine.shear or ()), 0.0, 0.0, 0.0, 0.0][:4]
         params = {
             "angle": between(affine.degrees, u[0]),
-            "translate": (round((2 * u[1] - 1) * most[0] * width), round((2 * u[2] - 1) * most[1] * height)),
+            "translate": (
+                round((2 * u[1] - 1) * most[0] * width),
+                round((2 * u[2] - 1) * most[1] * height),
+            ),
             "scale": between(affine.scale or (1.0, 1.0), u[3]),
             "shear": (between(shear[:2], u[4]), between(shear[2:], u[5])),
         }

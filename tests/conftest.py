@@ -1,4 +1,6 @@
-"""A terminal with a program in it: keys are sent, the screen is read until it says something; and commands refused."""
+"""A terminal with a program in it: keys are sent, the screen is read until it says something; and
+commands refused.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ import pytest
 
 PATIENCE_S = 90.0  # a loaded computer may take long to start an interpreter
 _CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
-# The terminal becomes the session's own, so that Ctrl-C typed into it is a signal. Signals mean what they mean at a
-# desk, also when the tests themselves run in the background or under nohup, where some are ignored.
+# The terminal becomes the session's own, so that Ctrl-C typed into it is a signal. Signals mean
+# what they mean at a desk, also when the tests themselves run in the background or under nohup,
+# where some are ignored.
 _ADOPT = (
     "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "[signal.signal(s, signal.SIG_DFL) for s in (signal.SIGHUP, signal.SIGINT)]; os.execv(sys.argv[1], sys.argv[1:])"
@@ -53,7 +56,9 @@ class Terminal:
     def expect(self, text: str) -> str:
         """Wait until `text` appears after what was expected last; returns everything up to it."""
         with self._news:
-            self._news.wait_for(lambda: self._ended or text in self.screen[self._seen :], PATIENCE_S)
+            self._news.wait_for(
+                lambda: self._ended or text in self.screen[self._seen :], PATIENCE_S
+            )
             found = text in self.screen[self._seen :]
             assert found, f"no {text!r} on the screen:\n{self.screen[-2000:]}"
             end = self.screen.index(text, self._seen) + len(text)
@@ -74,7 +79,9 @@ class Terminal:
         os.close(self._ours)
 
     def _read_on(self) -> None:
-        """As a screen does, all the time: a program that prints must not wait for a test that looks elsewhere."""
+        """As a screen does, all the time: a program that prints must not wait for a test that looks
+        elsewhere.
+        """
         with contextlib.suppress(OSError):  # EIO: the other end is closed
             while data := os.read(self._ours, 65536):
                 with self._news:
@@ -100,7 +107,9 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
     """The one line `mtdit WORDS` ends with, in this process and without a terminal; exit code 2."""
     from mtdit.cli import main
 

@@ -1,4 +1,6 @@
-"""Who may import whom, proved by running it: the robot side comes up where torch cannot even be found."""
+"""Who may import whom, proved by running it: the robot side comes up where torch cannot even be
+found.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,18 @@ sys.meta_path.insert(0, Wall())
 
 
 def run_behind_wall(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", BLOCK + code], capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", BLOCK + code], capture_output=True, text=True, timeout=300
+    )
 
 
 def test_robot_side_has_modules() -> None:
     assert len(ROBOT_SIDE) > 20
 
 
-@pytest.mark.parametrize("names", [ROBOT_SIDE, ["mtdit.cli", "mtdit_export.build"]], ids=["robot side", "entry"])
+@pytest.mark.parametrize(
+    "names", [ROBOT_SIDE, ["mtdit.cli", "mtdit_export.build"]], ids=["robot side", "entry"]
+)
 def test_imports_never_reach_torch(names: list[str]) -> None:
     done = run_behind_wall("".join(f"import {name}\n" for name in names))
     assert done.returncode == 0, done.stderr

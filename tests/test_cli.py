@@ -1,4 +1,6 @@
-"""What a person types: every mistake is one line with the fix and exit code 2, and the whole road works end to end."""
+"""What a person types: every mistake is one line with the fix and exit code 2, and the whole road
+works end to end.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,19 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = ("--task", "open the drawer", "--task", "push the red cube to the left")
     for words in (
         ("simulate", *task, "--episodes", "1", "--out", "dataset"),
-        ("train", "--dataset", "dataset", "--preset", "tiny", "--steps", "2", "--batch-size", "2", "--out", "train"),
+        (
+            "train",
+            "--dataset",
+            "dataset",
+            "--preset",
+            "tiny",
+            "--steps",
+            "2",
+            "--batch-size",
+            "2",
+            "--out",
+            "train",
+        ),
         ("export", "train", "--fp16", "--dataset", "dataset", "--out", "policy.mtdit"),
     ):
         done = mtdit(*words, cwd=folder)
@@ -47,12 +61,19 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_missing_dataset(tmp_path: Path) -> None:
-    assert_one_line(mtdit("train", "--dataset", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")), "nothing")
+    assert_one_line(
+        mtdit("train", "--dataset", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")),
+        "nothing",
+    )
 
 
 def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert_one_line(mtdit("doctor", "--json", str(tmp_path / "file/report.json")), "file: ", "choose another place")
+    assert_one_line(
+        mtdit("doctor", "--json", str(tmp_path / "file/report.json")),
+        "file: ",
+        "choose another place",
+    )
 
 
 def test_a_machine_that_fails_is_one_line_and_exit_code_1() -> None:
@@ -69,13 +90,18 @@ def test_a_machine_that_fails_is_one_line_and_exit_code_1() -> None:
 
 def test_dataset_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    assert_one_line(mtdit("train", "--dataset", str(tmp_path / "folder"), "--out", str(tmp_path / "out")), "folder")
+    assert_one_line(
+        mtdit("train", "--dataset", str(tmp_path / "folder"), "--out", str(tmp_path / "out")),
+        "folder",
+    )
 
 
 @pytest.mark.parametrize("command", ["simulate", "eval"])
 def test_unknown_task_suggests_the_nearest(command: str, tmp_path: Path) -> None:
     more = ("--out", str(tmp_path / "d")) if command == "simulate" else ()
-    assert_one_line(mtdit(command, "--task", "open the drawr", *more), "did you mean 'open the drawer'?")
+    assert_one_line(
+        mtdit(command, "--task", "open the drawr", *more), "did you mean 'open the drawer'?"
+    )
 
 
 def test_run_of_an_unknown_task_suggests_the_nearest(run_folder: Path) -> None:
@@ -94,7 +120,17 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 
 def so101(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     cameras = ("--camera", "top=/dev/video90", "--camera", "wrist=/dev/video91")
-    words = ("run", "--robot", "so101", "--bundle", "policy.mtdit", "--task", "open the drawer", *cameras, *more)
+    words = (
+        "run",
+        "--robot",
+        "so101",
+        "--bundle",
+        "policy.mtdit",
+        "--task",
+        "open the drawer",
+        *cameras,
+        *more,
+    )
     return mtdit(*words, cwd=folder)
 
 
@@ -112,7 +148,9 @@ def write_calibration(path: Path, wrong: str | None = None) -> Path:
 
 def test_wrong_joint_in_a_calibration(run_folder: Path, tmp_path: Path) -> None:
     path = write_calibration(tmp_path / "arm.json", wrong="shoulder_pan")
-    assert_one_line(so101(run_folder, "--port", "/dev/null", "--calibration", str(path)), "shoulder_pa")
+    assert_one_line(
+        so101(run_folder, "--port", "/dev/null", "--calibration", str(path)), "shoulder_pa"
+    )
 
 
 def test_port_that_does_not_exist(run_folder: Path, tmp_path: Path) -> None:
@@ -145,7 +183,9 @@ def test_missing_extra_names_its_install_line(run_folder: Path) -> None:
         "sys.argv = ['mtdit', 'bench', 'policy.mtdit']\n"
         "from mtdit.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=run_folder)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=run_folder
+    )
     assert_one_line(done, 'pip install "mtdit[runtime]"')
 
 
@@ -154,7 +194,9 @@ def test_an_output_folder_that_is_not_ours_stays(tmp_path: Path) -> None:
     (tmp_path / "thesis/chapter.txt").write_text("years of work")
     out = str(tmp_path / "thesis")
     assert_one_line(mtdit("simulate", "--task", "open the drawer", "--out", out), "--overwrite")
-    assert_one_line(mtdit("simulate", "--task", "open the drawer", "--out", out, "--overwrite"), "not ours")
+    assert_one_line(
+        mtdit("simulate", "--task", "open the drawer", "--out", out, "--overwrite"), "not ours"
+    )
     assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work"
 
 
@@ -168,12 +210,16 @@ def test_a_project_with_checkpoints_of_its_own_stays(tmp_path: Path) -> None:
 
 def test_a_linked_output_folder_stays(run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(run_folder / "dataset")
-    done = mtdit("simulate", "--task", "open the drawer", "--out", str(tmp_path / "link"), "--overwrite")
+    done = mtdit(
+        "simulate", "--task", "open the drawer", "--out", str(tmp_path / "link"), "--overwrite"
+    )
     assert_one_line(done, "is a link")
     assert (run_folder / "dataset/meta/info.json").is_file()
 
 
-@pytest.mark.parametrize("command", [("simulate", "--task", "open the drawer"), ("train", "--dataset", "x")])
+@pytest.mark.parametrize(
+    "command", [("simulate", "--task", "open the drawer"), ("train", "--dataset", "x")]
+)
 def test_an_output_that_is_a_file(command: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     assert_one_line(mtdit(*command, "--out", str(tmp_path / "file"), "--overwrite"), "not a folder")
@@ -182,14 +228,33 @@ def test_an_output_that_is_a_file(command: tuple[str, ...], tmp_path: Path) -> N
 
 def test_an_output_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    done = mtdit("simulate", "--task", "open the drawer", "--episodes", "1", "--out", str(tmp_path / "file/set"))
+    done = mtdit(
+        "simulate",
+        "--task",
+        "open the drawer",
+        "--episodes",
+        "1",
+        "--out",
+        str(tmp_path / "file/set"),
+    )
     assert_one_line(done, "file/", "choose another place")
 
 
 def test_a_training_that_never_began_is_simply_repeated(run_folder: Path, tmp_path: Path) -> None:
-    options = ("--preset", "tiny", "--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "run"))
+    options = (
+        "--preset",
+        "tiny",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    )
     dataset = ("--dataset", str(run_folder / "dataset"))
-    assert_one_line(mtdit("train", *dataset, *options, "--policy", "horizo=8"), "did you mean 'horizon'?")
+    assert_one_line(
+        mtdit("train", *dataset, *options, "--policy", "horizo=8"), "did you mean 'horizon'?"
+    )
     (tmp_path / "run/clip-tiny").mkdir(parents=True, exist_ok=True)
     done = mtdit("train", *dataset, *options)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -207,10 +272,20 @@ def test_overwriting_spares_what_the_run_starts_from(run_folder: Path, tmp_path:
 
 def test_resume_goes_on_as_the_run_began(run_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(run_folder / "train", tmp_path / "run", symlinks=True)
-    options = ("--dataset", str(run_folder / "dataset"), "--out", str(tmp_path / "run"), "--resume", "--steps", "3")
+    options = (
+        "--dataset",
+        str(run_folder / "dataset"),
+        "--out",
+        str(tmp_path / "run"),
+        "--resume",
+        "--steps",
+        "3",
+    )
     done = mtdit("train", *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    kept = json.loads((tmp_path / "run/checkpoints/000003/pretrained_model/train_config.json").read_text())
+    kept = json.loads(
+        (tmp_path / "run/checkpoints/000003/pretrained_model/train_config.json").read_text()
+    )
     assert (kept["preset"], kept["batch_size"], kept["steps"]) == ("tiny", 2, 3)
 
 
@@ -220,7 +295,10 @@ def test_resume_goes_on_as_the_run_began(run_folder: Path, tmp_path: Path) -> No
         (("simulat",), "simulat"),
         (("simulate", "--task", "open the drawer"), "--out"),
         (("simulate", "--task", "open the drawer", "--out", "o", "--seed", "-1"), "--seed"),
-        (("simulate", "--task", "open the drawer", "--out", "o", "--episodes", "many"), "--episodes"),
+        (
+            ("simulate", "--task", "open the drawer", "--out", "o", "--episodes", "many"),
+            "--episodes",
+        ),
         (("run", "--task", "open the drawer", "--duration", "-1"), "--duration"),
         (("run", "--task", "open the drawer", "--bus", "usb"), "--bus"),
         (("eval", "--task", "open the drawer", "--max-s", "0"), "--max-s"),
@@ -259,7 +337,9 @@ def test_a_slip_of_the_pen_is_one_line(words: tuple[str, ...], says: str, tmp_pa
         (("--resume", "--init-from", "old"), "exclude each other"),
     ],
 )
-def test_a_training_that_cannot_be_asked_for(words: tuple[str, ...], says: str, tmp_path: Path) -> None:
+def test_a_training_that_cannot_be_asked_for(
+    words: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
     (tmp_path / "list.json").write_text("[]")
     assert_one_line(mtdit("train", "--dataset", "x", *words, "--out", "o", cwd=tmp_path), says)
     assert not (tmp_path / "o").exists()
@@ -287,22 +367,46 @@ def test_every_field_of_a_training_has_an_option() -> None:
     with pytest.raises(UserError, match="no number"):
         _train_config(given)
     config, chosen = _train_config({**given, "task_weights": ["a=2", "c=3"]})
-    assert chosen == {"dataset", "preset", "task_weights", "image_transforms", "ema", "policy", "resume"}
+    assert chosen == {
+        "dataset",
+        "preset",
+        "task_weights",
+        "image_transforms",
+        "ema",
+        "policy",
+        "resume",
+    }
     assert dict(config.policy) == {
         "horizon": 9, "vision_encoder_name": "tiny", "text_encoder_name": "my/clip"
     }  # fmt: skip
-    assert (config.task_weights, config.image_transforms, config.ema) == ({"a": 2.0, "c": 3.0}, {}, False)
+    assert (config.task_weights, config.image_transforms, config.ema) == (
+        {"a": 2.0, "c": 3.0},
+        {},
+        False,
+    )
     assert (config.batch_size, config.noise_samples) == (32, 4)  # the preset's
 
 
 def test_only_the_first_process_speaks_and_makes_room(tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
     (tmp_path / "o/file").write_text("x")
-    words = [sys.executable, "-m", "mtdit.cli", "train", "--dataset", "nothing", "--job_name=x", "--out", "o"]
+    words = [
+        sys.executable,
+        "-m",
+        "mtdit.cli",
+        "train",
+        "--dataset",
+        "nothing",
+        "--job_name=x",
+        "--out",
+        "o",
+    ]
     says = {}
     for rank in ("0", "1"):
         env = {**os.environ, "RANK": rank}
-        says[rank] = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=env)
+        says[rank] = subprocess.run(
+            words, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=env
+        )
     assert_one_line(says["0"], "o exists")
     assert "ignored: --job_name" in says["0"].stdout
     assert_one_line(says["1"], "mtdit: rank 1: ", "nothing")
@@ -310,7 +414,9 @@ def test_only_the_first_process_speaks_and_makes_room(tmp_path: Path) -> None:
 
 
 def test_a_command_line_of_lerobots_docs_trains(run_folder: Path, tmp_path: Path) -> None:
-    """Then resumes by --config_path, and by a bare --resume: with the run's own options, dataset and curves."""
+    """Then resumes by --config_path, and by a bare --resume: with the run's own options, dataset
+    and curves.
+    """
     flags = ("--dataset.repo_id=you/twin", f"--dataset.root={run_folder / 'dataset'}", "--policy.type=multi_task_dit",
              "--policy.n_action_steps=7", "--output_dir=run", "--batch_size=2", "--steps=2", "--save_freq=1",
              "--log_freq=1", "--num_workers=0", "--job_name=twin", "--policy.push_to_hub=false",
@@ -319,26 +425,45 @@ def test_a_command_line_of_lerobots_docs_trains(run_folder: Path, tmp_path: Path
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ignored: --job_name; " in done.stdout
     last = "run/checkpoints/last/pretrained_model/train_config.json"
-    for words in ((f"--config_path={last}", "--resume=true", "--steps=3"), ("--resume", "--out", "run", "--steps=4")):
+    for words in (
+        (f"--config_path={last}", "--resume=true", "--steps=3"),
+        ("--resume", "--out", "run", "--steps=4"),
+    ):
         done = mtdit("train", *words, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
     kept = json.loads((tmp_path / last).read_text())
-    assert (kept["steps"], kept["batch_size"], kept["workers"], kept["policy"]) == (4, 2, 1, {"n_action_steps": 7})
-    logged = [json.loads(line)["step"] for line in (tmp_path / "run/train_log.jsonl").read_text().splitlines()]
+    assert (kept["steps"], kept["batch_size"], kept["workers"], kept["policy"]) == (
+        4,
+        2,
+        1,
+        {"n_action_steps": 7},
+    )
+    logged = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "run/train_log.jsonl").read_text().splitlines()
+    ]
     assert logged == [1, 2, 3, 4]
     assert (tmp_path / "run/curves.png").stat().st_size > 10_000
     assert len(list((tmp_path / "run/tensorboard").iterdir())) == 3
 
 
 def test_a_missing_extra_of_training(run_folder: Path) -> None:
-    """As in an installation without the train extra, then as in one of before TensorBoard was in it."""
+    """As in an installation without the train extra, then as in one of before TensorBoard was in
+    it.
+    """
     for name in ("torch", "tensorboard"):
         code = (
             f"import sys; sys.modules[{name!r}] = None\n"
             "sys.argv = ['mtdit', 'train', '--dataset', 'dataset', '--preset', 'tiny', '--steps', '1', '--out', 'n']\n"
             "from mtdit.cli import main; main()"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=run_folder)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=run_folder,
+        )
         assert_one_line(done, name, 'pip install "mtdit[train]"')
 
 
@@ -356,11 +481,22 @@ def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
     assert (run_folder / "run.mp4").stat().st_size > 1000
     rates = {}
     for name, source in (("bundle", "policy.mtdit"), ("checkpoint", "train")):
-        options = ("--task", "open the drawer", "--episodes", "1", "--max-s", "1", "--json", f"{name}.json")
+        options = (
+            "--task",
+            "open the drawer",
+            "--episodes",
+            "1",
+            "--max-s",
+            "1",
+            "--json",
+            f"{name}.json",
+        )
         done = mtdit("eval", "--robot", "twin", f"--{name}", source, *options, cwd=run_folder)
         assert done.returncode == 0, done.stdout + done.stderr
         rates[name] = json.loads((run_folder / f"{name}.json").read_text())
-    assert [e["seed"] for e in rates["bundle"]["each"]] == [e["seed"] for e in rates["checkpoint"]["each"]]
+    assert [e["seed"] for e in rates["bundle"]["each"]] == [
+        e["seed"] for e in rates["checkpoint"]["each"]
+    ]
     done = mtdit("bench", "policy.mtdit", "--repeats", "4", "--json", "-", cwd=run_folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"denoiser"' in done.stdout
@@ -369,7 +505,16 @@ def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
 def test_twin_serves_a_port_a_calibration_and_a_picture(tmp_path: Path) -> None:
     import cv2
 
-    options = ("--link", "tty", "--picture", "twin.png", "--calibration", "twin.json", "--seconds", "2")
+    options = (
+        "--link",
+        "tty",
+        "--picture",
+        "twin.png",
+        "--calibration",
+        "twin.json",
+        "--seconds",
+        "2",
+    )
     done = mtdit("twin", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "port" in done.stdout
@@ -389,14 +534,26 @@ def test_a_diffusion_policy_is_refused_by_name(command: str, tmp_path: Path) -> 
     folder = tmp_path / "run/checkpoints/000002/pretrained_model"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"type": "diffusion", "vision_backbone": "resnet18"}')
-    (folder / "train_config.json").write_text('{"steps": 2, "batch_size": 2, "policy": {"type": "diffusion"}}')
+    (folder / "train_config.json").write_text(
+        '{"steps": 2, "batch_size": 2, "policy": {"type": "diffusion"}}'
+    )
     (tmp_path / "dataset/meta").mkdir(parents=True)
     (tmp_path / "dataset/meta/info.json").write_text("{}")
     run, dataset = str(tmp_path / "run"), str(tmp_path / "dataset")
     words = {
         "resume": ("train", "--dataset", dataset, "--out", run, "--resume"),
-        "init-from": ("train", "--dataset", dataset, "--out", str(tmp_path / "new"), "--init-from", run),
+        "init-from": (
+            "train",
+            "--dataset",
+            dataset,
+            "--out",
+            str(tmp_path / "new"),
+            "--init-from",
+            run,
+        ),
         "export": ("export", run, "--out", str(tmp_path / "policy.mtdit")),
         "eval": ("eval", "--checkpoint", run, "--task", "open the drawer", "--episodes", "1"),
     }[command]
-    assert_one_line(mtdit(*words, cwd=tmp_path), "Diffusion Policy (ResNet + U-Net", "not supported yet")
+    assert_one_line(
+        mtdit(*words, cwd=tmp_path), "Diffusion Policy (ResNet + U-Net", "not supported yet"
+    )

@@ -1,4 +1,6 @@
-"""What a person at an arm types: find its port, set up its servos, calibrate it; in a terminal, and in a script."""
+"""What a person at an arm types: find its port, set up its servos, calibrate it; in a terminal, and
+in a script.
+"""
 
 from __future__ import annotations
 
@@ -73,10 +75,15 @@ class Arm:
         """The calibration after a power cycle."""
         for servo in self.servos.values():
             servo.power_cycle()
-        return {joint: tuple(self.servos[n].get(name) for name in CALIBRATED) for joint, n in IDS.items()}
+        return {
+            joint: tuple(self.servos[n].get(name) for name in CALIBRATED)
+            for joint, n in IDS.items()
+        }
 
     def is_limp_and_locked(self) -> bool:
-        return all(not servo.torque_enabled and servo.get("Lock") == 1 for servo in self.servos.values())
+        return all(
+            not servo.torque_enabled and servo.get("Lock") == 1 for servo in self.servos.values()
+        )
 
 
 def values(calibration: dict[str, JointCalibration]) -> dict[str, tuple[int, ...]]:
@@ -84,7 +91,10 @@ def values(calibration: dict[str, JointCalibration]) -> dict[str, tuple[int, ...
 
 
 WANTED = {
-    joint: (CENTRE[joint] - 2047, *((0, 4095) if joint == "wrist_roll" else (2047 - REACH[joint], 2047 + REACH[joint])))
+    joint: (
+        CENTRE[joint] - 2047,
+        *((0, 4095) if joint == "wrist_roll" else (2047 - REACH[joint], 2047 + REACH[joint])),
+    )
     for joint in JOINTS
 }
 
@@ -204,7 +214,16 @@ def test_leaving_puts_everything_back(
 
 
 def test_a_port_that_fails_midway(arm: Arm, terminal: Start, tmp_path: Path) -> None:
-    screen = terminal("-m", "mtdit.cli", "calibrate", "--port", arm.port, "--file", str(tmp_path / "arm.json"), "--yes")
+    screen = terminal(
+        "-m",
+        "mtdit.cli",
+        "calibrate",
+        "--port",
+        arm.port,
+        "--file",
+        str(tmp_path / "arm.json"),
+        "--yes",
+    )
     screen.expect("middle of its travel")
     screen.send(ENTER)
     screen.expect("ENTER when every joint")
@@ -220,7 +239,9 @@ def test_a_port_that_fails_midway(arm: Arm, terminal: Start, tmp_path: Path) -> 
 
 
 def test_calibrate_without_a_terminal(arm: Arm, tmp_path: Path) -> None:
-    """--id: into LeRobot's folder, under the name that exists there; the former file goes to the history."""
+    """--id: into LeRobot's folder, under the name that exists there; the former file goes to the
+    history.
+    """
     old = tmp_path / "robots" / "so101_follower" / "blue.json"
     save(load(EXAMPLE), old)
     flags = ("--centre-now", "--sweep-seconds", "8", "--yes")
@@ -271,7 +292,17 @@ def test_without_a_terminal_the_missing_flags_are_named(
 
 def test_a_sweep_that_shows_nothing(arm: Arm, tmp_path: Path) -> None:
     before, file = arm.holds(), tmp_path / "arm.json"
-    done = mtdit("calibrate", "--port", arm.port, "--file", str(file), "--centre-now", "--sweep-seconds", "1", "--yes")
+    done = mtdit(
+        "calibrate",
+        "--port",
+        arm.port,
+        "--file",
+        str(file),
+        "--centre-now",
+        "--sweep-seconds",
+        "1",
+        "--yes",
+    )
     assert_one_line(done, "shoulder_pan moved 0 degrees, an SO-101 has 220", "gripper moved 0")
     assert "torque is off" in done.stdout
     assert arm.holds() == before
@@ -284,9 +315,15 @@ def test_a_sweep_that_shows_nothing(arm: Arm, tmp_path: Path) -> None:
         (("--file", "a.json"), ("--port", "find-port")),
         (("--port", "/dev/ttyNONE"), ("--id my_arm", "--file")),
         (("--port", "/dev/ttyNONE", "--id", "a", "--file", "b"), ("--id and --file exclude",)),
-        (("--port", "/dev/ttyNONE", "--check", "--import", "b"), ("--check and --import exclude each other",)),
+        (
+            ("--port", "/dev/ttyNONE", "--check", "--import", "b"),
+            ("--check and --import exclude each other",),
+        ),
         (("--port", "/dev/ttyNONE", "--check"), ("no serial port /dev/ttyNONE",)),
-        (("--port", "/dev/ttyNONE", "--check", "--id", "nobody"), ("no calibration of a robot 'nobody'",)),
+        (
+            ("--port", "/dev/ttyNONE", "--check", "--id", "nobody"),
+            ("no calibration of a robot 'nobody'",),
+        ),
         (("--import", "missing.json"), ("no calibration file missing.json",)),
         (("--import", str(EXAMPLE), "--yes"), ("--port",)),
         (("--diff", str(EXAMPLE)), ("--id", "--file")),
@@ -295,7 +332,11 @@ def test_a_sweep_that_shows_nothing(arm: Arm, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused, words: tuple[str, ...], parts: tuple[str, ...]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Refused,
+    words: tuple[str, ...],
+    parts: tuple[str, ...],
 ) -> None:
     monkeypatch.setenv("HF_LEROBOT_CALIBRATION", str(tmp_path))
     line = refused("calibrate", *words)
@@ -306,7 +347,16 @@ def test_mistakes(
 def test_a_place_that_takes_no_file_is_told_before_the_arm_goes_limp(
     arm: Arm, tmp_path: Path, refused: Refused
 ) -> None:
-    scripted = ("calibrate", "--port", arm.port, "--centre-now", "--sweep-seconds", "1", "--yes", "--file")
+    scripted = (
+        "calibrate",
+        "--port",
+        arm.port,
+        "--centre-now",
+        "--sweep-seconds",
+        "1",
+        "--yes",
+        "--file",
+    )
     assert f"{tmp_path} is a folder: name a file in it" in refused(*scripted, str(tmp_path))
     assert "/proc/arm.json cannot be written" in refused(*scripted, "/proc/arm.json")
     (tmp_path / "file").write_text("")
@@ -315,16 +365,30 @@ def test_a_place_that_takes_no_file_is_told_before_the_arm_goes_limp(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff", b'{"shoulder_pan": ' + b"9" * 5000 + b"}", b"[" * 100_000, b"[]", b'{"gripper": 1}']
+    "content",
+    [
+        b"",
+        b"\xff",
+        b'{"shoulder_pan": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b"[]",
+        b'{"gripper": 1}',
+    ],
 )
-def test_a_garbled_file_is_named_and_never_written(arm: Arm, tmp_path: Path, refused: Refused, content: bytes) -> None:
+def test_a_garbled_file_is_named_and_never_written(
+    arm: Arm, tmp_path: Path, refused: Refused, content: bytes
+) -> None:
     before, file = arm.holds(), tmp_path / "arm.json"
     file.write_bytes(content)
-    assert f"calibration file {file}" in refused("calibrate", "--port", arm.port, "--import", str(file), "--yes")
+    assert f"calibration file {file}" in refused(
+        "calibrate", "--port", arm.port, "--import", str(file), "--yes"
+    )
     assert arm.holds() == before
 
 
-def test_restore_asks_before_it_changes_anything(arm: Arm, tmp_path: Path, refused: Refused) -> None:
+def test_restore_asks_before_it_changes_anything(
+    arm: Arm, tmp_path: Path, refused: Refused
+) -> None:
     file, before = tmp_path / "arm.json", arm.holds()
     save(load(EXAMPLE), file)
     newer = {joint: replace(c, range_min=c.range_min + 1) for joint, c in load(EXAMPLE).items()}
@@ -349,7 +413,9 @@ def test_import_check_diff_export(arm: Arm, tmp_path: Path) -> None:
     done = mtdit("calibrate", "--port", arm.port, "--check", "--file", str(EXAMPLE), "--json", "-")
     assert done.returncode == 1
     report = json.loads(done.stdout)
-    assert report["joints"][0]["finding"].startswith("servo holds homing_offset 0, file -137; range_min 0, file 784")
+    assert report["joints"][0]["finding"].startswith(
+        "servo holds homing_offset 0, file -137; range_min 0, file 784"
+    )
     assert "--import" in report["joints"][0]["remedy"]
 
     done = mtdit("calibrate", "--port", arm.port, "--diff", str(EXAMPLE))
@@ -375,8 +441,14 @@ def test_import_check_diff_export(arm: Arm, tmp_path: Path) -> None:
 
 def test_import_asks_in_a_terminal(arm: Arm, terminal: Start) -> None:
     before = arm.holds()
-    for key, code, after in ((CTRL_C, 130, before), ("q", 1, before), (ENTER, 0, values(load(EXAMPLE)))):
-        screen = terminal("-m", "mtdit.cli", "calibrate", "--port", arm.port, "--import", str(EXAMPLE))
+    for key, code, after in (
+        (CTRL_C, 130, before),
+        ("q", 1, before),
+        (ENTER, 0, values(load(EXAMPLE))),
+    ):
+        screen = terminal(
+            "-m", "mtdit.cli", "calibrate", "--port", arm.port, "--import", str(EXAMPLE)
+        )
         screen.expect("lay it down: ENTER")
         screen.send(key)
         assert screen.exit_code() == code, screen.screen
@@ -384,13 +456,32 @@ def test_import_asks_in_a_terminal(arm: Arm, terminal: Start) -> None:
 
 
 def test_the_doctor_by_id_and_as_json(arm: Arm, tmp_path: Path) -> None:
-    """An arm is called by its file or by LeRobot's id of it; with --json - standard output is JSON alone."""
+    """An arm is called by its file or by LeRobot's id of it; with --json - standard output is JSON
+    alone.
+    """
     save(load(EXAMPLE), tmp_path / "robots" / "so_follower" / "blue.json")
-    look = ("doctor", "--robot", "so101", "--port", arm.port, "--cycles", "3", "--patience", "2", "--json", "-")
-    done = mtdit(*look, "--calibration", "blue", "--bus", "sdk", HF_LEROBOT_CALIBRATION=str(tmp_path))
+    look = (
+        "doctor",
+        "--robot",
+        "so101",
+        "--port",
+        arm.port,
+        "--cycles",
+        "3",
+        "--patience",
+        "2",
+        "--json",
+        "-",
+    )
+    done = mtdit(
+        *look, "--calibration", "blue", "--bus", "sdk", HF_LEROBOT_CALIBRATION=str(tmp_path)
+    )
     assert done.returncode == 1
     checks = {check["id"]: check for check in json.loads(done.stdout)["checks"]}
-    assert "values differ: shoulder_pan homing_offset: file -137, servo 0" in checks["calibration"]["finding"]
+    assert (
+        "values differ: shoulder_pan homing_offset: file -137, servo 0"
+        in checks["calibration"]["finding"]
+    )
     assert "what to do" in done.stderr
     assert_one_line(mtdit(*look, "--calibration", "green"), "no calibration of a robot 'green'")
 
@@ -409,7 +500,9 @@ def test_setup_motors_in_a_terminal(arm: Arm, terminal: Start) -> None:
     gripper.set("Baud_Rate", 4)
     plug(arm)
     screen = terminal("-m", "mtdit.cli", "setup-motors", "--port", arm.port, *QUICKLY)
-    screen.expect("connect only the gripper servo (gear 1/345) of the arm, power on: ENTER when ready")
+    screen.expect(
+        "connect only the gripper servo (gear 1/345) of the arm, power on: ENTER when ready"
+    )
     screen.send("x" + ENTER)
     screen.expect("no servo answers")
     screen.expect("connect only the gripper")
@@ -440,7 +533,9 @@ def test_setup_motors_in_a_terminal(arm: Arm, terminal: Start) -> None:
 
 
 @pytest.mark.parametrize(("key", "code"), [(CTRL_C, 130), ("q", 1)])
-def test_leaving_setup_motors_changes_nothing(arm: Arm, terminal: Start, key: str, code: int) -> None:
+def test_leaving_setup_motors_changes_nothing(
+    arm: Arm, terminal: Start, key: str, code: int
+) -> None:
     one = ServoRegisters(1)
     plug(arm, one)
     screen = terminal("-m", "mtdit.cli", "setup-motors", "--port", arm.port, "--leader")
@@ -495,5 +590,13 @@ def test_find_port_without_ports(tmp_path: Path) -> None:
 
 
 def test_keys_by_name() -> None:
-    assert list(split("\x1b[Cq\r\x1b[DX \x1b")) == ["right", "q", "enter", "left", "x", "space", "escape"]
+    assert list(split("\x1b[Cq\r\x1b[DX \x1b")) == [
+        "right",
+        "q",
+        "enter",
+        "left",
+        "x",
+        "space",
+        "escape",
+    ]
     assert list(split("\x1bOA\x1b[3~\x1b[1;5Cz")) == ["up", "z"]

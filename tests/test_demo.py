@@ -25,7 +25,10 @@ def test_report_holds_every_rate_and_video(walked: tuple[DemoConfig, list[str]])
     config, said = walked
     report = json.loads((config.out / "report.json").read_text())
     assert set(report["tasks"]) == set(TASKS)
-    assert all(0 <= task["eval"]["rate"] <= 1 and task["run"]["ticks"] > 0 for task in report["tasks"].values())
+    assert all(
+        0 <= task["eval"]["rate"] <= 1 and task["run"]["ticks"] > 0
+        for task in report["tasks"].values()
+    )
     assert set(report["stage_s"]) == {stage.name for stage in stages(config)}
     assert len(list(config.out.glob("*.mp4"))) == len(TASKS)
     assert any("report.json" in line for line in said)
@@ -59,5 +62,7 @@ def test_a_folder_with_a_space_stays_one_word() -> None:
 
 def test_a_command_is_one_that_a_person_can_type() -> None:
     lines = [" ".join(stage.command) for stage in stages(DemoConfig())]
-    assert any(line.startswith("run --robot twin") and "--task open the drawer" in line for line in lines)
+    assert any(
+        line.startswith("run --robot twin") and "--task open the drawer" in line for line in lines
+    )
     assert not any("seed 0" in line for line in lines if line.startswith("run"))

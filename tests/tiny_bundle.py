@@ -1,4 +1,6 @@
-"""A bundle of an untrained tiny policy, for checks that need any bundle: `python tests/tiny_bundle.py OUT.mtdit`."""
+"""A bundle of an untrained tiny policy, for checks that need any bundle: `python
+tests/tiny_bundle.py OUT.mtdit`.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,19 @@ TASK = "open the drawer"
 
 
 def make_tiny_run(folder: Path) -> Path:
-    """Record two episodes and train for two steps: the real road, as short as it gets. Returns the run's folder."""
+    """Record two episodes and train for two steps: the real road, as short as it gets. Returns the
+    run's folder.
+    """
     simulate([TASK], episodes=2, out=folder / "dataset")
-    train(TrainConfig(dataset=str(folder / "dataset"), output_dir=folder / "run", preset="tiny", steps=2, batch_size=2))
+    train(
+        TrainConfig(
+            dataset=str(folder / "dataset"),
+            output_dir=folder / "run",
+            preset="tiny",
+            steps=2,
+            batch_size=2,
+        )
+    )
     return folder / "run"
 
 

@@ -1,7 +1,8 @@
-"""What an export is asked for and what is known of the policy, settled before the first graph is traced.
+"""What an export is asked for and what is known of the policy, settled before the first graph is
+traced.
 
-Knows which samplers, precisions and datasets fit a checkpoint, and what a bundle must be able to say of its robot.
-Refuses to know graphs and files of a bundle.
+Knows which samplers, precisions and datasets fit a checkpoint, and what a bundle must be able to
+say of its robot. Refuses to know graphs and files of a bundle.
 """
 
 from __future__ import annotations
@@ -25,14 +26,21 @@ from mtdit_runtime.bundle import ACTION_KEY, TOKENIZER, Joint
 from mtdit_runtime.tokens import load_tokens
 from mtdit_runtime.words import steers
 
-SAMPLERS = {"diffusion": ("ddim", "ddpm"), "flow_matching": ("euler", "rk4")}  # the first is the default
-MOST_FLOW_CALLS = 100  # the graph holds every call of the network; opening it takes the square of that
+SAMPLERS = {
+    "diffusion": ("ddim", "ddpm"),
+    "flow_matching": ("euler", "rk4"),
+}  # the first is the default
+MOST_FLOW_CALLS = (
+    100  # the graph holds every call of the network; opening it takes the square of that
+)
 CALLS_PER_STEP = {"euler": 1, "rk4": 4}
 PLAIN = "open the drawer"  # what every tokenizer of CLIP takes for the same
 
 
 def sampled(config: PolicyConfig, sampler: str | None, steps: int) -> PolicyConfig:
-    """The config sampled as asked. UserError: a sampler that does not fit the objective, steps out of range."""
+    """The config sampled as asked. UserError: a sampler that does not fit the objective, steps out
+    of range.
+    """
     fitting = SAMPLERS[config.objective]
     standard = config.integration_method if config.objective == "flow_matching" else fitting[0]
     chosen = standard if sampler is None else sampler
@@ -48,23 +56,36 @@ def sampled(config: PolicyConfig, sampler: str | None, steps: int) -> PolicyConf
 
 
 def matching_dataset(name: str, config: PolicyConfig, facts: DatasetFacts | None = None) -> Dataset:
-    """An opened dataset with the policy's cameras, joints and rate. UserError names the first difference."""
+    """An opened dataset with the policy's cameras, joints and rate. UserError names the first
+    difference.
+    """
     dataset = open_dataset(name)
     for camera, shape in config.cameras.items():
         if dataset.cameras.get(camera) != shape:
             has = dataset.cameras.get(camera, "no such camera")
-            raise UserError(f"{name}: camera {camera!r} is {has}, the policy wants {shape}: give its training dataset")
-    sizes, wanted = (dataset.state.shape[1], dataset.action.shape[1]), (config.state_dim, config.action_dim)
+            raise UserError(
+                f"{name}: camera {camera!r} is {has}, the policy wants {shape}: give its training dataset"
+            )
+    sizes, wanted = (
+        (dataset.state.shape[1], dataset.action.shape[1]),
+        (config.state_dim, config.action_dim),
+    )
     if sizes != wanted:
-        raise UserError(f"{name}: state and action have {sizes} dimensions, the policy's {wanted}: give its dataset")
+        raise UserError(
+            f"{name}: state and action have {sizes} dimensions, the policy's {wanted}: give its dataset"
+        )
     if facts is not None and (dataset.joints, dataset.fps) != (facts.joints, facts.fps):
         robots = (f"{', '.join(robot.joints)} at {robot.fps} Hz" for robot in (dataset, facts))
-        raise UserError("{}: is of {}, the policy of {}: give its training dataset".format(name, *robots))
+        raise UserError(
+            "{}: is of {}, the policy of {}: give its training dataset".format(name, *robots)
+        )
     return dataset
 
 
 def known_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts:
-    """Joints, rate and tasks: from the checkpoint, else from the dataset, because LeRobot's checkpoints lack them."""
+    """Joints, rate and tasks: from the checkpoint, else from the dataset, because LeRobot's
+    checkpoints lack them.
+    """
     if checkpoint.facts is not None:
         return printable(checkpoint.facts, str(checkpoint.folder / FACTS))
     if dataset is None:
@@ -80,14 +101,25 @@ def known_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts
 
 
 def printable(facts: DatasetFacts, source: str) -> DatasetFacts:
-    """The facts, which a bundle shows in one line each. UserError: a control character in one, a joint twice."""
-    words = {"joint": facts.joints, "task": facts.tasks, "dataset": (facts.dataset,), "robot type": (facts.robot_type,)}
+    """The facts, which a bundle shows in one line each. UserError: a control character in one, a
+    joint twice.
+    """
+    words = {
+        "joint": facts.joints,
+        "task": facts.tasks,
+        "dataset": (facts.dataset,),
+        "robot type": (facts.robot_type,),
+    }
     for what, word in ((what, word) for what, some in words.items() for word in some):
         if any(map(steers, word)):
-            raise UserError(f"{source}: {what} {word[:60]!r} holds a control character: put a space in its place there")
+            raise UserError(
+                f"{source}: {what} {word[:60]!r} holds a control character: put a space in its place there"
+            )
     twice = [name for name in facts.joints if facts.joints.count(name) > 1]
     if twice:
-        raise UserError(f"{source}: two joints are called {twice[0]!r}: give each a name of its own there")
+        raise UserError(
+            f"{source}: two joints are called {twice[0]!r}: give each a name of its own there"
+        )
     return facts
 
 
@@ -96,12 +128,16 @@ def chosen_precision(fp16: bool, int8: bool, config: PolicyConfig, dataset: Data
     if fp16 and int8:
         raise UserError("--fp16 and --int8 exclude each other: give one of them")
     if int8 and config.cameras and dataset is None:
-        raise UserError("--int8 takes the ranges of the vision tower from recorded frames: add --dataset")
+        raise UserError(
+            "--int8 takes the ranges of the vision tower from recorded frames: add --dataset"
+        )
     return INT8 if int8 else FP16 if fp16 else FP32
 
 
 def checked_tokenizer(folder: Path, policy: Policy) -> Any:
-    """A folder's tokenizer. UserError: the robot computer could not read it alike, or the text tower is another's."""
+    """A folder's tokenizer. UserError: the robot computer could not read it alike, or the text
+    tower is another's.
+    """
     shape, fix = policy.clip_shape.text, "copy the checkpoint again, all of its files"
     whole = replace(policy.config, tokenizer_padding="max_length", tokenizer_truncation=True)
     tokenizer = load_tokenizer(folder)
@@ -118,7 +154,9 @@ def checked_tokenizer(folder: Path, policy: Policy) -> Any:
 
 
 def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
-    """UserError: state, action and joints are not as many, or the statistics have no range of actions."""
+    """UserError: state, action and joints are not as many, or the statistics have no range of
+    actions.
+    """
     counts = checkpoint.config.state_dim, checkpoint.config.action_dim, len(facts.joints)
     if len(set(counts)) > 1:
         raise UserError(
@@ -127,7 +165,10 @@ def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
         )
     need_stats(checkpoint, ACTION_KEY, ("min", "max"))
     stats = checkpoint.dataset_stats[ACTION_KEY]
-    rows = zip(facts.joints, stats["min"].tolist(), stats["max"].tolist(), facts.max_speed, strict=True)
+    rows = zip(
+        facts.joints, stats["min"].tolist(), stats["max"].tolist(), facts.max_speed, strict=True
+    )
     return tuple(
-        Joint(name, "percent" if name == "gripper" else "degrees", low, high, speed) for name, low, high, speed in rows
+        Joint(name, "percent" if name == "gripper" else "degrees", low, high, speed)
+        for name, low, high, speed in rows
     )

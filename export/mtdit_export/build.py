@@ -1,9 +1,9 @@
 """A bundle's graphs -> TensorRT engines for this very GPU, in the bundle's `engines/` cache.
 
-Knows the builder calls that TensorRT 10.3 to 11 and TensorRT for RTX share; the module comes in as an argument, so the
-same code runs on a Jetson, and ahead of time where there is no GPU. Precision is in the ONNX file: networks are
-strongly typed. Engines count as built only after they gave the bundle's golden chunks here. Refuses to know torch and
-ONNX; it runs on the robot computer.
+Knows the builder calls that TensorRT 10.3 to 11 and TensorRT for RTX share; the module comes in as
+an argument, so the same code runs on a Jetson, and ahead of time where there is no GPU. Precision
+is in the ONNX file: networks are strongly typed. Engines count as built only after they gave the
+bundle's golden chunks here. Refuses to know torch and ONNX; it runs on the robot computer.
 """
 
 from __future__ import annotations
@@ -59,15 +59,17 @@ def build(
     on_progress: OnProgress = lambda graph, share, elapsed_s: None,
     compute_capability: str | None = None,
 ) -> Path:
-    """Engines for `device`; returns their folder, which appears only after its engines gave the golden chunks.
+    """Engines for `device`; returns their folder, which appears only after its engines gave the
+    golden chunks.
 
-    Engines that lie there already are checked, and built again if they fail. Takes minutes on a small board, and the
-    GPU is not free meanwhile. `clean` removes the bundle's engines for other devices, versions and graphs; without it
-    they are kept, since a bundle may serve several computers. `compute_capability` (e.g. "SM86") builds ahead of time
-    for another GPU, which only TensorRT for RTX can.
+    Engines that lie there already are checked, and built again if they fail. Takes minutes on a
+    small board, and the GPU is not free meanwhile. `clean` removes the bundle's engines for other
+    devices, versions and graphs; without it they are kept, since a bundle may serve several
+    computers. `compute_capability` (e.g. "SM86") builds ahead of time for another GPU, which only
+    TensorRT for RTX can.
 
-    Raises ExportError when TensorRT refuses a graph or an engine is not the policy, UserError when another build is at
-    work; nothing but TensorRT's timing cache is left behind then.
+    Raises ExportError when TensorRT refuses a graph or an engine is not the policy, UserError when
+    another build is at work; nothing but TensorRT's timing cache is left behind then.
     """
     cache, folder = bundle.path(ENGINES), engine_folder(bundle, device)
     with _alone_in(cache):
@@ -76,7 +78,9 @@ def build(
         if _still_good(bundle, device, open_engines, on_line):
             on_line(f"engines are up to date: {folder}")
         else:
-            builder = PlanBuilder(trt, workspace_mb, cache / f"timing-{device.label}.cache", compute_capability)
+            builder = PlanBuilder(
+                trt, workspace_mb, cache / f"timing-{device.label}.cache", compute_capability
+            )
             _make(bundle, device, builder, open_engines, on_line, on_progress)
         _mind_others(bundle, folder, clean, on_line)
     return folder
@@ -105,7 +109,11 @@ def _still_good(bundle: Bundle, device: Device, open_engines: OpenEngines, on_li
     record = read_record(folder)
     if record is None:
         return False
-    found = [why for why in (misfit(folder, record, bundle, device), trouble(folder, record, bundle)) if why]
+    found = [
+        why
+        for why in (misfit(folder, record, bundle, device), trouble(folder, record, bundle))
+        if why
+    ]
     try:
         found = found or check_bundle(bundle, open_engines(bundle, folder), text=False).failures
     except UserError as error:
@@ -127,7 +135,10 @@ def _make(
         builder.close()  # a small board has no memory for builder and engines at once
         checked = _checked(bundle, _opened(bundle, scratch, open_engines))
         write_record(
-            scratch, replace(record, checked=checked, built=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+            scratch,
+            replace(
+                record, checked=checked, built=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            ),
         )
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
@@ -137,7 +148,12 @@ def _make(
 
 
 def _plans(
-    bundle: Bundle, device: Device, builder: PlanBuilder, scratch: Path, on_line: OnLine, on_progress: OnProgress
+    bundle: Bundle,
+    device: Device,
+    builder: PlanBuilder,
+    scratch: Path,
+    on_line: OnLine,
+    on_progress: OnProgress,
 ) -> EngineRecord:
     hashes, bytes_of, seconds, plans = graph_hashes(bundle), {}, {}, {}
     for name in hashes:
@@ -149,7 +165,14 @@ def _plans(
         on_line(f"built {name}.plan: {bytes_of[name] / 1e6:.1f} MB in {seconds[name]:.0f} s")
     m = bundle.manifest
     return EngineRecord(
-        device.gpu, device.compute_capability, device.tensorrt, m.precision, hashes, bytes_of, seconds, plans=plans
+        device.gpu,
+        device.compute_capability,
+        device.tensorrt,
+        m.precision,
+        hashes,
+        bytes_of,
+        seconds,
+        plans=plans,
     )
 
 
@@ -188,7 +211,8 @@ def _mind_others(bundle: Bundle, folder: Path, clean: bool, on_line: OnLine) -> 
 class PlanBuilder:
     """One TensorRT builder: ONNX file in, plan file out.
 
-    `compute_capability` builds ahead of time for another GPU, which only TensorRT for RTX can; None means this one.
+    `compute_capability` builds ahead of time for another GPU, which only TensorRT for RTX can; None
+    means this one.
     """
 
     def __init__(
@@ -206,17 +230,26 @@ class PlanBuilder:
         except (TypeError, RuntimeError) as error:
             raise self._refusal(f"cannot start here ({error})") from error
 
-    def plan(self, onnx: Path, plan: Path, on_share: Callable[[float, float], None] = lambda share, s: None) -> int:
-        """Builds and writes; returns the plan's size in bytes. ExportError with TensorRT's reason when it refuses.
+    def plan(
+        self,
+        onnx: Path,
+        plan: Path,
+        on_share: Callable[[float, float], None] = lambda share, s: None,
+    ) -> int:
+        """Builds and writes; returns the plan's size in bytes. ExportError with TensorRT's reason
+        when it refuses.
 
-        on_share is told the share done and the elapsed seconds, several times a second, in the caller's thread.
+        on_share is told the share done and the elapsed seconds, several times a second, in the
+        caller's thread.
         """
         flag = self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
         network = self.builder.create_network(1 << int(flag))
         parser = self.trt.OnnxParser(network, self.log)
         if not parser.parse_from_file(str(onnx)):
             reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-            raise self._refusal(f"does not take {onnx}: {'; '.join(reasons)}", "run with --backend onnx")
+            raise self._refusal(
+                f"does not take {onnx}: {'; '.join(reasons)}", "run with --backend onnx"
+            )
         config = self._config()
         serialized = self._watched(network, config, on_share)
         if serialized is None:
@@ -232,7 +265,9 @@ class PlanBuilder:
         """The build in a thread of its own, so that this one can tell the time and be interrupted."""
         monitor, result = make_monitor(self.trt), []
         config.progress_monitor = monitor
-        thread = threading.Thread(target=lambda: result.append(self.builder.build_serialized_network(network, config)))
+        thread = threading.Thread(
+            target=lambda: result.append(self.builder.build_serialized_network(network, config))
+        )
         began = time.perf_counter()
         thread.start()
         try:
@@ -250,11 +285,17 @@ class PlanBuilder:
         config.clear_flag(self.trt.BuilderFlag.TF32)  # what is float32 in the graph is meant to be
         if self.compute_capability is not None:
             config.num_compute_capabilities = 1
-            config.set_compute_capability(getattr(self.trt.ComputeCapability, self.compute_capability), 0)
+            config.set_compute_capability(
+                getattr(self.trt.ComputeCapability, self.compute_capability), 0
+            )
         if self.timing_cache is not None:
             known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
-            if not config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False):
-                config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # of another driver
+            if not config.set_timing_cache(
+                config.create_timing_cache(known), ignore_mismatch=False
+            ):
+                config.set_timing_cache(
+                    config.create_timing_cache(b""), ignore_mismatch=False
+                )  # of another driver
         return config
 
     def _keep_timing_cache(self, config: Any) -> None:
@@ -267,12 +308,18 @@ class PlanBuilder:
     def _refusal(self, what: str, hint: str = FREE_MEMORY) -> ExportError:
         """With TensorRT's last words, and what is known to be wrong with this computer's system."""
         words = f" ({self.log.errors[-1]})" if self.log.errors else ""
-        return ExportError(f"TensorRT {self.trt.__version__} {what}{words}: {'; '.join([*known_trouble(), hint])}")
+        return ExportError(
+            f"TensorRT {self.trt.__version__} {what}{words}: {'; '.join([*known_trouble(), hint])}"
+        )
 
 
 def known_trouble(root: Path = Path("/")) -> list[str]:
-    """What is known to be wrong with a Jetson's system: L4T 36.4.7 fails to allocate memory that is free."""
-    return [f"{check.finding}: {check.remedy}" for check in check_jetson(root) if check.status == FAIL]
+    """What is known to be wrong with a Jetson's system: L4T 36.4.7 fails to allocate memory that is
+    free.
+    """
+    return [
+        f"{check.finding}: {check.remedy}" for check in check_jetson(root) if check.status == FAIL
+    ]
 
 
 def make_log(trt: Any) -> Any:
@@ -292,13 +339,17 @@ def make_log(trt: Any) -> Any:
 
 
 def make_monitor(trt: Any) -> Any:
-    """TensorRT's progress as one number. Its threads report, ours asks; `wanted` = False ends the build early."""
+    """TensorRT's progress as one number. Its threads report, ours asks; `wanted` = False ends the
+    build early.
+    """
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.wanted, self._done = True, 0.0
-            self._phases: dict[str, tuple[str | None, int, int]] = {}  # running: name -> parent, steps, steps done
+            self._phases: dict[
+                str, tuple[str | None, int, int]
+            ] = {}  # running: name -> parent, steps, steps done
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self._phases[phase_name] = (parent_phase, num_steps, 0)
@@ -321,7 +372,9 @@ def make_monitor(trt: Any) -> Any:
             """Steps done of the phases that run; a step that is under way counts by its own phases."""
             phases = list(self._phases.items())
             shares = [
-                (done + self._share_of(p)) / max(steps, 1) for p, (above, steps, done) in phases if above == parent
+                (done + self._share_of(p)) / max(steps, 1)
+                for p, (above, steps, done) in phases
+                if above == parent
             ]
             return min(1.0, max(shares, default=0.0))
 

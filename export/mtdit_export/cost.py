@@ -1,6 +1,8 @@
-"""What one call of a graph costs: operations of its products and bytes of its weights, counted from shapes.
+"""What one call of a graph costs: operations of its products and bytes of its weights, counted from
+shapes.
 
-Knows how often a denoiser calls its network. Refuses to know how long that takes: `mtdit bench` divides the two.
+Knows how often a denoiser calls its network. Refuses to know how long that takes: `mtdit bench`
+divides the two.
 """
 
 from __future__ import annotations
@@ -24,14 +26,24 @@ class Cost(NamedTuple):
 
 
 def cost(module: nn.Module, inputs: Mapping[str, Tensor]) -> Cost:
-    """`inputs`: examples by name, in the order of the module's arguments; with prefix_weights, of the guided graph."""
+    """`inputs`: examples by name, in the order of the module's arguments; with prefix_weights, of
+    the guided graph.
+    """
     if not isinstance(module, FoldedDenoiser):
         return Cost(flops(lambda: module(*inputs.values())), weight_bytes(module))
-    passes = len(module.times) * (2 if PREFIX_WEIGHTS in inputs else 1)  # backwards each product is done once more
+    passes = len(module.times) * (
+        2 if PREFIX_WEIGHTS in inputs else 1
+    )  # backwards each product is done once more
     observed = [inputs[name] for name in (KNOWN, STATE, FEATURES) if name in inputs]
     rows = module.modulation(*observed).chunk(len(module.times))[0]
-    once, each = flops(lambda: module.modulation(*observed)), flops(lambda: module.network(inputs[NOISE], rows))
-    return Cost(once + passes * each, weight_bytes(module.modulation) + passes * weight_bytes(module.network))
+    once, each = (
+        flops(lambda: module.modulation(*observed)),
+        flops(lambda: module.network(inputs[NOISE], rows)),
+    )
+    return Cost(
+        once + passes * each,
+        weight_bytes(module.modulation) + passes * weight_bytes(module.network),
+    )
 
 
 def weight_bytes(module: nn.Module) -> int:

@@ -4,4 +4,6 @@ from __future__ import annotations
 
 
 class ExportError(Exception):
-    """A check of the exported graphs failed, so no bundle was written. The CLI prints it and exits with code 1."""
+    """A check of the exported graphs failed, so no bundle was written. The CLI prints it and exits
+    with code 1.
+    """

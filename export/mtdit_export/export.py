@@ -1,6 +1,8 @@
-"""A checkpoint becomes a bundle: fold, trace, verify, write. Either a whole, checked bundle appears or nothing does.
+"""A checkpoint becomes a bundle: fold, trace, verify, write. Either a whole, checked bundle appears
+or nothing does.
 
-Knows the order of the steps and what the manifest must say. Refuses to know the algebra, the exporter and the gates.
+Knows the order of the steps and what the manifest must say. Refuses to know the algebra, the
+exporter and the gates.
 """
 
 from __future__ import annotations
@@ -27,7 +29,14 @@ from mtdit.config import PolicyConfig
 from mtdit.dataset import Dataset
 from mtdit.policy import Policy
 from mtdit.terminal import table
-from mtdit_export.asked import checked_tokenizer, chosen_precision, joints_of, known_facts, matching_dataset, sampled
+from mtdit_export.asked import (
+    checked_tokenizer,
+    chosen_precision,
+    joints_of,
+    known_facts,
+    matching_dataset,
+    sampled,
+)
 from mtdit_export.cost import cost
 from mtdit_export.errors import ExportError
 from mtdit_export.fold import Folded, FoldedDenoiser, fold
@@ -47,7 +56,16 @@ from mtdit_export.verify import (
     write_reference,
 )
 from mtdit_runtime import bundle as names
-from mtdit_runtime.bundle import Bundle, Camera, Graph, Joint, Manifest, Sampler, open_bundle, write_manifest
+from mtdit_runtime.bundle import (
+    Bundle,
+    Camera,
+    Graph,
+    Joint,
+    Manifest,
+    Sampler,
+    open_bundle,
+    write_manifest,
+)
 from mtdit_runtime.golden import Expected, Probe, labelled, write_golden
 from mtdit_runtime.normalize import save_stats
 from mtdit_runtime.publish import bundle_place, new_bundle
@@ -59,7 +77,12 @@ FILES = {
     "denoiser": names.DENOISER,
     "guided": names.GUIDED,
 }
-OUTPUTS = {"vision": names.FEATURES, "text": names.TEXT_FEATURE, "history": names.KNOWN, "denoiser": names.ACTIONS}
+OUTPUTS = {
+    "vision": names.FEATURES,
+    "text": names.TEXT_FEATURE,
+    "history": names.KNOWN,
+    "denoiser": names.ACTIONS,
+}
 GOLDEN_COUNT = 2
 VERSIONS_OF = ("mtdit", "torch", "onnx", "onnxruntime")
 REQUIREMENTS = {"onnxruntime": ">=1.18", "tensorrt": ">=10.3"}
@@ -84,11 +107,16 @@ class ExportReport:
 
     def table(self) -> Table:
         title = f"{self.bundle}: {self.precision}, {self.sampler.kind} {self.sampler.steps} steps"
-        return table(title, [name for name, _, _ in COLUMNS], [self._row(stage) for stage in self.stages])
+        return table(
+            title, [name for name, _, _ in COLUMNS], [self._row(stage) for stage in self.stages]
+        )
 
     def _row(self, stage: str) -> list[str]:
         known = self.stages[stage]
-        return [labelled(stage), *(form(known[key]) if key in known else "" for _, key, form in COLUMNS[1:])]
+        return [
+            labelled(stage),
+            *(form(known[key]) if key in known else "" for _, key, form in COLUMNS[1:]),
+        ]
 
 
 COLUMNS: list[tuple[str, str, Callable[[float], str]]] = [
@@ -114,16 +142,19 @@ def export(
 ) -> ExportReport:
     """Writes the bundle `out` for a training run, a checkpoint or a pretrained_model folder.
 
-    `sampler`: ddim or ddpm; euler or rk4 for flow matching; None takes the first that fits. `dataset`: check on its
-    frames instead of synthetic ones, and learn from it what a checkpoint of LeRobot's does not say. `on_stage` is told
-    one line as each stage ends. `rtc`: also the guided denoiser of real-time chunking. `int8`: both towers, calibrated
-    on the dataset, which a policy with cameras then needs. Raises UserError for a wrong argument and ExportError when
-    the graphs are not the policy.
+    `sampler`: ddim or ddpm; euler or rk4 for flow matching; None takes the first that fits.
+    `dataset`: check on its frames instead of synthetic ones, and learn from it what a checkpoint of
+    LeRobot's does not say. `on_stage` is told one line as each stage ends. `rtc`: also the guided
+    denoiser of real-time chunking. `int8`: both towers, calibrated on the dataset, which a policy
+    with cameras then needs. Raises UserError for a wrong argument and ExportError when the graphs
+    are not the policy.
     """
     began, place = time.perf_counter(), bundle_place(out)
     opened = open_checkpoint(checkpoint)
     opened = replace(opened, config=sampled(opened.config, sampler, steps))
-    recorded = None if dataset is None else matching_dataset(str(dataset), opened.config, opened.facts)
+    recorded = (
+        None if dataset is None else matching_dataset(str(dataset), opened.config, opened.facts)
+    )
     facts = known_facts(opened, recorded)
     joints = joints_of(opened, facts)
     precision = chosen_precision(fp16, int8, opened.config, recorded)
@@ -133,22 +164,37 @@ def export(
         folded = folded_for(policy, opened, precision)
         on_stage(f"folded {opened.folder}")
         if precision == INT8:
-            quantize_towers(folded, recorded, [reference.text(task)[0] for task in facts.tasks or ("",)], on_stage)
+            quantize_towers(
+                folded,
+                recorded,
+                [reference.text(task)[0] for task in facts.tasks or ("",)],
+                on_stage,
+            )
         manifest = describe(place.stem, opened, facts, joints, folded, precision)
-        manifest = replace(manifest, graphs=write_graphs(folder, folded, opened.config, manifest, on_stage, rtc))
+        manifest = replace(
+            manifest, graphs=write_graphs(folder, folded, opened.config, manifest, on_stage, rtc)
+        )
 
         probes = make_probes(opened, facts, recorded)
         expected = [reference(probe) for probe in probes]
         shutil.copyfile(tokenizer / names.TOKENIZER, folder / names.TOKENIZER)
-        save_stats(folder / names.STATS, {names.STATE_KEY: opened.state_stats, names.ACTION_KEY: opened.action_stats})
-        names.save_task_features(folder / names.TASKS, {task: reference.text(task)[1][0] for task in facts.tasks})
+        save_stats(
+            folder / names.STATS,
+            {names.STATE_KEY: opened.state_stats, names.ACTION_KEY: opened.action_stats},
+        )
+        names.save_task_features(
+            folder / names.TASKS, {task: reference.text(task)[1][0] for task in facts.tasks}
+        )
         write_golden(folder / names.GOLDEN, probes[:GOLDEN_COUNT], expected[:GOLDEN_COUNT])
         if recorded is not None:
             write_reference(folder / names.REFERENCE, probes[0])
         seen = "synthetic frames" if recorded is None else f"frames of {recorded.root.name}"
         checked = record_checks(folder, manifest, probes, expected, seen)
         on_stage(f"verified on {len(probes)} observations, {seen}")
-        weights = {name: sizes(module, folder / FILES[name]) for name, module in traced_modules(folded, rtc).items()}
+        weights = {
+            name: sizes(module, folder / FILES[name])
+            for name, module in traced_modules(folded, rtc).items()
+        }
     stages = {name: {**weights.get(name, {}), **figures} for name, figures in checked.items()}
     took, task = time.perf_counter() - began, next(iter(facts.tasks), "")
     return ExportReport(str(out), task, precision, manifest.sampler, stages, took)
@@ -158,29 +204,40 @@ def export(
 
 
 def folded_for(policy: Policy, checkpoint: Checkpoint, precision: str) -> Folded:
-    folded = fold(policy, {camera: checkpoint.image_scaling(camera) for camera in checkpoint.config.cameras})
+    folded = fold(
+        policy, {camera: checkpoint.image_scaling(camera) for camera in checkpoint.config.cameras}
+    )
     for module in folded.modules().values():
         halve(module) if precision == FP16 else widen(module)
     return folded
 
 
-def make_probes(checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset | None) -> list[Probe]:
+def make_probes(
+    checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset | None
+) -> list[Probe]:
     if dataset is not None:
         return dataset_probes(dataset, checkpoint.config)
     return synthetic_probes(checkpoint, facts.tasks or ("",))
 
 
 def quantize_towers(
-    folded: Folded, dataset: Dataset | None, token_ids: Sequence[NDArray[np.int64]], on_stage: OnStage
+    folded: Folded,
+    dataset: Dataset | None,
+    token_ids: Sequence[NDArray[np.int64]],
+    on_stage: OnStage,
 ) -> None:
-    """Both towers to int8, calibrated on the dataset's frames and on the tokens (1, L) of the tasks."""
+    """Both towers to int8, calibrated on the dataset's frames and on the tokens (1, L) of the
+    tasks.
+    """
     began, config = time.perf_counter(), folded.denoiser.config
     seen = [] if dataset is None else calibration_frames(dataset, list(config.cameras))
     if folded.vision is not None:
         quantize(folded.vision, [[torch.from_numpy(frame) for frame in frames] for frames in seen])
     quantize(folded.text, [[torch.from_numpy(ids)] for ids in token_ids])
     took = time.perf_counter() - began
-    on_stage(f"calibrated int8 on {len(seen)} frames of each camera and {len(token_ids)} tasks in {took:.0f} s")
+    on_stage(
+        f"calibrated int8 on {len(seen)} frames of each camera and {len(token_ids)} tasks in {took:.0f} s"
+    )
 
 
 def traced_modules(folded: Folded, rtc: bool) -> dict[str, nn.Module]:
@@ -189,7 +246,12 @@ def traced_modules(folded: Folded, rtc: bool) -> dict[str, nn.Module]:
 
 
 def write_graphs(
-    folder: Path, folded: Folded, config: PolicyConfig, manifest: Manifest, on_stage: OnStage, rtc: bool
+    folder: Path,
+    folded: Folded,
+    config: PolicyConfig,
+    manifest: Manifest,
+    on_stage: OnStage,
+    rtc: bool,
 ) -> dict[str, Graph]:
     graphs = {}
     for name, module in traced_modules(folded, rtc).items():
@@ -197,7 +259,9 @@ def write_graphs(
         inputs = example_inputs(name, folded, config)
         graph = write(as_graph(name, module, inputs), path, metadata(name, manifest))
         graphs[name] = replace(graph, **cost(module, inputs)._asdict())
-        on_stage(f"traced {path.name}: {path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - began:.0f} s")
+        on_stage(
+            f"traced {path.name}: {path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - began:.0f} s"
+        )
     return graphs
 
 
@@ -210,7 +274,10 @@ def as_graph(name: str, module: nn.Module, inputs: Mapping[str, Tensor]) -> onnx
 def example_inputs(name: str, folded: Folded, config: PolicyConfig) -> dict[str, Tensor]:
     """Tensor name -> zeros of its shape, in the order of the module's arguments."""
     if name == "vision":
-        return {names.frame_input(c): torch.zeros(size, dtype=torch.uint8) for c, size in config.cameras.items()}
+        return {
+            names.frame_input(c): torch.zeros(size, dtype=torch.uint8)
+            for c, size in config.cameras.items()
+        }
     if name == "text":
         return {names.TOKEN_IDS: torch.zeros(1, config.tokenizer_max_length, dtype=torch.int64)}
     denoiser, earlier = folded.denoiser, config.n_obs_steps - 1
@@ -252,7 +319,12 @@ def metadata(name: str, manifest: Manifest) -> dict[str, str]:
 
 
 def describe(
-    name: str, checkpoint: Checkpoint, facts: DatasetFacts, joints: tuple[Joint, ...], folded: Folded, precision: str
+    name: str,
+    checkpoint: Checkpoint,
+    facts: DatasetFacts,
+    joints: tuple[Joint, ...],
+    folded: Folded,
+    precision: str,
 ) -> Manifest:
     """The manifest but for graphs, verification and checksums."""
     config = checkpoint.config
@@ -277,7 +349,10 @@ def describe(
 
 def cameras_of(config: PolicyConfig) -> tuple[Camera, ...]:
     sizes = config.cameras.items()
-    return tuple(Camera(name, h, w, config.image_resize_shape, config.image_crop_shape) for name, (h, w, _) in sizes)
+    return tuple(
+        Camera(name, h, w, config.image_resize_shape, config.image_crop_shape)
+        for name, (h, w, _) in sizes
+    )
 
 
 def sampler_of(config: PolicyConfig, times: Sequence[float]) -> Sampler:
@@ -289,7 +364,9 @@ def sampler_of(config: PolicyConfig, times: Sequence[float]) -> Sampler:
 
 def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
     return {
-        "checkpoint": "/".join(checkpoint.folder.resolve().parts[-3:]).encode(errors="replace").decode(),  # not "last"
+        "checkpoint": "/".join(checkpoint.folder.resolve().parts[-3:])
+        .encode(errors="replace")
+        .decode(),  # not "last"
         "weights_sha256": names.sha256(checkpoint.folder / WEIGHTS),
         "dataset": facts.dataset,
         "robot_type": facts.robot_type,
@@ -302,9 +379,15 @@ def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
 
 
 def record_checks(
-    folder: Path, manifest: Manifest, probes: Sequence[Probe], expected: Sequence[Expected], seen: str
+    folder: Path,
+    manifest: Manifest,
+    probes: Sequence[Probe],
+    expected: Sequence[Expected],
+    seen: str,
 ) -> Stages:
-    """Holds the files against what is expected and writes the manifest with the figures. ExportError: a gate fails."""
+    """Holds the files against what is expected and writes the manifest with the figures.
+    ExportError: a gate fails.
+    """
     checked = checked_stages(Bundle(folder, write_manifest(folder, manifest)), probes, expected)
     record = {"observations": len(probes), "frames": seen, "stages": checked}
     write_manifest(folder, replace(manifest, verification=record))
@@ -318,9 +401,14 @@ def checked_stages(bundle: Bundle, probes: Sequence[Probe], expected: Sequence[E
     if result.failures:
         precision = bundle.manifest.precision
         hint = "" if precision == FP32 else f" (export without --{precision})"
-        raise ExportError(f"the {precision} graphs are not the trained policy: {'; '.join(result.failures)}{hint}")
+        raise ExportError(
+            f"the {precision} graphs are not the trained policy: {'; '.join(result.failures)}{hint}"
+        )
     return result.stages
 
 
 def sizes(module: nn.Module, file: Path) -> dict[str, float]:
-    return {"parameters": sum(p.numel() for p in module.parameters()), "megabytes": file.stat().st_size / 1e6}
+    return {
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "megabytes": file.stat().st_size / 1e6,
+    }

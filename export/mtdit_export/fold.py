@@ -1,19 +1,24 @@
-"""The exact algebra that makes the graphs small: a trained policy's weights, rearranged into four modules.
+"""The exact algebra that makes the graphs small: a trained policy's weights, rearranged into four
+modules.
 
 Every rearrangement is an identity on real numbers; only the order of float operations changes.
 
-- Denoiser: the AdaLN linear splits by columns into a part that depends on time (a constant per step), one that depends
-  on the newest observation (once per chunk), and one that is known before: that of the text and earlier observations,
+- Denoiser: the AdaLN linear splits by columns into a part that depends on time (a constant per
+  step), one that depends
+  on the newest observation (once per chunk), and one that is known before: that of the text and
+  earlier observations,
   a module of its own. The times and coefficients of all steps of the sampler are numbers.
 - The text stands in the conditioning once per observation step, so its columns are summed.
-- Vision: antialiased resize and centre crop are one small matrix per axis. The last CLIP block is evaluated for the
+- Vision: antialiased resize and centre crop are one small matrix per axis. The last CLIP block is
+  evaluated for the
   class token only, because nothing else is read from it.
 - Attention's 1/sqrt(d) is inside the query weights, AdaLN's "1 +" inside the constant part.
 
-Knows LeRobot's parameter names and CLIP's architecture. Refuses to know files, ONNX and how well it worked.
+Knows LeRobot's parameter names and CLIP's architecture. Refuses to know files, ONNX and how well it
+worked.
 
-N images, S patches + 1, L text tokens, D width, T horizon, A action dim, P text feature, O observation steps, M numbers
-of a call's modulation: layers * 6 D.
+N images, S patches + 1, L text tokens, D width, T horizon, A action dim, P text feature, O
+observation steps, M numbers of a call's modulation: layers * 6 D.
 """
 
 from __future__ import annotations
@@ -35,7 +40,9 @@ from mtdit.policy import Policy
 
 Weights = Mapping[str, Tensor]  # parameter name -> value, e.g. a state_dict
 TowerShape = VisionShape | TextShape
-Scaling = tuple[NDArray[np.float32], NDArray[np.float32]]  # (3,) each: a pixel x of 0..1 becomes (x - first) / second
+Scaling = tuple[
+    NDArray[np.float32], NDArray[np.float32]
+]  # (3,) each: a pixel x of 0..1 becomes (x - first) / second
 
 NORM_EPS = 1e-6  # DiT's
 LATER = -1e4  # added to the score of a later token: its softmax weight becomes exactly 0
@@ -52,7 +59,9 @@ def fixed(value: Tensor) -> nn.Parameter:
 
 
 class Dense(nn.Module):
-    """x @ weight + bias in the precision of the weight. Takes torch's (out, in) and stores (in, out)."""
+    """x @ weight + bias in the precision of the weight. Takes torch's (out, in) and stores (in,
+    out).
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -71,7 +80,9 @@ def dense(weights: Weights, name: str) -> Dense:
 
 
 class Patches(nn.Module):
-    """Pixels (N, 3, H, W) -> patch embeddings (S - 1, N, D), in the precision of the weight (D, 3, patch, patch)."""
+    """Pixels (N, 3, H, W) -> patch embeddings (S - 1, N, D), in the precision of the weight (D, 3,
+    patch, patch).
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -94,7 +105,9 @@ class Tokens(nn.Module):
 
 
 class PerHead(nn.Module):
-    """Rows of every head (N, heads, 1, D) times that head's weight (heads, D, E), in the precision of the weight."""
+    """Rows of every head (N, heads, 1, D) times that head's weight (heads, D, E), in the precision
+    of the weight.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -123,8 +136,8 @@ def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention of scaled queries, softmax in float32: (S, N, heads, d) each -> (S, N, heads * d).
 
-    Tokens come first because a transposition that moves them behind the heads is free: ONNX Runtime's matrix product
-    reads its operands that way.
+    Tokens come first because a transposition that moves them behind the heads is free: ONNX
+    Runtime's matrix product reads its operands that way.
     """
     scores = (q.permute(1, 2, 0, 3) @ k.permute(1, 2, 3, 0)).float()  # (N, heads, S, S)
     weights = (scores if mask is None else scores + mask).softmax(-1).to(v.dtype)
@@ -144,12 +157,18 @@ def packed(*projections: Sequence[Tensor]) -> Dense:
 
 
 class Attention(nn.Module):
-    """Every token looks at every token: normalised (S, N, D) -> what is added to the stream (S, N, D)."""
+    """Every token looks at every token: normalised (S, N, D) -> what is added to the stream (S, N,
+    D).
+    """
 
     def __init__(self, weights: Weights, heads: int) -> None:
         super().__init__()
         q, k, v = ([weights[f"{n}_proj.{kind}"] for kind in ("weight", "bias")] for n in "qkv")
-        self.qkv, self.out, self.heads = packed(scaled(q, heads), k, v), dense(weights, "out_proj"), heads
+        self.qkv, self.out, self.heads = (
+            packed(scaled(q, heads), k, v),
+            dense(weights, "out_proj"),
+            heads,
+        )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
@@ -159,8 +178,9 @@ class Attention(nn.Module):
 class FirstAttention(nn.Module):
     """Only the first token looks: (S, N, D) -> (1, N, D). Nobody's key or value is made.
 
-    A score is q . (W_k x) = (W_k^T q) . x, and the mean of the values W_v x is W_v times the mean of x. The keys' bias
-    adds the same to every score, which softmax does not see; the values' bias passes through to the output's.
+    A score is q . (W_k x) = (W_k^T q) . x, and the mean of the values W_v x is W_v times the mean
+    of x. The keys' bias adds the same to every score, which softmax does not see; the values' bias
+    passes through to the output's.
     """
 
     def __init__(self, weights: Weights, heads: int) -> None:
@@ -175,20 +195,26 @@ class FirstAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q = self.q(x[:1]).unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)  # (N, heads, 1, d)
         seen = x.to(q.dtype).transpose(0, 1)  # (N, S, D)
-        weights = (self.keys(q).squeeze(2) @ seen.transpose(1, 2)).float().softmax(-1)  # (N, heads, S)
+        weights = (
+            (self.keys(q).squeeze(2) @ seen.transpose(1, 2)).float().softmax(-1)
+        )  # (N, heads, S)
         mixed = weights.to(seen.dtype) @ seen  # (N, heads, D)
         return self.out(self.values(mixed.unsqueeze(2)).flatten(1)[None])
 
 
 class ClipBlock(nn.Module):
-    """Pre-norm transformer block on a float32 residual stream (S, N, D). `first_only`: the first token's (1, N, D)."""
+    """Pre-norm transformer block on a float32 residual stream (S, N, D). `first_only`: the first
+    token's (1, N, D).
+    """
 
     def __init__(self, weights: Weights, shape: TowerShape, first_only: bool) -> None:
         super().__init__()
         self.first_only = first_only
         attention = under(weights, "self_attn."), shape.num_attention_heads
         self.attention = FirstAttention(*attention) if first_only else Attention(*attention)
-        self.norm1, self.norm2 = (Norm(under(weights, f"layer_norm{i}."), shape.layer_norm_eps) for i in (1, 2))
+        self.norm1, self.norm2 = (
+            Norm(under(weights, f"layer_norm{i}."), shape.layer_norm_eps) for i in (1, 2)
+        )
         self.up = dense(weights, "mlp.fc1")
         self.down = dense(weights, "mlp.fc2")
         self.activation = ACTIVATIONS[shape.hidden_act]
@@ -206,22 +232,33 @@ def scaled(projection: Sequence[Tensor], heads: int) -> list[Tensor]:
 
 def clip_blocks(weights: Weights, shape: TowerShape, first_only: bool) -> nn.ModuleList:
     layers = [under(weights, f"encoder.layers.{i}.") for i in range(shape.num_hidden_layers)]
-    return nn.ModuleList(ClipBlock(layer, shape, first_only and i == len(layers) - 1) for i, layer in enumerate(layers))
+    return nn.ModuleList(
+        ClipBlock(layer, shape, first_only and i == len(layers) - 1)
+        for i, layer in enumerate(layers)
+    )
 
 
 class FoldedTower(nn.Module):
-    """Normalised pixels (N, 3, H, W) -> class token (N, D): before the final norm, as LeRobot reads it, or after."""
+    """Normalised pixels (N, 3, H, W) -> class token (N, D): before the final norm, as LeRobot reads
+    it, or after.
+    """
 
     def __init__(self, weights: Weights, shape: VisionShape) -> None:
         super().__init__()
         position = weights["embeddings.position_embedding.weight"]  # (S, D)
         self.patches = Patches(weights["embeddings.patch_embedding.weight"])
         self.patch_position = fixed(position[1:, None])  # (S - 1, 1, D)
-        self.first_token = fixed((weights["embeddings.class_embedding"] + position[0])[None, None])  # (1, 1, D)
+        self.first_token = fixed(
+            (weights["embeddings.class_embedding"] + position[0])[None, None]
+        )  # (1, 1, D)
         self.pre_norm = Norm(under(weights, "pre_layrnorm."), shape.layer_norm_eps)
         self.blocks = clip_blocks(weights, shape, first_only=True)
         normed = shape.class_token_normed
-        self.final_norm = Norm(under(weights, "post_layernorm."), shape.layer_norm_eps) if normed else nn.Identity()
+        self.final_norm = (
+            Norm(under(weights, "post_layernorm."), shape.layer_norm_eps)
+            if normed
+            else nn.Identity()
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patches(pixels).float() + self.patch_position  # (S - 1, N, D)
@@ -234,7 +271,9 @@ class FoldedTower(nn.Module):
 class FoldedText(nn.Module):
     """Token ids (1, L) int64 -> projected text feature (1, P). Run once per task."""
 
-    def __init__(self, weights: Weights, projection: Weights, shape: TextShape, length: int) -> None:
+    def __init__(
+        self, weights: Weights, projection: Weights, shape: TextShape, length: int
+    ) -> None:
         super().__init__()
         self.tokens = Tokens(weights["embeddings.token_embedding.weight"])
         self.position = fixed(weights["embeddings.position_embedding.weight"][:length])
@@ -243,7 +282,9 @@ class FoldedText(nn.Module):
         self.blocks = clip_blocks(weights, shape, first_only=False)
         self.final_norm = Norm(under(weights, "final_layer_norm."), shape.layer_norm_eps)
         self.projection = Dense(projection["weight"], projection["bias"])
-        legacy = shape.eos_token_id == 2  # OpenAI's configs; transformers then looks for the highest id
+        legacy = (
+            shape.eos_token_id == 2
+        )  # OpenAI's configs; transformers then looks for the highest id
         self.eos = shape.vocab_size - 1 if legacy else shape.eos_token_id
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -265,13 +306,17 @@ def resize_matrix(n_in: int, n_out: int) -> Tensor:
 
 
 def crop_window(size: int, crop: int | None) -> slice:
-    """Centred, its start rounded to even at .5, as torchvision's CenterCrop does with Python's round."""
+    """Centred, its start rounded to even at .5, as torchvision's CenterCrop does with Python's
+    round.
+    """
     start = 0 if crop is None else round((size - crop) / 2)
     return slice(start, size if crop is None else start + crop)
 
 
 class Axis(nn.Module):
-    """Resize then crop along the last axis: (..., size) -> (..., out). A window when nothing is resized."""
+    """Resize then crop along the last axis: (..., size) -> (..., out). A window when nothing is
+    resized.
+    """
 
     def __init__(self, size: int, resized: int | None, crop: int | None) -> None:
         super().__init__()
@@ -287,16 +332,25 @@ class Axis(nn.Module):
 class Preprocess(nn.Module):
     """One camera's frame (H, W, 3) uint8 -> normalised pixels (3, h, w).
 
-    The first operation is the cast: TensorRT takes uint8 as a network input and for nothing else. Scale and shift
-    stay two operations on float32 pixels instead of moving into half precision patch weights.
+    The first operation is the cast: TensorRT takes uint8 as a network input and for nothing else.
+    Scale and shift stay two operations on float32 pixels instead of moving into half precision
+    patch weights.
     """
 
     def __init__(self, size: tuple[int, int], config: PolicyConfig, scaling: Scaling) -> None:
         super().__init__()
-        resize, crop = config.image_resize_shape or (None, None), config.image_crop_shape or (None, None)
-        self.rows, self.columns = (Axis(n, r, c) for n, r, c in zip(size, resize, crop, strict=True))
+        resize, crop = (
+            config.image_resize_shape or (None, None),
+            config.image_crop_shape or (None, None),
+        )
+        self.rows, self.columns = (
+            Axis(n, r, c) for n, r, c in zip(size, resize, crop, strict=True)
+        )
         offset, scale = (torch.from_numpy(part).double().view(3, 1, 1) for part in scaling)
-        self.scale, self.shift = fixed((1 / (255 * scale)).float()), fixed((-offset / scale).float())
+        self.scale, self.shift = (
+            fixed((1 / (255 * scale)).float()),
+            fixed((-offset / scale).float()),
+        )
 
     def forward(self, frame: Tensor) -> Tensor:
         x = self.columns(frame.float().permute(2, 0, 1))  # (3, H, w)
@@ -312,7 +366,9 @@ class FoldedVision(nn.Module):
         self.preprocess, self.towers = nn.ModuleList(preprocess), nn.ModuleList(towers)
 
     def forward(self, *frames: Tensor) -> Tensor:
-        pixels = [prepare(frame)[None] for prepare, frame in zip(self.preprocess, frames, strict=True)]
+        pixels = [
+            prepare(frame)[None] for prepare, frame in zip(self.preprocess, frames, strict=True)
+        ]
         if len(self.towers) == 1:
             return self.towers[0](torch.cat(pixels)).reshape(1, -1)
         return torch.cat([tower(p) for tower, p in zip(self.towers, pixels, strict=True)], dim=1)
@@ -321,7 +377,9 @@ class FoldedVision(nn.Module):
 # -- denoiser --
 
 
-Rope = tuple[Tensor, Tensor]  # (T, 1, d) each: cosines, and sines whose first half has its sign turned
+Rope = tuple[
+    Tensor, Tensor
+]  # (T, 1, d) each: cosines, and sines whose first half has its sign turned
 
 
 class DenoiserBlock(nn.Module):
@@ -330,9 +388,13 @@ class DenoiserBlock(nn.Module):
     def __init__(self, weights: Weights, heads: int) -> None:
         super().__init__()
         attention = {
-            name.removeprefix("attn.").removeprefix("multihead_attn."): w for name, w in weights.items()
+            name.removeprefix("attn.").removeprefix("multihead_attn."): w
+            for name, w in weights.items()
         }  # with RoPE LeRobot has its own attention, without it torch's
-        qkv = [attention.get(f"qkv_proj.{kind}", attention.get(f"in_proj_{kind}")) for kind in ("weight", "bias")]
+        qkv = [
+            attention.get(f"qkv_proj.{kind}", attention.get(f"in_proj_{kind}"))
+            for kind in ("weight", "bias")
+        ]
         self.qkv = Dense(*(scale_queries(w, heads) for w in qkv if w is not None))
         self.out = dense(attention, "out_proj")
         self.up = dense(weights, "mlp.0")
@@ -348,7 +410,9 @@ class DenoiserBlock(nn.Module):
     def attention(self, x: Tensor, rope: Rope | None) -> Tensor:
         qk, v = self.qkv(x).split([2 * x.shape[1], x.shape[1]], dim=1)
         qk = qk.unflatten(1, (2 * self.heads, -1))  # (T, 2 heads, d): rotated together
-        q, k = (qk if rope is None else rotate(qk, *rope)).unsqueeze(1).chunk(2, dim=2)  # (T, 1, heads, d) each
+        q, k = (
+            (qk if rope is None else rotate(qk, *rope)).unsqueeze(1).chunk(2, dim=2)
+        )  # (T, 1, heads, d) each
         return self.out(attend(q, k, v.unflatten(1, (1, self.heads, -1))).squeeze(1))
 
 
@@ -385,17 +449,25 @@ class FoldedHistory(nn.Module):
         self.modulation = without_bias(torch.cat([columns.text, *earlier], dim=1))
 
     def forward(self, text: Tensor, *earlier: Tensor) -> Tensor:
-        """(1, P); with O > 1 also features (1, O - 1, n_cam * D), if any, and normalised states (1, O - 1, S)."""
-        return self.modulation(F.silu(torch.cat([text, *(x.flatten(1) for x in earlier)], dim=1))).float()
+        """(1, P); with O > 1 also features (1, O - 1, n_cam * D), if any, and normalised states (1,
+        O - 1, S).
+        """
+        return self.modulation(
+            F.silu(torch.cat([text, *(x.flatten(1) for x in earlier)], dim=1))
+        ).float()
 
 
 class Modulation(nn.Module):
-    """What time, `known` (1, M) and the newest observation make of every call of the network: (calls * M,)."""
+    """What time, `known` (1, M) and the newest observation make of every call of the network:
+    (calls * M,).
+    """
 
     def __init__(self, table: Tensor, columns: ObservationColumns) -> None:
         super().__init__()
         self.of_time = fixed(table)  # (K, M)
-        self.of_newest = without_bias(torch.cat([columns.features[:, -1], columns.state[:, -1]], dim=1))
+        self.of_newest = without_bias(
+            torch.cat([columns.features[:, -1], columns.state[:, -1]], dim=1)
+        )
 
     def forward(self, known: Tensor, state: Tensor, features: Tensor | None = None) -> Tensor:
         newest = F.silu(state if features is None else torch.cat([features, state], dim=1))
@@ -409,14 +481,21 @@ class Network(nn.Module):
         super().__init__()
         self.input = dense(weights, "input_proj")
         self.output = dense(weights, "output_proj")
-        self.position = fixed(weights["pos_embedding"][0]) if config.use_positional_encoding else None
+        self.position = (
+            fixed(weights["pos_embedding"][0]) if config.use_positional_encoding else None
+        )
         self.blocks = nn.ModuleList(DenoiserBlock(block, config.num_heads) for block in blocks)
         self.rope = nn.ParameterList(map(fixed, signed_rope(config))) if config.use_rope else None
         self.width = config.hidden_dim
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        rope, rows = None if self.rope is None else (self.rope[0], self.rope[1]), modulation.split(self.width)
-        x = self.input(x.squeeze(0)).float()  # (T, D): two axes, so that every product is one operation, bias and all
+        rope, rows = (
+            None if self.rope is None else (self.rope[0], self.rope[1]),
+            modulation.split(self.width),
+        )
+        x = self.input(
+            x.squeeze(0)
+        ).float()  # (T, D): two axes, so that every product is one operation, bias and all
         x = x if self.position is None else x + self.position
         for i, block in enumerate(self.blocks):
             x = block(x, rows[6 * i : 6 * i + 6], rope)
@@ -424,7 +503,9 @@ class Network(nn.Module):
 
 
 class FoldedDenoiser(nn.Module):
-    """What was known before, the newest observation and noise -> a chunk's actions. The whole sampler is inside."""
+    """What was known before, the newest observation and noise -> a chunk's actions. The whole
+    sampler is inside.
+    """
 
     def __init__(self, weights: Weights, config: PolicyConfig) -> None:
         super().__init__()
@@ -440,23 +521,35 @@ class FoldedDenoiser(nn.Module):
         self, known: Tensor, state: Tensor, noise: Tensor, prefix: Tensor, prefix_mask: Tensor,
         features: Tensor | None = None, step_noise: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """(1, M), (1, S) normalised, (1, T, A), (1, T, A), (1, T, 1), (1, n_cam * D), DDPM's (1, steps - 1, T, A)
-        -> (1, T, A) normalised."""
+        """(1, M), (1, S) normalised, (1, T, A), (1, T, A), (1, T, 1), (1, n_cam * D), DDPM's (1,
+        steps - 1, T, A) -> (1, T, A) normalised.
+        """
         calls = iter(self.modulation(known, state, features).chunk(len(self.times)))  # each (M,)
         on_the_way = () if step_noise is None else step_noise.unbind(1)
-        return self.sample(lambda x, time: self.network(x, next(calls)), noise, prefix, prefix_mask, on_the_way)
+        return self.sample(
+            lambda x, time: self.network(x, next(calls)), noise, prefix, prefix_mask, on_the_way
+        )
 
     def sample(
-        self, denoise: Denoise, noise: Tensor, prefix: Tensor | None, mask: Tensor | None, on_the_way: Sequence[Tensor]
+        self,
+        denoise: Denoise,
+        noise: Tensor,
+        prefix: Tensor | None,
+        mask: Tensor | None,
+        on_the_way: Sequence[Tensor],
     ) -> Tensor:
-        """The sampler around any `denoise`. `on_the_way`: what DDPM adds after each step but the last."""
+        """The sampler around any `denoise`. `on_the_way`: what DDPM adds after each step but the
+        last.
+        """
         if isinstance(self.objective, Diffusion):
             return self.objective.sample(denoise, noise, on_the_way, prefix, mask)
         return self.objective.sample(denoise, noise, prefix, mask)
 
 
 def with_sampler(config: PolicyConfig, sampler: str, steps: int) -> PolicyConfig:
-    """The same policy, sampled in another way; a DDPM-trained one may be sampled by DDIM, and flow by either solver."""
+    """The same policy, sampled in another way; a DDPM-trained one may be sampled by DDIM, and flow
+    by either solver.
+    """
     if config.objective == "diffusion":
         return replace(config, noise_scheduler_type=sampler.upper(), num_inference_steps=steps)
     return replace(config, integration_method=sampler, num_integration_steps=steps)
@@ -483,17 +576,28 @@ def time_modulation(
     embedding = F.gelu(F.linear(hidden, weights["time_mlp.3.weight"], weights["time_mlp.3.bias"]))
     columns = slice(0, config.timestep_embed_dim)
     parts = [
-        F.linear(F.silu(embedding), block["adaLN_modulation.1.weight"][:, columns], block["adaLN_modulation.1.bias"])
+        F.linear(
+            F.silu(embedding),
+            block["adaLN_modulation.1.weight"][:, columns],
+            block["adaLN_modulation.1.bias"],
+        )
         for block in blocks
     ]
-    table = torch.cat(parts, dim=1).detach().reshape(len(times), len(blocks), 6, config.hidden_dim).clone()
+    table = (
+        torch.cat(parts, dim=1)
+        .detach()
+        .reshape(len(times), len(blocks), 6, config.hidden_dim)
+        .clone()
+    )
     table[:, :, [1, 4]] += 1.0  # shift, scale, gate of attention, then of the MLP
     return table.reshape(len(times), -1)
 
 
 @dataclass(frozen=True)
 class ObservationColumns:
-    """The columns of all AdaLN linears that read the SiLU of an observation: what they make of it, (M, ...) each."""
+    """The columns of all AdaLN linears that read the SiLU of an observation: what they make of it,
+    (M, ...) each.
+    """
 
     state: Tensor  # (M, O, S)
     features: Tensor  # (M, O, n_cam * D)
@@ -504,7 +608,12 @@ def observation_columns(blocks: Sequence[Weights], config: PolicyConfig) -> Obse
     weight = torch.cat([block["adaLN_modulation.1.weight"] for block in blocks]).detach()
     per_step = weight[:, config.timestep_embed_dim :].unflatten(1, (config.n_obs_steps, -1))
     state, features, text = per_step.split(
-        [config.state_dim, per_step.shape[2] - config.state_dim - config.hidden_dim, config.hidden_dim], dim=2
+        [
+            config.state_dim,
+            per_step.shape[2] - config.state_dim - config.hidden_dim,
+            config.hidden_dim,
+        ],
+        dim=2,
     )  # the order within LeRobot's observation step
     return ObservationColumns(state, features, text.sum(1))
 
@@ -532,9 +641,13 @@ class Folded:
 
 
 def fold(policy: Policy, scaling: Mapping[str, Scaling]) -> Folded:
-    """A float32 policy; nothing is shared with it, so it may go afterwards. `scaling`: camera -> (offset, scale)."""
+    """A float32 policy; nothing is shared with it, so it may go afterwards. `scaling`: camera ->
+    (offset, scale).
+    """
     config, shape, weights = policy.config, policy.clip_shape, policy.state_dict()
-    encoder, predictor = (under(weights, f"{part}.") for part in ("observation_encoder", "noise_predictor"))
+    encoder, predictor = (
+        under(weights, f"{part}.") for part in ("observation_encoder", "noise_predictor")
+    )
     tower, projection = (
         under(encoder, "text_encoder.text_encoder.text_model."),
         under(encoder, "text_encoder.projection."),

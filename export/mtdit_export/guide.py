@@ -1,7 +1,8 @@
-"""The guided denoiser: real-time chunking's vector-Jacobian product, as plain operations of a graph.
+"""The guided denoiser: real-time chunking's vector-Jacobian product, as plain operations of a
+graph.
 
-Knows the folded denoiser and how its derivative becomes operations. Refuses to know why a chunk is corrected in this
-way: `mtdit.guidance` does, and is what the graph is checked against.
+Knows the folded denoiser and how its derivative becomes operations. Refuses to know why a chunk is
+corrected in this way: `mtdit.guidance` does, and is what the graph is checked against.
 
 T horizon, A action dim, D hidden, K calls of the network.
 """
@@ -28,27 +29,33 @@ IN_PARTS = (aten.gelu_backward, aten._softmax_backward_data)  # ONNX has no such
 
 
 class GuidedNetwork(nn.Module):
-    """One corrected call of the denoiser: x (1, T, A) -> what the sampler gets instead of the output (1, T, A).
+    """One corrected call of the denoiser: x (1, T, A) -> what the sampler gets instead of the
+    output (1, T, A).
 
-    modulation (layers * 6 D,) as for `Network`; numbers (3,) of a `Correction`; prefix (1, T, A) normalised; weights
-    (1, T, 1) of 0..1.
+    modulation (layers * 6 D,) as for `Network`; numbers (3,) of a `Correction`; prefix (1, T, A)
+    normalised; weights (1, T, 1) of 0..1.
     """
 
     def __init__(self, network: Network, clip_range: float) -> None:
         super().__init__()
         self.network, self.clip_range = network, clip_range
 
-    def forward(self, x: Tensor, modulation: Tensor, numbers: Tensor, prefix: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, modulation: Tensor, numbers: Tensor, prefix: Tensor, weights: Tensor
+    ) -> Tensor:
         output, pull, *_ = torch.func.vjp(lambda x: self.network(x, modulation), x)
         of_x, of_output, strength = numbers.chunk(3)  # (1,) each
         now = Correction(of_x, of_output, strength, self.clip_range)
         error = now.error(now.clean(x, output), prefix, weights)
-        # J = of_x + of_output * the network's own: only the error, which is small, passes through half precision
+        # J = of_x + of_output * the network's own: only the error, which is small, passes through
+        # half precision
         return output + strength * (of_x * error + of_output * pull(error)[0])
 
 
 def unroll_guided(denoiser: FoldedDenoiser, inputs: Mapping[str, Tensor]) -> onnx.ModelProto:
-    """As `unroll`, every call of the network corrected. `inputs`: prefix_weights instead of prefix_mask."""
+    """As `unroll`, every call of the network corrected. `inputs`: prefix_weights instead of
+    prefix_mask.
+    """
     at = correction_at(denoiser.config)
     corrections = [at(time) for time in denoiser.times]
     numbers = torch.tensor([(c.of_x, c.of_output, c.strength) for c in corrections])  # (K, 3)
@@ -59,8 +66,13 @@ def unroll_guided(denoiser: FoldedDenoiser, inputs: Mapping[str, Tensor]) -> onn
 
 
 def in_plain_operations(module: GuidedNetwork, inputs: Sequence[Tensor]) -> GraphModule:
-    """The module for inputs of these shapes, its derivatives written out; weights are called as in the network."""
-    parts: dict[Any, Any] = {**get_decompositions(IN_PARTS), aten.native_layer_norm_backward.default: of_norm}
+    """The module for inputs of these shapes, its derivatives written out; weights are called as in
+    the network.
+    """
+    parts: dict[Any, Any] = {
+        **get_decompositions(IN_PARTS),
+        aten.native_layer_norm_backward.default: of_norm,
+    }
     traced = make_fx(module, decomposition_table=parts)(*inputs)
     names = {id(parameter): name for name, parameter in module.network.named_parameters()}
     constants = {}
@@ -72,12 +84,19 @@ def in_plain_operations(module: GuidedNetwork, inputs: Sequence[Tensor]) -> Grap
 
 
 def of_norm(
-    pull: Tensor, x: Tensor, shape: list[int], mean: Tensor, deviation: Tensor, weight: Tensor, *further: Any
+    pull: Tensor,
+    x: Tensor,
+    shape: list[int],
+    mean: Tensor,
+    deviation: Tensor,
+    weight: Tensor,
+    *further: Any,
 ) -> tuple[Tensor, None, None]:
     """The derivative of `normed` by x (T, D), from x and its scale.
 
-    torch takes mean and deviation from the forward pass, which would give it a LayerNormalization of three outputs.
-    TensorRT refuses that, and the network would no longer be the plain graph's, operation by operation.
+    torch takes mean and deviation from the forward pass, which would give it a LayerNormalization
+    of three outputs. TensorRT refuses that, and the network would no longer be the plain graph's,
+    operation by operation.
     """
     pull, centred = pull * weight, x - x.mean(-1, keepdim=True)
     scale = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + NORM_EPS)

@@ -1,7 +1,8 @@
-"""Does TensorRT 10.3 (JetPack 6) take this graph? An allow-list, since that version runs only on its own boards.
+"""Does TensorRT 10.3 (JetPack 6) take this graph? An allow-list, since that version runs only on
+its own boards.
 
-Sources: the parser's operator table of TensorRT 10.0 to 10.3 (opset 9 to 20), and what its ahead-of-time relative
-TensorRT for RTX rejects. Knows ONNX files. Refuses to repair them.
+Sources: the parser's operator table of TensorRT 10.0 to 10.3 (opset 9 to 20), and what its
+ahead-of-time relative TensorRT for RTX rejects. Knows ONNX files. Refuses to repair them.
 """
 
 from __future__ import annotations
@@ -26,8 +27,16 @@ WEIGHT_TYPES = INPUT_TYPES - {TensorProto.UINT8} | {TensorProto.INT8}
 def problems(model: onnx.ModelProto) -> list[str]:
     """One line per thing that TensorRT 10.3 would refuse; empty when there is none."""
     graph, opsets = model.graph, [(o.domain, o.version) for o in model.opset_import]
-    found = [f"opset {version} of domain {domain!r}" for domain, version in opsets if (domain, version) != ("", OPSET)]
-    found += [f"operator {n.op_type} ({n.name})" for n in graph.node if n.op_type not in OPERATORS or n.domain]
+    found = [
+        f"opset {version} of domain {domain!r}"
+        for domain, version in opsets
+        if (domain, version) != ("", OPSET)
+    ]
+    found += [
+        f"operator {n.op_type} ({n.name})"
+        for n in graph.node
+        if n.op_type not in OPERATORS or n.domain
+    ]
     for weight in graph.initializer:
         if weight.data_type not in WEIGHT_TYPES:
             found.append(f"weight {weight.name} of type {_type(weight.data_type)}")
@@ -50,11 +59,15 @@ def _bytes_beyond_cast(graph: onnx.GraphProto) -> list[str]:
 
 
 def _wrong_quantization(graph: onnx.GraphProto) -> list[str]:
-    """int8 is for DequantizeLinear alone, and only symmetric quantisation is taken: every zero point is 0."""
+    """int8 is for DequantizeLinear alone, and only symmetric quantisation is taken: every zero
+    point is 0.
+    """
     weights = {w.name: w for w in graph.initializer}
     small = {name for name, w in weights.items() if w.data_type == TensorProto.INT8}
     nodes = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    shifted = [n for n in nodes if len(n.input) == 3 and numpy_helper.to_array(weights[n.input[2]]).any()]
+    shifted = [
+        n for n in nodes if len(n.input) == 3 and numpy_helper.to_array(weights[n.input[2]]).any()
+    ]
     users = [n for n in graph.node if n not in nodes and small & set(n.input)]
     found = [f"operator {n.op_type} ({n.name}) with a zero point other than 0" for n in shifted]
     return found + [f"operator {n.op_type} ({n.name}) on int8" for n in users]

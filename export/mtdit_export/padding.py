@@ -1,10 +1,12 @@
 """Widths that processors dislike, made a little wider: the hidden layers of the MLPs.
 
-Rows that are a multiple of 4096 bytes apart fall into the same few places of a processor's first cache, and a product
-that reads down its columns waits for memory: with 3072 hidden numbers (ViT-B) ONNX Runtime takes a third longer than
-with 3088. The further columns of the first weight and rows of the second are zero, so nothing changes but the time.
+Rows that are a multiple of 4096 bytes apart fall into the same few places of a processor's first
+cache, and a product that reads down its columns waits for memory: with 3072 hidden numbers (ViT-B)
+ONNX Runtime takes a third longer than with 3088. The further columns of the first weight and rows
+of the second are zero, so nothing changes but the time.
 
-Knows the folded modules. Refuses to know files and other backends: TensorRT lays its weights out by itself.
+Knows the folded modules. Refuses to know files and other backends: TensorRT lays its weights out by
+itself.
 """
 
 from __future__ import annotations

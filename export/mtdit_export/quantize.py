@@ -1,16 +1,18 @@
 """Which numbers of a folded policy are int8: the dense products of the vision and text towers.
 
-A weight has one scale per output, a product's input one scale for all, both symmetric with zero point 0, which is the
-only kind TensorRT takes; ONNX Runtime turns the inputs into uint8 by itself where that is faster. The range of an
-input is the largest magnitude seen on the dataset's own frames and tasks: ranges that cut outliers off (percentiles,
-least squares) gave smaller feature errors on a trained policy, but larger errors of its actions. Before that, the scale
-of every channel moves half-way from a layer norm into the weights that read it (SmoothQuant, Xiao et al. 2022,
-arXiv 2211.10438, alpha 0.5), because a single loud channel would take the range from all others.
+A weight has one scale per output, a product's input one scale for all, both symmetric with zero
+point 0, which is the only kind TensorRT takes; ONNX Runtime turns the inputs into uint8 by itself
+where that is faster. The range of an input is the largest magnitude seen on the dataset's own
+frames and tasks: ranges that cut outliers off (percentiles, least squares) gave smaller feature
+errors on a trained policy, but larger errors of its actions. Before that, the scale of every
+channel moves half-way from a layer norm into the weights that read it (SmoothQuant, Xiao et al.
+2022, arXiv 2211.10438, alpha 0.5), because a single loud channel would take the range from all
+others.
 
-Float32 stay: attention's own products (softmax weights over 197 tokens are smaller on average than a step of int8, and
-TensorRT on small boards is slower with int8 attention; the last vision block's keys and values are part of it),
-patches (ONNX Runtime has no int8 convolution with a float result), everything at a graph's edges, and the denoiser.
-Figures are in this folder's README.
+Float32 stay: attention's own products (softmax weights over 197 tokens are smaller on average than
+a step of int8, and TensorRT on small boards is slower with int8 attention; the last vision block's
+keys and values are part of it), patches (ONNX Runtime has no int8 convolution with a float result),
+everything at a graph's edges, and the denoiser. Figures are in this folder's README.
 
 Knows the folded towers. Refuses to know files, datasets and how well it worked.
 
@@ -35,7 +37,8 @@ Peaks = dict[nn.Module, Tensor]  # product -> (D,) largest magnitude of every in
 
 
 class Int8Dense(nn.Module):
-    """A Dense whose weight and input are rounded to int8; the product is exact, result and bias are float32.
+    """A Dense whose weight and input are rounded to int8; the product is exact, result and bias are
+    float32.
 
     `largest` (): the input's largest magnitude; what exceeds it is clipped.
     """
@@ -43,8 +46,12 @@ class Int8Dense(nn.Module):
     def __init__(self, dense: Dense, largest: Tensor) -> None:
         super().__init__()
         scale = nonzero(dense.weight.abs().amax(0)) / LARGEST  # (E,)
-        self.weight, self.scale = fixed((dense.weight / scale).round().to(torch.int8)), fixed(scale)  # (D, E)
-        # Three axes: ONNX Runtime would fuse a vector into a float Gemm, and there is no int8 product left to see.
+        self.weight, self.scale = (
+            fixed((dense.weight / scale).round().to(torch.int8)),
+            fixed(scale),
+        )  # (D, E)
+        # Three axes: ONNX Runtime would fuse a vector into a float Gemm, and there is no int8
+        # product left to see.
         self.bias = fixed(dense.bias[None, None])
         self.input_scale = float(nonzero(largest) / LARGEST)
 
@@ -61,7 +68,9 @@ def nonzero(value: Tensor) -> Tensor:
 
 
 def quantize(module: nn.Module, samples: Iterable[Sequence[Tensor]]) -> None:
-    """Turns the products of a folded tower's module into int8, in place. `samples`: typical inputs of the module."""
+    """Turns the products of a folded tower's module into int8, in place. `samples`: typical inputs
+    of the module.
+    """
     peaks = input_peaks(module, samples)
     for block in module.modules():
         for norm, readers in normed_products(block) if isinstance(block, ClipBlock) else ():
@@ -98,11 +107,16 @@ def keep_peak(peaks: Peaks) -> Callable[[nn.Module, tuple[Tensor]], None]:
 def normed_products(block: ClipBlock) -> list[tuple[Norm, list[Dense]]]:
     """A layer norm and all that reads it, where all of that becomes int8."""
     attention = block.attention
-    return [*([(block.norm1, [attention.qkv])] if isinstance(attention, Attention) else []), (block.norm2, [block.up])]
+    return [
+        *([(block.norm1, [attention.qkv])] if isinstance(attention, Attention) else []),
+        (block.norm2, [block.up]),
+    ]
 
 
 def smooth(norm: Norm, readers: Sequence[Dense], peaks: Peaks) -> None:
-    """The same function with evener channels: a layer norm's output is divided, the weights that read it multiplied."""
+    """The same function with evener channels: a layer norm's output is divided, the weights that
+    read it multiplied.
+    """
     seen = torch.stack([peaks[reader] for reader in readers]).amax(0)  # (D,)
     weight = torch.stack([reader.weight.abs().amax(1) for reader in readers]).amax(0)  # (D,)
     factor = nonzero(seen / nonzero(weight)).sqrt()

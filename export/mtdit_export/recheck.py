@@ -1,4 +1,5 @@
-"""A finished bundle against the checkpoint it was made from, on any backend: more observations than the bundle carries.
+"""A finished bundle against the checkpoint it was made from, on any backend: more observations than
+the bundle carries.
 
 Knows that a bundle must not be judged by another checkpoint. Refuses to know the gates.
 """
@@ -22,10 +23,14 @@ from mtdit_runtime.golden import Verification, check
 from mtdit_runtime.words import plain
 
 
-def recheck(bundle: Bundle, checkpoint: Path, dataset: Path | None = None, backend: str = "onnx") -> Verification:
-    """Torch and the bundle's engines on the same observations and noise: synthetic, or frames of `dataset`.
+def recheck(
+    bundle: Bundle, checkpoint: Path, dataset: Path | None = None, backend: str = "onnx"
+) -> Verification:
+    """Torch and the bundle's engines on the same observations and noise: synthetic, or frames of
+    `dataset`.
 
-    UserError: the bundle was made from other weights or another config, or the dataset is of another robot.
+    UserError: the bundle was made from other weights or another config, or the dataset is of
+    another robot.
     """
     opened, m = open_checkpoint(checkpoint), bundle.manifest
     _check_weights(bundle, opened)
@@ -34,10 +39,16 @@ def recheck(bundle: Bundle, checkpoint: Path, dataset: Path | None = None, backe
     if dataset is None:
         probes = synthetic_probes(opened, m.tasks or ("",))
     else:
-        probes = dataset_probes(matching_dataset(str(dataset), opened.config, opened.facts), opened.config)
+        probes = dataset_probes(
+            matching_dataset(str(dataset), opened.config, opened.facts), opened.config
+        )
     with opened.tokenizer_folder() as tokenizer:
-        reference = Reference(opened.policy(), opened, load_tokenizer(tokenizer), guided="guided" in m.graphs)
-    return check(bundle, choose_engines(bundle, backend), probes, [reference(probe) for probe in probes])
+        reference = Reference(
+            opened.policy(), opened, load_tokenizer(tokenizer), guided="guided" in m.graphs
+        )
+    return check(
+        bundle, choose_engines(bundle, backend), probes, [reference(probe) for probe in probes]
+    )
 
 
 def _check_weights(bundle: Bundle, checkpoint: Checkpoint) -> None:
@@ -52,11 +63,15 @@ def _check_weights(bundle: Bundle, checkpoint: Checkpoint) -> None:
 def _check_config(bundle: Bundle, checkpoint: Checkpoint) -> None:
     """The same weights may chunk, look, sample and move in other ways."""
     m, config, facts = bundle.manifest, checkpoint.config, checkpoint.facts
-    wanted: dict[str, Any] = {name: getattr(config, name) for name in ("n_obs_steps", "horizon", "n_action_steps")}
+    wanted: dict[str, Any] = {
+        name: getattr(config, name) for name in ("n_obs_steps", "horizon", "n_action_steps")
+    }
     wanted |= {"cameras": cameras_of(config), "sampler": sampler_of(config, network_times(config))}
     if facts is not None:
         wanted |= {"joints": joints_of(checkpoint, facts), "fps": facts.fps, "tasks": facts.tasks}
     for name, value in wanted.items():
         if (exported := getattr(m, name)) != value:
             there, here = plain(exported, 80), plain(value, 80)
-            raise UserError(f"{bundle.folder} has {name} {there}, {checkpoint.folder} {here}: run `mtdit export` again")
+            raise UserError(
+                f"{bundle.folder} has {name} {there}, {checkpoint.folder} {here}: run `mtdit export` again"
+            )

@@ -1,6 +1,7 @@
 """A folded module -> one ONNX file: opset 20, static shapes, weights inside, named and described.
 
-Knows torch's exporter and what has to be cleaned up after it. Refuses to know what the module computes.
+Knows torch's exporter and what has to be cleaned up after it. Refuses to know what the module
+computes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def trace(module: nn.Module, inputs: Mapping[str, Tensor], output: str) -> onnx.
     """
     size = sum(p.numel() * p.element_size() for p in module.parameters())
     if size > PROTOBUF_LIMIT:
-        raise ExportError(f"one graph would hold {size / 1e9:.1f} GB, an ONNX file takes 2: export with --fp16")
+        raise ExportError(
+            f"one graph would hold {size / 1e9:.1f} GB, an ONNX file takes 2: export with --fp16"
+        )
     with quiet():
         program = torch.onnx.export(
             module.eval(),
@@ -51,7 +54,9 @@ def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> Gr
     """Describes the graph and writes it. ExportError: something TensorRT 10.3 would refuse."""
     describe(model, path.stem, metadata)
     if found := problems(model):
-        raise ExportError(f"{path.name} is not what TensorRT 10.3 takes: {found[0]}; please report this")
+        raise ExportError(
+            f"{path.name} is not what TensorRT 10.3 takes: {found[0]}; please report this"
+        )
     onnx.save(model, path)
     return Graph(path.name, tensors(model.graph.input), tensors(model.graph.output))
 
@@ -73,7 +78,14 @@ def describe(model: onnx.ModelProto, name: str, metadata: Mapping[str, str]) -> 
     model.graph.name, model.producer_name, model.doc_string = name, "mtdit", ""
     helper.set_model_props(model, dict(metadata))
     graph = model.graph
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    for part in (
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
 
@@ -82,7 +94,9 @@ def tensors(values: list[onnx.ValueInfoProto]) -> tuple[TensorInfo, ...]:
     kinds = [(v.name, v.type.tensor_type) for v in values]
     return tuple(
         TensorInfo(
-            name, tuple(d.dim_value for d in kind.shape.dim), helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+            name,
+            tuple(d.dim_value for d in kind.shape.dim),
+            helper.tensor_dtype_to_np_dtype(kind.elem_type).name,
         )
         for name, kind in kinds
     )

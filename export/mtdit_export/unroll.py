@@ -1,11 +1,12 @@
 """The whole sampler as one graph: the network is traced once and written down once per call.
 
-torch's exporter would trace every call, minutes for hundreds of them. Here `torch.fx` records what the sampler itself
-does with the chunk (times and coefficients are numbers by then), a few operations per step that become a node each.
-Every call of the network is plain nodes with names of their own, and all calls share their weights: TensorRT wants
-neither functions nor loops.
+torch's exporter would trace every call, minutes for hundreds of them. Here `torch.fx` records what
+the sampler itself does with the chunk (times and coefficients are numbers by then), a few
+operations per step that become a node each. Every call of the network is plain nodes with names of
+their own, and all calls share their weights: TensorRT wants neither functions nor loops.
 
-Knows ONNX graphs and what a sampler is made of. Refuses to know the network's inside and which sampler it is.
+Knows ONNX graphs and what a sampler is made of. Refuses to know the network's inside and which
+sampler it is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,16 @@ from torch.fx.proxy import GraphAppendingTracer
 
 from mtdit_export.fold import FoldedDenoiser
 from mtdit_export.trace import trace
-from mtdit_runtime.bundle import ACTIONS, FEATURES, KNOWN, NOISE, PREFIX, PREFIX_MASK, STATE, STEP_NOISE
+from mtdit_runtime.bundle import (
+    ACTIONS,
+    FEATURES,
+    KNOWN,
+    NOISE,
+    PREFIX,
+    PREFIX_MASK,
+    STATE,
+    STEP_NOISE,
+)
 
 X, MODULATION, OUTPUT = "x", "modulation", "output"  # of a call of the network
 IR_VERSION = 10  # what opset 20 came with
@@ -41,15 +51,19 @@ def unroll(
     denoiser: FoldedDenoiser, inputs: Mapping[str, Tensor], network: nn.Module | None = None,
     numbers: Mapping[str, Tensor] | None = None,
 ) -> onnx.ModelProto:  # fmt: skip
-    """The denoiser with its whole sampler. `inputs` are examples by name; the output is actions (1, T, A).
+    """The denoiser with its whole sampler. `inputs` are examples by name; the output is actions (1,
+    T, A).
 
-    `network` is called in place of the denoiser's own. By position it takes x (1, T, A), modulation (layers * 6 D,),
-    its row of each of `numbers` (name -> (calls, ...) constants), and the inputs that nothing else takes.
+    `network` is called in place of the denoiser's own. By position it takes x (1, T, A), modulation
+    (layers * 6 D,), its row of each of `numbers` (name -> (calls, ...) constants), and the inputs
+    that nothing else takes.
     """
     network, numbers, calls = network or denoiser.network, numbers or {}, len(denoiser.times)
     observed = {name: inputs[name] for name in (KNOWN, STATE, FEATURES) if name in inputs}
     held = [PREFIX, PREFIX_MASK] if PREFIX_MASK in inputs else []
-    further = {name: x for name, x in inputs.items() if name not in (*observed, *held, NOISE, STEP_NOISE)}
+    further = {
+        name: x for name, x in inputs.items() if name not in (*observed, *held, NOISE, STEP_NOISE)
+    }
     call = {X: inputs[NOISE], MODULATION: denoiser.modulation(*observed.values()).chunk(calls)[0]}
     call |= {name: rows[0] for name, rows in numbers.items()} | further
     head, body = trace(denoiser.modulation, observed, MODULATION), trace(network, call, OUTPUT)
@@ -57,13 +71,17 @@ def unroll(
     graph = _Graph()
     table = graph.paste(head.graph, MODULATION, MODULATION, {})
     modulations = graph.split(table, calls)
-    on_the_way = graph.unstack(STEP_NOISE, inputs[STEP_NOISE].shape[1]) if STEP_NOISE in inputs else []
+    on_the_way = (
+        graph.unstack(STEP_NOISE, inputs[STEP_NOISE].shape[1]) if STEP_NOISE in inputs else []
+    )
     count = itertools.count()
 
     def write_call(x: str) -> str:
         i = next(count)
         rows = {name: graph.constant(f"{name}.{i}", values[i]) for name, values in numbers.items()}
-        return graph.paste(body.graph, "network", f"call.{i}", {X: x, MODULATION: modulations[i], **rows})
+        return graph.paste(
+            body.graph, "network", f"call.{i}", {X: x, MODULATION: modulations[i], **rows}
+        )
 
     write_sampler(graph, record(denoiser, held, on_the_way), write_call)
     return graph.model(inputs, head.opset_import)
@@ -89,7 +107,9 @@ def record(denoiser: FoldedDenoiser, held: Sequence[str], on_the_way: Sequence[s
         return cast(Tensor, tracer.create_proxy("call_function", denoised, (x,), {}))
 
     prefix, mask = map(value, held) if held else (None, None)
-    actions = denoiser.sample(denoise, value(NOISE), prefix, mask, [value(name) for name in on_the_way])
+    actions = denoiser.sample(
+        denoise, value(NOISE), prefix, mask, [value(name) for name in on_the_way]
+    )
     graph.output(cast(fx.Proxy, actions).node)
     graph.eliminate_dead_code()  # the times, which the network does not take
     return graph
@@ -105,7 +125,10 @@ def write_sampler(graph: _Graph, recorded: fx.Graph, write_call: Callable[[str],
         elif node.target is denoised:
             names[node] = write_call(names[node.args[0]])
         elif node.op != "output":
-            values = [names[a] if isinstance(a, fx.Node) else graph.constant(f"number.{a!r}", a) for a in node.args]
+            values = [
+                names[a] if isinstance(a, fx.Node) else graph.constant(f"number.{a!r}", a)
+                for a in node.args
+            ]
             name = ACTIONS if node is result else f"sampler/{node.name}"
             names[node] = graph.add(OPERATORS[node.target], values, [name])[0]
 
@@ -114,14 +137,18 @@ def write_sampler(graph: _Graph, recorded: fx.Graph, write_call: Callable[[str],
 
 
 class _Graph:
-    """An ONNX graph that grows. Values are known by their names; those of weights have dots, others slashes."""
+    """An ONNX graph that grows. Values are known by their names; those of weights have dots, others
+    slashes.
+    """
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
         self._weights: dict[str, onnx.TensorProto] = {}
         self._fixed: set[str] = set()  # nodes that compute with weights alone
 
-    def add(self, op: str, inputs: Sequence[str], outputs: list[str], **attributes: Any) -> list[str]:
+    def add(
+        self, op: str, inputs: Sequence[str], outputs: list[str], **attributes: Any
+    ) -> list[str]:
         self._nodes.append(helper.make_node(op, inputs, outputs, name=outputs[0], **attributes))
         return outputs
 
@@ -130,8 +157,11 @@ class _Graph:
             self._weights[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
         return name
 
-    def paste(self, part: onnx.GraphProto, weights: str, nodes: str, feeds: Mapping[str, str]) -> str:
-        """A copy of the part's nodes under the name `nodes`, its weights once under `weights`. Returns its output.
+    def paste(
+        self, part: onnx.GraphProto, weights: str, nodes: str, feeds: Mapping[str, str]
+    ) -> str:
+        """A copy of the part's nodes under the name `nodes`, its weights once under `weights`.
+        Returns its output.
 
         What is made of weights alone is made once too, such as the transposed ones of a derivative.
         """
@@ -161,24 +191,36 @@ class _Graph:
     def _copy(self, node: onnx.NodeProto, name: str, names: Mapping[str, str]) -> None:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        copy.name, copy.input[:], copy.output[:] = name, [names[v] for v in node.input], [names[v] for v in node.output]
+        copy.name, copy.input[:], copy.output[:] = (
+            name,
+            [names[v] for v in node.input],
+            [names[v] for v in node.output],
+        )
         self._nodes.append(copy)
 
     def split(self, value: str, count: int) -> list[str]:
         """Equal parts along the first axis."""
-        return self.add("Split", [value], [f"{value}/{i}" for i in range(count)], axis=0, num_outputs=count)
+        return self.add(
+            "Split", [value], [f"{value}/{i}" for i in range(count)], axis=0, num_outputs=count
+        )
 
     def unstack(self, value: str, count: int) -> list[str]:
         """(1, count, ...) -> `count` times (1, ...)."""
         axes = self.constant("first_axis", [0], np.int64)
         return self.split(self.add("Squeeze", [value, axes], [f"{value}/rows"])[0], count)
 
-    def model(self, inputs: Mapping[str, Tensor], opsets: Sequence[onnx.OperatorSetIdProto]) -> onnx.ModelProto:
+    def model(
+        self, inputs: Mapping[str, Tensor], opsets: Sequence[onnx.OperatorSetIdProto]
+    ) -> onnx.ModelProto:
         def described(name: str, example: Tensor) -> onnx.ValueInfoProto:
-            kind = helper.np_dtype_to_tensor_dtype(np.dtype(str(example.dtype).removeprefix("torch.")))
+            kind = helper.np_dtype_to_tensor_dtype(
+                np.dtype(str(example.dtype).removeprefix("torch."))
+            )
             return helper.make_tensor_value_info(name, kind, example.shape)
 
         values = [described(name, example) for name, example in inputs.items()]
         actions = described(ACTIONS, inputs[NOISE])
-        graph = helper.make_graph(self._nodes, "unrolled", values, [actions], list(self._weights.values()))
+        graph = helper.make_graph(
+            self._nodes, "unrolled", values, [actions], list(self._weights.values())
+        )
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)

@@ -1,8 +1,9 @@
-"""The trained policy against the graphs: stage by stage, then from frames to degrees, with the same noise.
+"""The trained policy against the graphs: stage by stage, then from frames to degrees, with the same
+noise.
 
-The reference is the torch policy in float32; the candidate is the runtime itself (`OnnxEngine`, `BundlePolicy`), so
-that history, tokens and normalisation are compared too. Knows what to compare with. What counts as equal is the same
-here and on the robot computer: `mtdit_runtime.golden`.
+The reference is the torch policy in float32; the candidate is the runtime itself (`OnnxEngine`,
+`BundlePolicy`), so that history, tokens and normalisation are compared too. Knows what to compare
+with. What counts as equal is the same here and on the robot computer: `mtdit_runtime.golden`.
 """
 
 from __future__ import annotations
@@ -29,26 +30,41 @@ from mtdit.policy import Batch, Policy
 from mtdit.sampling import episode_bounds
 from mtdit_runtime.bundle import NOISE, STEP_NOISE, Bundle
 from mtdit_runtime.engine import choose_engines
-from mtdit_runtime.golden import Array, Expected, Guide, Probe, Verification, check, guide_for, held_rows
+from mtdit_runtime.golden import (
+    Array,
+    Expected,
+    Guide,
+    Probe,
+    Verification,
+    check,
+    guide_for,
+    held_rows,
+)
 from mtdit_runtime.policy import draw_noise, noise_inputs, prefix_inputs
 
 N_PROBES = 4
 N_SEEDS = 8  # chunks drawn per observation to see how far the policy itself varies
 ROWS_READ = 400  # of a dataset's frames; videos are decoded from the front
 N_CALIBRATION, CALIBRATION_ROWS = 32, 2000  # frames, and among how many of the dataset's first
-BLOCK_PX = 8  # synthetic frames are blocks of this size: contrast survives the resize, and the golden files stay small
+# synthetic frames are blocks of this size: contrast survives the resize, and the golden files stay
+# small
+BLOCK_PX = 8
 
 
 # -- probes --
 
 
-def synthetic_probes(checkpoint: Checkpoint, tasks: Sequence[str], count: int = N_PROBES, seed: int = 0) -> list[Probe]:
+def synthetic_probes(
+    checkpoint: Checkpoint, tasks: Sequence[str], count: int = N_PROBES, seed: int = 0
+) -> list[Probe]:
     """Blocky random frames and positions within the training range."""
     rng, config = np.random.default_rng(seed), checkpoint.config
     states = [rng.uniform(-1, 1, (config.n_obs_steps, config.state_dim)) for _ in range(count)]
     return [
         Probe(
-            frames={c: _blocks(rng, (config.n_obs_steps, *size)) for c, size in config.cameras.items()},
+            frames={
+                c: _blocks(rng, (config.n_obs_steps, *size)) for c, size in config.cameras.items()
+            },
             positions=checkpoint.state_stats.unnormalize(state),
             task=tasks[i % len(tasks)],
             noise=_noise(rng, config),
@@ -57,12 +73,19 @@ def synthetic_probes(checkpoint: Checkpoint, tasks: Sequence[str], count: int = 
     ]
 
 
-def dataset_probes(dataset: Dataset, config: PolicyConfig, count: int = N_PROBES, seed: int = 0) -> list[Probe]:
+def dataset_probes(
+    dataset: Dataset, config: PolicyConfig, count: int = N_PROBES, seed: int = 0
+) -> list[Probe]:
     """Observations of the dataset's first episodes. The dataset has the policy's cameras and sizes."""
     rng, first = np.random.default_rng(seed), episode_bounds(dataset.episode_ends)[0]
     rows = np.linspace(0, min(len(dataset.state), ROWS_READ) - 1, count).astype(int)
-    seen = [np.maximum(row + np.arange(1 - config.n_obs_steps, 1), first[row]) for row in rows]  # edges repeat
-    frames = {camera: read_frames(dataset, camera, {int(r) for s in seen for r in s}) for camera in config.cameras}
+    seen = [
+        np.maximum(row + np.arange(1 - config.n_obs_steps, 1), first[row]) for row in rows
+    ]  # edges repeat
+    frames = {
+        camera: read_frames(dataset, camera, {int(r) for s in seen for r in s})
+        for camera in config.cameras
+    }
     return [
         Probe(
             frames={camera: np.stack([at[int(r)] for r in s]) for camera, at in frames.items()},
@@ -75,7 +98,9 @@ def dataset_probes(dataset: Dataset, config: PolicyConfig, count: int = N_PROBES
 
 
 def calibration_frames(dataset: Dataset, cameras: Sequence[str]) -> list[list[NDArray[np.uint8]]]:
-    """Moments spread over the dataset's first episodes: one frame (H, W, 3) per camera, in the order given."""
+    """Moments spread over the dataset's first episodes: one frame (H, W, 3) per camera, in the
+    order given.
+    """
     rows = np.linspace(0, min(len(dataset.state), CALIBRATION_ROWS) - 1, N_CALIBRATION).astype(int)
     seen = [read_frames(dataset, camera, set(rows.tolist())) for camera in cameras]
     return [[at[row] for at in seen] for row in sorted(seen[0])]
@@ -94,7 +119,9 @@ def read_frames(dataset: Dataset, camera: str, rows: set[int]) -> dict[int, NDAr
 
 def _blocks(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     steps, height, width, _ = shape
-    small = rng.integers(0, 256, (steps, height // BLOCK_PX + 1, width // BLOCK_PX + 1, 3), np.uint8)
+    small = rng.integers(
+        0, 256, (steps, height // BLOCK_PX + 1, width // BLOCK_PX + 1, 3), np.uint8
+    )
     return small.repeat(BLOCK_PX, 1).repeat(BLOCK_PX, 2)[:, :height, :width]
 
 
@@ -106,13 +133,21 @@ def _noise(rng: np.random.Generator, config: PolicyConfig) -> Array:
 
 
 class Reference:
-    """The torch policy of a checkpoint, sampled as its config says. Tokens are padded as the graph wants them.
+    """The torch policy of a checkpoint, sampled as its config says. Tokens are padded as the graph
+    wants them.
 
     `guided`: also what `mtdit.guidance` makes of every probe.
     """
 
-    def __init__(self, policy: Policy, checkpoint: Checkpoint, tokenizer: Any, guided: bool = False) -> None:
-        self.policy, self.checkpoint, self.tokenizer, self.guided = policy, checkpoint, tokenizer, guided
+    def __init__(
+        self, policy: Policy, checkpoint: Checkpoint, tokenizer: Any, guided: bool = False
+    ) -> None:
+        self.policy, self.checkpoint, self.tokenizer, self.guided = (
+            policy,
+            checkpoint,
+            tokenizer,
+            guided,
+        )
         self.config = policy.config
 
     @torch.no_grad()
@@ -127,7 +162,9 @@ class Reference:
         ids, text = self.text(probe.task)
         images = {camera: self._images(frames, camera) for camera, frames in probe.frames.items()}
         features = self.policy.features(images)
-        batch = Batch(images, torch.from_numpy(state), self.policy.pooled_text(torch.from_numpy(ids)))
+        batch = Batch(
+            images, torch.from_numpy(state), self.policy.pooled_text(torch.from_numpy(ids))
+        )
         conditioning = self.policy.conditioning(batch)
         noise = {name: torch.from_numpy(array) for name, array in noise_inputs(probe.noise).items()}
         noises = noise[NOISE], noise[STEP_NOISE].transpose(0, 1)
@@ -146,18 +183,28 @@ class Reference:
         )
 
     def _known(self, conditioning: Tensor) -> Array:
-        """(1, M): what the blocks' modulation is without its constants, time and the newest observation."""
+        """(1, M): what the blocks' modulation is without its constants, time and the newest
+        observation.
+        """
         per_step = conditioning.unflatten(1, (self.config.n_obs_steps, -1)).clone()
         per_step[:, -1, : -self.config.hidden_dim] = 0  # all but the text; SiLU leaves zeros
         before = F.silu(per_step.flatten(1))
-        weights = [w for name, w in self.policy.named_parameters() if name.endswith("adaLN_modulation.1.weight")]
-        return torch.cat([F.linear(before, w[:, self.config.timestep_embed_dim :]) for w in weights], dim=1).numpy()
+        weights = [
+            w
+            for name, w in self.policy.named_parameters()
+            if name.endswith("adaLN_modulation.1.weight")
+        ]
+        return torch.cat(
+            [F.linear(before, w[:, self.config.timestep_embed_dim :]) for w in weights], dim=1
+        ).numpy()
 
     def _held(self, conditioning: Tensor, noise: Tensor, on_the_way: Tensor, rows: Array) -> Array:
         prefix = map(torch.from_numpy, prefix_inputs(rows, self.config.horizon).values())
         return self.policy.sample_from(conditioning, noise, on_the_way, *prefix).numpy()
 
-    def _guided(self, conditioning: Tensor, noise: Tensor, on_the_way: Tensor, guide: Guide) -> Array:
+    def _guided(
+        self, conditioning: Tensor, noise: Tensor, on_the_way: Tensor, guide: Guide
+    ) -> Array:
         rows = torch.from_numpy(guide.actions), torch.from_numpy(guide.weights)
         return sample_guided(self.policy, conditioning, noise, *rows, on_the_way).numpy()
 
@@ -165,7 +212,9 @@ class Reference:
         return self.policy.observation_encoder.text_encoder(pooled)
 
     def _images(self, frames: NDArray[np.uint8], camera: str) -> Tensor:
-        return normalized_images(torch.from_numpy(frames), *self.checkpoint.image_scaling(camera))[None]
+        return normalized_images(torch.from_numpy(frames), *self.checkpoint.image_scaling(camera))[
+            None
+        ]
 
     def _spread(self, conditioning: Tensor) -> float:
         """How much the executed actions vary with the noise alone, in units."""
@@ -180,7 +229,9 @@ class Reference:
 
 
 def verify(bundle: Bundle, probes: Sequence[Probe], expected: Sequence[Expected]) -> Verification:
-    """Holds a bundle, run by ONNX Runtime on the CPU, against the torch policy. See `mtdit_runtime.golden.check`."""
+    """Holds a bundle, run by ONNX Runtime on the CPU, against the torch policy. See
+    `mtdit_runtime.golden.check`.
+    """
     return check(bundle, choose_engines(bundle, "onnx"), probes, expected)
 
 

@@ -1,1 +1,3 @@
-"""SO-101 robots: servo bytes, calibrated units, cameras, and the digital twin. Imports nothing else of ours."""
+"""SO-101 robots: servo bytes, calibrated units, cameras, and the digital twin. Imports nothing else
+of ours.
+"""

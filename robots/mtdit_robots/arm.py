@@ -1,7 +1,9 @@
-"""An SO-101 follower on its serial port: a `Robot` over the Feetech bus. The twin uses this very class.
+"""An SO-101 follower on its serial port: a `Robot` over the Feetech bus. The twin uses this very
+class.
 
-Knows the order in which an arm is checked, configured, energised and released. Refuses to know packets and policies.
-Source of the register values: LeRobot `so_follower.py` (configure) and `feetech.py` (configure_motors).
+Knows the order in which an arm is checked, configured, energised and released. Refuses to know
+packets and policies. Source of the register values: LeRobot `so_follower.py` (configure) and
+`feetech.py` (configure_motors).
 """
 
 from __future__ import annotations
@@ -28,21 +30,24 @@ from mtdit_robots.so101 import IDS, JOINTS, Ticks
 log = logging.getLogger(__name__)
 
 _MULTI_TURN = 0x10  # Phase bit: cleared, Present_Position stays in 0..4095
-_OUTSIDE_TICKS = 100  # 9 degrees beyond the calibrated range is no slack: the joint is wound, or the file is wrong
+# 9 degrees beyond the calibrated range is no slack: the joint is wound, or the file is wrong
+_OUTSIDE_TICKS = 100
 _GOAL_TICKS = 10  # less than a degree: goal and present may differ by so much when torque comes on
 _LISTED = 3  # differences a message names
 
-# Half the torque and current, a quarter of the torque once overloaded: a gripper that squeezes must not burn out.
+# Half the torque and current, a quarter of the torque once overloaded: a gripper that squeezes must
+# not burn out.
 _GRIPPER_LIMITS = {"Max_Torque_Limit": 500, "Protection_Current": 250, "Overload_Torque": 25}
 
 
 class So101Arm:
     """Six servos and any number of open cameras.
 
-    port: serial device of the arm. calibration: joint -> JointCalibration (`calibration.load`), as LeRobot made it.
-    cameras: open cameras; the arm closes them. use_degrees: body joints in degrees, else -100..100, as trained.
-    timeout_s, retries: of one bus exchange. p_gain, i_gain, d_gain: position loop; LeRobot's defaults.
-    bus: "own" driver, or "sdk" for Feetech's packets; both behave alike.
+    port: serial device of the arm. calibration: joint -> JointCalibration (`calibration.load`), as
+    LeRobot made it. cameras: open cameras; the arm closes them. use_degrees: body joints in
+    degrees, else -100..100, as trained. timeout_s, retries: of one bus exchange. p_gain, i_gain,
+    d_gain: position loop; LeRobot's defaults. bus: "own" driver, or "sdk" for Feetech's packets;
+    both behave alike.
     """
 
     def __init__(
@@ -81,13 +86,17 @@ class So101Arm:
 
     @property
     def errors(self) -> dict[str, Counter[str]]:
-        """Joint -> how often its servo gave "no answer" or reported "overload", "voltage" ... since connect."""
+        """Joint -> how often its servo gave "no answer" or reported "overload", "voltage" ... since
+        connect.
+        """
         return {JOINT_BY_ID[servo]: Counter(counts) for servo, counts in self._errors.items()}
 
     def connect(self) -> None:
-        """Open, check, configure, and hold the present pose with torque on. UserError names the servo and the fix.
+        """Open, check, configure, and hold the present pose with torque on. UserError names the
+        servo and the fix.
 
-        Registers are written only when they differ, and read back. On failure the arm and the cameras are released.
+        Registers are written only when they differ, and read back. On failure the arm and the
+        cameras are released.
         """
         with self._opened() as bus:
             self._check_cameras()
@@ -97,7 +106,8 @@ class So101Arm:
             self._energise(bus)
 
     def write_calibration(self) -> None:
-        """Write this arm's calibration to the servos' EEPROM: torque off, unlock, write, read back, close the port.
+        """Write this arm's calibration to the servos' EEPROM: torque off, unlock, write, read back,
+        close the port.
 
         For an arm that is not connected. It goes limp: lay it down first.
         """
@@ -108,8 +118,9 @@ class So101Arm:
     def observe(self) -> Observation:
         """Positions in one bus exchange, then each camera's latest frame.
 
-        OSError naming the servo that is silent, or that has lost its torque since connect: after a brown-out it answers
-        as if nothing had happened and follows no goal. Its torque switch comes with the position, at 1 ms of wire time.
+        OSError naming the servo that is silent, or that has lost its torque since connect: after a
+        brown-out it answers as if nothing had happened and follows no goal. Its torque switch comes
+        with the position, at 1 ms of wire time.
         """
         seen = servos.read_many(self._connected(), ("Torque_Enable", "Present_Position"))
         time_s = time.monotonic()
@@ -123,8 +134,8 @@ class So101Arm:
     def command(self, positions: Positions) -> Positions:
         """Send goals (6,), limited to the calibrated ranges, in one packet without a reply.
 
-        Returns the positions asked for after that limit; the servo steers to a whole tick, less than 0.1 degree away.
-        ValueError for a position that is not finite.
+        Returns the positions asked for after that limit; the servo steers to a whole tick, less
+        than 0.1 degree away. ValueError for a position that is not finite.
         """
         if not np.all(np.isfinite(positions)):
             raise ValueError(f"positions {positions} are not all finite: nothing sent")
@@ -143,7 +154,9 @@ class So101Arm:
         return servos.release(self._connected())
 
     def close(self) -> None:
-        """Torque off, then close bus and cameras. Safe to call twice. Joints that may still hold are logged."""
+        """Torque off, then close bus and cameras. Safe to call twice. Joints that may still hold
+        are logged.
+        """
         try:
             self._close_bus()
         finally:
@@ -156,23 +169,31 @@ class So101Arm:
         with undisturbed():
             energised = self.torque_off()
             if energised:
-                log.warning("%s did not confirm torque off: cut the arm's power", ", ".join(energised))
+                log.warning(
+                    "%s did not confirm torque off: cut the arm's power", ", ".join(energised)
+                )
             self._bus.close()
             self._bus = self._goal = None
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Bus]:
-        """Open the port and greet the servos. What fails in the block releases everything and reads as one line."""
+        """Open the port and greet the servos. What fails in the block releases everything and reads
+        as one line.
+        """
         if self._bus is not None:
             raise UserError(f"the arm on {self._port} is already connected: close it first")
         try:
-            self._bus = open_bus(self._bus_kind, self._port, self._baud, self._timeout_s, self._retries)
+            self._bus = open_bus(
+                self._bus_kind, self._port, self._baud, self._timeout_s, self._retries
+            )
             self._errors = self._bus.errors
             servos.handshake(self._bus)
             yield self._bus
         except BusError as error:
             self.close()
-            raise UserError(f"{error}: check the arm's cables and power supply, then try again") from error
+            raise UserError(
+                f"{error}: check the arm's cables and power supply, then try again"
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -191,10 +212,14 @@ class So101Arm:
                 raise UserError(f"{error}, then try again") from error
 
     def _check_calibration(self, bus: Bus) -> None:
-        """UserError unless the servos hold what the file says: another arm's file would move this one wrongly."""
+        """UserError unless the servos hold what the file says: another arm's file would move this
+        one wrongly.
+        """
         wrong = calibrations.differences(self._calibration, servos.read_calibration(bus))
         if wrong:
-            listed = "; ".join(wrong[:_LISTED]) + (f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else "")
+            listed = "; ".join(wrong[:_LISTED]) + (
+                f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+            )
             raise UserError(
                 f"the servos do not hold this calibration ({listed}): pass the file made with this arm, "
                 f"or write this one to the servos: mtdit calibrate --port {bus.port} --import FILE"
@@ -203,23 +228,35 @@ class So101Arm:
     def _configure(self, bus: Bus) -> None:
         """What LeRobot's `configure` sets, in its order."""
         servos.unlock(bus)
-        for name, value in {"Return_Delay_Time": 0, "Maximum_Acceleration": 254, "Acceleration": 254}.items():
+        for name, value in {
+            "Return_Delay_Time": 0,
+            "Maximum_Acceleration": 254,
+            "Acceleration": 254,
+        }.items():
             servos.ensure(bus, name, dict.fromkeys(SERVOS, value))
-        servos.ensure(bus, "Phase", {servo: phase & ~_MULTI_TURN for servo, phase in servos.read(bus, "Phase").items()})
+        servos.ensure(
+            bus,
+            "Phase",
+            {servo: phase & ~_MULTI_TURN for servo, phase in servos.read(bus, "Phase").items()},
+        )
         for name, value in {"Operating_Mode": 0, **self._gains}.items():
             servos.ensure(bus, name, dict.fromkeys(SERVOS, value))
         for name, value in _GRIPPER_LIMITS.items():
             servos.ensure(bus, name, {IDS["gripper"]: value})
 
     def _energise(self, bus: Bus) -> None:
-        """Goal := present, and only then torque on: whatever goal the servos remember must not move the arm."""
+        """Goal := present, and only then torque on: whatever goal the servos remember must not move
+        the arm.
+        """
         present = np.array(list(servos.read(bus, "Present_Position").values()))
         self._check_inside(present)
         goal = np.clip(present, self._ranges.low, self._ranges.high)  # as the servo itself would
         self._send_goal(goal)
         held = np.array(list(servos.read(bus, "Goal_Position").values()))
         if np.abs(held - goal).max() > _GOAL_TICKS:
-            raise BusError(f"the servos on {self._port} did not take their present position as goal")
+            raise BusError(
+                f"the servos on {self._port} did not take their present position as goal"
+            )
         servos.ensure(bus, "Torque_Enable", dict.fromkeys(SERVOS, 1))
         self._energised = True
         servos.lock(bus)
@@ -232,7 +269,9 @@ class So101Arm:
             )
 
     def _check_inside(self, present: Ticks) -> None:
-        """UserError for a joint far outside its range: with torque on it would swing to the nearest limit."""
+        """UserError for a joint far outside its range: with torque on it would swing to the nearest
+        limit.
+        """
         low, high = self._ranges.low, self._ranges.high
         for joint, ticks, lowest, highest in zip(JOINTS, present, low, high, strict=True):
             if not lowest - _OUTSIDE_TICKS <= ticks <= highest + _OUTSIDE_TICKS:
@@ -242,12 +281,16 @@ class So101Arm:
                 )
 
     def _send_goal(self, ticks: Ticks) -> None:
-        self._connected().sync_write("Goal_Position", dict(zip(SERVOS, map(int, ticks), strict=True)))
+        self._connected().sync_write(
+            "Goal_Position", dict(zip(SERVOS, map(int, ticks), strict=True))
+        )
         self._goal = ticks
 
 
 def _check_health(bus: Bus) -> None:
-    """UserError when a servo reports a fault, with torque already off (which releases what can be released)."""
+    """UserError when a servo reports a fault, with torque already off (which releases what can be
+    released).
+    """
     for servo in SERVOS:
         words = bus.ping(servo)
         if words:

@@ -1,8 +1,8 @@
 """LeRobot's calibration file, read and written unchanged.
 
-Knows the JSON, where LeRobot keeps it, what a sane one looks like, and the former versions it keeps beside it. Refuses
-to know the bus: whoever reads the servos' own values hands them over for comparison. Source: LeRobot `motors_bus.py`
-(MotorCalibration), `robot.py`.
+Knows the JSON, where LeRobot keeps it, what a sane one looks like, and the former versions it keeps
+beside it. Refuses to know the bus: whoever reads the servos' own values hands them over for
+comparison. Source: LeRobot `motors_bus.py` (MotorCalibration), `robot.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from mtdit_robots.so101 import IDS, JOINTS, Ranges
 
 MAX_HOMING_OFFSET = 2047  # 11-bit magnitude in the servo
 MAX_TICK = 4095
-MIN_SPAN_TICKS = 200  # 18 degrees: less than any joint moves, so the joint was not moved while recording
+MIN_SPAN_TICKS = (
+    200  # 18 degrees: less than any joint moves, so the joint was not moved while recording
+)
 DIRECTORIES = ("so_follower", "so101_follower")  # LeRobot >= 0.4.3, and before
 LEADER_DIRECTORIES = ("so_leader", "so101_leader")
 HISTORY = "history"  # the folder beside a file that keeps its former versions
@@ -30,7 +32,9 @@ HISTORY = "history"  # the folder beside a file that keeps its former versions
 
 @dataclass(frozen=True)
 class JointCalibration:
-    """One joint, as LeRobot stores it. Ranges are raw ticks with the homing offset applied; drive_mode 1 reverses."""
+    """One joint, as LeRobot stores it. Ranges are raw ticks with the homing offset applied;
+    drive_mode 1 reverses.
+    """
 
     id: int
     drive_mode: int
@@ -46,14 +50,20 @@ _KEYS = tuple(field.name for field in fields(JointCalibration))
 
 
 def load(path: str | Path) -> dict[str, JointCalibration]:
-    """The calibration in a LeRobot JSON file, in joint order. UserError names the joint, the key and the fix."""
+    """The calibration in a LeRobot JSON file, in joint order. UserError names the joint, the key
+    and the fix.
+    """
     path = Path(path)
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise UserError(f"no calibration file {path}: run `mtdit calibrate`, or correct the path") from error
+        raise UserError(
+            f"no calibration file {path}: run `mtdit calibrate`, or correct the path"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read the calibration file {path} ({error}): restore it from a copy") from error
+        raise UserError(
+            f"cannot read the calibration file {path} ({error}): restore it from a copy"
+        ) from error
     try:
         return _parse(content)
     except ValueError as error:
@@ -83,12 +93,16 @@ def check_place(path: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): choose another place with --file") from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): choose another place with --file"
+        ) from error
 
 
 @dataclass(frozen=True)
 class Version:
-    """A former content of a calibration file. number 1 is the newest; replaced is when it was replaced, UTC."""
+    """A former content of a calibration file. number 1 is the newest; replaced is when it was
+    replaced, UTC.
+    """
 
     number: int
     path: Path
@@ -102,24 +116,32 @@ def history(path: str | Path) -> list[Version]:
 
 
 def restore(path: str | Path, number: int = 1) -> Version:
-    """Put a former version back at `path`; what was there goes to the history. UserError names the ones there are."""
+    """Put a former version back at `path`; what was there goes to the history. UserError names the
+    ones there are.
+    """
     version = former(path, number)
     save(load(version.path), path)
     return version
 
 
 def former(path: str | Path, number: int = 1) -> Version:
-    """The `number`-th newest former version of the file at `path`. UserError names the ones there are."""
+    """The `number`-th newest former version of the file at `path`. UserError names the ones there
+    are.
+    """
     versions = history(path)
     if not versions:
         raise UserError(f"{path} has no former versions: nothing was ever replaced there")
     if not 1 <= number <= len(versions):
-        raise UserError(f"{path} has former versions 1..{len(versions)}, no {number}: `--history` lists them")
+        raise UserError(
+            f"{path} has former versions 1..{len(versions)}, no {number}: `--history` lists them"
+        )
     return versions[number - 1]
 
 
 def search_directories(leader: bool = False) -> tuple[Path, ...]:
-    """Where LeRobot keeps follower or leader calibrations: both of its directory names, below the HF_* variables."""
+    """Where LeRobot keeps follower or leader calibrations: both of its directory names, below the
+    HF_* variables.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
     home = Path(os.environ.get("HF_HOME", cache / "huggingface"))
     lerobot = Path(os.environ.get("HF_LEROBOT_HOME", home / "lerobot"))
@@ -130,7 +152,9 @@ def search_directories(leader: bool = False) -> tuple[Path, ...]:
 
 
 def place_of(robot_id: str, leader: bool = False) -> Path:
-    """Where the calibration of this id is, or would be written: found under either name, else the current one."""
+    """Where the calibration of this id is, or would be written: found under either name, else the
+    current one.
+    """
     _check_id(robot_id)
     places = [directory / f"{robot_id}.json" for directory in search_directories(leader)]
     return next((place for place in places if place.is_file()), places[0])
@@ -155,8 +179,11 @@ def find(robot_id: str, leader: bool = False) -> Path:
     )
 
 
-def differences(calibration: Calibration, servos: Calibration, names: tuple[str, str] = ("file", "servo")) -> list[str]:
-    """What the servos' EEPROM holds otherwise than the file: one line per joint and field, empty when they agree.
+def differences(
+    calibration: Calibration, servos: Calibration, names: tuple[str, str] = ("file", "servo")
+) -> list[str]:
+    """What the servos' EEPROM holds otherwise than the file: one line per joint and field, empty
+    when they agree.
 
     As LeRobot does, ids and drive modes are not compared. names: what the two sides are called.
     """
@@ -203,11 +230,15 @@ def _parse(content: object) -> dict[str, JointCalibration]:
 
 def _parse_joint(joint: str, entry: object) -> JointCalibration:
     if not isinstance(entry, dict):
-        raise ValueError(f"{joint} holds no object with {', '.join(_KEYS)}; run `mtdit calibrate` again")
+        raise ValueError(
+            f"{joint} holds no object with {', '.join(_KEYS)}; run `mtdit calibrate` again"
+        )
     _check_names(entry, _KEYS, f"key of {joint}")
     for key in _KEYS:
         if type(entry[key]) is not int:
-            raise ValueError(f"{joint} {key} is {entry[key]!r}, must be an integer; run `mtdit calibrate` again")
+            raise ValueError(
+                f"{joint} {key} is {entry[key]!r}, must be an integer; run `mtdit calibrate` again"
+            )
     return JointCalibration(**entry)
 
 
@@ -233,7 +264,9 @@ def _check_values(joint: str, values: JointCalibration) -> None:
     elif values.range_min < 0 or values.range_max > MAX_TICK:
         problem = f"{span} leaves 0..{MAX_TICK}"
     elif values.range_max - values.range_min < MIN_SPAN_TICKS:
-        problem = f"{span} is narrower than {MIN_SPAN_TICKS} ticks, was the joint moved while recording?"
+        problem = (
+            f"{span} is narrower than {MIN_SPAN_TICKS} ticks, was the joint moved while recording?"
+        )
     else:
         return
     raise ValueError(f"{joint} {problem}; run `mtdit calibrate` again")
@@ -241,7 +274,9 @@ def _check_values(joint: str, values: JointCalibration) -> None:
 
 def _check_id(robot_id: str) -> None:
     if not robot_id or Path(robot_id).name != robot_id:
-        raise UserError(f"{robot_id!r} is no id: use a plain name such as my_arm, or pass a path with --file")
+        raise UserError(
+            f"{robot_id!r} is no id: use a plain name such as my_arm, or pass a path with --file"
+        )
 
 
 def _history_folder(path: Path) -> Path:
@@ -260,7 +295,9 @@ def _time_of(kept: Path) -> datetime:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Under a temporary name, to the disk, then renamed: a power cut leaves the old file or the new one."""
+    """Under a temporary name, to the disk, then renamed: a power cut leaves the old file or the new
+    one.
+    """
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(content)

@@ -1,7 +1,8 @@
 """Cameras: the latest frame and how old it is.
 
-Knows capture, colour order, and how to come back after a cable was out. Refuses to know resizing, encoding and what a
-frame is for: the policy's graphs take the camera's own pixels. OpenCV is imported where a camera is opened.
+Knows capture, colour order, and how to come back after a cable was out. Refuses to know resizing,
+encoding and what a frame is for: the policy's graphs take the camera's own pixels. OpenCV is
+imported where a camera is opened.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from mtdit_robots.errors import UserError
 
 Frame = NDArray[np.uint8]  # (H, W, 3) RGB
 
-_CLOSE_S = 2.0  # a device that hangs keeps its thread for V4L2's 10 s or longer; nobody waits for that
-_MISSES = 10  # frames in a row: a damaged JPEG now and then is normal on USB, a camera that went away is not
+_CLOSE_S = (
+    2.0  # a device that hangs keeps its thread for V4L2's 10 s or longer; nobody waits for that
+)
+# frames in a row: a damaged JPEG now and then is normal on USB, a camera that went away is not
+_MISSES = 10
 _REOPEN_S = 0.5  # between two attempts to find a camera that went away
 FILE, DATASET = "file:", "dataset:"
 
@@ -29,7 +33,8 @@ FILE, DATASET = "file:", "dataset:"
 class Camera(Protocol):
     """An open camera. `read` never waits for a new frame; it may wait for the very first one.
 
-    A camera that stops goes on giving its last frame, older and older: whoever acts on frames watches their age.
+    A camera that stops goes on giving its last frame, older and older: whoever acts on frames
+    watches their age.
     """
 
     @property
@@ -42,7 +47,9 @@ class Camera(Protocol):
     def width(self) -> int: ...
 
     def read(self) -> tuple[Frame, float]:
-        """The latest frame (H, W, 3) uint8 RGB and its age in seconds. OSError when there has never been one."""
+        """The latest frame (H, W, 3) uint8 RGB and its age in seconds. OSError when there has never
+        been one.
+        """
         ...
 
     def close(self) -> None:
@@ -52,7 +59,8 @@ class Camera(Protocol):
 def open_camera(
     name: str, source: str, height: int = 480, width: int = 640, fps: float = 30.0
 ) -> OpenCvCamera | FilmCamera:
-    """A camera from what a user types: a device, an index, `file:clip.mp4` or `dataset:FOLDER:camera`.
+    """A camera from what a user types: a device, an index, `file:clip.mp4` or
+    `dataset:FOLDER:camera`.
 
     UserError: cannot be opened, or delivers another size.
     """
@@ -61,19 +69,24 @@ def open_camera(
     if source.startswith(DATASET):
         folder, colon, camera = source.removeprefix(DATASET).rpartition(":")
         if not colon:
-            raise UserError(f"camera {name!r}: {source} names no camera: write dataset:FOLDER:camera")
+            raise UserError(
+                f"camera {name!r}: {source} names no camera: write dataset:FOLDER:camera"
+            )
         return FilmCamera(name, _films(Path(folder), camera), height, width)
     return OpenCvCamera(name, int(source) if source.isdigit() else source, height, width, fps)
 
 
 class OpenCvCamera:
-    """A V4L2 camera, or anything else OpenCV opens, read by a thread of its own; only the latest frame is kept.
+    """A V4L2 camera, or anything else OpenCV opens, read by a thread of its own; only the latest
+    frame is kept.
 
-    A camera that goes away is opened again as soon as it is back: by the same path, so give one from /dev/v4l/by-id.
-    `arrived` counts its frames, `reopened` how often it had to be opened again.
+    A camera that goes away is opened again as soon as it is back: by the same path, so give one
+    from /dev/v4l/by-id. `arrived` counts its frames, `reopened` how often it had to be opened
+    again.
 
-    name: the camera's name in the policy, e.g. "top". device: index (0 is /dev/video0) or path. height, width, fps:
-    asked of the device; UserError when it delivers another size, since the policy was trained on one.
+    name: the camera's name in the policy, e.g. "top". device: index (0 is /dev/video0) or path.
+    height, width, fps: asked of the device; UserError when it delivers another size, since the
+    policy was trained on one.
     """
 
     def __init__(
@@ -100,9 +113,14 @@ class OpenCvCamera:
 
     def read(self) -> tuple[Frame, float]:
         with self._changed:
-            self._changed.wait_for(lambda: self._latest is not None or self._failure, timeout=self._first_frame_s)
+            self._changed.wait_for(
+                lambda: self._latest is not None or self._failure, timeout=self._first_frame_s
+            )
             if self._latest is None:
-                problem = self._failure or f"gave no frame within {self._first_frame_s:g} s; check its USB cable"
+                problem = (
+                    self._failure
+                    or f"gave no frame within {self._first_frame_s:g} s; check its USB cable"
+                )
                 raise OSError(f"camera {self.name!r} ({self._device}) {problem}")
             frame, arrived_s = self._latest
         return frame, time.monotonic() - arrived_s
@@ -137,7 +155,10 @@ class OpenCvCamera:
             self._fail(f"delivers {got}, not {wanted}; set it to that size")
             return
         with self._changed:
-            self._latest, self._failure = (np.ascontiguousarray(image[..., ::-1]), now_s), None  # BGR -> RGB
+            self._latest, self._failure = (
+                (np.ascontiguousarray(image[..., ::-1]), now_s),
+                None,
+            )  # BGR -> RGB
             self.arrived += 1
             self._changed.notify_all()
 
@@ -147,7 +168,9 @@ class OpenCvCamera:
             self._changed.notify_all()
 
     def _reopen(self) -> None:
-        """Try until the camera is back or nobody wants it any more; meanwhile its last frame grows old."""
+        """Try until the camera is back or nobody wants it any more; meanwhile its last frame grows
+        old.
+        """
         self._capture.release()
         while not self._stop.wait(_REOPEN_S):
             try:
@@ -161,7 +184,8 @@ class OpenCvCamera:
 class FilmCamera:
     """Video files in the place of a camera, one after the other and over again, at their own rate.
 
-    For trying things out without a camera: what was recorded once is seen again. UserError: no such file, other size.
+    For trying things out without a camera: what was recorded once is seen again. UserError: no such
+    file, other size.
     """
 
     pixel_format = "film"
@@ -177,7 +201,9 @@ class FilmCamera:
         self._frame = next(self._frames)
         if self._frame.shape != (height, width, 3):
             got = f"{self._frame.shape[1]}x{self._frame.shape[0]}"
-            raise UserError(f"camera {name!r}: {films[0]} is {got}, not {width}x{height}: ask for that size")
+            raise UserError(
+                f"camera {name!r}: {films[0]} is {got}, not {width}x{height}: ask for that size"
+            )
         self._shown_s = time.monotonic()  # when the latest frame was due
 
     def read(self) -> tuple[Frame, float]:
@@ -216,7 +242,9 @@ def _opened(name: str, film: Path) -> Any:
     try:
         video = av.open(str(film))
     except (av.error.FFmpegError, OSError) as error:
-        raise UserError(f"camera {name!r}: {film} is no video ({error}): give another file") from error
+        raise UserError(
+            f"camera {name!r}: {film} is no video ({error}): give another file"
+        ) from error
     if not video.streams.video:
         video.close()
         raise UserError(f"camera {name!r}: {film} has no pictures: give another file")
@@ -227,8 +255,12 @@ def _films(folder: Path, camera: str) -> list[Path]:
     """The video files of a LeRobotDataset's camera. UserError lists the cameras there are."""
     films = sorted((folder / "videos" / f"observation.images.{camera}").glob("chunk-*/file-*.mp4"))
     if not films:
-        known = sorted(path.name.removeprefix("observation.images.") for path in (folder / "videos").glob("*"))
-        raise UserError(f"{folder} has no videos of a camera {camera!r}: it has {', '.join(known) or 'none at all'}")
+        known = sorted(
+            path.name.removeprefix("observation.images.") for path in (folder / "videos").glob("*")
+        )
+        raise UserError(
+            f"{folder} has no videos of a camera {camera!r}: it has {', '.join(known) or 'none at all'}"
+        )
     return films
 
 
@@ -241,9 +273,9 @@ def _open(name: str, device: int | str, height: int, width: int, fps: float) -> 
         raise UserError(
             f"cannot open camera {name!r} ({device}): pick one of `mtdit find-cameras`, and close its other users"
         )
-    if (
-        is_v4l2
-    ):  # compressed in the camera: two raw streams do not fit on one USB 2 bus. Before the size, which it decides
+    # compressed in the camera: two raw streams do not fit on one USB 2 bus. Before the size, which
+    # it decides
+    if is_v4l2:
         capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
     capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
     capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
@@ -266,7 +298,9 @@ def _pixel_format(capture: Any) -> str:
 
 
 def _cv2() -> Any:
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # its warnings would bury the one line that helps
+    os.environ.setdefault(
+        "OPENCV_LOG_LEVEL", "ERROR"
+    )  # its warnings would bury the one line that helps
     try:
         import cv2
     except ImportError as error:

@@ -1,4 +1,5 @@
-"""What cameras deliver when all of them run at once: rate, age, format, light, and a picture of each.
+"""What cameras deliver when all of them run at once: rate, age, format, light, and a picture of
+each.
 
 Knows how to watch open cameras for a few seconds. Refuses to know what a policy wants of them.
 """
@@ -45,9 +46,13 @@ class Watched:
 
 
 def watch(
-    sources: Mapping[str, str], sizes: Mapping[str, tuple[int, int]], fps: float = 30.0, seconds: float = 3.0
+    sources: Mapping[str, str],
+    sizes: Mapping[str, tuple[int, int]],
+    fps: float = 30.0,
+    seconds: float = 3.0,
 ) -> list[Watched]:
-    """Open all cameras (name -> source), watch them together for `seconds`, close them. Never raises for a camera.
+    """Open all cameras (name -> source), watch them together for `seconds`, close them. Never
+    raises for a camera.
 
     sizes: name -> (height, width) asked of it; 480x640 where it is missing.
     """

@@ -7,4 +7,6 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message is one line and ends in what to do; the CLI prints it and exits 2."""
+    """A mistake the user can mend. The message is one line and ends in what to do; the CLI prints
+    it and exits 2.
+    """

@@ -1,8 +1,9 @@
 """Feetech "protocol 0" (STS/SMS): packets over a byte stream, and the bus that exchanges them.
 
-Knows frames, timeouts, retries and registers by name. Refuses to know joints, degrees and calibration.
-Frame: FF FF ID LEN CODE DATA.. CHECKSUM, where CODE is the instruction on the way out and the error bits on the way
-back, LEN = len(DATA) + 2 and CHECKSUM = ~(sum from ID) & 0xFF. Words are little-endian.
+Knows frames, timeouts, retries and registers by name. Refuses to know joints, degrees and
+calibration. Frame: FF FF ID LEN CODE DATA.. CHECKSUM, where CODE is the instruction on the way out
+and the error bits on the way back, LEN = len(DATA) + 2 and CHECKSUM = ~(sum from ID) & 0xFF. Words
+are little-endian.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ SomeBus = TypeVar("SomeBus", bound="Bus")
 
 
 class Frame(NamedTuple):
-    """One frame in either direction. `code` is the instruction of a request or the error bits of a status reply."""
+    """One frame in either direction. `code` is the instruction of a request or the error bits of a
+    status reply.
+    """
 
     servo: int
     code: int
@@ -52,12 +55,18 @@ def build(servo: int, code: int, data: bytes = b"") -> bytes:
 
 
 def find_frame(
-    buffer: bytearray, begin: int, end: int, max_id: int = MAX_ID, max_code: int = 0x7F, max_length: int = MAX_LENGTH
+    buffer: bytearray,
+    begin: int,
+    end: int,
+    max_id: int = MAX_ID,
+    max_code: int = 0x7F,
+    max_length: int = MAX_LENGTH,
 ) -> tuple[Frame | None, int]:
-    """The first whole, intact frame in buffer[begin:end], and where the bytes after it begin. None: more are needed.
+    """The first whole, intact frame in buffer[begin:end], and where the bytes after it begin. None:
+    more are needed.
 
-    Whatever cannot be a frame (id, code or length out of bounds, bad checksum) costs one byte, and the search goes on
-    behind it: a frame that follows garbage, or hides in it, is found.
+    Whatever cannot be a frame (id, code or length out of bounds, bad checksum) costs one byte, and
+    the search goes on behind it: a frame that follows garbage, or hides in it, is found.
     """
     at = begin
     while True:
@@ -80,18 +89,27 @@ def find_frame(
 def take_frame(
     buffer: bytearray, max_id: int = MAX_ID, max_code: int = 0x7F, max_length: int = MAX_LENGTH
 ) -> Frame | None:
-    """Remove the first whole, intact frame from `buffer`, and everything before it. None: more bytes are needed."""
+    """Remove the first whole, intact frame from `buffer`, and everything before it. None: more
+    bytes are needed.
+    """
     frame, behind = find_frame(buffer, 0, len(buffer), max_id, max_code, max_length)
     del buffer[:behind]
     return frame
 
 
 def take_replies(
-    buffer: bytearray, begin: int, end: int, servos: Collection[int], n_data: int, replies: dict[int, Frame]
+    buffer: bytearray,
+    begin: int,
+    end: int,
+    servos: Collection[int],
+    n_data: int,
+    replies: dict[int, Frame],
 ) -> int:
-    """Put the replies of `servos` with `n_data` bytes found in buffer[begin:end] into `replies`, by servo id.
+    """Put the replies of `servos` with `n_data` bytes found in buffer[begin:end] into `replies`, by
+    servo id.
 
-    Everything else is passed over. Returns where a reply may still be on its way; the bytes before it are done with.
+    Everything else is passed over. Returns where a reply may still be on its way; the bytes before
+    it are done with.
     """
     while True:
         frame, begin = find_frame(buffer, begin, end, max_length=n_data + 2)
@@ -108,16 +126,19 @@ class BusError(OSError):
 class Bus:
     """Registers of the servos on one serial port, read and written by name.
 
-    Every exchange drops stale input, sends one request and waits at most `timeout_s` plus wire time; what did not
-    answer is asked again `retries` times. A servo that stayed silent through all of that is asked but once per call
-    until it answers again: from then on it costs one timeout, not `retries` more. Time is spent in poll(2), never
-    spinning. Not thread-safe: one owner.
+    Every exchange drops stale input, sends one request and waits at most `timeout_s` plus wire
+    time; what did not answer is asked again `retries` times. A servo that stayed silent through all
+    of that is asked but once per call until it answers again: from then on it costs one timeout,
+    not `retries` more. Time is spent in poll(2), never spinning. Not thread-safe: one owner.
 
-    port: device path. baud: bits/s. timeout_s: 50 ms as in LeRobot; an operating system may stall longer, so retry.
-    errors: servo id -> how often it was silent ("no answer") and how often each error bit came with a reply.
+    port: device path. baud: bits/s. timeout_s: 50 ms as in LeRobot; an operating system may stall
+    longer, so retry. errors: servo id -> how often it was silent ("no answer") and how often each
+    error bit came with a reply.
     """
 
-    def __init__(self, port: str, baud: int = 1_000_000, timeout_s: float = 0.05, retries: int = 2) -> None:
+    def __init__(
+        self, port: str, baud: int = 1_000_000, timeout_s: float = 0.05, retries: int = 2
+    ) -> None:
         self.port, self.timeout_s, self.retries = port, timeout_s, retries
         self.errors: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._byte_s = 10 / baud  # 8N1
@@ -148,32 +169,47 @@ class Bus:
     def read(self, servo: int, name: str) -> int:
         """One register of one servo. BusError when it does not answer."""
         register = find_register(name)
-        reply = self._ask_one(servo, READ, bytes((register.address, register.width)), register.width)
+        reply = self._ask_one(
+            servo, READ, bytes((register.address, register.width)), register.width
+        )
         return decode(register, reply.data)
 
     def write(self, servo: int, name: str, value: int) -> None:
-        """Write one register and wait for the servo's status reply. BusError when it does not answer."""
+        """Write one register and wait for the servo's status reply. BusError when it does not
+        answer.
+        """
         register = find_register(name)
         self._ask_one(servo, WRITE, bytes((register.address,)) + encode(register, value))
 
     def sync_read(self, name: str, servos: Collection[int]) -> dict[int, int]:
         """One register of many servos in one exchange: id -> value, in the order asked.
 
-        A servo that stays silent is absent from the result and loses nobody else's reply; it costs one timeout per
-        attempt, and only the missing ones are asked again.
+        A servo that stays silent is absent from the result and loses nobody else's reply; it costs
+        one timeout per attempt, and only the missing ones are asked again.
         """
         register = find_register(name)
-        replies = self._ask(SYNC_READ, bytes((register.address, register.width)), servos, register.width)
-        return {servo: decode(register, replies[servo].data) for servo in servos if servo in replies}
+        replies = self._ask(
+            SYNC_READ, bytes((register.address, register.width)), servos, register.width
+        )
+        return {
+            servo: decode(register, replies[servo].data) for servo in servos if servo in replies
+        }
 
-    def sync_read_many(self, names: Sequence[str], servos: Collection[int]) -> dict[int, tuple[int, ...]]:
-        """Several registers of many servos in one exchange, everything between them included: id -> values."""
+    def sync_read_many(
+        self, names: Sequence[str], servos: Collection[int]
+    ) -> dict[int, tuple[int, ...]]:
+        """Several registers of many servos in one exchange, everything between them included: id ->
+        values.
+        """
         registers = [find_register(name) for name in names]
         first = min(register.address for register in registers)
         width = max(register.address + register.width for register in registers) - first
         replies = self._ask(SYNC_READ, bytes((first, width)), servos, width)
         return {
-            servo: tuple(decode(register, replies[servo].data[register.address - first :]) for register in registers)
+            servo: tuple(
+                decode(register, replies[servo].data[register.address - first :])
+                for register in registers
+            )
             for servo in servos
             if servo in replies
         }
@@ -193,11 +229,17 @@ class Bus:
             raise BusError(f"servo {servo} on {self.port} does not answer")
         return replies[servo]
 
-    def _ask(self, instruction: int, data: bytes, servos: Collection[int], n_data: int) -> dict[int, Frame]:
-        """Status replies with `n_data` bytes by servo id. The missing are asked again, unless silent before."""
+    def _ask(
+        self, instruction: int, data: bytes, servos: Collection[int], n_data: int
+    ) -> dict[int, Frame]:
+        """Status replies with `n_data` bytes by servo id. The missing are asked again, unless
+        silent before.
+        """
         replies = self._exchange(_request(instruction, data, servos), servos, n_data)
         for _ in range(self.retries):
-            missing = [servo for servo in servos if servo not in replies and servo not in self._silent]
+            missing = [
+                servo for servo in servos if servo not in replies and servo not in self._silent
+            ]
             if not missing:
                 break
             replies |= self._exchange(_request(instruction, data, missing), missing, n_data)
@@ -206,7 +248,9 @@ class Bus:
         return replies
 
     def _exchange(self, request: Frame, servos: Collection[int], n_data: int) -> dict[int, Frame]:
-        """Send `request`; collect one reply of `n_data` bytes per servo, in any order, until the deadline."""
+        """Send `request`; collect one reply of `n_data` bytes per servo, in any order, until the
+        deadline.
+        """
         self._discard_input()
         self._send(request)
         deadline = self._deadline(request, servos, n_data)
@@ -230,7 +274,8 @@ class Bus:
     def _receive(self, deadline: float) -> bool:
         """Take what arrives before `deadline`; False when that is nothing.
 
-        After a stall it still looks once, the reply may already be there; then it is over, whoever goes on talking.
+        After a stall it still looks once, the reply may already be there; then it is over, whoever
+        goes on talking.
         """
         left_s = deadline - time.monotonic()
         if left_s < 0 and self._late:
@@ -261,7 +306,9 @@ class Bus:
         try:
             n_bytes = os.readv(self._fd, (room,))
         except OSError as error:
-            raise BusError(f"{self.port} went away while reading ({error.strerror}): check the USB cable") from error
+            raise BusError(
+                f"{self.port} went away while reading ({error.strerror}): check the USB cable"
+            ) from error
         if not n_bytes:
             raise BusError(f"{self.port} went away: check the USB cable")
         return n_bytes
@@ -273,13 +320,21 @@ class Bus:
         try:
             sent = os.write(self._fd, packet)
         except OSError as error:
-            raise BusError(f"{self.port} took no data ({error.strerror}): check the USB cable") from error
+            raise BusError(
+                f"{self.port} took no data ({error.strerror}): check the USB cable"
+            ) from error
         if sent != len(packet):
-            raise BusError(f"{self.port} took {sent} of {len(packet)} bytes: is another program using it?")
+            raise BusError(
+                f"{self.port} took {sent} of {len(packet)} bytes: is another program using it?"
+            )
 
 
-def open_bus(kind: str, port: str, baud: int = 1_000_000, timeout_s: float = 0.05, retries: int = 2) -> Bus:
-    """A bus by name: "own", or "sdk" for the one over feetech-servo-sdk. UserError for another name or a bad port."""
+def open_bus(
+    kind: str, port: str, baud: int = 1_000_000, timeout_s: float = 0.05, retries: int = 2
+) -> Bus:
+    """A bus by name: "own", or "sdk" for the one over feetech-servo-sdk. UserError for another name
+    or a bad port.
+    """
     if kind == "own":
         return Bus(port, baud, timeout_s, retries)
     if kind == "sdk":
@@ -307,7 +362,8 @@ def find_register(name: str) -> Register:
 def open_serial(port: str, baud: int) -> serial.Serial:
     """Open `port` exclusively, 8N1, non-blocking. UserError with the fix when that fails.
 
-    LeRobot and the SDK lock no port: who already has it open is looked up. Two programs on one wire garble each other.
+    LeRobot and the SDK lock no port: who already has it open is looked up. Two programs on one wire
+    garble each other.
     """
     others = holders(os.path.realpath(port))
     if others:
@@ -333,7 +389,10 @@ def _open_failure(port: str, error: Exception) -> str:
 
 
 def _candidates() -> str:
-    ports = [*sorted(glob.glob("/dev/serial/by-id/*")), *sorted(glob.glob("/dev/ttyACM*") + glob.glob("/dev/ttyUSB*"))]
+    ports = [
+        *sorted(glob.glob("/dev/serial/by-id/*")),
+        *sorted(glob.glob("/dev/ttyACM*") + glob.glob("/dev/ttyUSB*")),
+    ]
     if ports:
         return f"found {', '.join(ports)}; pass one of these"
     return "found no USB serial port at all; plug in the arm's USB cable and its power supply"

@@ -1,7 +1,8 @@
 """A leader arm: six limp servos that a person moves, read as positions for a follower.
 
-Knows how a leader is checked and kept without torque. Refuses to know followers, rates and recordings. Units are the
-follower's: both are calibrated, so mid-range reads 0 degrees on either. Source: LeRobot `so_leader.py` (configure).
+Knows how a leader is checked and kept without torque. Refuses to know followers, rates and
+recordings. Units are the follower's: both are calibrated, so mid-range reads 0 degrees on either.
+Source: LeRobot `so_leader.py` (configure).
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _MULTI_TURN = 0x10  # Phase bit: cleared, Present_Position stays in 0..4095
 class So101Leader:
     """An SO-101 leader on its serial port. It is never energised.
 
-    port: serial device. calibration: the leader's own, as LeRobot made it. timeout_s, retries: of one bus exchange.
-    bus: "own" driver, or "sdk" for Feetech's packets.
+    port: serial device. calibration: the leader's own, as LeRobot made it. timeout_s, retries: of
+    one bus exchange. bus: "own" driver, or "sdk" for Feetech's packets.
     """
 
     def __init__(
@@ -59,16 +60,22 @@ class So101Leader:
         return {JOINT_BY_ID[servo]: Counter(errors) for servo, errors in counts.items()}
 
     def connect(self) -> None:
-        """Open the port, greet the servos, release them, check the calibration. UserError names the fix."""
+        """Open the port, greet the servos, release them, check the calibration. UserError names the
+        fix.
+        """
         if self._bus is not None:
             raise UserError(f"the leader on {self._port} is already connected: close it first")
         try:
-            self._bus = open_bus(self._bus_kind, self._port, self._baud, self._timeout_s, self._retries)
+            self._bus = open_bus(
+                self._bus_kind, self._port, self._baud, self._timeout_s, self._retries
+            )
             servos.handshake(self._bus)
             self._configure(self._bus)
         except BusError as error:
             self.close()
-            raise UserError(f"leader: {error}: check its cables and power supply, then try again") from error
+            raise UserError(
+                f"leader: {error}: check its cables and power supply, then try again"
+            ) from error
         except UserError as error:
             self.close()
             raise UserError(f"leader: {error}") from error
@@ -77,7 +84,9 @@ class So101Leader:
             raise
 
     def read(self) -> Positions:
-        """Positions (6,), degrees, gripper 0..100, in one bus exchange. OSError when a servo is silent."""
+        """Positions (6,), degrees, gripper 0..100, in one bus exchange. OSError when a servo is
+        silent.
+        """
         if self._bus is None:
             raise BusError(f"the leader on {self._port} is not connected")
         return self._ranges.positions(list(servos.read(self._bus, "Present_Position").values()))
@@ -89,7 +98,9 @@ class So101Leader:
         with undisturbed():
             stiff = servos.release(self._bus)
             if stiff:
-                log.warning("leader: %s did not confirm torque off: cut its power", ", ".join(stiff))
+                log.warning(
+                    "leader: %s did not confirm torque off: cut its power", ", ".join(stiff)
+                )
             self._bus.close()
             self._bus = None
 
@@ -105,7 +116,9 @@ class So101Leader:
         servos.unlock(bus)
         wrong = calibrations.differences(self._calibration, servos.read_calibration(bus))
         if wrong:
-            listed = "; ".join(wrong[:_LISTED]) + (f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else "")
+            listed = "; ".join(wrong[:_LISTED]) + (
+                f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+            )
             raise UserError(
                 f"its servos do not hold this calibration ({listed}): pass the file made with this arm, "
                 f"or write this one to the servos: mtdit calibrate --port {bus.port} --leader --import FILE"
@@ -113,5 +126,7 @@ class So101Leader:
         for name, value in {"Return_Delay_Time": 0, "Operating_Mode": 0}.items():
             servos.ensure(bus, name, dict.fromkeys(SERVOS, value))
         phases = servos.read(bus, "Phase")
-        servos.ensure(bus, "Phase", {servo: phase & ~_MULTI_TURN for servo, phase in phases.items()})
+        servos.ensure(
+            bus, "Phase", {servo: phase & ~_MULTI_TURN for servo, phase in phases.items()}
+        )
         servos.lock(bus)

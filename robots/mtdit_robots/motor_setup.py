@@ -1,8 +1,9 @@
 """Giving a servo its id and rate, one servo on the wire at a time.
 
-Knows the order of an SO-101's servos, when a servo may be written to, and how to prove that it took. Refuses to write
-when no servo answers or more than one does. Source: LeRobot `so_follower.py` (setup_motors), `motors_bus.py`
-(setup_motor); the gears of the leader: LeRobot `docs/source/so101.mdx`.
+Knows the order of an SO-101's servos, when a servo may be written to, and how to prove that it
+took. Refuses to write when no servo answers or more than one does. Source: LeRobot `so_follower.py`
+(setup_motors), `motors_bus.py` (setup_motor); the gears of the leader: LeRobot
+`docs/source/so101.mdx`.
 """
 
 from __future__ import annotations
@@ -43,14 +44,22 @@ def find_servos(
 
 
 def only_servo(port: str, found: list[Servo]) -> Servo:
-    """The one servo that may be written to. UserError when there is none, more than one, or no STS3215."""
+    """The one servo that may be written to. UserError when there is none, more than one, or no
+    STS3215.
+    """
     if not found:
-        raise UserError(f"no servo answers on {port} at any rate: check its cable, and switch the power on")
+        raise UserError(
+            f"no servo answers on {port} at any rate: check its cable, and switch the power on"
+        )
     if len(found) > 1:
         listed = ", ".join(f"id {servo.id} at {servo.baud} baud" for servo in found)
-        raise UserError(f"{len(found)} servos answer on {port} ({listed}), nothing is changed: connect one alone")
+        raise UserError(
+            f"{len(found)} servos answer on {port} ({listed}), nothing is changed: connect one alone"
+        )
     if found[0].model != MODEL_NUMBER:
-        raise UserError(f"servo {found[0].id} is no STS3215 (model {found[0].model}, not {MODEL_NUMBER}): replace it")
+        raise UserError(
+            f"servo {found[0].id} is no STS3215 (model {found[0].model}, not {MODEL_NUMBER}): replace it"
+        )
     return found[0]
 
 
@@ -65,9 +74,11 @@ def is_set_up(servo: Servo, joint: str) -> bool:
 
 
 def set_up(port: str, servo: Servo, joint: str, timeout_s: float = 0.05) -> Servo:
-    """Give the only servo on the wire the joint's id and 1 Mbit/s, lasting; returns it as it now is.
+    """Give the only servo on the wire the joint's id and 1 Mbit/s, lasting; returns it as it now
+    is.
 
-    Torque goes off first and stays off. UserError when it does not answer under its new id and rate afterwards.
+    Torque goes off first and stays off. UserError when it does not answer under its new id and rate
+    afterwards.
     """
     target = replace(servo, id=IDS[joint], baud=BAUD)
     try:
@@ -89,13 +100,17 @@ def _make_writable(bus: Bus, servo: Servo, joint: str) -> None:
         bus.write(servo.id, "Torque_Enable", 0)
         bus.write(servo.id, "Lock", 0)
     except BusError as error:
-        raise UserError(f"{joint}: {error}, its id and rate are as they were: check its cable, try again") from error
+        raise UserError(
+            f"{joint}: {error}, its id and rate are as they were: check its cable, try again"
+        ) from error
 
 
 def _write_both(bus: Bus, servo: Servo, target: Servo) -> None:
     """Rate last: it takes effect at once, and the reply to it may come at either rate."""
     if servo.id != target.id:
-        with contextlib.suppress(BusError):  # the reply may carry the old id or the new one; `_prove` tells
+        with contextlib.suppress(
+            BusError
+        ):  # the reply may carry the old id or the new one; `_prove` tells
             bus.write(servo.id, "ID", target.id)
     if servo.baud != target.baud:
         with contextlib.suppress(BusError):

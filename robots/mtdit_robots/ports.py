@@ -1,8 +1,9 @@
 """The serial ports of this computer, and which servos answer behind them.
 
-Knows device folders, /proc, udev and how to ask at every rate. Refuses to guess which arm is which: it says ids and
-voltages (a leader runs on 5..7.4 V, a follower on 7.4 or 12 V). Reads only; no servo is changed or moved.
-Sources: Linux device naming (by-id links, ttyACM, ttyUSB), /proc/PID/fd, ModemManager's udev tags.
+Knows device folders, /proc, udev and how to ask at every rate. Refuses to guess which arm is which:
+it says ids and voltages (a leader runs on 5..7.4 V, a follower on 7.4 or 12 V). Reads only; no
+servo is changed or moved. Sources: Linux device naming (by-id links, ttyACM, ttyUSB), /proc/PID/fd,
+ModemManager's udev tags.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from typing import Any
 
 from mtdit_robots import processes
 from mtdit_robots.errors import UserError
-from mtdit_robots.feetech import BROADCAST, FRAME_OVERHEAD, PING, Bus, BusError, build, open_serial, take_frame
+from mtdit_robots.feetech import (
+    BROADCAST,
+    FRAME_OVERHEAD,
+    PING,
+    Bus,
+    BusError,
+    build,
+    open_serial,
+    take_frame,
+)
 from mtdit_robots.so101 import IDS
 from mtdit_robots.sts3215 import BAUD_CODES
 
@@ -30,7 +40,9 @@ _USB_ADAPTER = ("1a86", "55d3")  # CH343, on the common servo boards; used where
 
 @dataclass(frozen=True)
 class Port:
-    """One serial device. path: the name to use, by-id where there is one. device: what it points to."""
+    """One serial device. path: the name to use, by-id where there is one. device: what it points
+    to.
+    """
 
     path: str
     device: str
@@ -48,15 +60,15 @@ class Servo:
     faults: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        words = (
-            f"id {self.id} at {self.baud} baud, model {self.model}, firmware {self.firmware}, {self.voltage_v:.1f} V"
-        )
+        words = f"id {self.id} at {self.baud} baud, model {self.model}, firmware {self.firmware}, {self.voltage_v:.1f} V"
         return f"{words}, reports {' and '.join(self.faults)}" if self.faults else words
 
 
 @dataclass(frozen=True)
 class Report:
-    """A port and who answers there. problem: why nobody could be asked, and the fix; empty otherwise."""
+    """A port and who answers there. problem: why nobody could be asked, and the fix; empty
+    otherwise.
+    """
 
     port: Port
     servos: tuple[Servo, ...] = ()
@@ -72,7 +84,11 @@ class CollisionError(UserError):
 
 def find_ports(dev: Path = Path("/dev")) -> list[Port]:
     """Serial devices below `dev`: each once, under its by-id link when it has one."""
-    links = [*sorted(dev.glob("serial/by-id/*")), *sorted(dev.glob("ttyACM*")), *sorted(dev.glob("ttyUSB*"))]
+    links = [
+        *sorted(dev.glob("serial/by-id/*")),
+        *sorted(dev.glob("ttyACM*")),
+        *sorted(dev.glob("ttyUSB*")),
+    ]
     found: dict[str, Port] = {}
     for link in links:
         device = os.path.realpath(link)
@@ -82,9 +98,13 @@ def find_ports(dev: Path = Path("/dev")) -> list[Port]:
 
 
 def probe(
-    port: Port, ids: Collection[int] = tuple(IDS.values()), every_id: bool = False, timeout_s: float = PING_WAIT_S
+    port: Port,
+    ids: Collection[int] = tuple(IDS.values()),
+    every_id: bool = False,
+    timeout_s: float = PING_WAIT_S,
 ) -> Report:
-    """Ask for servos at every rate until some answer: `ids`, or with `every_id` all of them, at all rates.
+    """Ask for servos at every rate until some answer: `ids`, or with `every_id` all of them, at all
+    rates.
 
     timeout_s: how long one servo may take to answer.
     """
@@ -92,7 +112,9 @@ def probe(
         if every_id:
             servos = [servo for baud in BAUDS for servo in scan(port.path, baud)]
         else:
-            servos = next(filter(None, (_ping(port.path, baud, ids, timeout_s) for baud in BAUDS)), [])
+            servos = next(
+                filter(None, (_ping(port.path, baud, ids, timeout_s) for baud in BAUDS)), []
+            )
     except (UserError, BusError) as error:
         return Report(port, problem=str(error))
     return Report(port, tuple(servos))
@@ -101,8 +123,8 @@ def probe(
 def scan(path: str, baud: int, wait_s: float = BROADCAST_WAIT_S) -> list[Servo]:
     """Every servo that answers a broadcast ping at this rate, by id.
 
-    CollisionError when bytes come back that are no reply of one servo at a time: two share an id, or the wire is bad.
-    UserError when the port does not open.
+    CollisionError when bytes come back that are no reply of one servo at a time: two share an id,
+    or the wire is bad. UserError when the port does not open.
     """
     frames, received = _broadcast_ping(path, baud, wait_s)
     ids = sorted(frames)
@@ -148,13 +170,17 @@ def _answers(bus: Bus, servo: int) -> bool:
 
 
 def _identify(bus: Bus, baud: int, servo: int) -> Servo:
-    """Read also what differs from servo to servo: two under one id answer a ping as one, and this garbled.
+    """Read also what differs from servo to servo: two under one id answer a ping as one, and this
+    garbled.
 
     CollisionError when they do.
     """
     try:
         faults = bus.ping(servo)
-        major, minor = bus.read(servo, "Firmware_Major_Version"), bus.read(servo, "Firmware_Minor_Version")
+        major, minor = (
+            bus.read(servo, "Firmware_Major_Version"),
+            bus.read(servo, "Firmware_Minor_Version"),
+        )
         tenths, model = bus.read(servo, "Present_Voltage"), bus.read(servo, "Model_Number")
         bus.read(servo, "Present_Position")
     except BusError as error:
@@ -166,12 +192,16 @@ def _identify(bus: Bus, baud: int, servo: int) -> Servo:
 
 
 def modem_manager_runs() -> bool:
-    """Whether ModemManager is there; it opens every new serial port and talks to it for some seconds."""
+    """Whether ModemManager is there; it opens every new serial port and talks to it for some
+    seconds.
+    """
     return processes.runs("ModemManager")
 
 
 def udev_rule(device: str, sys_class: Path = Path("/sys/class/tty")) -> str:
-    """The line for /etc/udev/rules.d/99-so101.rules: everyone in dialout may open it, ModemManager leaves it alone."""
+    """The line for /etc/udev/rules.d/99-so101.rules: everyone in dialout may open it, ModemManager
+    leaves it alone.
+    """
     usb = (sys_class / Path(device).name / "device" / "..").resolve()
     vendor, product = _text(usb / "idVendor"), _text(usb / "idProduct")
     if not vendor or not product:

@@ -12,7 +12,8 @@ _MULTIPLEXER = "/dev/ptmx"  # the end of a pseudo-terminal that its maker keeps
 
 
 def holders(device: str, proc: Path = _PROC) -> list[str]:
-    """Other programs that have `device` open, as "python (pid 123)". Those of other users need root to be seen.
+    """Other programs that have `device` open, as "python (pid 123)". Those of other users need root
+    to be seen.
 
     Who made a pseudo-terminal is no user of it: the twin keeps both ends open.
     """
@@ -21,7 +22,8 @@ def holders(device: str, proc: Path = _PROC) -> list[str]:
     return [
         f"{_name(folder)} (pid {folder.name})"
         for folder in others
-        if device in files[folder] and not (device.startswith("/dev/pts/") and _MULTIPLEXER in files[folder])
+        if device in files[folder]
+        and not (device.startswith("/dev/pts/") and _MULTIPLEXER in files[folder])
     ]
 
 

@@ -1,6 +1,7 @@
 """What the runtime may ask of a robot, and nothing more.
 
-Knows joints, cameras, and calibrated positions. Refuses to know policies, normalisation, and control rates.
+Knows joints, cameras, and calibrated positions. Refuses to know policies, normalisation, and
+control rates.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Observation:
 
 
 class Robot(Protocol):
-    """An arm with cameras. Errors of bus and camera surface as `UserError` at connect and `OSError` afterwards."""
+    """An arm with cameras. Errors of bus and camera surface as `UserError` at connect and `OSError`
+    afterwards.
+    """
 
     @property
     def joints(self) -> tuple[str, ...]: ...
@@ -54,4 +57,6 @@ class Robot(Protocol):
         """Keep the last commanded position; the arm stays energised."""
 
     def close(self) -> None:
-        """Release torque on every servo that still answers, then close bus and cameras. Safe to call twice."""
+        """Release torque on every servo that still answers, then close bus and cameras. Safe to
+        call twice.
+        """

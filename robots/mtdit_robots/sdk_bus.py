@@ -1,8 +1,10 @@
-"""The same bus over Feetech's own `feetech-servo-sdk`: for whoever trusts the vendor's packets more than ours.
+"""The same bus over Feetech's own `feetech-servo-sdk`: for whoever trusts the vendor's packets more
+than ours.
 
-Knows which of the SDK's calls send a request and read a reply, and gives it a port that mends its own: it sleeps
-instead of spinning, waits 50 ms instead of 34 (LeRobot mends that too), by a steady clock, and drops stale input before
-a request instead of taking it for the reply. Refuses to know registers, retries and counters: those are `feetech.Bus`.
+Knows which of the SDK's calls send a request and read a reply, and gives it a port that mends its
+own: it sleeps instead of spinning, waits 50 ms instead of 34 (LeRobot mends that too), by a steady
+clock, and drops stale input before a request instead of taking it for the reply. Refuses to know
+registers, retries and counters: those are `feetech.Bus`.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ _CODE, _DATA = 4, 5  # where a packet has its instruction or error bits, and its
 
 
 class SdkBus(Bus):
-    """`feetech.Bus` with the SDK between it and the wire: it builds every request and takes every reply apart.
+    """`feetech.Bus` with the SDK between it and the wire: it builds every request and takes every
+    reply apart.
 
     Interface, errors and patience are those of `Bus`.
     """
 
-    def __init__(self, port: str, baud: int = 1_000_000, timeout_s: float = 0.05, retries: int = 2) -> None:
+    def __init__(
+        self, port: str, baud: int = 1_000_000, timeout_s: float = 0.05, retries: int = 2
+    ) -> None:
         super().__init__(port, baud, timeout_s, retries)
         self._until = 0.0
         self._link = _Link(self._discard_input, self._write, self._take)
@@ -35,7 +40,11 @@ class SdkBus(Bus):
         replies: dict[int, Frame] = {}
         while len(replies) < len(servos):
             packet, result = self._packets.rxPacket(self._link)
-            if result == scs.COMM_SUCCESS and packet[2] in servos and len(packet) == FRAME_OVERHEAD + n_data:
+            if (
+                result == scs.COMM_SUCCESS
+                and packet[2] in servos
+                and len(packet) == FRAME_OVERHEAD + n_data
+            ):
                 replies[packet[2]] = Frame(packet[2], packet[_CODE], bytes(packet[_DATA:-1]))
             elif self._link.timed_out:
                 break
@@ -43,7 +52,15 @@ class SdkBus(Bus):
         return replies
 
     def _send(self, request: Frame) -> None:
-        packet = [0, 0, request.servo, len(request.data) + 2, request.code, *request.data, 0]  # header, checksum: SDK
+        packet = [
+            0,
+            0,
+            request.servo,
+            len(request.data) + 2,
+            request.code,
+            *request.data,
+            0,
+        ]  # header, checksum: SDK
         self._link.is_using = self._link.timed_out = False
         result = self._packets.txPacket(self._link, packet)
         if result != scs.COMM_SUCCESS:

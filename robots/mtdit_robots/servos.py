@@ -1,8 +1,9 @@
-"""The six servos of one SO-101, follower or leader, as one thing: greeted, read, written and released together.
+"""The six servos of one SO-101, follower or leader, as one thing: greeted, read, written and
+released together.
 
-Knows ids, which registers hold a calibration, and that every write is read back. Refuses to know units, cameras and in
-which order an arm is brought to life. Source of the order of writes: LeRobot `feetech.py` (disable_torque,
-read_calibration, write_calibration).
+Knows ids, which registers hold a calibration, and that every write is read back. Refuses to know
+units, cameras and in which order an arm is brought to life. Source of the order of writes: LeRobot
+`feetech.py` (disable_torque, read_calibration, write_calibration).
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from mtdit_robots.sts3215 import MODEL_NUMBER
 SERVOS = tuple(IDS.values())
 JOINT_BY_ID = {servo: joint for joint, servo in IDS.items()}
 
-_CALIBRATED = {"range_min": "Min_Position_Limit", "range_max": "Max_Position_Limit", "homing_offset": "Homing_Offset"}
+_CALIBRATED = {
+    "range_min": "Min_Position_Limit",
+    "range_max": "Max_Position_Limit",
+    "homing_offset": "Homing_Offset",
+}
 _RELEASE_TRIES = 5  # a servo that was silent before gets one attempt of the bus each time
 
 
@@ -27,19 +32,27 @@ def handshake(bus: Bus) -> None:
     """All six servos are there, are STS3215, and run the same firmware. UserError otherwise."""
     silent = [servo for servo in SERVOS if not answers(bus, servo)]
     if len(silent) == len(SERVOS):
-        raise UserError(f"no servo answers on {bus.port}: switch the arm's power on, and check that this is its port")
+        raise UserError(
+            f"no servo answers on {bus.port}: switch the arm's power on, and check that this is its port"
+        )
     if silent:
-        raise UserError(f"{named(silent)} on {bus.port} does not answer: check its cables and its id")
+        raise UserError(
+            f"{named(silent)} on {bus.port} does not answer: check its cables and its id"
+        )
     models = read(bus, "Model_Number")
     foreign = [servo for servo in SERVOS if models[servo] != MODEL_NUMBER]
     if foreign:
         numbers = ", ".join(str(models[servo]) for servo in foreign)
-        raise UserError(f"{named(foreign)} is no STS3215 (model {numbers}, not {MODEL_NUMBER}): replace it")
+        raise UserError(
+            f"{named(foreign)} is no STS3215 (model {numbers}, not {MODEL_NUMBER}): replace it"
+        )
     major, minor = read(bus, "Firmware_Major_Version"), read(bus, "Firmware_Minor_Version")
     versions = {servo: f"{major[servo]}.{minor[servo]}" for servo in SERVOS}
     if len(set(versions.values())) > 1:
         listed = ", ".join(f"{JOINT_BY_ID[servo]} {version}" for servo, version in versions.items())
-        raise UserError(f"the servos run different firmware ({listed}): update them with Feetech's FD software")
+        raise UserError(
+            f"the servos run different firmware ({listed}): update them with Feetech's FD software"
+        )
 
 
 def answers(bus: Bus, servo: int) -> bool:
@@ -58,7 +71,9 @@ def read(bus: Bus, name: str, servos: Collection[int] = SERVOS) -> dict[int, int
     return values
 
 
-def read_many(bus: Bus, names: Sequence[str], servos: Collection[int] = SERVOS) -> dict[int, tuple[int, ...]]:
+def read_many(
+    bus: Bus, names: Sequence[str], servos: Collection[int] = SERVOS
+) -> dict[int, tuple[int, ...]]:
     """Several registers of all these servos in one exchange. BusError naming the silent ones."""
     values = bus.sync_read_many(names, servos)
     _check_all(bus, servos, values)
@@ -66,7 +81,9 @@ def read_many(bus: Bus, names: Sequence[str], servos: Collection[int] = SERVOS) 
 
 
 def ensure(bus: Bus, name: str, values: Mapping[int, int]) -> None:
-    """Write the registers that differ; EEPROM wears out, and most connects change nothing. UserError as `write`."""
+    """Write the registers that differ; EEPROM wears out, and most connects change nothing.
+    UserError as `write`.
+    """
     held = read(bus, name, values.keys())
     write(bus, name, {servo: value for servo, value in values.items() if held[servo] != value})
 
@@ -98,7 +115,8 @@ def lock(bus: Bus) -> None:
 def release(bus: Bus) -> tuple[str, ...]:
     """Torque off on every servo that can be reached; returns the joints that did not confirm it.
 
-    One packet releases all at once, then each servo is asked to confirm: one that fails never keeps the others on.
+    One packet releases all at once, then each servo is asked to confirm: one that fails never keeps
+    the others on.
     """
     with contextlib.suppress(OSError):
         bus.sync_write("Torque_Enable", dict.fromkeys(SERVOS, 0))
@@ -109,15 +127,19 @@ def read_calibration(bus: Bus) -> dict[str, JointCalibration]:
     """What the EEPROM holds, in the file's terms; drive_mode, which no servo knows, is LeRobot's 0."""
     held = {field: read(bus, register) for field, register in _CALIBRATED.items()}
     return {
-        joint: JointCalibration(servo, 0, **{field: values[servo] for field, values in held.items()})
+        joint: JointCalibration(
+            servo, 0, **{field: values[servo] for field, values in held.items()}
+        )
         for joint, servo in IDS.items()
     }
 
 
 def write_calibration(bus: Bus, calibration: Calibration) -> None:
-    """Torque off, unlock, write all three registers of all servos, read back, lock. UserError, BusError as `write`.
+    """Torque off, unlock, write all three registers of all servos, read back, lock. UserError,
+    BusError as `write`.
 
-    Everything is written even where it reads right: a value written while locked reads right and is gone at power-off.
+    Everything is written even where it reads right: a value written while locked reads right and is
+    gone at power-off.
     """
     unlock(bus)
     for field, register in _CALIBRATED.items():

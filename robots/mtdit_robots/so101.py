@@ -1,8 +1,9 @@
 """The SO-101's joints and units: calibrated positions from servo ticks and back.
 
-Knows joint order, ids, nominal limits and LeRobot's exact arithmetic. Refuses to know buses and files.
-Source: LeRobot `motors_bus.py`, `_normalize` and `_unnormalize`: degrees divide by 4095, `int()` truncates toward zero
-and a round trip may lose one tick. The order of operations is theirs too, so results are equal to the last bit.
+Knows joint order, ids, nominal limits and LeRobot's exact arithmetic. Refuses to know buses and
+files. Source: LeRobot `motors_bus.py`, `_normalize` and `_unnormalize`: degrees divide by 4095,
+`int()` truncates toward zero and a round trip may lose one tick. The order of operations is theirs
+too, so results are equal to the last bit.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 IDS = {joint: number for number, joint in enumerate(JOINTS, start=1)}
 
-# Degrees (gripper 0..100) from mid-range, the model's joint limits: TheRobotStudio SO101 "new calibration".
+# Degrees (gripper 0..100) from mid-range, the model's joint limits: TheRobotStudio SO101 "new
+# calibration".
 NOMINAL_LIMITS = {
     "shoulder_pan": (-110.0, 110.0),
     "shoulder_lift": (-100.0, 100.0),
@@ -79,10 +81,11 @@ def _truncated(ticks: Values) -> Ticks:
 
 @dataclass(frozen=True)
 class Ranges:
-    """The calibrated ranges of the six joints and the unit of the body joints, as arrays in joint order.
+    """The calibrated ranges of the six joints and the unit of the body joints, as arrays in joint
+    order.
 
-    low, high: (6,) ticks. reverse: (6,) bool, LeRobot's drive_mode. The gripper is always 0..100, the body joints are
-    degrees or -100..100 as LeRobot's `use_degrees` says.
+    low, high: (6,) ticks. reverse: (6,) bool, LeRobot's drive_mode. The gripper is always 0..100,
+    the body joints are degrees or -100..100 as LeRobot's `use_degrees` says.
     """
 
     low: Ticks
@@ -105,12 +108,18 @@ class Ranges:
             body = degrees_from_ticks(ticks, self.low, self.high)
         else:
             body = signed_percent_from_ticks(ticks, self.low, self.high, self.reverse)
-        return np.where(_IS_GRIPPER, percent_from_ticks(ticks, self.low, self.high, self.reverse), body)
+        return np.where(
+            _IS_GRIPPER, percent_from_ticks(ticks, self.low, self.high, self.reverse), body
+        )
 
     def ticks(self, positions: ArrayLike) -> Ticks:
-        """Raw ticks (..., 6) of positions (..., 6); body joints in degrees are not clamped to the range."""
+        """Raw ticks (..., 6) of positions (..., 6); body joints in degrees are not clamped to the
+        range.
+        """
         if self.use_degrees:
             body = ticks_from_degrees(positions, self.low, self.high)
         else:
             body = ticks_from_signed_percent(positions, self.low, self.high, self.reverse)
-        return np.where(_IS_GRIPPER, ticks_from_percent(positions, self.low, self.high, self.reverse), body)
+        return np.where(
+            _IS_GRIPPER, ticks_from_percent(positions, self.low, self.high, self.reverse), body
+        )

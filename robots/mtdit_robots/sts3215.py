@@ -1,7 +1,8 @@
 """The Feetech STS3215 as a table: registers, their rights and units, baud codes, error bits.
 
 Knows how one value looks in bytes. Refuses to know how bytes reach a servo, and what a joint is.
-Sources: Feetech STS/SMS memory table; names as in LeRobot's `motors/feetech/tables.py`, so both mean the same thing.
+Sources: Feetech STS/SMS memory table; names as in LeRobot's `motors/feetech/tables.py`, so both
+mean the same thing.
 """
 
 from __future__ import annotations
@@ -12,14 +13,25 @@ MODEL_NUMBER = 777
 TICKS_PER_TURN = 4096
 REGISTER_FILE_SIZE = 87  # addresses 0..86
 
-BAUD_CODES = {1_000_000: 0, 500_000: 1, 250_000: 2, 128_000: 3, 115_200: 4, 57_600: 5, 38_400: 6, 19_200: 7}
+BAUD_CODES = {
+    1_000_000: 0,
+    500_000: 1,
+    250_000: 2,
+    128_000: 3,
+    115_200: 4,
+    57_600: 5,
+    38_400: 6,
+    19_200: 7,
+}
 
 ERROR_BITS = {1: "voltage", 2: "angle sensor", 4: "overheat", 8: "over-current", 32: "overload"}
 
 
 @dataclass(frozen=True)
 class Register:
-    """One register: little-endian, sign-magnitude when `sign_bit` is set, kept in EEPROM or in SRAM."""
+    """One register: little-endian, sign-magnitude when `sign_bit` is set, kept in EEPROM or in
+    SRAM.
+    """
 
     name: str
     address: int
@@ -31,12 +43,19 @@ class Register:
 
 
 def _eeprom(
-    name: str, address: int, width: int, unit: str = "", sign_bit: int | None = None, writable: bool = True
+    name: str,
+    address: int,
+    width: int,
+    unit: str = "",
+    sign_bit: int | None = None,
+    writable: bool = True,
 ) -> Register:
     return Register(name, address, width, unit, sign_bit, writable, eeprom=True)
 
 
-def _read_only(name: str, address: int, width: int, unit: str = "", sign_bit: int | None = None) -> Register:
+def _read_only(
+    name: str, address: int, width: int, unit: str = "", sign_bit: int | None = None
+) -> Register:
     return Register(name, address, width, unit, sign_bit, writable=False)
 
 
@@ -122,5 +141,7 @@ def decode(register: Register, data: bytes) -> int:
 
 
 def error_words(bits: int) -> tuple[str, ...]:
-    """The names of the error bits set in a status byte; a bit the datasheet does not name reads "bit 0x40"."""
+    """The names of the error bits set in a status byte; a bit the datasheet does not name reads
+    "bit 0x40".
+    """
     return tuple(ERROR_BITS.get(1 << n, f"bit {1 << n:#04x}") for n in range(8) if bits >> n & 1)

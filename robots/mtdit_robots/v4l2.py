@@ -1,8 +1,8 @@
 """Which V4L2 cameras there are and what they offer, asked of the kernel by ioctl.
 
-Knows the device folder, names that survive a reboot, formats, sizes and rates, and why a stream does not start.
-Refuses to capture. Source: linux/videodev2.h; layouts are those of 64-bit kernels, the structures used here have no
-pointers and are the same on 32 bits.
+Knows the device folder, names that survive a reboot, formats, sizes and rates, and why a stream
+does not start. Refuses to capture. Source: linux/videodev2.h; layouts are those of 64-bit kernels,
+the structures used here have no pointers and are the same on 32 bits.
 """
 
 from __future__ import annotations
@@ -17,10 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_QUERYCAP = (0x80685600, struct.Struct("16s32s32s3I12x"))  # driver, card, bus, version, capabilities, device's own
-_ENUM_FMT = (0xC0405602, struct.Struct("3I32sI16x"))  # index, type, flags, description, pixel format
-_ENUM_FRAMESIZES = (0xC02C564A, struct.Struct("3I6I8x"))  # index, pixel format, kind, width, height ...
-_ENUM_FRAMEINTERVALS = (0xC034564B, struct.Struct("5I6I8x"))  # index, pixel format, width, height, kind, n, d ...
+_QUERYCAP = (
+    0x80685600,
+    struct.Struct("16s32s32s3I12x"),
+)  # driver, card, bus, version, capabilities, device's own
+_ENUM_FMT = (
+    0xC0405602,
+    struct.Struct("3I32sI16x"),
+)  # index, type, flags, description, pixel format
+_ENUM_FRAMESIZES = (
+    0xC02C564A,
+    struct.Struct("3I6I8x"),
+)  # index, pixel format, kind, width, height ...
+_ENUM_FRAMEINTERVALS = (
+    0xC034564B,
+    struct.Struct("5I6I8x"),
+)  # index, pixel format, width, height, kind, n, d ...
 _REQBUFS = (0xC0145608, struct.Struct("4I4x"))  # count, type, memory
 _STREAMON, _STREAMOFF = 0x40045612, 0x40045613
 _CAPTURE, _STREAMING, _DEVICE_CAPS = 0x1, 0x0400_0000, 0x8000_0000
@@ -34,7 +46,9 @@ BANDWIDTH = (
 
 @dataclass(frozen=True)
 class Mode:
-    """One format and size a camera offers, with its rates, highest first; (0, 0) when it takes any size."""
+    """One format and size a camera offers, with its rates, highest first; (0, 0) when it takes any
+    size.
+    """
 
     pixel_format: str
     height: int
@@ -44,7 +58,9 @@ class Mode:
 
 @dataclass(frozen=True)
 class Device:
-    """A camera as the kernel knows it. path: the name to use; by-id where there is one, as it survives a reboot."""
+    """A camera as the kernel knows it. path: the name to use; by-id where there is one, as it
+    survives a reboot.
+    """
 
     path: str
     node: str
@@ -55,8 +71,13 @@ class Device:
 
 
 def find_devices(dev: Path = Path("/dev")) -> list[Device]:
-    """Every capture device below `dev`, by-id names first. A node that only carries metadata is left out."""
-    named = {str(link.resolve()): str(link) for link in sorted((dev / "v4l/by-id").glob("*"), reverse=True)}
+    """Every capture device below `dev`, by-id names first. A node that only carries metadata is
+    left out.
+    """
+    named = {
+        str(link.resolve()): str(link)
+        for link in sorted((dev / "v4l/by-id").glob("*"), reverse=True)
+    }
     nodes = sorted(dev.glob("video[0-9]*"), key=lambda node: int(node.name.removeprefix("video")))
     found = (_device(str(node), named.get(str(node.resolve()), str(node))) for node in nodes)
     return [device for device in found if device is not None]
@@ -91,7 +112,9 @@ def _modes(fd: int) -> Iterator[Mode]:
 
 
 def _sizes(fd: int, pixel_format: int) -> Iterator[Mode]:
-    for _, _, kind, width, height, *_ in _each(fd, _ENUM_FRAMESIZES, lambda n: (n, pixel_format, *[0] * 7)):
+    for _, _, kind, width, height, *_ in _each(
+        fd, _ENUM_FRAMESIZES, lambda n: (n, pixel_format, *[0] * 7)
+    ):
         if kind != _DISCRETE:  # from .. to .. in steps: any size
             yield Mode(fourcc(pixel_format), 0, 0, ())
             return
@@ -100,7 +123,11 @@ def _sizes(fd: int, pixel_format: int) -> Iterator[Mode]:
 
 def _rates(fd: int, pixel_format: int, width: int, height: int) -> tuple[float, ...]:
     answers = _each(fd, _ENUM_FRAMEINTERVALS, lambda n: (n, pixel_format, width, height, *[0] * 7))
-    return tuple(sorted({round(d / n, 2) for *_, kind, n, d, _, _, _, _ in answers if kind == _DISCRETE and n}))[::-1]
+    return tuple(
+        sorted(
+            {round(d / n, 2) for *_, kind, n, d, _, _, _, _ in answers if kind == _DISCRETE and n}
+        )
+    )[::-1]
 
 
 def _each(
@@ -116,7 +143,9 @@ def _each(
             raise
 
 
-def _ask(fd: int, request: tuple[int, struct.Struct], fields: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+def _ask(
+    fd: int, request: tuple[int, struct.Struct], fields: tuple[Any, ...] = ()
+) -> tuple[Any, ...]:
     """One ioctl: fields in, fields out."""
     code, layout = request
     buffer = bytearray(layout.pack(*fields) if fields else bytes(layout.size))

@@ -1,1 +1,3 @@
-"""The robot side: a bundle in, joint positions out, on time. numpy only; engines and tokenizer load where used."""
+"""The robot side: a bundle in, joint positions out, on time. numpy only; engines and tokenizer load
+where used.
+"""

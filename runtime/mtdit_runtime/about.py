@@ -1,4 +1,5 @@
-"""What a bundle says of itself: policy, cameras, joints, graphs, checks, origin, and the engines built from it.
+"""What a bundle says of itself: policy, cameras, joints, graphs, checks, origin, and the engines
+built from it.
 
 Knows the manifest and what lies beside it. Refuses to know how it is shown, and opens no graph.
 """
@@ -18,11 +19,20 @@ from mtdit_runtime.engine_cache import Device, EngineRecord, engine_records, mis
 def about(bundle: Bundle) -> dict[str, Any]:
     """Everything of an opened bundle as JSON values. Keys: see the manifest; sizes are in bytes.
 
-    "engines": what was built, and whether it fits this computer: fits is None where that cannot be known, and "why"
-    says what differs.
+    "engines": what was built, and whether it fits this computer: fits is None where that cannot be
+    known, and "why" says what differs.
     """
     m = bundle.manifest
-    kept = ("name", "schema_version", "precision", "opset", "n_obs_steps", "horizon", "n_action_steps", "fps")
+    kept = (
+        "name",
+        "schema_version",
+        "precision",
+        "opset",
+        "n_obs_steps",
+        "horizon",
+        "n_action_steps",
+        "fps",
+    )
     lists = ("tasks", "requirements", "verification", "provenance")
     files = [bundle.path(name) for name in (*m.files, "manifest.json")]
     return {
@@ -67,7 +77,9 @@ def _engines(bundle: Bundle) -> list[dict[str, Any]]:
     ]
 
 
-def _fit(bundle: Bundle, folder: Path, record: EngineRecord, device: Device | None, unknown: str) -> dict[str, Any]:
+def _fit(
+    bundle: Bundle, folder: Path, record: EngineRecord, device: Device | None, unknown: str
+) -> dict[str, Any]:
     if spoilt := trouble(folder, record, bundle):
         return {"fits": False, "why": spoilt}
     if device is None:

@@ -1,7 +1,9 @@
-"""How fast a bundle is on this computer: per stage, per chunk, from cold, and how far two equal runs differ.
+"""How fast a bundle is on this computer: per stage, per chunk, from cold, and how far two equal
+runs differ.
 
-Knows how to drive a policy with made-up observations, and how fast this computer multiplies and copies. Refuses to know
-robots and success rates; noise frames cost an encoder exactly what real ones do.
+Knows how to drive a policy with made-up observations, and how fast this computer multiplies and
+copies. Refuses to know robots and success rates; noise frames cost an encoder exactly what real
+ones do.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ PROBE_REPEATS = 7
 def bench(folder: Path, backend: str = "auto", repeats: int = 50, seed: int = 0) -> dict[str, Any]:
     """Measure one bundle on one backend.
 
-    "tick" is the critical path of a chunk: one new observation per camera is encoded, the older ones are remembered,
-    the text is cached, "history" was computed the tick before. Every figure is measured in two halves, A and B; their
-    ratio says how much is noise. "of_bound" is the least time that this processor needs for a stage's products and
-    weights, over its median; it is missing on a GPU, which the probe does not measure.
+    "tick" is the critical path of a chunk: one new observation per camera is encoded, the older
+    ones are remembered, the text is cached, "history" was computed the tick before. Every figure is
+    measured in two halves, A and B; their ratio says how much is noise. "of_bound" is the least
+    time that this processor needs for a stage's products and weights, over its median; it is
+    missing on a GPU, which the probe does not measure.
     """
     if repeats < 2:
         raise UserError(f"--repeats {repeats} is too few: use at least 2")
@@ -77,19 +80,31 @@ def bench(folder: Path, backend: str = "auto", repeats: int = 50, seed: int = 0)
 
 
 def machine_speed() -> dict[str, float]:
-    """What this processor can do at its best: {gflops, gb_per_s}, of one matrix product and of copying."""
+    """What this processor can do at its best: {gflops, gb_per_s}, of one matrix product and of
+    copying.
+    """
     a = np.random.default_rng(0).standard_normal((PROBE_SIDE, PROBE_SIDE), np.float32)
     source, target = np.ones(PROBE_FLOATS, np.float32), np.empty(PROBE_FLOATS, np.float32)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     parts = list(zip(np.array_split(target, cores), np.array_split(source, cores), strict=True))
     with ThreadPoolExecutor(cores) as pool:
         product_s = min(_seconds(lambda: a @ a) for _ in range(PROBE_REPEATS))
-        copy_s = min(_seconds(lambda: list(pool.map(lambda p: np.copyto(*p), parts))) for _ in range(PROBE_REPEATS))
+        copy_s = min(
+            _seconds(lambda: list(pool.map(lambda p: np.copyto(*p), parts)))
+            for _ in range(PROBE_REPEATS)
+        )
     moved = source.nbytes + target.nbytes  # read and written
-    return {"gflops": round(2 * PROBE_SIDE**3 / product_s / 1e9, 1), "gb_per_s": round(moved / copy_s / 1e9, 1)}
+    return {
+        "gflops": round(2 * PROBE_SIDE**3 / product_s / 1e9, 1),
+        "gb_per_s": round(moved / copy_s / 1e9, 1),
+    }
 
 
-def _achieved(bundle: Bundle, stage: str, median_ms: float, able: dict[str, float]) -> dict[str, float]:
+def _achieved(
+    bundle: Bundle, stage: str, median_ms: float, able: dict[str, float]
+) -> dict[str, float]:
     """Rates of a stage that is a graph, and how near they are to what the processor is able to do."""
     graph = bundle.manifest.graphs.get(stage)
     if graph is None or not graph.flops:
@@ -120,7 +135,10 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 def report(result: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
     """What `bench` found, for people: column heads, rows, and the lines below them."""
     rows = [
-        [name, *(form(figures[key]) if key in figures else "" for key, (_, form) in COLUMNS.items())]
+        [
+            name,
+            *(form(figures[key]) if key in figures else "" for key, (_, form) in COLUMNS.items()),
+        ]
         for name, figures in result["stages"].items()
     ]
     machine, cold = result["machine"], result["cold_ms"]
@@ -141,15 +159,22 @@ def report(result: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str
 
 
 class _Scene:
-    """Observations of the right shapes: uniform noise frames, positions in the middle of the training range."""
+    """Observations of the right shapes: uniform noise frames, positions in the middle of the
+    training range.
+    """
 
     def __init__(self, bundle: Bundle, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self._cameras = bundle.manifest.cameras
-        self._positions = np.array([(joint.low + joint.high) / 2 for joint in bundle.manifest.joints])
+        self._positions = np.array(
+            [(joint.low + joint.high) / 2 for joint in bundle.manifest.joints]
+        )
 
     def observe(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        frames = {c.name: self._rng.integers(0, 256, (c.height, c.width, 3), np.uint8) for c in self._cameras}
+        frames = {
+            c.name: self._rng.integers(0, 256, (c.height, c.width, 3), np.uint8)
+            for c in self._cameras
+        }
         return self._positions, frames
 
 
@@ -168,7 +193,10 @@ def _stages(policy: BundlePolicy, scene: _Scene, repeats: int) -> dict[str, dict
     policy.ledger.clear()
     ticks_s = [one_tick() for _ in range(repeats)]
     names = [name for name in ("vision", "history", "denoiser") if policy.ledger.durations(name)]
-    return {**{name: _summary(policy.ledger.durations(name)) for name in names}, "tick": _summary(ticks_s)}
+    return {
+        **{name: _summary(policy.ledger.durations(name)) for name in names},
+        "tick": _summary(ticks_s),
+    }
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -180,8 +208,17 @@ def _seconds(call: Callable[[], object]) -> float:
 def _summary(durations_s: list[float]) -> dict[str, float]:
     half = len(durations_s) // 2
     a, b = np.median(durations_s[:half]), np.median(durations_s[half:])
-    points = dict(zip((f"p{p}_ms" for p in PERCENTILES), np.percentile(durations_s, PERCENTILES) * 1e3, strict=True))
-    return {**{name: round(float(ms), 3) for name, ms in points.items()}, "b_over_a": round(float(b / a), 3)}
+    points = dict(
+        zip(
+            (f"p{p}_ms" for p in PERCENTILES),
+            np.percentile(durations_s, PERCENTILES) * 1e3,
+            strict=True,
+        )
+    )
+    return {
+        **{name: round(float(ms), 3) for name, ms in points.items()},
+        "b_over_a": round(float(b / a), 3),
+    }
 
 
 def _peak_memory_mb() -> float:
@@ -192,4 +229,7 @@ def _peak_memory_mb() -> float:
 def _cpu_name() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

@@ -1,7 +1,9 @@
-"""The bundle: an exported policy as a folder a person can open. The one definition of names, order and schema.
+"""The bundle: an exported policy as a folder a person can open. The one definition of names, order
+and schema.
 
-Knows what every file of a bundle is called, what the manifest says, and how both are checked. Refuses to know torch,
-engines, and robots. Paths in a manifest never leave the folder; nothing in a bundle is pickled.
+Knows what every file of a bundle is called, what the manifest says, and how both are checked.
+Refuses to know torch, engines, and robots. Paths in a manifest never leave the folder; nothing in a
+bundle is pickled.
 """
 
 from __future__ import annotations
@@ -48,12 +50,16 @@ FEATURES = "features"  # (1, n_cam * D) float32, of the newest frames
 STATE = "state"  # (1, S) float32, normalised, the newest
 EARLIER_FEATURES = "earlier_features"  # (1, n_obs - 1, n_cam * D) float32, oldest first
 EARLIER_STATE = "earlier_state"  # (1, n_obs - 1, S) float32, normalised, oldest first
-KNOWN = "known"  # (1, layers * 6 D) float32: the part of text and earlier observations in every block's modulation
+# (1, layers * 6 D) float32: the part of text and earlier observations in every block's modulation
+KNOWN = "known"
 NOISE = "noise"  # (1, horizon, A) float32, standard normal
-STEP_NOISE = "step_noise"  # (1, steps - 1, horizon, A) float32, standard normal; DDPM only, and only with steps > 1
+# (1, steps - 1, horizon, A) float32, standard normal; DDPM only, and only with steps > 1
+STEP_NOISE = "step_noise"
 PREFIX = "prefix"  # (1, horizon, A) float32, normalised actions that are already promised
 PREFIX_MASK = "prefix_mask"  # (1, horizon, 1) float32, 1 = the row is committed (held), 0 = free
-PREFIX_WEIGHTS = "prefix_weights"  # (1, horizon, 1) float32 in 0..1, instead of the mask in the guided graph
+PREFIX_WEIGHTS = (
+    "prefix_weights"  # (1, horizon, 1) float32 in 0..1, instead of the mask in the guided graph
+)
 ACTIONS = "actions"  # (1, horizon, A) float32, normalised
 
 MOST = 1 << 20  # no size of a policy is larger; a manifest that says so is broken
@@ -61,7 +67,10 @@ MOST_COST = 1 << 60  # nor are the operations or bytes of a chunk
 SAMPLERS = ("ddim", "ddpm", "euler", "rk4")
 PRECISIONS = ("fp32", "fp16", "int8")  # int8: vision and text towers; the denoiser is fp32
 UNITS = ("degrees", "percent")
-STATE_KEY, ACTION_KEY = "observation.state", "action"  # LeRobot's feature names, the keys of the stats file
+STATE_KEY, ACTION_KEY = (
+    "observation.state",
+    "action",
+)  # LeRobot's feature names, the keys of the stats file
 
 
 def frame_input(camera: str) -> str:
@@ -98,19 +107,25 @@ class Sampler:
 
     @property
     def draws(self) -> int:
-        """Chunks of noise that one chunk of actions takes: DDPM adds fresh noise after every step but the last."""
+        """Chunks of noise that one chunk of actions takes: DDPM adds fresh noise after every step
+        but the last.
+        """
         return self.steps if self.kind == "ddpm" else 1
 
 
 @dataclass(frozen=True)
 class Joint:
-    """One action dimension. Range and speed are what the demonstrations did, not what the arm could do."""
+    """One action dimension. Range and speed are what the demonstrations did, not what the arm could
+    do.
+    """
 
     name: str
     unit: str  # one of UNITS
     low: float  # lowest action in training
     high: float  # highest action in training
-    max_speed: float  # units per second, 99.9th percentile of |action[t+1] - action[t]| * fps in training
+    max_speed: (
+        float  # units per second, 99.9th percentile of |action[t+1] - action[t]| * fps in training
+    )
 
 
 @dataclass(frozen=True)
@@ -126,10 +141,14 @@ class Camera:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the runtime must know about a policy. Field order here is the order in manifest.json."""
+    """Everything the runtime must know about a policy. Field order here is the order in
+    manifest.json.
+    """
 
     name: str
-    graphs: dict[str, Graph]  # vision (absent for a policy without cameras), text, history, denoiser, guided (optional)
+    graphs: dict[
+        str, Graph
+    ]  # vision (absent for a policy without cameras), text, history, denoiser, guided (optional)
     sampler: Sampler
     joints: tuple[Joint, ...]  # in the order of state and action
     cameras: tuple[Camera, ...]  # in the order of the feature vector
@@ -161,7 +180,9 @@ class Bundle:
 
     @cached_property
     def stats(self) -> dict[str, Stats]:
-        """Feature name -> statistics of (J,) finite numbers. UserError: the file holds something else."""
+        """Feature name -> statistics of (J,) finite numbers. UserError: the file holds something
+        else.
+        """
         path, count = self.path(STATS), len(self.manifest.joints)
         stats = load_stats(path)
         for name, found in stats.items():
@@ -170,12 +191,16 @@ class Bundle:
                     f"{path}: {plain(name)} is of shape {found.low.shape}, not {(count,)}: re-run `mtdit export`"
                 )
             if not found.is_finite:
-                raise UserError(f"{path}: {plain(name)} holds NaN or infinite numbers: train on a dataset without them")
+                raise UserError(
+                    f"{path}: {plain(name)} holds NaN or infinite numbers: train on a dataset without them"
+                )
         return stats
 
     @cached_property
     def task_features(self) -> dict[str, NDArray[np.float32]]:
-        """Instruction -> (P,) float32 text feature, for the tasks seen in training. UserError: there are others."""
+        """Instruction -> (P,) float32 text feature, for the tasks seen in training. UserError:
+        there are others.
+        """
         path, arrays = self.path(TASKS), read_arrays(self.path(TASKS))
         tasks, features = (arrays.get(name, np.zeros(())) for name in ("tasks", "features"))
         words = texts(tasks)
@@ -194,10 +219,11 @@ class Bundle:
 
 
 def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
-    """Read and check a bundle. `check_files=False` skips the checksums, for inner loops that opened it before.
+    """Read and check a bundle. `check_files=False` skips the checksums, for inner loops that opened
+    it before.
 
-    Raises UserError: no such folder, not a bundle, another schema version, a malformed manifest, a file that is
-    missing, changed, or outside the folder.
+    Raises UserError: no such folder, not a bundle, another schema version, a malformed manifest, a
+    file that is missing, changed, or outside the folder.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
@@ -207,13 +233,19 @@ def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
     for name, digest in manifest.files.items():
         _check_file(folder, name, digest, hashed=check_files)
     if manifest.digest != digest_of(manifest):
-        raise UserError(f"{folder}/{MANIFEST} was changed since it was written: copy it again or re-run `mtdit export`")
+        raise UserError(
+            f"{folder}/{MANIFEST} was changed since it was written: copy it again or re-run `mtdit export`"
+        )
     return Bundle(folder, manifest)
 
 
 def _no_bundle(folder: Path) -> str:
     if not folder.exists():
-        names = sorted(p.name for p in folder.parent.glob(f"*{SUFFIX}")) if folder.parent.is_dir() else []
+        names = (
+            sorted(p.name for p in folder.parent.glob(f"*{SUFFIX}"))
+            if folder.parent.is_dir()
+            else []
+        )
         near = difflib.get_close_matches(folder.name, names, n=1)
         hint = f"did you mean {folder.parent / near[0]}?" if near else "run `mtdit export` first"
         return f"no bundle at {folder}: {hint}"
@@ -221,7 +253,9 @@ def _no_bundle(folder: Path) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Hash every file of `folder` (engines excepted), write manifest.json, and return the manifest with the hashes."""
+    """Hash every file of `folder` (engines excepted), write manifest.json, and return the manifest
+    with the hashes.
+    """
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     names = [p.relative_to(folder).as_posix() for p in paths]
     files = {n: sha256(folder / n) for n in names if not n.startswith(f"{ENGINES}/")}
@@ -252,14 +286,24 @@ def _check_file(folder: Path, name: str, digest: str, hashed: bool) -> None:
             f"{folder}: manifest names {plain(name)!r}, which lies outside the bundle: do not use this bundle"
         )
     if not (folder / name).is_file():
-        raise UserError(f"{folder}: {name} is missing: copy the whole bundle again or re-run `mtdit export`")
+        raise UserError(
+            f"{folder}: {name} is missing: copy the whole bundle again or re-run `mtdit export`"
+        )
     if hashed and sha256(folder / name) != digest:
-        raise UserError(f"{folder}: {name} does not match its checksum: copy the bundle again or re-run `mtdit export`")
+        raise UserError(
+            f"{folder}: {name} does not match its checksum: copy the bundle again or re-run `mtdit export`"
+        )
 
 
 def _is_inside(folder: Path, name: str) -> bool:
     pure = PurePosixPath(name)
-    if not pure.name or pure.is_absolute() or ".." in pure.parts or not name.isprintable() or len(name) > 200:
+    if (
+        not pure.name
+        or pure.is_absolute()
+        or ".." in pure.parts
+        or not name.isprintable()
+        or len(name) > 200
+    ):
         return False
     try:
         return (folder / name).resolve().is_relative_to(folder.resolve())
@@ -268,19 +312,31 @@ def _is_inside(folder: Path, name: str) -> bool:
 
 
 def _check_consistency(manifest: Manifest, folder: Path) -> None:
-    """What the types cannot say: files that are hashed, positive sizes, an executed part inside the horizon."""
+    """What the types cannot say: files that are hashed, positive sizes, an executed part inside the
+    horizon.
+    """
     problems = [*_odd_files(manifest), *_odd_facts(manifest)] or _wrong_tensors(manifest)
     if problems:
         raise UserError(f"{folder}/{MANIFEST}: {plain(problems[0])}: re-run `mtdit export`")
 
 
 def _odd_files(m: Manifest) -> Iterator[str]:
-    yield from (f"graph file {g.file} has no checksum" for g in m.graphs.values() if g.file not in m.files)
+    yield from (
+        f"graph file {g.file} has no checksum" for g in m.graphs.values() if g.file not in m.files
+    )
     yield from (f"{name} has no checksum" for name in (STATS, TASKS) if name not in m.files)
-    yield from (f"graph {name!r} is missing" for name in ("text", "history", "denoiser") if name not in m.graphs)
+    yield from (
+        f"graph {name!r} is missing"
+        for name in ("text", "history", "denoiser")
+        if name not in m.graphs
+    )
     graphs = m.graphs.items()
     costs = [(name, cost) for name, graph in graphs for cost in (graph.flops, graph.weight_bytes)]
-    yield from (f"graph {name!r} has an impossible cost" for name, cost in costs if not 0 <= cost <= MOST_COST)
+    yield from (
+        f"graph {name!r} has an impossible cost"
+        for name, cost in costs
+        if not 0 <= cost <= MOST_COST
+    )
     if m.cameras and "vision" not in m.graphs:
         yield "graph 'vision' is missing"
 
@@ -294,10 +350,18 @@ def _odd_facts(m: Manifest) -> Iterator[str]:
         yield f"precision {m.precision!r} is unknown"
     sizes = {n: getattr(m, n) for n in ("n_obs_steps", "horizon", "n_action_steps", "fps")}
     yield from (f"{n} is {v}" for n, v in sizes.items() if not 1 <= v <= MOST)
-    yield from (f"joint {j.name!r} has an impossible unit, range or speed" for j in m.joints if not _is_sane(j))
+    yield from (
+        f"joint {j.name!r} has an impossible unit, range or speed"
+        for j in m.joints
+        if not _is_sane(j)
+    )
     for what, things in (("joint", m.joints), ("camera", m.cameras)):
         names = [thing.name for thing in things]
-        yield from (f"two {what}s are called {name!r}" for name in dict.fromkeys(names) if names.count(name) > 1)
+        yield from (
+            f"two {what}s are called {name!r}"
+            for name in dict.fromkeys(names)
+            if names.count(name) > 1
+        )
     if not m.joints:
         yield "no joints"
     if m.obs_spacing_ticks != 1:
@@ -307,7 +371,9 @@ def _odd_facts(m: Manifest) -> Iterator[str]:
 
 
 def _wrong_tensors(m: Manifest) -> list[str]:
-    """Graphs whose inputs and outputs are not what the rest of the manifest says. Only feature widths are free."""
+    """Graphs whose inputs and outputs are not what the rest of the manifest says. Only feature
+    widths are free.
+    """
     unknown = sorted(set(m.graphs) - {"vision", "text", "history", "denoiser", "guided"})
     found = [f"graph {name!r} is unknown" for name in unknown]
     for name, (inputs, outputs) in _wanted_tensors(m).items():
@@ -320,7 +386,10 @@ def _wanted_tensors(m: Manifest) -> dict[str, tuple[list[Tensor], list[Tensor]]]
     actions = (1, m.horizon, len(m.joints))
     text = Tensor(TEXT_FEATURE, (1, _width(m.graphs["text"].outputs)), "float32")
     ids = Tensor(TOKEN_IDS, (1, _width(m.graphs["text"].inputs)), "int64")
-    known, joints = Tensor(KNOWN, (1, _width(m.graphs["history"].outputs)), "float32"), len(m.joints)
+    known, joints = (
+        Tensor(KNOWN, (1, _width(m.graphs["history"].outputs)), "float32"),
+        len(m.joints),
+    )
     wanted, given = {"text": ([ids], [text])}, [known, Tensor(STATE, (1, joints), "float32")]
     given += [Tensor(name, actions, "float32") for name in (NOISE, PREFIX)]
     if m.sampler.draws > 1:
@@ -332,7 +401,11 @@ def _wanted_tensors(m: Manifest) -> dict[str, tuple[list[Tensor], list[Tensor]]]
         wanted["vision"] = (frames, [Tensor(FEATURES, (1, width), "float32")])
         given.append(Tensor(FEATURES, (1, width), "float32"))
         earlier.append((EARLIER_FEATURES, width))
-    before = [Tensor(name, (1, m.n_obs_steps - 1, width), "float32") for name, width in earlier if m.n_obs_steps > 1]
+    before = [
+        Tensor(name, (1, m.n_obs_steps - 1, width), "float32")
+        for name, width in earlier
+        if m.n_obs_steps > 1
+    ]
     wanted["history"] = ([text, *before], [known])
     for name, held in (("denoiser", PREFIX_MASK), ("guided", PREFIX_WEIGHTS)):
         if name in m.graphs:
@@ -343,16 +416,28 @@ def _wanted_tensors(m: Manifest) -> dict[str, tuple[list[Tensor], list[Tensor]]]
 
 def _width(tensors: tuple[Tensor, ...]) -> int:
     """Of a feature, which nothing else in the manifest tells."""
-    return tensors[0].shape[-1] if tensors and tensors[0].shape and 1 <= tensors[0].shape[-1] <= MOST else 1
+    return (
+        tensors[0].shape[-1]
+        if tensors and tensors[0].shape and 1 <= tensors[0].shape[-1] <= MOST
+        else 1
+    )
 
 
 def _differing(where: str, what: str, got: tuple[Tensor, ...], wanted: list[Tensor]) -> list[str]:
     there, asked = {t.name: t for t in got}, {t.name: t for t in wanted}
     found = [f"{where} has no {what} {name!r}" for name in asked if name not in there]
-    found += [f"{where} has the {what} {name!r}, which nothing gives" for name in there if name not in asked]
+    found += [
+        f"{where} has the {what} {name!r}, which nothing gives"
+        for name in there
+        if name not in asked
+    ]
     found += [f"{where} has an {what} twice"] if len(there) != len(got) else []
     both = [(there[name], asked[name]) for name in asked if name in there]
-    return found + [f"{where}: {a.name} is {a.dtype} {a.shape}, not {b.dtype} {b.shape}" for a, b in both if a != b]
+    return found + [
+        f"{where}: {a.name} is {a.dtype} {a.shape}, not {b.dtype} {b.shape}"
+        for a, b in both
+        if a != b
+    ]
 
 
 def _is_sane(joint: Joint) -> bool:
@@ -366,7 +451,9 @@ def _parse_manifest(text: bytes, folder: Path) -> Manifest:
     try:
         data = json.loads(text, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({type(error).__name__}): copy the bundle again") from error
+        raise UserError(
+            f"{where} is not JSON ({type(error).__name__}): copy the bundle again"
+        ) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
@@ -375,8 +462,14 @@ def _parse_manifest(text: bytes, folder: Path) -> Manifest:
         )
     try:
         manifest: Manifest = from_json(Manifest, data, "manifest")
-        from_json(dict[str, dict[str, float]], manifest.verification.get("stages", {}), "manifest.verification.stages")
-        from_json(dict[str, str], manifest.provenance.get("versions", {}), "manifest.provenance.versions")
+        from_json(
+            dict[str, dict[str, float]],
+            manifest.verification.get("stages", {}),
+            "manifest.verification.stages",
+        )
+        from_json(
+            dict[str, str], manifest.provenance.get("versions", {}), "manifest.provenance.versions"
+        )
         return manifest
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{where}: {plain(error)}: re-run `mtdit export`") from error
@@ -390,10 +483,14 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def from_json(kind: Any, data: Any, where: str) -> Any:
-    """JSON value -> the annotated type, strictly. Raises TypeError, ValueError, OverflowError, RecursionError."""
+    """JSON value -> the annotated type, strictly. Raises TypeError, ValueError, OverflowError,
+    RecursionError.
+    """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
-        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair could never be printed
+        json.dumps(
+            data, ensure_ascii=False
+        ).encode()  # half a surrogate pair could never be printed
         return data
     if is_dataclass(kind):
         return _build_dataclass(kind, data, where)
@@ -420,7 +517,9 @@ def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
     wrong = sorted(set(data) ^ set(hints))
     if wrong:
         raise ValueError(f"{where}.{wrong[0]} is {'unknown' if wrong[0] in data else 'missing'}")
-    return kind(**{name: from_json(hint, data[name], f"{where}.{name}") for name, hint in hints.items()})
+    return kind(
+        **{name: from_json(hint, data[name], f"{where}.{name}") for name, hint in hints.items()}
+    )
 
 
 def _expect(data: Any, kind: type, where: str) -> Any:
@@ -434,12 +533,22 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, EOFError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise UserError(f"{path} is malformed ({plain(error)}): re-run `mtdit export`") from None
 
 
 def texts(array: NDArray[Any]) -> list[str] | None:
-    """The strings of an array, in order; None: it holds something else, or what no file and no terminal takes."""
+    """The strings of an array, in order; None: it holds something else, or what no file and no
+    terminal takes.
+    """
     try:
         found = [str(word) for word in array.ravel().tolist()] if array.dtype.kind == "U" else None
         "".join(found or ()).encode()
@@ -452,5 +561,7 @@ def save_task_features(path: Path, features: Mapping[str, NDArray[np.float32]]) 
     """Instruction -> (P,) features as one npz without pickle."""
     tasks = np.array(list(features), dtype=np.str_)
     np.savez(
-        path, tasks=tasks, features=np.stack(list(features.values())) if features else np.zeros((0, 0), np.float32)
+        path,
+        tasks=tasks,
+        features=np.stack(list(features.values())) if features else np.zeros((0, 0), np.float32),
     )

@@ -1,4 +1,6 @@
-"""One finding of the doctor: what was looked at, how it is, and what to do about it. Knows nothing else."""
+"""One finding of the doctor: what was looked at, how it is, and what to do about it. Knows nothing
+else.
+"""
 
 from __future__ import annotations
 

@@ -1,17 +1,21 @@
-"""The action queue: which chunk's which row is this tick's action, and when the next chunk is asked for.
+"""The action queue: which chunk's which row is this tick's action, and when the next chunk is asked
+for.
 
-Knows ticks, chunks and one worker thread. Refuses to know joints' limits, sleeping and the robot. Time is counted in
-ticks consumed: a tick in which nothing could be executed is consumed too, so rows and the world never drift apart.
+Knows ticks, chunks and one worker thread. Refuses to know joints' limits, sleeping and the robot.
+Time is counted in ticks consumed: a tick in which nothing could be executed is consumed too, so
+rows and the world never drift apart.
 
-The executed part of a chunk, rows [n_obs-1 : n_obs-1+n_action_steps], belongs to the tick of its observation and the
-ticks after it. Without prefetch this is LeRobot's `select_action`. With prefetch k the next chunk is asked for while k
-actions remain, computed meanwhile, and takes over exactly k ticks later at its row k: which actions are executed does
-not depend on how long computing took, as long as it took less than k ticks.
+The executed part of a chunk, rows [n_obs-1 : n_obs-1+n_action_steps], belongs to the tick of its
+observation and the ticks after it. Without prefetch this is LeRobot's `select_action`. With
+prefetch k the next chunk is asked for while k actions remain, computed meanwhile, and takes over
+exactly k ticks later at its row k: which actions are executed does not depend on how long computing
+took, as long as it took less than k ticks.
 
-When it takes longer and the queue must not wait (real time), the old chunk goes on into the rows behind its executed
-part: they are the policy's own plan, and following it is smoother than a dead stop in mid-motion. They are few, at most
-as many as were executed; after them the last action is held. A late chunk takes over at the row of its own tick. One
-that was asked for while the arm held still has missed nothing and begins at its first row.
+When it takes longer and the queue must not wait (real time), the old chunk goes on into the rows
+behind its executed part: they are the policy's own plan, and following it is smoother than a dead
+stop in mid-motion. They are few, at most as many as were executed; after them the last action is
+held. A late chunk takes over at the row of its own tick. One that was asked for while the arm held
+still has missed nothing and begins at its first row.
 """
 
 from __future__ import annotations
@@ -36,14 +40,18 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NONE = -1  # no chunk, no row
-INLINE_SHARE = 0.25  # of a tick: a chunk that fast is computed within the tick, from the newest observation
+INLINE_SHARE = (
+    0.25  # of a tick: a chunk that fast is computed within the tick, from the newest observation
+)
 HEADROOM = 1.25  # over the measured latency
 
 
 def auto_prefetch(latency_s: float, fps: float, n_action_steps: int) -> int:
-    """Ticks to ask ahead for a chunk that takes `latency_s`; 0 where it fits into a fraction of its tick.
+    """Ticks to ask ahead for a chunk that takes `latency_s`; 0 where it fits into a fraction of its
+    tick.
 
-    At most half of the executed part: one worker that needs longer than that falls behind whatever is chosen.
+    At most half of the executed part: one worker that needs longer than that falls behind whatever
+    is chosen.
     """
     if latency_s * fps <= INLINE_SHARE:
         return 0
@@ -74,10 +82,12 @@ class _Request:
 class ChunkQueue:
     """Turns a Policy into one action per tick.
 
-    prefetch_ticks: 0 computes a chunk in the tick that needs it. wait: at the tick a chunk is due, wait for it
-    (lock-step) instead of going on without it (real time). The same worker computes everything, in order.
+    prefetch_ticks: 0 computes a chunk in the tick that needs it. wait: at the tick a chunk is due,
+    wait for it (lock-step) instead of going on without it (real time). The same worker computes
+    everything, in order.
 
-    After a step, `chunk` and `row` say what was executed (NONE: held) and `requested` which chunk was asked for.
+    After a step, `chunk` and `row` say what was executed (NONE: held) and `requested` which chunk
+    was asked for.
     """
 
     def __init__(self, policy: Policy, prefetch_ticks: int = 0, wait: bool = True) -> None:
@@ -89,12 +99,16 @@ class ChunkQueue:
         self.policy, self.prefetch_ticks, self.wait = policy, prefetch_ticks, wait
         self.ledger = Ledger()
         self.adopted = self.stalls = self.continued = self.discarded = self.seams = 0
-        self.seam_jump = np.zeros(len(policy.joints))  # (J,) largest |new chunk - old chunk| at the same tick
+        self.seam_jump = np.zeros(
+            len(policy.joints)
+        )  # (J,) largest |new chunk - old chunk| at the same tick
         self._worker = ThreadPoolExecutor(1, "chunk") if prefetch_ticks else None
         self._plan: _Plan | None = None
         self._request: _Request | None = None
         self._ahead: Future[None] | None = None
-        self._held: Positions | None = None  # what to hold: the last action, at first the pose found
+        self._held: Positions | None = (
+            None  # what to hold: the last action, at first the pose found
+        )
         self._begin()
 
     def reset(self, task: str, seed: int) -> None:
@@ -121,7 +135,9 @@ class ChunkQueue:
         return self._held.copy()
 
     def prepare(self) -> None:
-        """Use the slack after a command: if the next tick asks for a chunk, encode now what is known of it."""
+        """Use the slack after a command: if the next tick asks for a chunk, encode now what is
+        known of it.
+        """
         if self._request is None and self._remaining() <= self.prefetch_ticks:
             self._ahead = self._submit(self.policy.prepare())
 
@@ -184,7 +200,9 @@ class ChunkQueue:
 
     def _lay_out(self, request: _Request) -> _Plan:
         first = self.policy.n_obs_steps - 1
-        actions = request.answer.result()[first : first + 2 * self.policy.n_action_steps]  # executed, continuation
+        actions = request.answer.result()[
+            first : first + 2 * self.policy.n_action_steps
+        ]  # executed, continuation
         return _Plan(request.number, self._tick if request.from_rest else request.tick, actions)
 
     def _measure_seam(self, new: _Plan) -> None:
@@ -192,13 +210,17 @@ class ChunkQueue:
         if old is not None:
             continuation = old.actions[min(self._tick - old.start, len(old.actions) - 1)]
             jump = np.abs(new.actions[self._tick - new.start] - continuation)
-            np.fmax(self.seam_jump, jump, out=self.seam_jump)  # not NaN: that is the guards' business, and no JSON
+            np.fmax(
+                self.seam_jump, jump, out=self.seam_jump
+            )  # not NaN: that is the guards' business, and no JSON
             self.seams += 1
 
     def _action(self, held: Positions) -> Positions:
         plan = self._plan
         if plan is None or not plan.holds(self._tick):
-            self.stalls += plan is not None  # before the first chunk the arm stands where it was found
+            self.stalls += (
+                plan is not None
+            )  # before the first chunk the arm stands where it was found
             self.chunk = self.row = NONE
             return held
         self.chunk, self.row = plan.number, self._tick - plan.start

@@ -1,7 +1,9 @@
-"""Recording demonstrations while an arm is driven: episodes, the pauses between them, and the keys that steer both.
+"""Recording demonstrations while an arm is driven: episodes, the pauses between them, and the keys
+that steer both.
 
-Knows phases and what becomes of an episode. Refuses to know who drives, what a key looks like and how a dataset is laid
-out. Everything slow (finishing an episode, words for the user) happens in a thread beside the control loop.
+Knows phases and what becomes of an episode. Refuses to know who drives, what a key looks like and
+how a dataset is laid out. Everything slow (finishing an episode, words for the user) happens in a
+thread beside the control loop.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from mtdit_runtime.safety import Stop
 
 NEXT, AGAIN, STOP = ("right", "enter", "n"), ("left", "r"), ("escape", "q")
 KEYS = "right or ENTER: on to the next   left or r: once more   q or ESC: enough"
-READY_S = 3.0  # before the first episode: the follower's way to the leader's pose is no demonstration
+READY_S = (
+    3.0  # before the first episode: the follower's way to the leader's pose is no demonstration
+)
 SHORTEST_S = 0.3  # a key that was hit twice is no episode
 SLOWEST_SHARE = 0.95  # of the rate the frames are marked with; a late tick now and then is nothing
 
@@ -27,7 +31,9 @@ Key = Callable[[], str | None]  # the key hit since it was last asked, if any
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be recorded. UserError for a task without words, and for episodes that are over before they begin."""
+    """What is to be recorded. UserError for a task without words, and for episodes that are over
+    before they begin.
+    """
 
     task: str
     episodes: int
@@ -41,7 +47,9 @@ class Plan:
     def check(self, fps: int) -> None:
         """UserError for a plan of which nothing would be kept."""
         if not self.task.strip():
-            raise UserError('an empty task teaches nothing: say what is shown, e.g. --task "open the drawer"')
+            raise UserError(
+                'an empty task teaches nothing: say what is shown, e.g. --task "open the drawer"'
+            )
         if round(self.episode_s * fps) < self.fewest_frames(fps):
             raise UserError(
                 f"{self.episode_s:g} s at {fps} frames a second are no episode: use --episode-seconds "
@@ -56,7 +64,9 @@ class Outcome:
     kept: int = 0
     frames: int = 0
     discarded: int = 0
-    repeated: dict[str, int] = field(default_factory=dict)  # camera -> pictures shown twice, encoder too slow
+    repeated: dict[str, int] = field(
+        default_factory=dict
+    )  # camera -> pictures shown twice, encoder too slow
     stale_frames: int = 0  # kept rows whose pictures were old: the arm held meanwhile
     slow_episodes: int = 0  # kept, though the loop was slower than their frames say
     interrupted: bool = False  # an episode was under way when the run ended
@@ -108,7 +118,9 @@ class Session:
         return f"pause before episode {number}   {max(0.0, self._pause_s - elapsed_s):.1f} s left"
 
     def close(self) -> None:
-        """Discard what was not finished, wait for what was, leave the dataset in order. Raises what writing raised."""
+        """Discard what was not finished, wait for what was, leave the dataset in order. Raises what
+        writing raised.
+        """
         try:
             if self._episode is not None:
                 self._episode.discard()
@@ -170,7 +182,11 @@ class Session:
         return self._now_s - self._since_s >= self._pause_s or (key in NEXT and not is_first)
 
     def _begin(self) -> None:
-        self._episode, self._stale, self._since_s = self.recording.begin(self.plan.task), 0, self._now_s
+        self._episode, self._stale, self._since_s = (
+            self.recording.begin(self.plan.task),
+            0,
+            self._now_s,
+        )
         self._say(f"episode {self.outcome.kept + 1} of {self.plan.episodes}: {self.plan.task!r}")
 
     def _take_back(self) -> None:
@@ -188,12 +204,16 @@ class Session:
         seconds = len(episode) / fps
         lines = [f"episode {self.outcome.kept + 1} kept: {seconds:.1f} s, {len(episode)} frames"]
         for camera, n in episode.repeated.items():
-            lines.append(f"{n} frames of {camera} were too many for the encoder, the ones before are shown instead")
+            lines.append(
+                f"{n} frames of {camera} were too many for the encoder, the ones before are shown instead"
+            )
             self.outcome.repeated[camera] = self.outcome.repeated.get(camera, 0) + n
         if stale:
             lines.append(f"{stale} frames were old when the arm saw them: check the cameras")
         if rate_hz < SLOWEST_SHARE * fps:
-            lines.append(f"only {rate_hz:.1f} of {fps} ticks a second: a policy learns it that much faster")
+            lines.append(
+                f"only {rate_hz:.1f} of {fps} ticks a second: a policy learns it that much faster"
+            )
             self.outcome.slow_episodes += 1
         self.outcome.stale_frames += stale
         self.outcome.frames += len(episode)
@@ -201,7 +221,9 @@ class Session:
         return True
 
     def _written(self) -> None:
-        """Take the writer's answer. Raises Stop when the dataset cannot grow: going on would record for nothing."""
+        """Take the writer's answer. Raises Stop when the dataset cannot grow: going on would record
+        for nothing.
+        """
         writing, self._writing = self._writing, None
         try:
             self.outcome.kept += bool(writing and writing.result())
@@ -209,7 +231,9 @@ class Session:
             raise self._no_room(error) from error
 
     def _no_room(self, error: OSError) -> UserError:
-        return UserError(f"{self.recording.root} cannot be written ({error}): make room, then --resume")
+        return UserError(
+            f"{self.recording.root} cannot be written ({error}): make room, then --resume"
+        )
 
     def _say(self, line: str) -> None:
         self._writer.submit(self._tell, line)

@@ -1,8 +1,10 @@
-"""Statistics of a recording, as LeRobot keeps them beside every dataset: per episode, and merged over episodes.
+"""Statistics of a recording, as LeRobot keeps them beside every dataset: per episode, and merged
+over episodes.
 
-Knows min, max, mean, std, count and five quantiles, of vectors and of pictures. Refuses to know files. Pictures are
-counted, not kept: 256 bins a channel say all of it. Source: LeRobot `datasets/compute_stats.py`; its quantiles come
-from 5000 bins, these are exact within one episode; over episodes both are count-weighted averages of them.
+Knows min, max, mean, std, count and five quantiles, of vectors and of pictures. Refuses to know
+files. Pictures are counted, not kept: 256 bins a channel say all of it. Source: LeRobot
+`datasets/compute_stats.py`; its quantiles come from 5000 bins, these are exact within one episode;
+over episodes both are count-weighted averages of them.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Stats = dict[str, NDArray[np.float64]]  # min, max, mean, std, q01 .. q99 of one shape, and count (1,)
+Stats = dict[
+    str, NDArray[np.float64]
+]  # min, max, mean, std, q01 .. q99 of one shape, and count (1,)
 Counts = NDArray[np.int64]  # (3, 256) how many pixels of a channel have each value
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
@@ -24,7 +28,13 @@ def vector_stats(rows: ArrayLike) -> Stats:
     """Of (N, D) or (N,) numbers, each statistic (D,) or (1,)."""
     table = np.asarray(rows, np.float64).reshape(len(np.asarray(rows)), -1)  # (N, D)
     low, high = table.min(0), table.max(0)
-    stats = {"min": low, "max": high, "mean": table.mean(0), "std": table.std(0), "count": np.array([len(table)])}
+    stats = {
+        "min": low,
+        "max": high,
+        "mean": table.mean(0),
+        "std": table.std(0),
+        "count": np.array([len(table)]),
+    }
     marks = np.quantile(table, list(QUANTILES.values()), axis=0, method="inverted_cdf")
     return stats | dict(zip(QUANTILES, marks, strict=True))
 
@@ -35,7 +45,9 @@ def pixel_counts(frame: NDArray[np.uint8]) -> Counts:
     if max(height, width) >= LONG_SIDE:
         step = (width if width > height else height) // SHORT_TARGET
         frame = frame[::step, ::step]
-    return np.stack([np.bincount(frame[..., channel].ravel(), minlength=256) for channel in range(3)])
+    return np.stack(
+        [np.bincount(frame[..., channel].ravel(), minlength=256) for channel in range(3)]
+    )
 
 
 def sampled_rows(n_frames: int) -> list[int]:
@@ -58,7 +70,9 @@ def _of_histogram(histogram: NDArray[np.int64]) -> dict[str, float]:
     total, seen = histogram.sum(), np.flatnonzero(histogram)
     mean = float(histogram @ values / total)
     below = np.cumsum(histogram)
-    marks = {name: values[np.searchsorted(below, share * total)] for name, share in QUANTILES.items()}
+    marks = {
+        name: values[np.searchsorted(below, share * total)] for name, share in QUANTILES.items()
+    }
     std = float(np.sqrt(histogram @ (values - mean) ** 2 / total))
     return {"min": values[seen[0]], "max": values[seen[-1]], "mean": mean, "std": std, **marks}
 
@@ -68,10 +82,14 @@ def merged(parts: Sequence[Stats]) -> Stats:
     count = np.array([float(part["count"][0]) for part in parts])
 
     def weighted(name: str) -> NDArray[np.float64]:
-        return np.average(np.stack([np.asarray(part[name], np.float64) for part in parts]), axis=0, weights=count)
+        return np.average(
+            np.stack([np.asarray(part[name], np.float64) for part in parts]), axis=0, weights=count
+        )
 
     mean = weighted("mean")
-    spread = [np.asarray(part["std"]) ** 2 + (np.asarray(part["mean"]) - mean) ** 2 for part in parts]
+    spread = [
+        np.asarray(part["std"]) ** 2 + (np.asarray(part["mean"]) - mean) ** 2 for part in parts
+    ]
     return {
         "min": np.min([part["min"] for part in parts], axis=0),
         "max": np.max([part["max"] for part in parts], axis=0),
@@ -86,7 +104,8 @@ def to_lists(stats: Mapping[str, Stats]) -> dict[str, dict[str, list[object]]]:
     """For JSON and parquet: counts are whole numbers, everything else is floating."""
     return {
         feature: {
-            name: np.asarray(values[name], np.int64 if name == "count" else np.float64).tolist() for name in NAMES
+            name: np.asarray(values[name], np.int64 if name == "count" else np.float64).tolist()
+            for name in NAMES
         }
         for feature, values in stats.items()
     }

@@ -1,9 +1,11 @@
-"""Recordings on disk: a LeRobotDataset v3, written one finished episode at a time, without torch or LeRobot.
+"""Recordings on disk: a LeRobotDataset v3, written one finished episode at a time, without torch or
+LeRobot.
 
-Knows the folder (meta/, data/, videos/), its tables, and the order of renames that makes an episode appear. Refuses to
-know robots, keys and clocks. Every episode has files of its own: written aside, flushed to disk, renamed one after the
-other, its row in meta/episodes before the last two. A kill at any moment costs the episode under way and no other; what
-is then left over is overwritten by the next session. Source of the format: LeRobot `datasets/` (codebase_version v3.0).
+Knows the folder (meta/, data/, videos/), its tables, and the order of renames that makes an episode
+appear. Refuses to know robots, keys and clocks. Every episode has files of its own: written aside,
+flushed to disk, renamed one after the other, its row in meta/episodes before the last two. A kill
+at any moment costs the episode under way and no other; what is then left over is overwritten by the
+next session. Source of the format: LeRobot `datasets/` (codebase_version v3.0).
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ class Layout:
             }
             for camera, (height, width) in self.cameras.items()
         }
-        numbers = {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in _INDICES.items()}
+        numbers = {
+            name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in _INDICES.items()
+        }
         return {ACTION: vector, STATE: dict(vector), **pictures, **numbers}
 
     def check(self) -> None:
@@ -77,9 +81,13 @@ class Layout:
             raise UserError(f"{self.fps} frames a second is nothing to record: use --fps 30")
         for camera, (height, width) in self.cameras.items():
             if "/" in camera or not camera:
-                raise UserError(f"camera name {camera!r} cannot name a feature: use letters, digits and _")
+                raise UserError(
+                    f"camera name {camera!r} cannot name a feature: use letters, digits and _"
+                )
             if self.video and (height % 2 or width % 2):
-                raise UserError(f"camera {camera!r} is {width}x{height}, video needs even sides: choose another size")
+                raise UserError(
+                    f"camera {camera!r} is {width}x{height}, video needs even sides: choose another size"
+                )
 
 
 @dataclass
@@ -92,7 +100,9 @@ class Episode:
     actions: list[Positions] = field(default_factory=list)
 
     def add(self, state: Positions, action: Positions, frames: Mapping[str, Frame]) -> None:
-        """One tick: what was seen and what the arm was then told. Frames are encoded elsewhere; this never waits."""
+        """One tick: what was seen and what the arm was then told. Frames are encoded elsewhere;
+        this never waits.
+        """
         for camera, encoding in self.encodings.items():
             encoding.add(frames[camera])
         self.states.append(np.array(state, np.float32))
@@ -104,7 +114,11 @@ class Episode:
     @property
     def repeated(self) -> dict[str, int]:
         """Camera -> frames that the encoder was too slow for; the one before is shown instead."""
-        return {camera: encoding.repeated for camera, encoding in self.encodings.items() if encoding.repeated}
+        return {
+            camera: encoding.repeated
+            for camera, encoding in self.encodings.items()
+            if encoding.repeated
+        }
 
     def discard(self) -> None:
         for encoding in self.encodings.values():
@@ -114,12 +128,18 @@ class Episode:
 class Recording:
     """A dataset folder that grows by whole episodes.
 
-    root: a new folder, or one to go on with if `resume`. codec: h264 or av1. wait: let the encoder hold up whoever adds
-    frames (lock-step) instead of repeating pictures. UserError: not empty, another layout, PyAV or pyarrow missing.
+    root: a new folder, or one to go on with if `resume`. codec: h264 or av1. wait: let the encoder
+    hold up whoever adds frames (lock-step) instead of repeating pictures. UserError: not empty,
+    another layout, PyAV or pyarrow missing.
     """
 
     def __init__(
-        self, root: Path, layout: Layout, resume: bool = False, codec: str = "h264", wait: bool = False
+        self,
+        root: Path,
+        layout: Layout,
+        resume: bool = False,
+        codec: str = "h264",
+        wait: bool = False,
     ) -> None:
         layout.check()
         self.root, self.layout, self._wait = root, layout, wait
@@ -151,16 +171,22 @@ class Recording:
 
     def begin(self, task: str) -> Episode:
         """Start an episode; its encoders start with it."""
-        return Episode(task, {c: Encoding(partial(self._sink, c), self._wait) for c in self.layout.cameras})
+        return Episode(
+            task, {c: Encoding(partial(self._sink, c), self._wait) for c in self.layout.cameras}
+        )
 
     def keep(self, episode: Episode) -> None:
-        """Finish the encoders and make the episode part of the dataset. Takes a while: not for the control loop.
+        """Finish the encoders and make the episode part of the dataset. Takes a while: not for the
+        control loop.
 
-        UserError when there is too little of it. OSError when the disk is full; the dataset is as it was.
+        UserError when there is too little of it. OSError when the disk is full; the dataset is as
+        it was.
         """
         if len(episode) < FEWEST_FRAMES:
             episode.discard()
-            raise UserError(f"an episode of {len(episode)} frames is no demonstration: record a longer one")
+            raise UserError(
+                f"an episode of {len(episode)} frames is no demonstration: record a longer one"
+            )
         for encoding in episode.encodings.values():
             encoding.finish()
         tasks = self.tasks if episode.task in self.tasks else [*self.tasks, episode.task]
@@ -180,7 +206,9 @@ class Recording:
             return False
         row = self._rows.pop()
         self._stats.pop()
-        self._path(EPISODES_PATH, row, "meta/episodes").unlink()  # from here on it is not part of the dataset
+        self._path(
+            EPISODES_PATH, row, "meta/episodes"
+        ).unlink()  # from here on it is not part of the dataset
         self._info = self._info_with(self._rows, self.tasks)
         self._write_json(STATS, dataset_stats.to_lists(_merged(self._stats)))
         self._write_json(INFO, self._info)
@@ -226,7 +254,9 @@ class Recording:
         tasks: Sequence[str],
         info: Mapping[str, Any],
     ) -> list[tuple[Path, Path]]:
-        """Write everything aside and flush it: (there, where it belongs), in the order in which it may appear."""
+        """Write everything aside and flush it: (there, where it belongs), in the order in which it
+        may appear.
+        """
         pq, aside = _parquet(), self._aside
         pq.write_table(data, aside / "data.parquet", compression="snappy")
         pq.write_table(_task_table(tasks), aside / "tasks.parquet")
@@ -250,23 +280,36 @@ class Recording:
     def _path(self, pattern: str, row: Mapping[str, Any], columns: str) -> Path:
         """Where this episode's file of one kind lies."""
         chunk, file = row[f"{columns}/chunk_index"], row[f"{columns}/file_index"]
-        return self.root / pattern.format(video_key=columns.removeprefix("videos/"), chunk_index=chunk, file_index=file)
+        return self.root / pattern.format(
+            video_key=columns.removeprefix("videos/"), chunk_index=chunk, file_index=file
+        )
 
     def _new_row(self, episode: Episode) -> dict[str, Any]:
         """The episode's line in meta/episodes: which rows and which files are its own."""
         first = self.n_frames
-        row: dict[str, Any] = {"episode_index": self.n_episodes, "tasks": [episode.task], "length": len(episode)}
+        row: dict[str, Any] = {
+            "episode_index": self.n_episodes,
+            "tasks": [episode.task],
+            "length": len(episode),
+        }
         row |= self._next_file("data")
         row |= {"dataset_from_index": first, "dataset_to_index": first + len(episode)}
         for key in self._video_keys():
             row |= self._next_file(f"videos/{key}")
-            row |= {f"videos/{key}/from_timestamp": 0.0, f"videos/{key}/to_timestamp": len(episode) / self.layout.fps}
+            row |= {
+                f"videos/{key}/from_timestamp": 0.0,
+                f"videos/{key}/to_timestamp": len(episode) / self.layout.fps,
+            }
         return row | self._next_file("meta/episodes")
 
     def _next_file(self, columns: str) -> dict[str, int]:
         """The file after the last one of its kind."""
         size = int(self._info["chunks_size"])
-        last = self._rows[-1] if self._rows else {f"{columns}/chunk_index": 0, f"{columns}/file_index": -1}
+        last = (
+            self._rows[-1]
+            if self._rows
+            else {f"{columns}/chunk_index": 0, f"{columns}/file_index": -1}
+        )
         number = int(last[f"{columns}/chunk_index"]) * size + int(last[f"{columns}/file_index"]) + 1
         return {f"{columns}/chunk_index": number // size, f"{columns}/file_index": number % size}
 
@@ -303,7 +346,9 @@ class Recorded:
 
 
 def read_episode(root: Path, number: int) -> Recorded:
-    """Episode `number` of a LeRobotDataset v3. UserError: no dataset, no such episode, other features."""
+    """Episode `number` of a LeRobotDataset v3. UserError: no dataset, no such episode, other
+    features.
+    """
     pq, info = _parquet(), read_info(root)
     with _whole(root):
         rows = list(_episode_rows(root))
@@ -312,10 +357,16 @@ def read_episode(root: Path, number: int) -> Recorded:
             raise UserError(f"{root} has no episode {number}: it has {there}")
         row = rows[number]
         pattern = info.get("data_path") or DATA_PATH
-        path = root / pattern.format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-        table = pq.read_table(path, columns=[ACTION, STATE, "episode_index"], filters=[("episode_index", "=", number)])
+        path = root / pattern.format(
+            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
+        )
+        table = pq.read_table(
+            path, columns=[ACTION, STATE, "episode_index"], filters=[("episode_index", "=", number)]
+        )
         states, actions = (np.array(table[key].to_pylist(), np.float64) for key in (STATE, ACTION))
-        joints = tuple(str(name).removesuffix(".pos") for name in info["features"][ACTION].get("names") or [])
+        joints = tuple(
+            str(name).removesuffix(".pos") for name in info["features"][ACTION].get("names") or []
+        )
         return Recorded(int(info["fps"]), joints, row["tasks"][0], states, actions)
 
 
@@ -326,7 +377,9 @@ def _whole(root: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         what = (str(error).splitlines() or [""])[0][:160]
-        raise UserError(f"{root} is damaged ({type(error).__name__}: {what}): restore it from a copy") from error
+        raise UserError(
+            f"{root} is damaged ({type(error).__name__}: {what}): restore it from a copy"
+        ) from error
 
 
 def read_info(root: Path) -> dict[str, Any]:
@@ -334,12 +387,18 @@ def read_info(root: Path) -> dict[str, Any]:
     try:
         info = json.loads((root / INFO).read_text())
     except FileNotFoundError as error:
-        raise UserError(f"{root} is no dataset, it has no {INFO}: give the folder that contains meta/") from error
+        raise UserError(
+            f"{root} is no dataset, it has no {INFO}: give the folder that contains meta/"
+        ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{root / INFO} cannot be read ({error}): copy the dataset again") from error
+        raise UserError(
+            f"{root / INFO} cannot be read ({error}): copy the dataset again"
+        ) from error
     version = info.get("codebase_version") if isinstance(info, dict) else None
     if not str(version).startswith("v3."):
-        raise UserError(f"{root} is a dataset of version {version}, v3.x is needed: convert it with LeRobot's script")
+        raise UserError(
+            f"{root} is a dataset of version {version}, v3.x is needed: convert it with LeRobot's script"
+        )
     return dict(info)
 
 
@@ -384,7 +443,9 @@ def _pictures(images: Sequence[bytes]) -> Any:
     import pyarrow as pa
 
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    return pa.array([{"bytes": image, "path": f"frame-{i:06d}.png"} for i, image in enumerate(images)], kind)
+    return pa.array(
+        [{"bytes": image, "path": f"frame-{i:06d}.png"} for i, image in enumerate(images)], kind
+    )
 
 
 def _row_table(row: Mapping[str, Any], stats: Mapping[str, Stats]) -> Any:
@@ -392,9 +453,15 @@ def _row_table(row: Mapping[str, Any], stats: Mapping[str, Stats]) -> Any:
     import pyarrow as pa
 
     lists = dataset_stats.to_lists(stats)
-    flat = {f"stats/{key}/{name}": value for key, values in lists.items() for name, value in values.items()}
+    flat = {
+        f"stats/{key}/{name}": value
+        for key, values in lists.items()
+        for name, value in values.items()
+    }
     place = {key: value for key, value in row.items() if key.startswith("meta/")}
-    return pa.Table.from_pylist([{**{k: v for k, v in row.items() if k not in place}, **flat, **place}])
+    return pa.Table.from_pylist(
+        [{**{k: v for k, v in row.items() if k not in place}, **flat, **place}]
+    )
 
 
 def _task_table(tasks: Sequence[str]) -> Any:
@@ -402,7 +469,13 @@ def _task_table(tasks: Sequence[str]) -> Any:
     import pyarrow as pa
 
     def column(name: str | None, kind: str, dtype: str, metadata: Any = None) -> dict[str, Any]:
-        return {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype, "metadata": metadata}
+        return {
+            "name": name,
+            "field_name": name,
+            "pandas_type": kind,
+            "numpy_type": dtype,
+            "metadata": metadata,
+        }
 
     pandas = {
         "index_columns": ["task"],
@@ -412,7 +485,12 @@ def _task_table(tasks: Sequence[str]) -> Any:
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.2.0",
     }
-    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
+    table = pa.table(
+        {
+            "task_index": pa.array(range(len(tasks)), pa.int64()),
+            "task": pa.array(tasks, pa.string()),
+        }
+    )
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
@@ -421,13 +499,19 @@ def _episode_stats(episode: Episode, data: Any) -> dict[str, Stats]:
         name: np.array(data[name].to_pylist() if name in (ACTION, STATE) else data[name])
         for name in (ACTION, STATE, *_INDICES)
     }
-    images = {IMAGES + camera: dataset_stats.image_stats(e.counts) for camera, e in episode.encodings.items()}
+    images = {
+        IMAGES + camera: dataset_stats.image_stats(e.counts)
+        for camera, e in episode.encodings.items()
+    }
     numbers = {name: dataset_stats.vector_stats(rows) for name, rows in vectors.items()}
     return {ACTION: numbers.pop(ACTION), STATE: numbers.pop(STATE), **images, **numbers}
 
 
 def _merged(parts: Sequence[Mapping[str, Stats]]) -> dict[str, Stats]:
-    return {key: dataset_stats.merged([part[key] for part in parts]) for key in (parts[0] if parts else ())}
+    return {
+        key: dataset_stats.merged([part[key] for part in parts])
+        for key in (parts[0] if parts else ())
+    }
 
 
 def _stats_so_far(root: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Stats]:
@@ -500,7 +584,9 @@ def _video_info(layout: Layout, key: str, codec: Codec) -> dict[str, Any]:
 
 @contextmanager
 def _only_writer(root: Path) -> Iterator[None]:
-    """Hold the folder, new or not; a process that dies lets go of it. UserError while another one holds it."""
+    """Hold the folder, new or not; a process that dies lets go of it. UserError while another one
+    holds it.
+    """
     root.mkdir(parents=True, exist_ok=True)
     folder = os.open(root, os.O_RDONLY)
     try:
@@ -514,20 +600,26 @@ def _lock(folder: int, root: Path) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(f"another program records into {root}: wait for it, or choose another --out") from error
+        raise UserError(
+            f"another program records into {root}: wait for it, or choose another --out"
+        ) from error
     except OSError as error:  # a network folder may know no locks
         log.debug("%s cannot be locked: %s", root, error)
 
 
 def _check_room(root: Path, resume: bool) -> None:
-    """UserError for a folder that holds something else, or an earlier session nobody asked to continue."""
+    """UserError for a folder that holds something else, or an earlier session nobody asked to
+    continue.
+    """
     if root.exists() and not root.is_dir():
         raise UserError(f"{root} is not a folder: choose another --out")
     found = {path.name for path in root.iterdir()} - {ASIDE} if root.is_dir() else set()
     if found and not (root / INFO).is_file():
         raise UserError(f"{root} holds {sorted(found)[0]} and no dataset: choose another --out")
     if found and not resume:
-        raise UserError(f"{root} holds a recording already: add --resume to go on with it, or choose another --out")
+        raise UserError(
+            f"{root} holds a recording already: add --resume to go on with it, or choose another --out"
+        )
 
 
 def _check_same(info: Mapping[str, Any], layout: Layout, root: Path) -> None:
@@ -535,17 +627,27 @@ def _check_same(info: Mapping[str, Any], layout: Layout, root: Path) -> None:
     asked = _new_info(layout)
     for name in ("fps", "robot_type"):
         if info.get(name) != asked[name]:
-            raise UserError(f"{root} has {name} {info.get(name)}, not {asked[name]}: choose another --out")
+            raise UserError(
+                f"{root} has {name} {info.get(name)}, not {asked[name]}: choose another --out"
+            )
     for key in dict.fromkeys([*asked["features"], *info["features"]]):
-        ours, theirs = (_essence(features.get(key)) for features in (asked["features"], info["features"]))
+        ours, theirs = (
+            _essence(features.get(key)) for features in (asked["features"], info["features"])
+        )
         if ours != theirs:
-            raise UserError(f"{root} has {key} as {theirs}, this arm gives {ours}: choose another --out")
+            raise UserError(
+                f"{root} has {key} as {theirs}, this arm gives {ours}: choose another --out"
+            )
 
 
 def _essence(feature: Mapping[str, Any] | None) -> str:
     if feature is None:
         return "nothing"
-    names = f" of {', '.join(feature['names'])}" if feature["dtype"] == "float32" and feature["names"] else ""
+    names = (
+        f" of {', '.join(feature['names'])}"
+        if feature["dtype"] == "float32" and feature["names"]
+        else ""
+    )
     return f"{feature['dtype']} {'x'.join(map(str, feature['shape']))}{names}"
 
 

@@ -23,11 +23,18 @@ MIN_LIKENESS = 0.05  # of the correlation: below it there is no common picture, 
 _ASSUMED_FPS = 30.0
 
 
-def check_cameras(sources: Mapping[str, str], bundle: Bundle | None, seconds: float = 3.0) -> Iterator[Check]:
+def check_cameras(
+    sources: Mapping[str, str], bundle: Bundle | None, seconds: float = 3.0
+) -> Iterator[Check]:
     """All cameras at once. bundle: brings sizes, rate and reference pictures."""
     cameras = {camera.name: camera for camera in bundle.manifest.cameras} if bundle else {}
     for name in cameras.keys() - sources.keys():
-        yield Check(f"camera {name}", FAIL, "not given", f"the policy needs it: add --camera {name}=/dev/video0")
+        yield Check(
+            f"camera {name}",
+            FAIL,
+            "not given",
+            f"the policy needs it: add --camera {name}=/dev/video0",
+        )
     fps = float(bundle.manifest.fps) if bundle else _ASSUMED_FPS
     sizes = {name: (camera.height, camera.width) for name, camera in cameras.items()}
     for one in watch(sources, sizes, fps, seconds):
@@ -41,12 +48,22 @@ def _check_camera(one: Watched, fps: float, bundle: Bundle | None) -> Iterator[C
         return
     rate = f"{one.rate_hz:.1f} Hz {one.pixel_format}, of {fps:g} asked".replace(" ,", ",")
     yield judged(
-        f"{name} rate", one.rate_hz < SLOW_SHARE * fps, rate, "more light, a smaller size, or another USB port"
+        f"{name} rate",
+        one.rate_hz < SLOW_SHARE * fps,
+        rate,
+        "more light, a smaller size, or another USB port",
     )
     age = f"frames up to {one.oldest_s * 1e3:.0f} ms old"
-    yield judged(f"{name} age", one.oldest_s > STALE_S, age, "check its cable; the arm holds while a frame is that old")
+    yield judged(
+        f"{name} age",
+        one.oldest_s > STALE_S,
+        age,
+        "check its cable; the arm holds while a frame is that old",
+    )
     light = f"mean {one.brightness:.0f} of 255" + (f", too {one.exposure}" if one.exposure else "")
-    yield judged(f"{name} exposure", bool(one.exposure), light, "change the light, or the camera's exposure")
+    yield judged(
+        f"{name} exposure", bool(one.exposure), light, "change the light, or the camera's exposure"
+    )
     if bundle is not None:
         yield _check_view(name, one.frame, bundle, one.name)
 
@@ -64,14 +81,23 @@ def _check_view(name: str, frame: Frame, bundle: Bundle, camera: str) -> Check:
     (right, down), likeness = shift(reference, frame)
     if likeness < MIN_LIKENESS:
         finding = f"unlike training (likeness {likeness:.2f})"
-        return judged(f"{name} view", True, finding, f"compare it with {path}: right camera, right place, right light?")
+        return judged(
+            f"{name} view",
+            True,
+            finding,
+            f"compare it with {path}: right camera, right place, right light?",
+        )
     far = max(abs(right), abs(down)) > MAX_SHIFT_SHARE * frame.shape[1]
     finding = f"{round(right):+d} px right, {round(down):+d} px down of training (likeness {likeness:.2f})"
-    return judged(f"{name} view", far, finding, f"turn the camera back until it shows what {path} shows")
+    return judged(
+        f"{name} view", far, finding, f"turn the camera back until it shows what {path} shows"
+    )
 
 
 def shift(reference: Frame, frame: Frame) -> tuple[tuple[float, float], float]:
-    """How far `frame` shows things further (right, down) than `reference`, in pixels, and how alike they are, 0..1."""
+    """How far `frame` shows things further (right, down) than `reference`, in pixels, and how alike
+    they are, 0..1.
+    """
     import cv2
 
     ours, theirs = (_edges(picture) for picture in (frame, reference))

@@ -1,7 +1,9 @@
-"""One camera's frames of one episode, encoded by a thread of their own while the control loop goes on.
+"""One camera's frames of one episode, encoded by a thread of their own while the control loop goes
+on.
 
-Knows MP4 at a constant rate, PNG, and what to do when the encoder falls behind: the picture before is shown once more,
-so that frame i stays frame i, and it is counted, never hidden. Refuses to know datasets. PyAV is imported where used.
+Knows MP4 at a constant rate, PNG, and what to do when the encoder falls behind: the picture before
+is shown once more, so that frame i stays frame i, and it is counted, never hidden. Refuses to know
+datasets. PyAV is imported where used.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ INSTALL = 'recording needs pyarrow and PyAV: pip install "mtdit[record]"'
 
 @dataclass(frozen=True)
 class Codec:
-    """An encoder of FFmpeg and its settings. A key frame every second frame keeps LeRobot's random access cheap."""
+    """An encoder of FFmpeg and its settings. A key frame every second frame keeps LeRobot's random
+    access cheap.
+    """
 
     name: str  # as the stream calls itself
     encoder: str
@@ -36,11 +40,20 @@ class Codec:
 
     @property
     def options(self) -> dict[str, str]:
-        return {"g": str(self.g), "crf": str(self.crf), "preset": self.preset, "bf": "0"}  # no reordering: pts from 0
+        return {
+            "g": str(self.g),
+            "crf": str(self.crf),
+            "preset": self.preset,
+            "bf": "0",
+        }  # no reordering: pts from 0
 
 
-# H.264 costs a third of AV1's time, which a robot computer has better uses for; AV1 is LeRobot's own choice.
-CODECS = {"h264": Codec("h264", "libx264", 21, "veryfast"), "av1": Codec("av1", "libsvtav1", 30, "12")}
+# H.264 costs a third of AV1's time, which a robot computer has better uses for; AV1 is LeRobot's
+# own choice.
+CODECS = {
+    "h264": Codec("h264", "libx264", 21, "veryfast"),
+    "av1": Codec("av1", "libsvtav1", 30, "12"),
+}
 
 
 class Sink(Protocol):
@@ -92,10 +105,16 @@ class PngSink:
     def write(self, frame: Frame) -> None:
         encoder: Any = self._av.CodecContext.create("png", "w")
         encoder.width, encoder.height = self._size
-        encoder.pix_fmt, encoder.time_base, encoder.options = "rgb24", Fraction(1, 30), {"compression_level": "1"}
+        encoder.pix_fmt, encoder.time_base, encoder.options = (
+            "rgb24",
+            Fraction(1, 30),
+            {"compression_level": "1"},
+        )
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture.pts = 0
-        self.images.append(b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode(None)]))
+        self.images.append(
+            b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode(None)])
+        )
 
     def close(self) -> None:
         return None
@@ -111,8 +130,8 @@ class _Item:
 class Encoding:
     """The encoding of one camera's frames: `add` each of them, then `finish`, or `abandon`.
 
-    open_sink: called in the encoder's thread, opening takes longer than a tick may.
-    wait: when the encoder lags, wait for it (lock-step) instead of repeating the frame before (`repeated` counts).
+    open_sink: called in the encoder's thread, opening takes longer than a tick may. wait: when the
+    encoder lags, wait for it (lock-step) instead of repeating the frame before (`repeated` counts).
     """
 
     open_sink: Callable[[], Sink]
@@ -200,5 +219,7 @@ def find_codec(name: str) -> Codec:
     except ImportError as error:
         raise UserError(INSTALL) from error
     if CODECS[name].encoder not in av.codecs_available:
-        raise UserError(f"this PyAV cannot encode {name}: use --codec {' or '.join(n for n in CODECS if n != name)}")
+        raise UserError(
+            f"this PyAV cannot encode {name}: use --codec {' or '.join(n for n in CODECS if n != name)}"
+        )
     return CODECS[name]

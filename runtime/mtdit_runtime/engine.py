@@ -1,7 +1,7 @@
 """What runs a graph: one class per backend, and the choice between them.
 
-Knows ONNX Runtime and TensorRT. Refuses to know what the tensors mean. A backend that was asked for and does not really
-run is an error, never a silent fall-back; `auto` says what it chose and why.
+Knows ONNX Runtime and TensorRT. Refuses to know what the tensors mean. A backend that was asked for
+and does not really run is an error, never a silent fall-back; `auto` says what it chose and why.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Engines:
-    """The engines of a bundle. The text encoder is opened only for a task that training has not seen."""
+    """The engines of a bundle. The text encoder is opened only for a task that training has not
+    seen.
+    """
 
     vision: Engine | None  # None: the policy has no cameras
     history: Engine
@@ -61,8 +63,8 @@ class Engines:
 def choose_engines(bundle: Bundle, backend: str = "auto") -> Engines:
     """Open vision, history and denoiser on `backend`.
 
-    `auto` takes TensorRT if engines for this very device lie in the bundle, else CUDA if it really runs, else the CPU.
-    Raises UserError when a backend asked for by name does not run here.
+    `auto` takes TensorRT if engines for this very device lie in the bundle, else CUDA if it really
+    runs, else the CPU. Raises UserError when a backend asked for by name does not run here.
     """
     if backend not in BACKENDS:
         raise UserError(f"backend {backend!r} is unknown: use one of {', '.join(BACKENDS)}")
@@ -87,13 +89,19 @@ def _try_open(bundle: Bundle, backend: str, passed_over: list[str]) -> Engines |
 def _open(bundle: Bundle, backend: str, reason: str) -> Engines:
     if backend == "tensorrt":
         device = this_device()
-        return _engines(bundle, lambda name: _from_plan(bundle, find_plan(bundle, name, device), name), reason)
+        return _engines(
+            bundle, lambda name: _from_plan(bundle, find_plan(bundle, name, device), name), reason
+        )
     return _engines(bundle, lambda name: _from_onnx(bundle, name, cuda=backend == "cuda"), reason)
 
 
 def engines_in(bundle: Bundle, folder: Path) -> Engines:
     """TensorRT engines from the plans of a folder, whatever is known of it."""
-    return _engines(bundle, lambda name: _from_plan(bundle, folder / f"{name}.plan", name), f"tensorrt, {folder.name}")
+    return _engines(
+        bundle,
+        lambda name: _from_plan(bundle, folder / f"{name}.plan", name),
+        f"tensorrt, {folder.name}",
+    )
 
 
 def _engines(bundle: Bundle, open_graph: Callable[[str], Engine], reason: str) -> Engines:
@@ -101,7 +109,9 @@ def _engines(bundle: Bundle, open_graph: Callable[[str], Engine], reason: str) -
     vision = open_graph("vision") if "vision" in graphs else None
     open_guided = (lambda: open_graph("guided")) if "guided" in graphs else None
     history, denoiser = open_graph("history"), open_graph("denoiser")
-    return Engines(vision, history, denoiser, lambda: _from_onnx(bundle, "text"), reason, open_guided)
+    return Engines(
+        vision, history, denoiser, lambda: _from_onnx(bundle, "text"), reason, open_guided
+    )
 
 
 def _from_onnx(bundle: Bundle, name: str, cuda: bool = False) -> Engine:
@@ -120,11 +130,14 @@ def _zeros(graph: Graph) -> Arrays:
 class OnnxEngine:
     """ONNX Runtime, on the CPU or, with `cuda`, on the GPU.
 
-    Threads spin between a graph's operations, of which a chunk has thousands, and sleep between calls. A control loop
-    on the same two cores wakes no later for it (measured: 99 % within 4 ms either way), and the chunk comes earlier.
+    Threads spin between a graph's operations, of which a chunk has thousands, and sleep between
+    calls. A control loop on the same two cores wakes no later for it (measured: 99 % within 4 ms
+    either way), and the chunk comes earlier.
     """
 
-    def __init__(self, path: Path, graph: Graph, name: str, cuda: bool = False, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, graph: Graph, name: str, cuda: bool = False, threads: int | None = None
+    ) -> None:
         ort = _import_onnxruntime()
         self.name, self._version = name, ort.__version__
         self._outputs = [tensor.name for tensor in graph.outputs]
@@ -133,20 +146,31 @@ class OnnxEngine:
             _check_cuda_build(ort)
         provider = "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
         try:
-            self._session = ort.InferenceSession(str(path), self._options(ort), providers=[provider])
+            self._session = ort.InferenceSession(
+                str(path), self._options(ort), providers=[provider]
+            )
             self._session.disable_fallback()
             self._provider = self._session.get_providers()[0]
             # the list of providers is a promise, a run is the proof
             given = self(_zeros(graph)) if self._provider == provider else {}
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            raise UserError(f"ONNX Runtime cannot run {path} ({_first_line(error)}): {_remedy(cuda)}") from error
+            raise UserError(
+                f"ONNX Runtime cannot run {path} ({_first_line(error)}): {_remedy(cuda)}"
+            ) from error
         if self._provider != provider:
-            raise UserError(f"ONNX Runtime fell back to {self._provider} for {path.name}: {_remedy(cuda)}")
+            raise UserError(
+                f"ONNX Runtime fell back to {self._provider} for {path.name}: {_remedy(cuda)}"
+            )
         for tensor in graph.outputs:
-            if (given[tensor.name].shape, given[tensor.name].dtype.name) != (tensor.shape, tensor.dtype):
+            if (given[tensor.name].shape, given[tensor.name].dtype.name) != (
+                tensor.shape,
+                tensor.dtype,
+            ):
                 got = f"{given[tensor.name].dtype} {given[tensor.name].shape}"
                 wanted = f"{tensor.dtype} {tensor.shape}"
-                raise UserError(f"{path}: {tensor.name} is {got}, the manifest says {wanted}: re-run `mtdit export`")
+                raise UserError(
+                    f"{path}: {tensor.name} is {got}, the manifest says {wanted}: re-run `mtdit export`"
+                )
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
@@ -175,8 +199,12 @@ def _import_onnxruntime() -> Any:
 def _check_cuda_build(ort: Any) -> None:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise UserError(f"this onnxruntime has no CUDA: {_remedy(cuda=True)}")
-    if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN from pip's nvidia packages, onnxruntime >= 1.21
-        with suppress(OSError):  # absent there: the session then finds the system's, or reports what is missing
+    if hasattr(
+        ort, "preload_dlls"
+    ):  # CUDA and cuDNN from pip's nvidia packages, onnxruntime >= 1.21
+        with suppress(
+            OSError
+        ):  # absent there: the session then finds the system's, or reports what is missing
             ort.preload_dlls()
 
 
@@ -199,7 +227,9 @@ def this_device() -> Device:
 
 
 def import_tensorrt() -> tuple[Any, Any]:
-    """The modules tensorrt and cuda.bindings.runtime. Raises UserError that says how to install what is missing."""
+    """The modules tensorrt and cuda.bindings.runtime. Raises UserError that says how to install
+    what is missing.
+    """
     try:
         import tensorrt
         from cuda.bindings import runtime
@@ -220,10 +250,12 @@ def _cuda(cudart: Any, result: tuple[Any, ...]) -> Any:
 
 
 class TensorRTEngine:
-    """A TensorRT plan with static shapes, replayed as one CUDA graph: upload, inference and download.
+    """A TensorRT plan with static shapes, replayed as one CUDA graph: upload, inference and
+    download.
 
-    Uses only what TensorRT 10.3 to 11 share (named tensors, `execute_async_v3`). Host buffers are pinned and every
-    address is fixed, so the captured graph stays valid. Buffers are freed with the process, which opens engines once.
+    Uses only what TensorRT 10.3 to 11 share (named tensors, `execute_async_v3`). Host buffers are
+    pinned and every address is fixed, so the captured graph stays valid. Buffers are freed with the
+    process, which opens engines once.
     """
 
     def __init__(self, plan: Path, graph: Graph, name: str) -> None:
@@ -233,10 +265,14 @@ class TensorRTEngine:
         self._runtime = self._trt.Runtime(logger)  # must outlive the engine
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
-            raise UserError(f"TensorRT {self._trt.__version__} cannot load {plan}: run `mtdit build` here again")
+            raise UserError(
+                f"TensorRT {self._trt.__version__} cannot load {plan}: run `mtdit build` here again"
+            )
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise UserError(f"there is no memory to run {plan}: close other programs, or use --backend onnx")
+            raise UserError(
+                f"there is no memory to run {plan}: close other programs, or use --backend onnx"
+            )
         self._stream = self._check(self._cudart.cudaStreamCreate())
         self._host: Arrays = {}
         self._device: dict[str, int] = {}
@@ -258,7 +294,9 @@ class TensorRTEngine:
         return _cuda(self._cudart, result)
 
     def _allocate(self, tensor: Tensor) -> None:
-        """A pinned host array and a device buffer for one tensor, both at addresses that never change."""
+        """A pinned host array and a device buffer for one tensor, both at addresses that never
+        change.
+        """
         name, shape = tensor.name, tuple(self._engine.get_tensor_shape(tensor.name))
         dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
         if (shape, dtype.name) != (tensor.shape, tensor.dtype):
@@ -267,7 +305,9 @@ class TensorRTEngine:
                 "run `mtdit build` here again"
             )
         n_bytes = int(np.prod(shape)) * dtype.itemsize
-        pinned = int(self._check(self._cudart.cudaHostAlloc(n_bytes, self._cudart.cudaHostAllocDefault)))
+        pinned = int(
+            self._check(self._cudart.cudaHostAlloc(n_bytes, self._cudart.cudaHostAllocDefault))
+        )
         raw = (ctypes.c_uint8 * n_bytes).from_address(pinned)
         self._host[name] = np.frombuffer(raw, dtype).reshape(shape)
         self._host[name][...] = 0
@@ -290,7 +330,9 @@ class TensorRTEngine:
         self._check(self._cudart.cudaMemcpyAsync(to, source, host.nbytes, kind, self._stream))
 
     def _capture(self) -> Any:
-        """One plain run first: TensorRT may still set itself up then, which a capture does not allow."""
+        """One plain run first: TensorRT may still set itself up then, which a capture does not
+        allow.
+        """
         self._enqueue()
         self._check(self._cudart.cudaStreamSynchronize(self._stream))
         mode = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal

@@ -1,7 +1,7 @@
 """Closed-loop success on the twin, in lock-step, for anything that is a Policy.
 
-Knows episodes, seeds and the confidence of a rate. Refuses to know what computes the policy: a checkpoint and a bundle
-meet exactly the same scenes with the same noise.
+Knows episodes, seeds and the confidence of a rate. Refuses to know what computes the policy: a
+checkpoint and a bundle meet exactly the same scenes with the same noise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from mtdit_runtime.loop import LockstepClock, LoopConfig, RunReport, Tick, check
 from mtdit_runtime.policy import Policy, check_robot
 from mtdit_runtime.safety import Limits, Safety, SafetyConfig
 
-FIRST_SEED = 1_000_000  # demonstrations use small seeds: no scene of an evaluation was ever trained on
+FIRST_SEED = (
+    1_000_000  # demonstrations use small seeds: no scene of an evaluation was ever trained on
+)
 SEED_STRIDE = 10_000  # most episodes of one evaluation
 
 
@@ -69,7 +71,9 @@ class EvalReport:
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a rate. Source: Wilson 1927, JASA 22:209; good for small n and rates near 0 or 1."""
+    """Score interval of a rate. Source: Wilson 1927, JASA 22:209; good for small n and rates near 0
+    or 1.
+    """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"{successes} successes of {n}")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -98,12 +102,13 @@ def evaluate(
     on_episode: Callable[[Episode, int], None] | None = None,
     on_tick: Callable[[Tick], None] | None = None,
 ) -> EvalReport:
-    """Run `episodes` scenes of `task`; one ends at success held for `success_ticks`, or after `max_s` simulated.
+    """Run `episodes` scenes of `task`; one ends at success held for `success_ticks`, or after
+    `max_s` simulated.
 
-    instruction: what the policy is told, if not the task: following another instruction must not succeed.
-    joints: limits to keep, as on a robot; None measures the policy as it is. on_episode(episode, index) after each.
-    Raises UserError: bad counts, a rate that is not the twin's, a twin that lacks a joint or camera, an unknown task.
-    OSError: the twin died.
+    instruction: what the policy is told, if not the task: following another instruction must not
+    succeed. joints: limits to keep, as on a robot; None measures the policy as it is.
+    on_episode(episode, index) after each. Raises UserError: bad counts, a rate that is not the
+    twin's, a twin that lacks a joint or camera, an unknown task. OSError: the twin died.
     """
     if not 1 <= episodes <= SEED_STRIDE:
         raise UserError(f"--episodes {episodes}: choose 1 to {SEED_STRIDE}")
@@ -145,18 +150,28 @@ def _episode(
 
 
 def _safety(policy: Policy, joints: Sequence[Joint] | None) -> Safety:
-    config = SafetyConfig(ramp_s=0.0, stale_hold_s=math.inf)  # lock-step frames are always this tick's
-    limits = Limits.none(len(policy.joints)) if joints is None else Limits.of(joints, policy.fps, config)
+    config = SafetyConfig(
+        ramp_s=0.0, stale_hold_s=math.inf
+    )  # lock-step frames are always this tick's
+    limits = (
+        Limits.none(len(policy.joints)) if joints is None else Limits.of(joints, policy.fps, config)
+    )
     return Safety(policy.joints, limits, config)
 
 
 def _outcome(report: RunReport, seed: int) -> Episode:
     """A failing bus or policy says nothing about the success rate: it ends the evaluation."""
     if report.reason == "bus":
-        raise OSError(f"the twin stopped answering in the episode with seed {seed}: {report.detail}")
+        raise OSError(
+            f"the twin stopped answering in the episode with seed {seed}: {report.detail}"
+        )
     if report.reason == "policy error":
-        raise UserError(f"the policy failed in the episode with seed {seed}: {report.detail}: check the export")
-    return Episode(seed, report.reason == "success", report.duration_s, report.reason, report.detail)
+        raise UserError(
+            f"the policy failed in the episode with seed {seed}: {report.detail}: check the export"
+        )
+    return Episode(
+        seed, report.reason == "success", report.duration_s, report.reason, report.detail
+    )
 
 
 def _report(task: str, instruction: str, each: Sequence[Episode], wall_s: float) -> EvalReport:
@@ -164,4 +179,6 @@ def _report(task: str, instruction: str, each: Sequence[Episode], wall_s: float)
     low, high = wilson_interval(len(times_s), len(each))
     mean_s = sum(times_s) / len(times_s) if times_s else None
     rate = len(times_s) / len(each)
-    return EvalReport(task, instruction, len(times_s), len(each), rate, low, high, mean_s, wall_s, tuple(each))
+    return EvalReport(
+        task, instruction, len(times_s), len(each), rate, low, high, mean_s, wall_s, tuple(each)
+    )

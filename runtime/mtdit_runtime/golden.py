@@ -1,7 +1,9 @@
-"""A bundle's golden fixtures against its opened engines: is what runs here the policy that was trained?
+"""A bundle's golden fixtures against its opened engines: is what runs here the policy that was
+trained?
 
-Knows one observation with its noise, what torch made of it, and what counts as equal: the same gates judge an export,
-`mtdit verify` and an engine just built on the robot computer. Refuses to know torch and how the graphs came to be.
+Knows one observation with its noise, what torch made of it, and what counts as equal: the same
+gates judge an export, `mtdit verify` and an engine just built on the robot computer. Refuses to
+know torch and how the graphs came to be.
 """
 
 from __future__ import annotations
@@ -51,13 +53,36 @@ Pair = tuple[Array, Array]  # got, wanted
 
 FP32_LIMIT = 1e-4  # normalised; for features relative to their largest value
 EXACT = {  # precision -> stages that are float32 and held against that limit
-    "fp32": ("state", "tasks", "vision", "text", "all tasks", "history", "denoiser", "held", "guided", "chunk"),
+    "fp32": (
+        "state",
+        "tasks",
+        "vision",
+        "text",
+        "all tasks",
+        "history",
+        "denoiser",
+        "held",
+        "guided",
+        "chunk",
+    ),
     "fp16": ("state", "tasks"),
     "int8": ("state", "tasks", "history", "denoiser", "held", "guided"),
 }
-FEATURE_STAGES = ("tasks", "vision", "text", "all tasks", "history")  # their limit grows with their largest value
-ROUGH = {"fp16": 0.02, "int8": 0.25}  # of their largest value: further off, features are others, whatever the actions
-SHARE_OF_SPREAD = {"fp16": 0.02, "int8": 0.1}  # rms error of the executed actions to their rms deviation over noise
+FEATURE_STAGES = (
+    "tasks",
+    "vision",
+    "text",
+    "all tasks",
+    "history",
+)  # their limit grows with their largest value
+ROUGH = {
+    "fp16": 0.02,
+    "int8": 0.25,
+}  # of their largest value: further off, features are others, whatever the actions
+SHARE_OF_SPREAD = {
+    "fp16": 0.02,
+    "int8": 0.1,
+}  # rms error of the executed actions to their rms deviation over noise
 LIMIT_UNITS = {"fp16": 0.1}  # degrees; also percent of the gripper
 NEGLIGIBLE_UNITS = 0.02  # a quarter of a servo tick, for policies that hardly vary
 SUSPECT = 10  # times the error at export: this is where a failure comes from
@@ -109,11 +134,13 @@ class Verification:
 
 
 def write_golden(folder: Path, probes: Sequence[Probe], expected: Sequence[Expected]) -> None:
-    """`golden/0.npz` ...: raw observation and noise -> every stage and the actions, for a check on the target.
+    """`golden/0.npz` ...: raw observation and noise -> every stage and the actions, for a check on
+    the target.
 
-    Arrays: frame.<camera> (n_obs, H, W, 3), positions (n_obs, J), task, noise as in a probe; then features (without
-    cameras: absent) and state of all observations, token_ids, text, known, actions as in the graphs, held and (with a
-    guided graph) guided like actions, actions_units (T, A).
+    Arrays: frame.<camera> (n_obs, H, W, 3), positions (n_obs, J), task, noise as in a probe; then
+    features (without cameras: absent) and state of all observations, token_ids, text, known,
+    actions as in the graphs, held and (with a guided graph) guided like actions, actions_units (T,
+    A).
     """
     folder.mkdir(exist_ok=True)
     for i, (probe, e) in enumerate(zip(probes, expected, strict=True)):
@@ -121,7 +148,9 @@ def write_golden(folder: Path, probes: Sequence[Probe], expected: Sequence[Expec
         arrays |= {POSITIONS: probe.positions, TASK: np.array(probe.task), NOISE: probe.noise}
         arrays |= {STATE: e.state, TOKEN_IDS: e.token_ids, TEXT_FEATURE: e.text, KNOWN: e.known}
         arrays |= {ACTIONS: e.actions, UNITS: e.positions, HELD: e.held}
-        arrays |= {name: a for name, a in ((FEATURES, e.features), (GUIDED, e.guided)) if a is not None}
+        arrays |= {
+            name: a for name, a in ((FEATURES, e.features), (GUIDED, e.guided)) if a is not None
+        }
         np.savez_compressed(folder / f"{i}.npz", **arrays)  # type: ignore[arg-type]
 
 
@@ -129,7 +158,9 @@ def read_golden(bundle: Bundle) -> tuple[list[Probe], list[Expected]]:
     """What `write_golden` wrote. UserError: there is none, or it is not what a fixture holds."""
     names = sorted(name for name in bundle.manifest.files if name.startswith(f"{GOLDEN}/"))
     if not names:
-        raise UserError(f"{bundle.folder} has no {GOLDEN} fixtures to check with: run `mtdit export` again")
+        raise UserError(
+            f"{bundle.folder} has no {GOLDEN} fixtures to check with: run `mtdit export` again"
+        )
     spread = _spread(bundle)
     pairs = [_read(bundle, name, spread) for name in names]
     return [probe for probe, _ in pairs], [e for _, e in pairs]
@@ -139,7 +170,9 @@ def _spread(bundle: Bundle) -> float:
     """Units. UserError: the manifest's figure is none."""
     spread = recorded(bundle).get("robot", {}).get("spread", 0.0)
     if not 0 <= spread <= MOST:
-        raise UserError(f"{bundle.folder}: a spread of {spread:g} over noise is impossible: run `mtdit export` again")
+        raise UserError(
+            f"{bundle.folder}: a spread of {spread:g} over noise is impossible: run `mtdit export` again"
+        )
     return float(spread)
 
 
@@ -151,10 +184,14 @@ def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, Expected]:
     for key, (shape, dtype) in wanted.items():
         if (a[key].shape, a[key].dtype) != (shape, dtype):
             got = f"{a[key].dtype} {a[key].shape}"
-            raise UserError(f"{path}: {key} is {got}, not {dtype} {shape}: run `mtdit export` again")
+            raise UserError(
+                f"{path}: {key} is {got}, not {dtype} {shape}: run `mtdit export` again"
+            )
     task = texts(a[TASK])
     if task is None or a[TASK].shape != ():
-        raise UserError(f"{path}: {TASK} is {a[TASK].dtype} {a[TASK].shape}, not a text: run `mtdit export` again")
+        raise UserError(
+            f"{path}: {TASK} is {a[TASK].dtype} {a[TASK].shape}, not a text: run `mtdit export` again"
+        )
     frames = {camera.name: a[frame_input(camera.name)] for camera in bundle.manifest.cameras}
     observed = a.get(FEATURES), a[STATE], a[TOKEN_IDS], a[TEXT_FEATURE], a[KNOWN]
     e = Expected(*observed, a[ACTIONS], a[UNITS], a[HELD], spread, a.get(GUIDED))
@@ -163,13 +200,25 @@ def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, Expected]:
 
 def _wanted_arrays(m: Manifest, guided: bool) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name of a fixture's array -> shape and dtype."""
-    text, history, denoiser, j = *(m.graphs[name] for name in ("text", "history", "denoiser")), len(m.joints)
-    wanted = {t.name: (t.shape, t.dtype) for t in (*text.inputs, *text.outputs, *history.outputs, *denoiser.outputs)}
+    text, history, denoiser, j = (
+        *(m.graphs[name] for name in ("text", "history", "denoiser")),
+        len(m.joints),
+    )
+    wanted = {
+        t.name: (t.shape, t.dtype)
+        for t in (*text.inputs, *text.outputs, *history.outputs, *denoiser.outputs)
+    }
     seen = [t for t in denoiser.inputs if t.name in (STATE, FEATURES)]
     wanted |= {t.name: ((1, m.n_obs_steps, *t.shape[1:]), t.dtype) for t in seen}
-    wanted |= {frame_input(c.name): ((m.n_obs_steps, c.height, c.width, 3), "uint8") for c in m.cameras}
+    wanted |= {
+        frame_input(c.name): ((m.n_obs_steps, c.height, c.width, 3), "uint8") for c in m.cameras
+    }
     wanted |= dict.fromkeys((HELD, *([GUIDED] if guided else [])), wanted[ACTIONS])
-    rows = {POSITIONS: (m.n_obs_steps, j), UNITS: (m.horizon, j), NOISE: noise_shape(m.horizon, j, m.sampler.draws)}
+    rows = {
+        POSITIONS: (m.n_obs_steps, j),
+        UNITS: (m.horizon, j),
+        NOISE: noise_shape(m.horizon, j, m.sampler.draws),
+    }
     return wanted | {name: (shape, "float32") for name, shape in rows.items()}
 
 
@@ -207,28 +256,48 @@ class Candidate:
         """(1, n_obs, n_cam * D): one call per observation step, as on the robot."""
         if self.engines.vision is None:
             return None
-        steps = [{frame_input(c): f[i] for c, f in probe.frames.items()} for i in range(len(probe.positions))]
-        return np.stack([self._run("vision", self.engines.vision, step)[FEATURES] for step in steps], axis=1)
+        steps = [
+            {frame_input(c): f[i] for c, f in probe.frames.items()}
+            for i in range(len(probe.positions))
+        ]
+        return np.stack(
+            [self._run("vision", self.engines.vision, step)[FEATURES] for step in steps], axis=1
+        )
 
     def text(self, task: str) -> tuple[NDArray[np.int64], Array]:
         ids = self.tokens(task)
         return ids, self._run("text", self.text_engine, {TOKEN_IDS: ids})[TEXT_FEATURE]
 
     def known(self, state: Array, text: Array, features: Array | None) -> Array:
-        """(1, M) of states (1, n_obs, J), text (1, P) and features (1, n_obs, n_cam * D), without the newest."""
+        """(1, M) of states (1, n_obs, J), text (1, P) and features (1, n_obs, n_cam * D), without
+        the newest.
+        """
         inputs = {TEXT_FEATURE: text, EARLIER_STATE: state[:, :-1]}
         inputs |= {} if features is None else {EARLIER_FEATURES: features[:, :-1]}
         return self._run("history", self.engines.history, inputs)[KNOWN]
 
     def actions(
-        self, state: Array, known: Array, noise: Array, features: Array | None, held: Array | None = None
+        self,
+        state: Array,
+        known: Array,
+        noise: Array,
+        features: Array | None,
+        held: Array | None = None,
     ) -> Array:
-        """(1, T, A) normalised. state, features: of all observations. held: (n, A) actions, the chunk's first rows."""
+        """(1, T, A) normalised. state, features: of all observations. held: (n, A) actions, the
+        chunk's first rows.
+        """
         horizon = self.bundle.manifest.horizon
-        prefix = prefix_inputs(np.zeros((0, noise.shape[-1]), np.float32) if held is None else held, horizon)
-        return self._denoise("denoiser", self.engines.denoiser, state, known, noise, features, prefix)
+        prefix = prefix_inputs(
+            np.zeros((0, noise.shape[-1]), np.float32) if held is None else held, horizon
+        )
+        return self._denoise(
+            "denoiser", self.engines.denoiser, state, known, noise, features, prefix
+        )
 
-    def guided(self, state: Array, known: Array, noise: Array, features: Array | None, guide: Guide) -> Array:
+    def guided(
+        self, state: Array, known: Array, noise: Array, features: Array | None, guide: Guide
+    ) -> Array:
         """(1, T, A) normalised, pulled towards `guide`."""
         assert self.guided_engine is not None, "the bundle has no guided graph"
         inputs = {PREFIX: guide.actions, PREFIX_WEIGHTS: guide.weights}
@@ -250,7 +319,9 @@ class Candidate:
         inputs |= {} if features is None else {FEATURES: features[:, -1]}
         return self._run(stage, engine, inputs)[ACTIONS]
 
-    def _run(self, stage: str, engine: Engine, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, Array]:
+    def _run(
+        self, stage: str, engine: Engine, inputs: Mapping[str, NDArray[Any]]
+    ) -> Mapping[str, Array]:
         asked = {t.name: inputs[t.name] for t in self.bundle.manifest.graphs[stage].inputs}
         began = time.perf_counter()
         result = engine(asked)
@@ -258,7 +329,9 @@ class Candidate:
         for tensor in self.bundle.manifest.graphs[stage].outputs:
             if result[tensor.name].shape != tensor.shape:
                 got = result[tensor.name].shape
-                raise WrongOutputError(f"{stage}: {tensor.name} has shape {got}, the manifest says {tensor.shape}")
+                raise WrongOutputError(
+                    f"{stage}: {tensor.name} has shape {got}, the manifest says {tensor.shape}"
+                )
         return result
 
 
@@ -271,7 +344,9 @@ class Guide:
 
 
 def held_rows(actions: Array) -> Array:
-    """What a check holds of a chunk (1, T, A): its first rows (n, A), but not as they are, or nothing would follow."""
+    """What a check holds of a chunk (1, T, A): its first rows (n, A), but not as they are, or
+    nothing would follow.
+    """
     return 0.5 * actions[0, : max(1, actions.shape[1] // 4)]
 
 
@@ -299,12 +374,13 @@ def check(
 ) -> Verification:
     """Holds opened engines against what torch computed.
 
-    "state" and "units" are what the bundle's statistics make of positions and of the reference's actions, "tasks" its
-    features of the probes' tasks, "all tasks" the text graph beside every one of these features.
-    "history" gets the reference's features and text; "denoiser", "held" (its first rows committed) and "guided" what
-    the reference made of them; "chunk" everything from the graphs. The last four are normalised actions. "robot", "held
-    robot" and "guided robot" are the executed part in units; "text robot" too, for a task that is not in tasks.npz, so
-    that the text graph counts. text=False leaves the text encoder out.
+    "state" and "units" are what the bundle's statistics make of positions and of the reference's
+    actions, "tasks" its features of the probes' tasks, "all tasks" the text graph beside every one
+    of these features. "history" gets the reference's features and text; "denoiser", "held" (its
+    first rows committed) and "guided" what the reference made of them; "chunk" everything from the
+    graphs. The last four are normalised actions. "robot", "held robot" and "guided robot" are the
+    executed part in units; "text robot" too, for a task that is not in tasks.npz, so that the text
+    graph counts. text=False leaves the text encoder out.
     """
     candidate = Candidate(bundle, engines)
     try:
@@ -328,7 +404,9 @@ def check_bundle(bundle: Bundle, engines: Engines, text: bool = True) -> Verific
     return check(bundle, engines, *read_golden(bundle), text=text)
 
 
-def compare(candidate: Candidate, probe: Probe, e: Expected, with_text: bool = True) -> dict[str, Pair]:
+def compare(
+    candidate: Candidate, probe: Probe, e: Expected, with_text: bool = True
+) -> dict[str, Pair]:
     features, stats = candidate.features(probe), candidate.bundle.stats
     pairs = {
         "state": (stats[STATE_KEY].normalize(probe.positions)[None], e.state),
@@ -340,7 +418,9 @@ def compare(candidate: Candidate, probe: Probe, e: Expected, with_text: bool = T
     if with_text:
         ids, text = candidate.text(probe.task)
         if not np.array_equal(ids, e.token_ids):
-            raise WrongOutputError(f"text: tokens of {probe.task!r} differ, the tokenizer is not the checkpoint's")
+            raise WrongOutputError(
+                f"text: tokens of {probe.task!r} differ, the tokenizer is not the checkpoint's"
+            )
         pairs["text"] = (text, e.text)
     pairs["history"] = (candidate.known(e.state, e.text, e.features), e.known)
     given = e.state, e.known, probe.noise, e.features
@@ -353,7 +433,11 @@ def compare(candidate: Candidate, probe: Probe, e: Expected, with_text: bool = T
     known = candidate.known(e.state, text, features)
     pairs["chunk"] = (candidate.actions(e.state, known, probe.noise, features), e.actions)
     pairs["robot"] = (candidate.positions(probe)[executed], e.positions[executed])
-    for stage, name in (("chunk", "text robot"), ("held", "held robot"), ("guided", "guided robot")):
+    for stage, name in (
+        ("chunk", "text robot"),
+        ("held", "held robot"),
+        ("guided", "guided robot"),
+    ):
         if stage in pairs and (with_text or stage != "chunk"):
             got, wanted = (stats[ACTION_KEY].unnormalize(actions[0]) for actions in pairs[stage])
             pairs[name] = (got[executed], wanted[executed])
@@ -364,14 +448,24 @@ def compare_tasks(
     candidate: Candidate, probes: Sequence[Probe], expected: Sequence[Expected], with_text: bool
 ) -> dict[str, list[Pair]]:
     known = candidate.bundle.task_features
-    pairs = {"tasks": [(known[p.task], e.text[0]) for p, e in zip(probes, expected, strict=True) if p.task in known]}
+    pairs = {
+        "tasks": [
+            (known[p.task], e.text[0])
+            for p, e in zip(probes, expected, strict=True)
+            if p.task in known
+        ]
+    }
     if with_text:
-        pairs["all tasks"] = [(candidate.text(task)[1][0], feature) for task, feature in known.items()]
+        pairs["all tasks"] = [
+            (candidate.text(task)[1][0], feature) for task, feature in known.items()
+        ]
     return {stage: some for stage, some in pairs.items() if some}
 
 
 def figures(pairs: Sequence[Pair]) -> dict[str, float]:
-    """Errors of a stage over all probes, and the largest value they stand beside. NaN errs infinitely."""
+    """Errors of a stage over all probes, and the largest value they stand beside. NaN errs
+    infinitely.
+    """
     errors = np.abs(np.stack([np.asarray(got, np.float64) - wanted for got, wanted in pairs]))
     errors = np.where(np.isfinite(errors), errors, np.inf)
     return {
@@ -387,27 +481,44 @@ def failures(stages: Mapping[str, Mapping[str, float]], precision: str) -> list[
     infinite = [stage for stage, f in stages.items() if f["max_error"] == np.inf]
     if infinite:
         return [f"{stage}: max error inf, it gives NaN or infinite values" for stage in infinite]
-    found = [line for stage in EXACT[precision] if stage in stages for line in _inexact(stage, stages[stage])]
+    found = [
+        line
+        for stage in EXACT[precision]
+        if stage in stages
+        for line in _inexact(stage, stages[stage])
+    ]
     found += _inexact_units("units", stages["units"]) if "units" in stages else []
     in_units = [stage for stage in stages if stage.endswith("robot")]
     if precision in SHARE_OF_SPREAD:
-        features = [stage for stage in FEATURE_STAGES if stage in stages and stage not in EXACT[precision]]
-        found += [line for stage in features for line in _rough(stage, stages[stage], ROUGH[precision])]
+        features = [
+            stage for stage in FEATURE_STAGES if stage in stages and stage not in EXACT[precision]
+        ]
+        found += [
+            line for stage in features for line in _rough(stage, stages[stage], ROUGH[precision])
+        ]
         spread = stages["robot"]["spread"] if in_units else 0.0
-        return found + [line for stage in in_units for line in _off(stage, stages[stage], precision, spread)]
+        return found + [
+            line for stage in in_units for line in _off(stage, stages[stage], precision, spread)
+        ]
     return found or [line for stage in in_units for line in _inexact_units(stage, stages[stage])]
 
 
 def _inexact(stage: str, f: Mapping[str, float]) -> list[str]:
     limit = FP32_LIMIT * (max(1.0, f["largest"]) if stage in FEATURE_STAGES else 1.0)
-    return [] if f["max_error"] <= limit else [f"{stage}: max error {f['max_error']:.2g} exceeds {limit:.2g}"]
+    return (
+        []
+        if f["max_error"] <= limit
+        else [f"{stage}: max error {f['max_error']:.2g} exceeds {limit:.2g}"]
+    )
 
 
 def _rough(stage: str, f: Mapping[str, float], share: float) -> list[str]:
     limit = share * f["largest"]
     if f["max_error"] <= limit:
         return []
-    return [f"{stage}: max error {f['max_error']:.2g} exceeds {limit:.2g}, {share:.0%} of the largest value"]
+    return [
+        f"{stage}: max error {f['max_error']:.2g} exceeds {limit:.2g}, {share:.0%} of the largest value"
+    ]
 
 
 def _inexact_units(stage: str, f: Mapping[str, float]) -> list[str]:
@@ -425,12 +536,18 @@ def _off(stage: str, f: Mapping[str, float], precision: str, spread: float) -> l
             f"{stage}: rms error {f['rms_error']:.2g} exceeds {limit:.2g} degrees, {share:.0%} of the spread over noise"
         )
     if not f["max_error"] <= LIMIT_UNITS.get(precision, np.inf):
-        found.append(f"{stage}: max error {f['max_error']:.2g} exceeds {LIMIT_UNITS[precision]} degrees")
+        found.append(
+            f"{stage}: max error {f['max_error']:.2g} exceeds {LIMIT_UNITS[precision]} degrees"
+        )
     return found
 
 
-def suspects(stages: Mapping[str, Mapping[str, float]], at_export: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Stages that err far more than they did at export: where to look when only the robot's positions are wrong."""
+def suspects(
+    stages: Mapping[str, Mapping[str, float]], at_export: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """Stages that err far more than they did at export: where to look when only the robot's
+    positions are wrong.
+    """
     return [
         f"{stage} errs by {stages[stage]['rms_error']:.2g}, at export by {at_export[stage]['rms_error']:.2g}"
         for stage in ("vision", "text", "history", "denoiser", "held", "guided")

@@ -39,9 +39,16 @@ class Ledger:
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Stage -> {count, p50_ms, p95_ms, max_ms}."""
-        return {stage: _summary(list(durations)) for stage, durations in list(self._durations_s.items())}
+        return {
+            stage: _summary(list(durations)) for stage, durations in list(self._durations_s.items())
+        }
 
 
 def _summary(durations_s: list[float]) -> dict[str, float]:
     p50, p95, top = np.percentile(durations_s, (50, 95, 100)) * 1e3
-    return {"count": len(durations_s), "p50_ms": float(p50), "p95_ms": float(p95), "max_ms": float(top)}
+    return {
+        "count": len(durations_s),
+        "p50_ms": float(p50),
+        "p95_ms": float(p95),
+        "max_ms": float(top),
+    }

@@ -1,8 +1,9 @@
 """The control loop: observe, act, wait for the next deadline; and why the run ended.
 
-Knows ticks, deadlines, signals and errors in a row. Refuses to know how actions are made (`chunks`), what is safe
-(`safety`), and how a robot is opened: whoever connected it closes it. Deadlines are absolute: a late tick is counted,
-the periods it swallowed are dropped, and the next tick starts on the grid again. Nothing is printed meanwhile.
+Knows ticks, deadlines, signals and errors in a row. Refuses to know how actions are made
+(`chunks`), what is safe (`safety`), and how a robot is opened: whoever connected it closes it.
+Deadlines are absolute: a late tick is counted, the periods it swallowed are dropped, and the next
+tick starts on the grid again. Nothing is printed meanwhile.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class Driver(Protocol):
 
 
 class Source(Protocol):
-    """What says the next action: a policy's `ChunkQueue`, a person's leader arm, a recorded episode."""
+    """What says the next action: a policy's `ChunkQueue`, a person's leader arm, a recorded
+    episode.
+    """
 
     ledger: Ledger
     chunk: int
@@ -101,7 +104,9 @@ class LockstepClock:
 
 
 def check_lockstep(fps: float) -> None:
-    """Raises UserError for another rate than the twin's: in lock-step the arm would move at the wrong speed."""
+    """Raises UserError for another rate than the twin's: in lock-step the arm would move at the
+    wrong speed.
+    """
     if fps != LOCKSTEP_FPS:
         raise UserError(
             f"a lock-step tick of the twin is 1/{LOCKSTEP_FPS} s, this runs at {fps:g} Hz: "
@@ -114,7 +119,9 @@ class LoopConfig:
     fps: float
     duration_s: float | None = None  # None: until success or Ctrl-C
     success_ticks: int = 3  # success must last, a cube rolling through the goal is none
-    max_bus_errors: int = 10  # failed ticks in a row: 0.3 s of a cable that is out, 0.8 s of a servo that is silent
+    max_bus_errors: int = (
+        10  # failed ticks in a row: 0.3 s of a cable that is out, 0.8 s of a servo that is silent
+    )
     home_s: float = 0.0  # at the end move back to the start pose within about this time; 0: stay
 
 
@@ -125,7 +132,9 @@ class Tick:
     index: int
     time_s: float  # since the first tick
     observation: Observation
-    wanted: Positions  # (J,) the policy's action; while held because frames are stale, the held command
+    wanted: (
+        Positions  # (J,) the policy's action; while held because frames are stale, the held command
+    )
     sent: Positions  # (J,) what the robot accepted
     chunk: int  # number of the chunk executed, -1: held
     row: int  # row of its executed part, -1: held
@@ -145,7 +154,9 @@ class RunReport:
     late_ticks: int
     dropped_periods: int
     max_overrun_ms: float
-    stages: dict[str, dict[str, float]]  # observe, policy, command, tick; chunk, and the policy's own stages
+    stages: dict[
+        str, dict[str, float]
+    ]  # observe, policy, command, tick; chunk, and the policy's own stages
     chunks: int
     prefetch_ticks: int
     stalled_ticks: int  # held because no chunk was there
@@ -153,7 +164,9 @@ class RunReport:
     discarded_chunks: int
     stale_ticks: int
     bus_errors: int  # ticks lost to them
-    servo_errors: dict[str, dict[str, int]]  # joint -> error -> packets, of robots that count them; mended by retries
+    servo_errors: dict[
+        str, dict[str, int]
+    ]  # joint -> error -> packets, of robots that count them; mended by retries
     seam_jump: dict[str, float]  # joint -> largest difference between chunks at a seam, degrees
     interventions: dict[str, dict[str, int]]  # guard -> joint -> ticks
     exit_errors: tuple[str, ...]
@@ -175,10 +188,12 @@ def run(
     success: Callable[[], bool] | None = None,
     on_tick: Callable[[Tick], None] | None = None,
 ) -> RunReport:
-    """Drive a connected robot until something ends the run; afterwards it holds its pose, at home if asked.
+    """Drive a connected robot until something ends the run; afterwards it holds its pose, at home
+    if asked.
 
-    The queue must have been reset to its task. Raises UserError for what the user must mend (a camera's size); every
-    other failure of robot, policy or `on_tick` ends the run and stands in the report.
+    The queue must have been reset to its task. Raises UserError for what the user must mend (a
+    camera's size); every other failure of robot, policy or `on_tick` ends the run and stands in the
+    report.
     """
     with _interrupts() as interrupts, _quiet_memory():
         loop = _Loop(robot, queue, safety, config, clock, success, on_tick, interrupts)
@@ -212,14 +227,18 @@ def _interrupts() -> Iterator[_Interrupts]:
 
 @contextmanager
 def dying_in_order() -> Iterator[None]:
-    """SIGTERM and a lost terminal raise KeyboardInterrupt, as Ctrl-C does: else no `finally` would release the arm."""
+    """SIGTERM and a lost terminal raise KeyboardInterrupt, as Ctrl-C does: else no `finally` would
+    release the arm.
+    """
     with handled_by(signal.default_int_handler):
         yield
 
 
 @contextmanager
 def _quiet_memory() -> Iterator[None]:
-    """Keep the garbage collector from walking everything that was loaded before: that takes longer than a tick."""
+    """Keep the garbage collector from walking everything that was loaded before: that takes longer
+    than a tick.
+    """
     gc.collect()
     gc.freeze()
     try:
@@ -240,12 +259,20 @@ class _Loop:
         on_tick: Callable[[Tick], None] | None,
         interrupts: _Interrupts,
     ) -> None:
-        self.robot, self.queue, self.safety, self.config, self.clock = robot, queue, safety, config, clock
+        self.robot, self.queue, self.safety, self.config, self.clock = (
+            robot,
+            queue,
+            safety,
+            config,
+            clock,
+        )
         self.success, self.on_tick, self.interrupts = success, on_tick, interrupts
         self.period_s = 1 / config.fps
         self.ledger = Ledger()
         self.home: Positions | None = None  # the pose found
-        self.ticks = self.late = self.dropped = self.bus_errors = self.bus_errors_in_row = self.successes = 0
+        self.ticks = self.late = self.dropped = self.bus_errors = self.bus_errors_in_row = (
+            self.successes
+        ) = 0
         self.max_overrun_s = 0.0
         self.exit_errors: list[str] = []
         self.start_s = self.end_s = self.deadline_s = clock.now_s()
@@ -268,11 +295,16 @@ class _Loop:
         if self.interrupts.count:
             raise Stop("interrupted")
         duration_s = self.config.duration_s
-        if duration_s is not None and self.clock.now_s() - self.start_s >= duration_s - self.period_s / 2:
+        if (
+            duration_s is not None
+            and self.clock.now_s() - self.start_s >= duration_s - self.period_s / 2
+        ):
             raise Stop("duration")
 
     def _try_tick(self) -> Tick | None:
-        """None after an error of the bus: the servos keep their last goal, one bad packet is no reason to stop."""
+        """None after an error of the bus: the servos keep their last goal, one bad packet is no
+        reason to stop.
+        """
         try:
             tick = self._tick()
         except OSError as error:
@@ -296,18 +328,33 @@ class _Loop:
             self.home = seen.positions.copy()
             self.safety.begin(self.home)
         self._check_success()
-        ages_s = {name: seen.frame_age_s[name] for name in self.queue.policy.cameras if name in seen.frame_age_s}
+        ages_s = {
+            name: seen.frame_age_s[name]
+            for name in self.queue.policy.cameras
+            if name in seen.frame_age_s
+        }
         fresh = self.safety.frames_fresh(ages_s, now_s)
         wanted = self._policy_step(seen) if fresh else self.safety.last
         acting = fresh and self.queue.adopted > 0
         command = (
-            self.safety.command(wanted, seen.positions, now_s) if acting else self.safety.hold(seen.positions, now_s)
+            self.safety.command(wanted, seen.positions, now_s)
+            if acting
+            else self.safety.hold(seen.positions, now_s)
         )
         with self.ledger.time("command"):
             sent = self.robot.command(command)
         self.safety.accepted(sent)
         work_s = time.perf_counter() - began
-        return Tick(self.ticks, now_s - self.start_s, seen, wanted, sent, *self._origin(fresh), fresh, work_s)
+        return Tick(
+            self.ticks,
+            now_s - self.start_s,
+            seen,
+            wanted,
+            sent,
+            *self._origin(fresh),
+            fresh,
+            work_s,
+        )
 
     def _policy_step(self, seen: Observation) -> Positions:
         with self.ledger.time("policy"), _as_stop("policy error", UserError):
@@ -326,7 +373,9 @@ class _Loop:
                 self.on_tick(tick)
 
     def _check_success(self) -> None:
-        """Right after observing: by then the twin has carried out the last command, in either clock."""
+        """Right after observing: by then the twin has carried out the last command, in either
+        clock.
+        """
         if self.success is not None:
             self.successes = self.successes + 1 if self.success() else 0
             if self.successes >= self.config.success_ticks:
@@ -350,12 +399,19 @@ class _Loop:
             self.exit_errors.append(f"hold: {error}")
 
     def go_home(self, reason: str) -> None:
-        """Back to the pose found, evenly, no faster than the limits allow, watched for being blocked."""
+        """Back to the pose found, evenly, no faster than the limits allow, watched for being
+        blocked.
+        """
         if not self.config.home_s or self.home is None or reason in UNSAFE_TO_MOVE:
             return
         start, interrupts = self.safety.last.copy(), self.interrupts.count
         way = self.home - start
-        ticks = math.ceil(max(self.config.home_s * self.config.fps, np.max(np.abs(way) / self.safety.limits.max_step)))
+        ticks = math.ceil(
+            max(
+                self.config.home_s * self.config.fps,
+                np.max(np.abs(way) / self.safety.limits.max_step),
+            )
+        )
         done = 0
         try:
             while done < ticks and self.interrupts.count == interrupts:
@@ -366,7 +422,9 @@ class _Loop:
             self.rest()
 
     def _moved(self, goal: Positions) -> bool:
-        """One tick of the ride. False after an error of the bus: without torque the arm would drop from mid-air."""
+        """One tick of the ride. False after an error of the bus: without torque the arm would drop
+        from mid-air.
+        """
         try:
             self.safety.check_tracking(self.robot.observe().positions, self.clock.now_s())
             self.safety.accepted(self.robot.command(goal))
@@ -397,16 +455,22 @@ class _Loop:
             discarded_chunks=queue.discarded,
             stale_ticks=safety.stale_ticks,
             bus_errors=self.bus_errors,
-            servo_errors={joint: dict(errors) for joint, errors in getattr(self.robot, "errors", {}).items()},
+            servo_errors={
+                joint: dict(errors) for joint, errors in getattr(self.robot, "errors", {}).items()
+            },
             seam_jump=dict(zip(joints, queue.seam_jump.tolist(), strict=True)),
-            interventions={g: dict(zip(joints, n.tolist(), strict=True)) for g, n in safety.interventions.items()},
+            interventions={
+                g: dict(zip(joints, n.tolist(), strict=True))
+                for g, n in safety.interventions.items()
+            },
             exit_errors=tuple(self.exit_errors),
         )
 
 
 @contextmanager
 def _as_stop(reason: str, ends: type[Exception] = Stop) -> Iterator[None]:
-    """Whatever is raised in the block ends the run in order, ride home and all, and is named in the report.
+    """Whatever is raised in the block ends the run in order, ride home and all, and is named in the
+    report.
 
     ends: what passes as it is.
     """
@@ -424,7 +488,9 @@ def report_table(report: RunReport) -> Table:
     """The report for people."""
     from rich.table import Table
 
-    table = Table(title=f"{report.reason}{': ' if report.detail else ''}{report.detail}", show_header=False)
+    table = Table(
+        title=f"{report.reason}{': ' if report.detail else ''}{report.detail}", show_header=False
+    )
     for name, text in _report_rows(report):
         table.add_row(name, text)
     return table
@@ -434,7 +500,10 @@ def _report_rows(report: RunReport) -> Iterator[tuple[str, str]]:
     yield "ran", f"{report.duration_s:.1f} s, {report.ticks} ticks"
     yield "late", f"{report.late_ticks} ticks, at most {report.max_overrun_ms:.1f} ms"
     for stage, d in report.stages.items():
-        yield stage, f"p50 {d['p50_ms']:.1f}  p95 {d['p95_ms']:.1f}  max {d['max_ms']:.1f} ms  (x{d['count']})"
+        yield (
+            stage,
+            f"p50 {d['p50_ms']:.1f}  p95 {d['p95_ms']:.1f}  max {d['max_ms']:.1f} ms  (x{d['count']})",
+        )
     yield "chunks", f"{report.chunks}, asked for {report.prefetch_ticks} ticks ahead"
     held = f"{report.continued_ticks} ticks ran on, {report.stalled_ticks} held, {report.discarded_chunks} discarded"
     yield "late chunks", held
@@ -443,7 +512,11 @@ def _report_rows(report: RunReport) -> Iterator[tuple[str, str]]:
         touched = ", ".join(f"{joint} x{n}" for joint, n in joints.items() if n)
         yield f"limited: {guard}", touched or "never"
     yield "stale frames", f"{report.stale_ticks} ticks held"
-    servos = [f"{joint} {error} x{n}" for joint, errors in report.servo_errors.items() for error, n in errors.items()]
+    servos = [
+        f"{joint} {error} x{n}"
+        for joint, errors in report.servo_errors.items()
+        for error, n in errors.items()
+    ]
     yield "bus errors", "; ".join([f"{report.bus_errors} ticks lost", *servos])
     for error in report.exit_errors:
         yield "at the end", error

@@ -1,7 +1,7 @@
 """Normalisation of states and actions: the one definition that training, export and the robot use.
 
-Knows LeRobot's three modes and their exact numerics. Refuses to know images (the vision graph normalises those itself).
-Source: LeRobot `processor/normalize_processor.py`.
+Knows LeRobot's three modes and their exact numerics. Refuses to know images (the vision graph
+normalises those itself). Source: LeRobot `processor/normalize_processor.py`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ EPS = 1e-8  # LeRobot's; also stands in for the range of a dimension that never 
 
 @dataclass(frozen=True)
 class Stats:
-    """One feature's normalisation. `low`, `high` are (min, max) for MIN_MAX and (mean, std) for MEAN_STD, each (D,).
+    """One feature's normalisation. `low`, `high` are (min, max) for MIN_MAX and (mean, std) for
+    MEAN_STD, each (D,).
 
-    The arithmetic is float32, as LeRobot's, so the round trip has float32 error; inputs outside the training range are
-    not clamped.
+    The arithmetic is float32, as LeRobot's, so the round trip has float32 error; inputs outside the
+    training range are not clamped.
     """
 
     mode: str
@@ -35,13 +36,19 @@ class Stats:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise UserError(f"normalisation mode {plain(repr(self.mode))} is unknown: use one of {', '.join(MODES)}")
+            raise UserError(
+                f"normalisation mode {plain(repr(self.mode))} is unknown: use one of {', '.join(MODES)}"
+            )
         if self.low.shape != self.high.shape:
-            raise UserError(f"normalisation statistics differ in shape: {self.low.shape} and {self.high.shape}")
+            raise UserError(
+                f"normalisation statistics differ in shape: {self.low.shape} and {self.high.shape}"
+            )
 
     @classmethod
     def of(cls, mode: str, stats: Mapping[str, ArrayLike]) -> Stats:
-        """From LeRobot's statistics of one feature, e.g. {"min": (6,), "max": (6,), "mean": ..., "std": ...}."""
+        """From LeRobot's statistics of one feature, e.g. {"min": (6,), "max": (6,), "mean": ...,
+        "std": ...}.
+        """
         names = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std")}.get(mode, ("min", "min"))
         missing = [name for name in names if name not in stats]
         if missing:
@@ -66,7 +73,9 @@ class Stats:
         return x
 
     def unnormalize(self, x: ArrayLike) -> Array:
-        """(..., D) normalised -> (..., D) in units. MEAN_STD has no eps here; that asymmetry is LeRobot's."""
+        """(..., D) normalised -> (..., D) in units. MEAN_STD has no eps here; that asymmetry is
+        LeRobot's.
+        """
         x = np.asarray(x, np.float32)
         if self.mode == "MIN_MAX":
             return (x + np.float32(1)) / np.float32(2) * self._span() + self.low
@@ -83,7 +92,9 @@ def save_stats(path: Path, stats: Mapping[str, Stats]) -> None:
     """Write feature -> Stats as safetensors; the mode travels in the file's metadata."""
     from safetensors.numpy import save
 
-    arrays = {f"{name}.{side}": getattr(s, side) for name, s in stats.items() for side in ("low", "high")}
+    arrays = {
+        f"{name}.{side}": getattr(s, side) for name, s in stats.items() for side in ("low", "high")
+    }
     path.write_bytes(save(arrays, metadata={name: s.mode for name, s in stats.items()}))
 
 
@@ -94,6 +105,9 @@ def load_stats(path: Path) -> dict[str, Stats]:
     try:
         with safe_open(str(path), framework="numpy") as file:
             modes = file.metadata() or {}
-            return {n: Stats(m, file.get_tensor(f"{n}.low"), file.get_tensor(f"{n}.high")) for n, m in modes.items()}
+            return {
+                n: Stats(m, file.get_tensor(f"{n}.low"), file.get_tensor(f"{n}.high"))
+                for n, m in modes.items()
+            }
     except SafetensorError as error:
         raise UserError(f"{path} is malformed ({plain(error)}): re-run `mtdit export`") from None

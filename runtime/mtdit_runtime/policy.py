@@ -1,8 +1,8 @@
 """From what the robot saw to a chunk of joint positions.
 
-Knows the observation history, which frames have to be encoded and when, the text feature, and normalisation. Refuses to
-know clocks, queues, safety and robots. What a request needs is frozen when it is made, so that it may be computed in
-another thread while observations keep coming.
+Knows the observation history, which frames have to be encoded and when, the text feature, and
+normalisation. Refuses to know clocks, queues, safety and robots. What a request needs is frozen
+when it is made, so that it may be computed in another thread while observations keep coming.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ from mtdit_runtime.tokens import load_tokens
 from mtdit_runtime.words import plain
 
 Chunk = NDArray[np.float64]  # (horizon, J) degrees, gripper 0..100
-Noise = NDArray[np.float32]  # (horizon, J) standard normal; DDPM's (draws, horizon, J): the start, then every step's
+Noise = NDArray[
+    np.float32
+]  # (horizon, J) standard normal; DDPM's (draws, horizon, J): the start, then every step's
 
 T = TypeVar("T")
 
@@ -79,34 +81,46 @@ class Policy(Protocol):
     def fps(self) -> int: ...
 
     def reset(self, task: str, seed: int) -> None:
-        """Forget the history; from here on follow `task`, with noise from `np.random.default_rng(seed)`."""
-
-    def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
-        """Every tick, also while actions remain. Cheap. The first observation fills the whole history.
-
-        positions: (J,) degrees. frames: camera -> (H, W, 3) uint8 RGB, kept by reference and never written to;
-        the caller must not write to them either.
+        """Forget the history; from here on follow `task`, with noise from
+        `np.random.default_rng(seed)`.
         """
 
-    def request(self, noise: Noise | None = None, committed: Positions | None = None) -> Callable[[], Chunk]:
-        """Freeze history, task and noise now; calling the result, in any thread, computes the (horizon, J) chunk.
+    def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
+        """Every tick, also while actions remain. Cheap. The first observation fills the whole
+        history.
 
-        committed: (n, J) positions in units, n <= horizon: the chunk's first rows, already promised. They come back as
-        they are, and the other rows are denoised to fit them.
+        positions: (J,) degrees. frames: camera -> (H, W, 3) uint8 RGB, kept by reference and never
+        written to; the caller must not write to them either.
+        """
+
+    def request(
+        self, noise: Noise | None = None, committed: Positions | None = None
+    ) -> Callable[[], Chunk]:
+        """Freeze history, task and noise now; calling the result, in any thread, computes the
+        (horizon, J) chunk.
+
+        committed: (n, J) positions in units, n <= horizon: the chunk's first rows, already
+        promised. They come back as they are, and the other rows are denoised to fit them.
         """
         ...
 
     def prepare(self) -> Callable[[], None]:
-        """Freeze now what a request after the next `observe` will need; calling the result computes it ahead."""
+        """Freeze now what a request after the next `observe` will need; calling the result computes
+        it ahead.
+        """
         ...
 
     def chunk(self, noise: Noise | None = None, committed: Positions | None = None) -> Chunk:
-        """`request(...)()`: (horizon, J) in degrees; row n_obs_steps-1 belongs to the newest observation."""
+        """`request(...)()`: (horizon, J) in degrees; row n_obs_steps-1 belongs to the newest
+        observation.
+        """
         ...
 
 
 def draw_noise(rng: np.random.Generator, horizon: int, n_joints: int, draws: int = 1) -> Noise:
-    """A chunk's noise. Every Policy draws through here, so equal seeds mean equal noise whatever the backend."""
+    """A chunk's noise. Every Policy draws through here, so equal seeds mean equal noise whatever
+    the backend.
+    """
     return rng.standard_normal(noise_shape(horizon, n_joints, draws), dtype=np.float32)
 
 
@@ -123,25 +137,34 @@ def given_noise(noise: Noise, horizon: int, n_joints: int, draws: int) -> Noise:
 
 
 def noise_inputs(noise: Noise) -> Arrays:
-    """A chunk's noise as a graph takes it: (1, horizon, J) to start from, (1, draws - 1, horizon, J) on the way."""
+    """A chunk's noise as a graph takes it: (1, horizon, J) to start from, (1, draws - 1, horizon,
+    J) on the way.
+    """
     draws = np.asarray(noise, np.float32).reshape(-1, *noise.shape[-2:])
     return {NOISE: draws[:1], STEP_NOISE: draws[None, 1:]}
 
 
 def prefix_inputs(actions: NDArray[np.float32], horizon: int) -> Arrays:
-    """Normalised actions (n, J) of a chunk's first rows as a graph takes them: held rows, then free ones."""
+    """Normalised actions (n, J) of a chunk's first rows as a graph takes them: held rows, then free
+    ones.
+    """
     count = len(actions)
     if count > horizon:
         raise ValueError(f"{count} committed actions do not fit a chunk of {horizon}")
-    prefix, mask = np.zeros((1, horizon, actions.shape[1]), np.float32), np.zeros((1, horizon, 1), np.float32)
+    prefix, mask = (
+        np.zeros((1, horizon, actions.shape[1]), np.float32),
+        np.zeros((1, horizon, 1), np.float32),
+    )
     prefix[0, :count], mask[0, :count] = actions, 1.0
     return {PREFIX: prefix, PREFIX_MASK: mask}
 
 
 class History(Generic[T]):
-    """The last observations of a policy, LeRobot's deques: fed every tick, the first one repeated to fill.
+    """The last observations of a policy, LeRobot's deques: fed every tick, the first one repeated
+    to fill.
 
-    Source: LeRobot `policies/utils.py::populate_queues`. With `spacing_ticks` > 1 the steps lie that far apart.
+    Source: LeRobot `policies/utils.py::populate_queues`. With `spacing_ticks` > 1 the steps lie
+    that far apart.
     """
 
     def __init__(self, n_obs_steps: int, spacing_ticks: int = 1) -> None:
@@ -190,9 +213,9 @@ class _Known:
 class BundlePolicy:
     """A Policy computed by a bundle's graphs.
 
-    Each frame is encoded at most once, and only if a chunk needs it. `frames_encoded`, `texts_encoded` and `ledger`
-    (stages vision, text, history, denoiser, guided) say what was really done. `guided`: also open the guided denoiser;
-    UserError when the bundle has none.
+    Each frame is encoded at most once, and only if a chunk needs it. `frames_encoded`,
+    `texts_encoded` and `ledger` (stages vision, text, history, denoiser, guided) say what was
+    really done. `guided`: also open the guided denoiser; UserError when the bundle has none.
     """
 
     def __init__(self, bundle: Bundle, engines: Engines, guided: bool = False) -> None:
@@ -208,7 +231,10 @@ class BundlePolicy:
         self.ledger = Ledger()
         self.frames_encoded = self.texts_encoded = 0
         self._bundle, self._engines = bundle, engines
-        self._state_stats, self._action_stats = _stats(bundle, STATE_KEY), _stats(bundle, ACTION_KEY)
+        self._state_stats, self._action_stats = (
+            _stats(bundle, STATE_KEY),
+            _stats(bundle, ACTION_KEY),
+        )
         self._shapes = {camera.name: (camera.height, camera.width, 3) for camera in m.cameras}
         self._denoisers: dict[str, Engine] = {"denoiser": engines.denoiser}
         if guided:
@@ -231,9 +257,13 @@ class BundlePolicy:
         self._check(positions, frames)
         self._history.push(_Moment(self._state_stats.normalize(positions), frames))
 
-    def request(self, noise: Noise | None = None, committed: Positions | None = None) -> Callable[[], Chunk]:
+    def request(
+        self, noise: Noise | None = None, committed: Positions | None = None
+    ) -> Callable[[], Chunk]:
         steps, text = self._seen()
-        held = np.zeros((0, len(self.joints))) if committed is None else np.array(committed)  # (n, J), a copy
+        held = (
+            np.zeros((0, len(self.joints))) if committed is None else np.array(committed)
+        )  # (n, J), a copy
         prefix = prefix_inputs(self._action_stats.normalize(held), self.horizon)
         given = {**noise_inputs(self._noise(noise)), **prefix}
 
@@ -247,14 +277,18 @@ class BundlePolicy:
     def request_guided(
         self, previous: Positions, weights: NDArray[np.float32], noise: Noise | None = None
     ) -> Callable[[], Chunk]:
-        """Like `request`, but drawn towards rows of the chunk being executed instead of held to them.
+        """Like `request`, but drawn towards rows of the chunk being executed instead of held to
+        them.
 
-        previous: (n, J) positions in units, what the old chunk wants in the new one's first n rows. weights: (horizon,)
-        of 0..1, see `prefix_weights`; rows beyond n weigh nothing. Only of a policy opened with `guided`.
+        previous: (n, J) positions in units, what the old chunk wants in the new one's first n rows.
+        weights: (horizon,) of 0..1, see `prefix_weights`; rows beyond n weigh nothing. Only of a
+        policy opened with `guided`.
         """
         steps, text = self._seen()
         inputs = prefix_inputs(self._action_stats.normalize(np.asarray(previous)), self.horizon)
-        inputs[PREFIX_WEIGHTS] = inputs.pop(PREFIX_MASK) * np.asarray(weights, np.float32).reshape(1, self.horizon, 1)
+        inputs[PREFIX_WEIGHTS] = inputs.pop(PREFIX_MASK) * np.asarray(weights, np.float32).reshape(
+            1, self.horizon, 1
+        )
         given = {**noise_inputs(self._noise(noise)), **inputs}
         return lambda: self._denoise("guided", steps, text, given)
 
@@ -280,29 +314,40 @@ class BundlePolicy:
         sizes = self.horizon, len(self.joints), self._bundle.manifest.sampler.draws
         return draw_noise(self._rng, *sizes) if noise is None else given_noise(noise, *sizes)
 
-    def _denoise(self, graph: str, steps: Sequence[_Moment], text: NDArray[np.float32], given: Arrays) -> Chunk:
+    def _denoise(
+        self, graph: str, steps: Sequence[_Moment], text: NDArray[np.float32], given: Arrays
+    ) -> Chunk:
         *earlier, newest = steps
         known = self._known(text, earlier)
         observed = {KNOWN: known, FEATURES: self._feature(newest)[None], STATE: newest.state[None]}
         with self._lock:
-            actions = self._run(graph, self._denoisers[graph], {**given, **observed})[ACTIONS][0]  # (horizon, J)
+            actions = self._run(graph, self._denoisers[graph], {**given, **observed})[ACTIONS][
+                0
+            ]  # (horizon, J)
         return self._action_stats.unnormalize(actions).astype(np.float64)
 
     def _known(self, text: NDArray[np.float32], earlier: list[_Moment]) -> NDArray[np.float32]:
-        """(1, M): the part of text and earlier observations, computed when the task or one of them is another."""
+        """(1, M): the part of text and earlier observations, computed when the task or one of them
+        is another.
+        """
         features = [self._feature(moment) for moment in earlier]
         with self._lock:
             if self._last_known is None or not self._last_known.is_of(text, earlier):
                 inputs = {TEXT_FEATURE: text[None]}
                 if earlier:
-                    inputs |= {EARLIER_FEATURES: np.stack(features)[None]}  # (1, n_obs - 1, n_cam * D)
+                    inputs |= {
+                        EARLIER_FEATURES: np.stack(features)[None]
+                    }  # (1, n_obs - 1, n_cam * D)
                     inputs |= {EARLIER_STATE: np.stack([moment.state for moment in earlier])[None]}
                 part = self._run("history", self._engines.history, inputs)[KNOWN]
                 self._last_known = _Known(text, earlier, part)
             return self._last_known.part
 
     def _run(self, graph: str, engine: Engine, inputs: Arrays) -> Arrays:
-        asked = {tensor.name: inputs[tensor.name] for tensor in self._bundle.manifest.graphs[graph].inputs}
+        asked = {
+            tensor.name: inputs[tensor.name]
+            for tensor in self._bundle.manifest.graphs[graph].inputs
+        }
         with self.ledger.time(graph):
             return engine(asked)
 
@@ -325,16 +370,22 @@ class BundlePolicy:
     def _encode_text(self, task: str) -> NDArray[np.float32]:
         graph = self._bundle.manifest.graphs["text"]
         tokens = load_tokens(self._bundle.path(TOKENIZER), length=graph.inputs[0].shape[-1])
-        feature = self._run("text", self._engines.open_text(), {TOKEN_IDS: tokens(task)})[TEXT_FEATURE][0]  # (P,)
+        feature = self._run("text", self._engines.open_text(), {TOKEN_IDS: tokens(task)})[
+            TEXT_FEATURE
+        ][0]  # (P,)
         self.texts_encoded += 1
         return feature
 
     def _check(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
         if positions.shape != (len(self.joints),):
-            raise UserError(f"the robot gave {positions.shape} positions, the policy needs {len(self.joints)} joints")
+            raise UserError(
+                f"the robot gave {positions.shape} positions, the policy needs {len(self.joints)} joints"
+            )
         for name, shape in self._shapes.items():
             if name not in frames:
-                raise UserError(f"no frame of camera {name!r}: connect it or rename a camera to {name!r}")
+                raise UserError(
+                    f"no frame of camera {name!r}: connect it or rename a camera to {name!r}"
+                )
             if frames[name].shape != shape:
                 raise UserError(
                     f"camera {name!r} gives {_size(frames[name].shape)}, the policy was trained on {_size(shape)}: "
@@ -358,7 +409,9 @@ def check_robot(policy: Policy, joints: Sequence[str], cameras: Sequence[str]) -
     missing = [name for name in policy.cameras if name not in cameras]
     if missing:
         has = ", ".join(cameras) or "none"
-        raise UserError(f"the policy needs camera {missing[0]!r}, the robot has {has}: add it or rename a camera")
+        raise UserError(
+            f"the policy needs camera {missing[0]!r}, the robot has {has}: add it or rename a camera"
+        )
 
 
 def _stats(bundle: Bundle, key: str) -> Stats:
@@ -374,4 +427,8 @@ def _open_guided(bundle: Bundle, engines: Engines) -> Engine:
 
 
 def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}x{shape[0]}" if len(shape) == 3 and shape[2] == 3 else f"an array of shape {shape}"
+    return (
+        f"{shape[1]}x{shape[0]}"
+        if len(shape) == 3 and shape[2] == 3
+        else f"an array of shape {shape}"
+    )

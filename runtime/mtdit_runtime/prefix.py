@@ -1,6 +1,7 @@
 """How strongly each row of a new chunk is held to the chunk that is being executed.
 
-Knows the weights of real-time chunking (arXiv 2506.07339, eq. 5). Refuses to know what is done with them.
+Knows the weights of real-time chunking (arXiv 2506.07339, eq. 5). Refuses to know what is done with
+them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ def prefix_weights(
 ) -> NDArray[np.float32]:
     """(horizon,) weights of 0..1 for the rows of a new chunk.
 
-    The first `committed` rows will have been executed before the chunk is there: 1. Rows from `execution_horizon` on
-    have nothing to agree with: 0. Between them the weight falls linearly, exponentially, not at all ("ones") or at
-    once ("zeros"). Source: LeRobot `policies/rtc/modeling_rtc.py::get_prefix_weights`. UserError: no such schedule.
+    The first `committed` rows will have been executed before the chunk is there: 1. Rows from
+    `execution_horizon` on have nothing to agree with: 0. Between them the weight falls linearly,
+    exponentially, not at all ("ones") or at once ("zeros"). Source: LeRobot
+    `policies/rtc/modeling_rtc.py::get_prefix_weights`. UserError: no such schedule.
     """
     if schedule not in SCHEDULES:
         raise UserError(f"schedule {schedule!r} is unknown: use one of {', '.join(SCHEDULES)}")
@@ -33,4 +35,6 @@ def prefix_weights(
         "ones": np.ones_like(falling),
         "zeros": np.zeros_like(falling),
     }
-    return np.concatenate([np.ones(start), between[schedule], np.zeros(horizon - end)]).astype(np.float32)
+    return np.concatenate([np.ones(start), between[schedule], np.zeros(horizon - end)]).astype(
+        np.float32
+    )

@@ -1,7 +1,8 @@
-"""How a new bundle takes its place: made in a hidden folder beside it, put there as a whole, or not at all.
+"""How a new bundle takes its place: made in a hidden folder beside it, put there as a whole, or not
+at all.
 
-Knows what may be replaced: a bundle and nothing else; and that one export at a time writes to a place. Refuses to know
-what is in a bundle beyond what its manifest lists.
+Knows what may be replaced: a bundle and nothing else; and that one export at a time writes to a
+place. Refuses to know what is in a bundle beyond what its manifest lists.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ ELSEWHERE = "choose another --out"
 
 @contextmanager
 def new_bundle(out: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[Path]:
-    """A scratch folder that becomes `out` when the block ends without an error, and vanishes otherwise.
+    """A scratch folder that becomes `out` when the block ends without an error, and vanishes
+    otherwise.
 
-    An older bundle there is replaced only then; its engines are kept, since they are known by the graphs they were
-    built from. Nothing ever sees half a bundle. UserError, before the block: `out` is no place for a bundle, or another
-    export writes there; after it: it could not be written.
+    An older bundle there is replaced only then; its engines are kept, since they are known by the
+    graphs they were built from. Nothing ever sees half a bundle. UserError, before the block: `out`
+    is no place for a bundle, or another export writes there; after it: it could not be written.
     """
     place = bundle_place(out)
     with _in_one_line(place), _alone_beside(place) as work:
@@ -46,7 +48,8 @@ def new_bundle(out: Path, say: Callable[[str], None] = lambda line: None) -> Ite
 
 
 def bundle_place(out: Path) -> Path:
-    """The folder itself, links followed: a link stays, what it points to is replaced. UserError: no file has that name.
+    """The folder itself, links followed: a link stays, what it points to is replaced. UserError: no
+    file has that name.
 
     A name of characters that nobody sees could not be told to anybody.
     """
@@ -55,15 +58,22 @@ def bundle_place(out: Path) -> Path:
         raise UserError(f"--out {shown} holds characters that no file name should: {ELSEWHERE}")
     try:
         place = Path(out).resolve()
-    except (OSError, RuntimeError) as error:  # Python 3.12 and earlier: RuntimeError for a link to itself
-        raise UserError(f"--out {shown}: {getattr(error, 'strerror', None) or error}: {ELSEWHERE}") from None
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # Python 3.12 and earlier: RuntimeError for a link to itself
+        raise UserError(
+            f"--out {shown}: {getattr(error, 'strerror', None) or error}: {ELSEWHERE}"
+        ) from None
     if not place.name or not all(map(is_visible, str(place))):
         raise UserError(f"--out {plain(place)} is no name for a bundle: {ELSEWHERE}")
     return place
 
 
 def check_replaceable(place: Path) -> None:
-    """UserError: `place` lies in a bundle, or holds something that is not a bundle, or more than one."""
+    """UserError: `place` lies in a bundle, or holds something that is not a bundle, or more than
+    one.
+    """
     if within := next((folder for folder in place.parents if _listed(folder) is not None), None):
         raise UserError(f"{place} lies in the bundle {within}: {ELSEWHERE}")
     if not os.path.lexists(place):
@@ -72,7 +82,9 @@ def check_replaceable(place: Path) -> None:
     if listed is None:
         raise UserError(f"{place} exists and is not a bundle: {ELSEWHERE}")
     if other := next(_others(place, listed), None):
-        raise UserError(f"{place} holds {plain(other)}, which is no part of a bundle: move it away, or {ELSEWHERE}")
+        raise UserError(
+            f"{place} holds {plain(other)}, which is no part of a bundle: move it away, or {ELSEWHERE}"
+        )
     if Path.cwd().is_relative_to(place):
         raise UserError(f"{place} is the folder you are in: leave it first, or {ELSEWHERE}")
 
@@ -83,7 +95,11 @@ def _listed(folder: Path) -> set[PurePosixPath] | None:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    is_ours = isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) and "schema_version" in manifest
+    is_ours = (
+        isinstance(manifest, dict)
+        and isinstance(manifest.get("files"), dict)
+        and "schema_version" in manifest
+    )
     return {PurePosixPath(name) for name in (MANIFEST, *manifest["files"])} if is_ours else None
 
 
@@ -94,12 +110,18 @@ def _others(folder: Path, listed: set[PurePosixPath]) -> Iterator[str]:
         here = Path(root).relative_to(folder)
         if here == Path("."):
             folders[:] = [name for name in folders if name != ENGINES]
-        yield from (str(here / name) for name in (*folders, *files) if PurePosixPath(here / name) not in known)
+        yield from (
+            str(here / name)
+            for name in (*folders, *files)
+            if PurePosixPath(here / name) not in known
+        )
 
 
 @contextmanager
 def _alone_beside(place: Path) -> Iterator[Path]:
-    """A hidden folder for one export at a time. What one that was killed left in it is put in order first."""
+    """A hidden folder for one export at a time. What one that was killed left in it is put in order
+    first.
+    """
     work = place.with_name(f".{place.name}.part")
     made = [folder for folder in (work, *work.parents) if not folder.exists()]
     try:
@@ -114,7 +136,9 @@ def _alone_beside(place: Path) -> Iterator[Path]:
                     shutil.rmtree(work / name, ignore_errors=True)
                 (work / LOCK).unlink(missing_ok=True)
     finally:
-        with suppress(OSError):  # those with the bundle, or with an export that locked them, are not empty
+        with suppress(
+            OSError
+        ):  # those with the bundle, or with an export that locked them, are not empty
             for folder in made or [work]:
                 folder.rmdir()
 
@@ -164,7 +188,9 @@ def _put(new: Path, place: Path, old: Path) -> list[str]:
     told = [f"replaced the bundle that was at {place}"] if old.exists() else []
     if (old / ENGINES).exists():
         (old / ENGINES).rename(place / ENGINES)
-        told.append("kept its TensorRT engines: those of changed graphs are not used, mtdit build --clean removes them")
+        told.append(
+            "kept its TensorRT engines: those of changed graphs are not used, mtdit build --clean removes them"
+        )
     return told
 
 
@@ -180,4 +206,6 @@ def _in_one_line(place: Path) -> Iterator[None]:
         if not is_about_out and error.errno not in DISK_FULL:
             raise
         why = error.strerror or str(error)
-        raise UserError(f"--out {place} cannot be written ({why}): {ELSEWHERE}, or make room there") from error
+        raise UserError(
+            f"--out {place} cannot be written ({why}): {ELSEWHERE}, or make room there"
+        ) from error

@@ -1,7 +1,9 @@
-"""The flight recorder: what was seen, wanted and sent in every tick, as one npz file; and its replay without a robot.
+"""The flight recorder: what was seen, wanted and sent in every tick, as one npz file; and its
+replay without a robot.
 
-Knows the log's columns. Refuses to know why a run went as it did. Memory is bounded: the last ticks are kept, and
-frames, if asked for, up to a number of megabytes from the start. Writing happens after the run.
+Knows the log's columns. Refuses to know why a run went as it did. Memory is bounded: the last ticks
+are kept, and frames, if asked for, up to a number of megabytes from the start. Writing happens
+after the run.
 """
 
 from __future__ import annotations
@@ -36,10 +38,17 @@ class Recorder:
     """
 
     def __init__(
-        self, joints: Sequence[str], task: str, seed: int, frames_mb: float = 0, max_ticks: int = MAX_TICKS
+        self,
+        joints: Sequence[str],
+        task: str,
+        seed: int,
+        frames_mb: float = 0,
+        max_ticks: int = MAX_TICKS,
     ) -> None:
         self._meta = {"version": VERSION, "joints": list(joints), "task": task, "seed": seed}
-        self._columns: dict[str, NDArray[Any]] = {n: np.empty((max_ticks, len(joints))) for n in VECTORS}
+        self._columns: dict[str, NDArray[Any]] = {
+            n: np.empty((max_ticks, len(joints))) for n in VECTORS
+        }
         self._columns |= {name: np.empty(max_ticks, dtype) for name, dtype in SCALARS.items()}
         self._columns |= {name: np.empty(max_ticks, np.int32) for name in CHUNKS}
         self._size, self._count = max_ticks, 0
@@ -75,11 +84,16 @@ class Recorder:
     def _in_order(self) -> dict[str, Any]:
         if self._count <= self._size:
             return {name: column[: self._count] for name, column in self._columns.items()}
-        return {name: np.roll(column, -(self._count % self._size), axis=0) for name, column in self._columns.items()}
+        return {
+            name: np.roll(column, -(self._count % self._size), axis=0)
+            for name, column in self._columns.items()
+        }
 
     def _stacked_frames(self) -> dict[str, Any]:
         names = self._frames[0] if self._frames and self._count <= self._size else ()
-        return {FRAMES + name: np.stack([frames[name] for frames in self._frames]) for name in names}
+        return {
+            FRAMES + name: np.stack([frames[name] for frames in self._frames]) for name in names
+        }
 
 
 @dataclass(frozen=True)
@@ -106,10 +120,14 @@ def load_log(path: Path) -> RunLog:
         meta = json.loads(str(arrays.pop("meta")))
         if meta["version"] != VERSION:
             raise ValueError(f"version {meta['version']}")
-        frames = {n.removeprefix(FRAMES): arrays.pop(n) for n in list(arrays) if n.startswith(FRAMES)}
+        frames = {
+            n.removeprefix(FRAMES): arrays.pop(n) for n in list(arrays) if n.startswith(FRAMES)
+        }
         return RunLog(tuple(meta["joints"]), meta["task"], meta["seed"], arrays, frames)
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a run log this mtdit reads ({error}): record it again") from error
+        raise UserError(
+            f"{path} is not a run log this mtdit reads ({error}): record it again"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -125,18 +143,23 @@ class ReplayReport:
 def replay(log: RunLog, policy: Policy) -> ReplayReport:
     """Show a policy what was seen and compare its actions with what was wanted then.
 
-    Chunks are asked for and rows taken exactly where the run did it, so even a real-time run with late chunks compares.
-    Raises UserError: other joints, or a log without frames for a policy with cameras.
+    Chunks are asked for and rows taken exactly where the run did it, so even a real-time run with
+    late chunks compares. Raises UserError: other joints, or a log without frames for a policy with
+    cameras.
     """
     if log.joints != policy.joints:
-        raise UserError(f"the log has joints {', '.join(log.joints)}, the policy {', '.join(policy.joints)}")
+        raise UserError(
+            f"the log has joints {', '.join(log.joints)}, the policy {', '.join(policy.joints)}"
+        )
     n_ticks = _replayable(log, policy)
     policy.reset(log.task, log.seed)
     chunks: dict[int, NDArray[np.float64]] = {}
     errors = []
     for tick in range(n_ticks):
         if log.columns["fresh"][tick]:
-            policy.observe(log.columns["positions"][tick], {name: f[tick] for name, f in log.frames.items()})
+            policy.observe(
+                log.columns["positions"][tick], {name: f[tick] for name, f in log.frames.items()}
+            )
             if log.columns["requested"][tick] >= 0:
                 chunks[int(log.columns["requested"][tick])] = policy.chunk()
         if log.columns["row"][tick] >= 0:
@@ -149,9 +172,13 @@ def replay(log: RunLog, policy: Policy) -> ReplayReport:
 def _replayable(log: RunLog, policy: Policy) -> int:
     missing = [name for name in policy.cameras if name not in log.frames]
     if missing:
-        raise UserError(f"the log has no frames of camera {missing[0]!r}: record with `mtdit run --log-frames`")
+        raise UserError(
+            f"the log has no frames of camera {missing[0]!r}: record with `mtdit run --log-frames`"
+        )
     if len(log) and log.columns["index"][0] != 0:
-        raise UserError("the log has lost its first ticks, the run was too long to replay: record a shorter one")
+        raise UserError(
+            "the log has lost its first ticks, the run was too long to replay: record a shorter one"
+        )
     return min([len(log), *(len(log.frames[name]) for name in policy.cameras)])
 
 

@@ -1,7 +1,8 @@
 """Playing a recorded episode on an arm, and how well the arm followed.
 
-Knows an episode's actions and three errors. Refuses to know how an arm is found. The arm first goes to the episode's
-first action on a ramp, waits there for a moment, then plays; every command passes the guards.
+Knows an episode's actions and three errors. Refuses to know how an arm is found. The arm first goes
+to the episode's first action on a ramp, waits there for a moment, then plays; every command passes
+the guards.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class EpisodeSource(ActionSource):
 class ReplayReport:
     """Errors in degrees (gripper: percent), joint -> {mean, max}, and the run itself.
 
-    tracking: where the arm stood one tick after an action, against that action. recorded: where it stood, against where
-    the recorded arm stood at that frame; 0 would be the very same movement. limited: played against recorded actions.
+    tracking: where the arm stood one tick after an action, against that action. recorded: where it
+    stood, against where the recorded arm stood at that frame; 0 would be the very same movement.
+    limited: played against recorded actions.
     """
 
     ticks: int
@@ -103,5 +105,6 @@ def _report(episode: Recorded, trace: _Trace, report: RunReport) -> ReplayReport
 def _errors(joints: tuple[str, ...], errors: NDArray[np.float64]) -> dict[str, dict[str, float]]:
     sizes = np.abs(errors) if len(errors) else np.zeros((1, len(joints)))
     return {
-        joint: {"mean": float(sizes[:, i].mean()), "max": float(sizes[:, i].max())} for i, joint in enumerate(joints)
+        joint: {"mean": float(sizes[:, i].mean()), "max": float(sizes[:, i].max())}
+        for i, joint in enumerate(joints)
     }

@@ -1,7 +1,8 @@
 """One run of a bundle on a robot, from the folder on disk to the report.
 
-Knows the order: check, open, warm up, connect, run, release. Refuses to know how the robot is found and how options
-were typed. What is about to happen is said before the arm has torque; during the loop nothing is.
+Knows the order: check, open, warm up, connect, run, release. Refuses to know how the robot is found
+and how options were typed. What is about to happen is said before the arm has torque; during the
+loop nothing is.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ WARM_UPS = 5
 
 @dataclass(frozen=True)
 class RunOptions:
-    """bundle, task, robot: what runs what. The robot is not connected yet; the run connects and closes it."""
+    """bundle, task, robot: what runs what. The robot is not connected yet; the run connects and
+    closes it.
+    """
 
     bundle: Path
     task: str
@@ -85,13 +88,17 @@ def run_policy(options: RunOptions) -> RunReport:
 
 
 def check_task(manifest: Manifest, task: str, allow_new: bool) -> None:
-    """Raises UserError for an instruction that training has not seen, with the nearest one, unless new ones may be."""
+    """Raises UserError for an instruction that training has not seen, with the nearest one, unless
+    new ones may be.
+    """
     if task in manifest.tasks or allow_new:
         return
     near = difflib.get_close_matches(task, manifest.tasks, n=1, cutoff=0.4)
     known = plain(", ".join(map(repr, manifest.tasks)) or "no task", 1000)
     hint = f"did you mean {near[0]!r}?" if near else f"it knows {known}"
-    raise UserError(f"{plain(manifest.name)} was not trained on {task!r}: {hint} (--new-task tries it all the same)")
+    raise UserError(
+        f"{plain(manifest.name)} was not trained on {task!r}: {hint} (--new-task tries it all the same)"
+    )
 
 
 def say_engines(engines: Engines, say: Callable[[str], None]) -> None:
@@ -103,7 +110,9 @@ def say_engines(engines: Engines, say: Callable[[str], None]) -> None:
 def warm_up_s(bundle: Bundle, engines: Engines) -> float:
     """Run a few chunks on blank observations; the slowest one's seconds, the first left out."""
     m = bundle.manifest
-    policy = BundlePolicy(bundle, engines)  # its own counters and history; the engines are the run's
+    policy = BundlePolicy(
+        bundle, engines
+    )  # its own counters and history; the engines are the run's
     frames = {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in m.cameras}
     noise = np.zeros((m.horizon, len(m.joints)), np.float32)
     policy.reset(m.tasks[0] if m.tasks else "", seed=0)
@@ -122,9 +131,13 @@ def _prefetch(bundle: Bundle, engines: Engines, options: RunOptions) -> int:
     latency_s = warm_up_s(bundle, engines)
     chosen = auto_prefetch(latency_s, m.fps, m.n_action_steps)
     ticks = chosen if options.prefetch_ticks is None else options.prefetch_ticks
-    options.say(f"a chunk takes {latency_s * 1e3:.0f} ms: asked for {ticks} ticks ahead, at {m.fps} Hz")
+    options.say(
+        f"a chunk takes {latency_s * 1e3:.0f} ms: asked for {ticks} ticks ahead, at {m.fps} Hz"
+    )
     if not options.lockstep and latency_s * m.fps > m.n_action_steps / 2:
-        options.say("this computer is too slow for the policy: expect the arm to pause (fewer denoising steps help)")
+        options.say(
+            "this computer is too slow for the policy: expect the arm to pause (fewer denoising steps help)"
+        )
     return ticks
 
 
@@ -133,7 +146,9 @@ def _drive(m: Manifest, queue: ChunkQueue, options: RunOptions) -> RunReport:
     safety = Safety(joints, Limits.of(m.joints, m.fps, options.safety), options.safety)
     config = LoopConfig(m.fps, duration_s=options.duration_s, home_s=options.home_s)
     clock: Clock = LockstepClock() if options.lockstep else RealClock()
-    recorder = Recorder(joints, options.task, options.seed, options.log_frames_mb) if options.log else None
+    recorder = (
+        Recorder(joints, options.task, options.seed, options.log_frames_mb) if options.log else None
+    )
     film = Film(options.video, m.fps, wait=options.lockstep) if options.video else None
     watch = _watchers(recorder, film, options)
     options.say(f"running {plain(m.name)}: {options.task!r}, Ctrl-C ends it")
@@ -143,7 +158,9 @@ def _drive(m: Manifest, queue: ChunkQueue, options: RunOptions) -> RunReport:
         _save(recorder, film, options)
 
 
-def _watchers(recorder: Recorder | None, film: Film | None, options: RunOptions) -> Callable[[Tick], None] | None:
+def _watchers(
+    recorder: Recorder | None, film: Film | None, options: RunOptions
+) -> Callable[[Tick], None] | None:
     if recorder is None and film is None:
         return None
 
@@ -162,4 +179,7 @@ def _save(recorder: Recorder | None, film: Film | None, options: RunOptions) -> 
         options.say(f"log: {recorder.save(options.log)}")
     if film is not None:
         film.close()
-        options.say(f"video: {options.video}" + (f" ({film.dropped} pictures dropped)" if film.dropped else ""))
+        options.say(
+            f"video: {options.video}"
+            + (f" ({film.dropped} pictures dropped)" if film.dropped else "")
+        )

@@ -1,7 +1,8 @@
 """Every command passes through here on its way to the robot.
 
-Knows limits, the start ramp, stale frames, and an arm that does not follow. Refuses to know policies, buses and
-sleeping: a pure class that is told the time. What it changes it counts, per joint; what it cannot mend ends the run.
+Knows limits, the start ramp, stale frames, and an arm that does not follow. Refuses to know
+policies, buses and sleeping: a pure class that is told the time. What it changes it counts, per
+joint; what it cannot mend ends the run.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Stop(Exception):  # noqa: N818, most ends are no errors
 
 @dataclass(frozen=True)
 class SafetyConfig:
-    range_margin: float = 0.1  # of a joint's range in training, on either side; corrections need some room
+    range_margin: float = (
+        0.1  # of a joint's range in training, on either side; corrections need some room
+    )
     min_margin: float = 5.0  # degrees or percent, for joints that hardly moved in training
     speed_factor: float = 1.5  # over the training's fastest, which is a percentile already
     min_speed: float = 20.0  # degrees or percent per second: slow enough for any joint
@@ -47,15 +50,21 @@ class Limits:
     low: NDArray[np.float64]  # (J,) degrees, gripper 0..100
     high: NDArray[np.float64]
     max_step: NDArray[np.float64]  # (J,) per tick
-    tracked: NDArray[np.bool_]  # (J,) a gripper may close on an object, so it never counts as blocked
+    tracked: NDArray[
+        np.bool_
+    ]  # (J,) a gripper may close on an object, so it never counts as blocked
 
     @classmethod
     def of(cls, joints: Sequence[Joint], fps: float, config: SafetyConfig) -> Limits:
         """From the ranges and speeds of the demonstrations, widened by the config's margins."""
-        low, high, speed = (np.array([getattr(j, name) for j in joints]) for name in ("low", "high", "max_speed"))
+        low, high, speed = (
+            np.array([getattr(j, name) for j in joints]) for name in ("low", "high", "max_speed")
+        )
         margin = np.maximum(config.range_margin * (high - low), config.min_margin)
         max_step = np.maximum(speed * config.speed_factor, config.min_speed) / fps
-        return cls(low - margin, high + margin, max_step, np.array([j.unit == "degrees" for j in joints]))
+        return cls(
+            low - margin, high + margin, max_step, np.array([j.unit == "degrees" for j in joints])
+        )
 
     @classmethod
     def none(cls, n_joints: int) -> Limits:
@@ -65,11 +74,17 @@ class Limits:
 
 
 class Safety:
-    """The guards of one run. Call `begin`, then every tick `frames_fresh`, `command` or `hold`, and `accepted`."""
+    """The guards of one run. Call `begin`, then every tick `frames_fresh`, `command` or `hold`, and
+    `accepted`.
+    """
 
-    def __init__(self, joints: Sequence[str], limits: Limits, config: SafetyConfig | None = None) -> None:
+    def __init__(
+        self, joints: Sequence[str], limits: Limits, config: SafetyConfig | None = None
+    ) -> None:
         self.joints, self.limits, self.config = tuple(joints), limits, config or SafetyConfig()
-        self.interventions = {guard: np.zeros(len(self.joints), np.int64) for guard in GUARDS}  # (J,) ticks
+        self.interventions = {
+            guard: np.zeros(len(self.joints), np.int64) for guard in GUARDS
+        }  # (J,) ticks
         self.stale_ticks = 0
         self.begin(np.zeros(len(self.joints)))
 
@@ -87,17 +102,24 @@ class Safety:
         return self._last
 
     def frames_fresh(self, ages_s: Mapping[str, float], now_s: float) -> bool:
-        """False: hold this tick. Raises Stop("stale camera") when a frame stays too old for too long."""
+        """False: hold this tick. Raises Stop("stale camera") when a frame stays too old for too
+        long.
+        """
         camera = max(ages_s, key=ages_s.__getitem__, default="")
         stale = bool(ages_s) and ages_s[camera] > self.config.stale_hold_s
         self._stale.update(stale, now_s)
         self.stale_ticks += stale
         if stale and max(self._stale.for_s, ages_s[camera]) > self.config.stale_end_s:
-            raise Stop("stale camera", f"{camera!r} gave no new frame for {ages_s[camera]:.1f} s: check its cable")
+            raise Stop(
+                "stale camera",
+                f"{camera!r} gave no new frame for {ages_s[camera]:.1f} s: check its cable",
+            )
         return not stale
 
     def command(self, wanted: Positions, measured: Positions, now_s: float) -> Positions:
-        """The policy's action (J,) -> what may be sent (J,). Raises Stop: blocked, or never a finite number."""
+        """The policy's action (J,) -> what may be sent (J,). Raises Stop: blocked, or never a
+        finite number.
+        """
         self.check_tracking(measured, now_s)
         if not self._is_finite(wanted, now_s):
             return self._last.copy()
@@ -138,7 +160,10 @@ class Safety:
         self._not_finite.update(bool(bad.any()), now_s)
         self.interventions["not finite"] += bad
         if self._not_finite.for_s > self.config.not_finite_end_s:
-            raise Stop("policy error", f"the action of {self.joints[int(bad.argmax())]} is not a finite number")
+            raise Stop(
+                "policy error",
+                f"the action of {self.joints[int(bad.argmax())]} is not a finite number",
+            )
         return not bad.any()
 
     def _limit(self, guard: str, wanted: Positions, low: Positions, high: Positions) -> Positions:

@@ -1,8 +1,8 @@
 """Driving a follower arm by hand: a leader's positions, through the guards, at the loop's rate.
 
-Knows the leader as a source of actions, the limits of a follower without a policy, and the order of connecting and
-letting go. Refuses to know keys, screens and recordings. The follower starts where it is found and reaches the leader's
-pose on a ramp; at the end it may ride back.
+Knows the leader as a source of actions, the limits of a follower without a policy, and the order of
+connecting and letting go. Refuses to know keys, screens and recordings. The follower starts where
+it is found and reaches the leader's pose on a ramp; at the end it may ride back.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ from mtdit_runtime.loop import (
 )
 from mtdit_runtime.safety import Limits, Safety, SafetyConfig, Stop
 
-MAX_SPEED = 300.0  # degrees or percent per second: a little more than the servo can do, so only glitches are cut
+# degrees or percent per second: a little more than the servo can do, so only glitches are cut
+MAX_SPEED = 300.0
 MAX_SILENT_TICKS = 10  # a third of a second of a leader whose cable is out
 
-# A person sees what the arm does and leans on things on purpose: later and further than for a policy.
+# A person sees what the arm does and leans on things on purpose: later and further than for a
+# policy.
 BY_HAND = SafetyConfig(ramp_s=2.0, tracking_error=40.0, tracking_end_s=2.0)
 
 
@@ -79,7 +81,8 @@ class ActionSource(ABC):
 
 
 class LeaderSource(ActionSource):
-    """The leader's positions. Silence holds the last ones for a while, then ends the run. lost: silent ticks.
+    """The leader's positions. Silence holds the last ones for a while, then ends the run. lost:
+    silent ticks.
 
     The follower is sound then: it rides back instead of dropping.
     """
@@ -102,7 +105,9 @@ class LeaderSource(ActionSource):
 
 
 def arm_limits(calibration: Calibration, fps: float, max_speed: float = MAX_SPEED) -> Limits:
-    """What a follower is kept within when no policy says more: its calibrated ranges and a speed, in degrees."""
+    """What a follower is kept within when no policy says more: its calibrated ranges and a speed,
+    in degrees.
+    """
     low, high = calibrations.ranges(calibration).bounds()
     step = np.full(len(low), max_speed / fps)
     return Limits(low, high, step, np.array([joint != "gripper" for joint in calibration]))
@@ -123,7 +128,9 @@ class DriveOptions:
     say: Callable[[str], None] = print
 
 
-def drive(source: ActionSource, options: DriveOptions, on_tick: Callable[[Tick], None] | None = None) -> RunReport:
+def drive(
+    source: ActionSource, options: DriveOptions, on_tick: Callable[[Tick], None] | None = None
+) -> RunReport:
     """Connect the robot, drive it until something ends the run, release it whatever happens.
 
     Raises UserError for what the user must mend; everything else is a reason in the report.
@@ -135,7 +142,9 @@ def drive(source: ActionSource, options: DriveOptions, on_tick: Callable[[Tick],
     safety = Safety(source.policy.joints, limits, options.safety)
     config = LoopConfig(options.fps, options.duration_s, home_s=options.home_s)
     with dying_in_order(), closing(options.robot) as robot:
-        options.say(f"torque comes on, the arm moves in {options.safety.ramp_s:g} s: keep clear. Ctrl-C ends it")
+        options.say(
+            f"torque comes on, the arm moves in {options.safety.ramp_s:g} s: keep clear. Ctrl-C ends it"
+        )
         robot.connect()
         return run(robot, source, safety, config, clock, on_tick=on_tick)
 
@@ -148,7 +157,8 @@ def teleoperate(
 ) -> RunReport:
     """Let a leader drive the robot. cameras: those whose frames must be fresh, else the arm holds."""
     with dying_in_order(), closing(leader):
-        leader.connect()  # first: it is limp, and what is wrong with it is better known before torque comes on
+        # first: it is limp, and what is wrong with it is better known before torque comes on
+        leader.connect()
         source = LeaderSource(leader, cameras)
         report = drive(source, options, on_tick)
     if source.lost:
@@ -173,7 +183,9 @@ class Rate:
 
 
 class Board:
-    """An `on_tick` that remembers what a screen shows; another thread may ask for it. next: called after it."""
+    """An `on_tick` that remembers what a screen shows; another thread may ask for it. next: called
+    after it.
+    """
 
     def __init__(self, joints: tuple[str, ...], then: Callable[[Tick], None] | None = None) -> None:
         self._joints, self._then, self._rate = joints, then, Rate()
@@ -199,7 +211,10 @@ class Board:
         tick = self._tick
         if tick is None:
             return "connecting"
-        ages = [f"{name} {age_s * 1e3:.0f} ms old" for name, age_s in tick.observation.frame_age_s.items()]
+        ages = [
+            f"{name} {age_s * 1e3:.0f} ms old"
+            for name, age_s in tick.observation.frame_age_s.items()
+        ]
         return "  ".join([f"{self._rate.hz:.1f} Hz", f"{tick.work_s * 1e3:.1f} ms a tick", *ages])
 
 
@@ -209,7 +224,11 @@ def report_rows(report: RunReport) -> list[tuple[str, Any]]:
         guard: ", ".join(f"{joint} x{n}" for joint, n in joints.items() if n)
         for guard, joints in report.interventions.items()
     }
-    servos = [f"{joint} {error} x{n}" for joint, errors in report.servo_errors.items() for error, n in errors.items()]
+    servos = [
+        f"{joint} {error} x{n}"
+        for joint, errors in report.servo_errors.items()
+        for error, n in errors.items()
+    ]
     return [
         ("ended", f"{report.reason}{': ' if report.detail else ''}{report.detail}"),
         ("ran", f"{report.duration_s:.1f} s, {report.ticks} ticks"),

@@ -1,7 +1,7 @@
 """Films of runs: frames side by side with a caption, as MP4.
 
-Knows pixels and OpenCV's writer. Refuses to know what is shown. `Film` writes in a thread of its own, so that a control
-loop only hands frames over.
+Knows pixels and OpenCV's writer. Refuses to know what is shown. `Film` writes in a thread of its
+own, so that a control loop only hands frames over.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ class VideoWriter:
         self._cv2 = _import_cv2()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._size = size
-        self._file = self._cv2.VideoWriter(str(path), self._cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
+        self._file = self._cv2.VideoWriter(
+            str(path), self._cv2.VideoWriter.fourcc(*"mp4v"), fps, size
+        )
         if not self._file.isOpened():
-            raise UserError(f"cannot write a video to {path}: use a writable folder and a name ending in .mp4")
+            raise UserError(
+                f"cannot write a video to {path}: use a writable folder and a name ending in .mp4"
+            )
 
     def write(self, frame: Frame) -> None:
         if frame.shape != (self._size[1], self._size[0], 3):
@@ -48,7 +52,9 @@ class VideoWriter:
 
 
 def tile(frames: Sequence[Frame], height: int) -> Frame:
-    """Frames of any size side by side, all `height` pixels high, width rounded to even: (height, W, 3)."""
+    """Frames of any size side by side, all `height` pixels high, width rounded to even: (height, W,
+    3).
+    """
     cv2 = _import_cv2()
 
     def scaled(frame: Frame) -> Frame:
@@ -66,14 +72,18 @@ def caption(frame: Frame, text: str) -> Frame:
     """The frame with a dark line of text below it: (H + CAPTION_HEIGHT, W, 3)."""
     cv2 = _import_cv2()
     strip = np.full((CAPTION_HEIGHT, frame.shape[1], 3), 24, np.uint8)
-    cv2.putText(strip, text, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (235, 235, 235), 1, cv2.LINE_AA)
+    cv2.putText(
+        strip, text, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (235, 235, 235), 1, cv2.LINE_AA
+    )
     return np.concatenate([frame, strip])
 
 
 class Film:
-    """Frames side by side with a caption, written by a thread. The size is that of the first frames.
+    """Frames side by side with a caption, written by a thread. The size is that of the first
+    frames.
 
-    wait: when the writer lags, wait for it (lock-step) instead of dropping the frame (real time; `dropped` counts).
+    wait: when the writer lags, wait for it (lock-step) instead of dropping the frame (real time;
+    `dropped` counts).
     """
 
     def __init__(self, path: Path, fps: float, height: int = 240, wait: bool = False) -> None:
@@ -106,7 +116,9 @@ class Film:
                 continue
             try:
                 picture = caption(tile(item[0], self._height), item[1])
-                writer = writer or VideoWriter(self._path, self._fps, (picture.shape[1], picture.shape[0]))
+                writer = writer or VideoWriter(
+                    self._path, self._fps, (picture.shape[1], picture.shape[0])
+                )
                 writer.write(picture)
             except Exception as error:  # handed to whoever closes the film
                 self._error = error

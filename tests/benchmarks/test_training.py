@@ -12,7 +12,8 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, no package
 import training
 
-# Printed by lerobot-train 0.6.1 behind its progress bar; in the third figures are changed to those of a bad end.
+# Printed by lerobot-train 0.6.1 behind its progress bar; in the third figures are changed to those
+# of a bad end.
 LEROBOT_LOG = """\
 INFO 2026-11-21 05:03:40 ot_train.py:597 Start offline training on a fixed dataset, with effective batch size: 32
 Training:   8%|8         | 1/12 [01:15<13:49, 75.40s/step]INFO 2026-11-21 05:04:56 ot_train.py:641 step:1 smpl:32 \
@@ -53,12 +54,23 @@ def test_a_tool_without_figures_is_an_error() -> None:
 
 def report(step: int, elapsed_s: float) -> str:
     return json.dumps(
-        {"step": step, "loss": 1.0 / step, "samples_per_s": 9.0, "data_wait": 0.1, "elapsed_s": elapsed_s}
+        {
+            "step": step,
+            "loss": 1.0 / step,
+            "samples_per_s": 9.0,
+            "data_wait": 0.1,
+            "elapsed_s": elapsed_s,
+        }
     )
 
 
 def test_our_log_becomes_a_run() -> None:
-    log = [report(5, 3.0), json.dumps({"step": 5, "val_loss": 0.5, "best": True}), report(10, 4.0), report(15, 5.5)]
+    log = [
+        report(5, 3.0),
+        json.dumps({"step": 5, "val_loss": 0.5, "best": True}),
+        report(10, 4.0),
+        report(15, 5.5),
+    ]
     run = training.mtdit_run(log, written_s=20.0, total_s=21.0)
     assert run.steps == [5, 10, 15]
     assert run.at_s == [0.0, 1.0, 2.5]
@@ -67,15 +79,26 @@ def test_our_log_becomes_a_run() -> None:
 
 
 def test_the_rate_leaves_out_what_comes_before_the_skipped_step() -> None:
-    run = training.Run([5, 10, 15, 20], [1.0] * 4, [0.0, 100.0, 101.0, 103.0], wait=0.0, first_step_s=0.0, total_s=0.0)
+    run = training.Run(
+        [5, 10, 15, 20],
+        [1.0] * 4,
+        [0.0, 100.0, 101.0, 103.0],
+        wait=0.0,
+        first_step_s=0.0,
+        total_s=0.0,
+    )
     assert run.rate(batch=6, skip=8) == pytest.approx(6 * 10 / 3)
-    assert run.rate(batch=6, skip=99) == pytest.approx(6 * 5 / 2)  # a short run still has a last stretch
+    assert run.rate(batch=6, skip=99) == pytest.approx(
+        6 * 5 / 2
+    )  # a short run still has a last stretch
 
 
 def run_at(rate: float, wait: float = 0.0) -> training.Run:
     """A run of that many steps per second."""
     steps = [20, 25, 30]
-    return training.Run(steps, [1.0] * 3, [(s - 20) / rate for s in steps], wait, first_step_s=4.0, total_s=9.0)
+    return training.Run(
+        steps, [1.0] * 3, [(s - 20) / rate for s in steps], wait, first_step_s=4.0, total_s=9.0
+    )
 
 
 def test_ratios_are_medians_over_the_rounds() -> None:
@@ -95,7 +118,9 @@ def test_ratios_are_medians_over_the_rounds() -> None:
     table = training.markdown(result)
     assert "| mtdit | 128.0 | 96.0 .. 192.0 | 0 % | 4 | 9 |" in table
     assert "**2.00x**" in table
-    assert {"hardware", "threads", "versions", "video_backend"} <= set(json.loads(json.dumps(result)))
+    assert {"hardware", "threads", "versions", "video_backend"} <= set(
+        json.loads(json.dumps(result))
+    )
 
 
 def test_smoothed_curves_and_their_difference() -> None:

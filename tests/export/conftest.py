@@ -24,7 +24,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.fixture(scope="session")
 def checkpoint(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two cameras, one tower, RoPE, two observation steps."""
-    return workshop.checkpoint(tmp_path_factory.mktemp("checkpoints") / "pretrained_model", workshop.config())
+    return workshop.checkpoint(
+        tmp_path_factory.mktemp("checkpoints") / "pretrained_model", workshop.config()
+    )
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +46,9 @@ def half_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
-def int8_bundle(checkpoint: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8_bundle(
+    checkpoint: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The same in int8, calibrated on noise."""
     out = tmp_path_factory.mktemp("bundles") / "int8.mtdit"
     export(checkpoint, out, steps=STEPS, dataset=recording, int8=True)
@@ -61,14 +65,20 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = {f"observation.images.{name}": camera for name in ("top", "wrist")}
     folder = tmp_path_factory.mktemp("recordings") / "drawer"
     dataset = LeRobotDataset.create(
-        "mtdit/drawer", 30, {"action": vector, "observation.state": vector, **images}, root=folder, use_videos=False
+        "mtdit/drawer",
+        30,
+        {"action": vector, "observation.state": vector, **images},
+        root=folder,
+        use_videos=False,
     )
     rng = np.random.default_rng(0)
     for task in ("close the drawer", "wave"):
         for _ in range(6):
             state = rng.uniform(-20, 20, 6).astype(np.float32)
             pictures = {key: rng.integers(0, 256, (60, 80, 3), np.uint8) for key in images}
-            dataset.add_frame({"observation.state": state, "action": state, "task": task, **pictures})
+            dataset.add_frame(
+                {"observation.state": state, "action": state, "task": task, **pictures}
+            )
         dataset.save_episode()
     dataset.finalize()
     return folder

@@ -1,8 +1,9 @@
 """Run in a process of its own, because TensorRT for RTX can crash the interpreter it lives in.
 
-`python engines_ahead.py plans OUT FILE...` builds single graphs; `python engines_ahead.py STORY BUNDLE` runs
-`mtdit_export.build` as on a robot computer, but ahead of time for a GPU that is not here, and with ONNX Runtime in the
-engines' place, whole or wrecked. Prints one JSON object: what was said, how it ended, which files are there.
+`python engines_ahead.py plans OUT FILE...` builds single graphs; `python engines_ahead.py STORY
+BUNDLE` runs `mtdit_export.build` as on a robot computer, but ahead of time for a GPU that is not
+here, and with ONNX Runtime in the engines' place, whole or wrecked. Prints one JSON object: what
+was said, how it ended, which files are there.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def wrecked(wreck: Callable[[np.ndarray], np.ndarray]) -> Callable[[Bundle, Path
     return open_engines
 
 
-def run(bundle: Bundle, open_engines: Callable[[Bundle, Path], Engines] = whole, **options: Any) -> dict[str, Any]:
+def run(
+    bundle: Bundle, open_engines: Callable[[Bundle, Path], Engines] = whole, **options: Any
+) -> dict[str, Any]:
     said: list[str] = []
     try:
         build(
@@ -67,7 +70,11 @@ def run(bundle: Bundle, open_engines: Callable[[Bundle, Path], Engines] = whole,
         ended = "well"
     except (ExportError, UserError, KeyboardInterrupt) as error:
         ended = f"{type(error).__name__}: {error}"
-    files = sorted(p.relative_to(bundle.folder).as_posix() for p in bundle.path(ENGINES).rglob("*") if p.is_file())
+    files = sorted(
+        p.relative_to(bundle.folder).as_posix()
+        for p in bundle.path(ENGINES).rglob("*")
+        if p.is_file()
+    )
     return {"said": said, "ended": ended, "files": files}
 
 
@@ -80,12 +87,23 @@ def again(bundle: Bundle) -> dict[str, Any]:
     plan.write_bytes(plan.read_bytes()[:100])
     third = run(bundle)
     good, size = iter([False, True]), plan.stat().st_size
-    fourth = run(bundle, lambda b, f: (whole if next(good) else wrecked(lambda x: x * np.nan))(b, f))
-    return {"first": first, "second": second, "third": third, "fourth": fourth, "progress": progress, "size": size}
+    fourth = run(
+        bundle, lambda b, f: (whole if next(good) else wrecked(lambda x: x * np.nan))(b, f)
+    )
+    return {
+        "first": first,
+        "second": second,
+        "third": third,
+        "fourth": fourth,
+        "progress": progress,
+        "size": size,
+    }
 
 
 def refused(bundle: Bundle) -> dict[str, Any]:
-    """Engines that are not the policy, a build that is interrupted, one that comes while another is at work."""
+    """Engines that are not the policy, a build that is interrupted, one that comes while another is
+    at work.
+    """
 
     def interrupt(graph: str, share: float, elapsed_s: float) -> None:
         raise KeyboardInterrupt
@@ -111,7 +129,9 @@ def others(bundle: Bundle) -> dict[str, Any]:
     assert record is not None
     elsewhere = bundle.path(ENGINES) / "sm87-trt10.3.0-fp32-0123456789ab"
     elsewhere.mkdir()
-    write_record(elsewhere, replace(record, gpu="Orin", compute_capability=(8, 7), tensorrt="10.3.0"))
+    write_record(
+        elsewhere, replace(record, gpu="Orin", compute_capability=(8, 7), tensorrt="10.3.0")
+    )
     return {"first": first, "kept": run(bundle), "cleaned": run(bundle, clean=True)}
 
 

@@ -21,11 +21,16 @@ class LeRobot:
         from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
 
         self.policy = MultiTaskDiTPolicy.from_pretrained(str(checkpoint)).eval()
-        self.before, self.after = make_pre_post_processors(self.policy.config, pretrained_path=str(checkpoint))
+        self.before, self.after = make_pre_post_processors(
+            self.policy.config, pretrained_path=str(checkpoint)
+        )
 
-    def prepare(self, positions: np.ndarray, frames: dict[str, np.ndarray], task: str) -> dict[str, Any]:
+    def prepare(
+        self, positions: np.ndarray, frames: dict[str, np.ndarray], task: str
+    ) -> dict[str, Any]:
         images = {
-            f"observation.images.{c}": torch.from_numpy(f).float().permute(2, 0, 1) / 255 for c, f in frames.items()
+            f"observation.images.{c}": torch.from_numpy(f).float().permute(2, 0, 1) / 255
+            for c, f in frames.items()
         }
         state = torch.from_numpy(positions.astype(np.float32))
         return self.before({"observation.state": state, "task": task, **images})
@@ -36,7 +41,9 @@ class LeRobot:
 
     @torch.no_grad()
     def stages(self, probe: Probe, seed: int) -> dict[str, np.ndarray]:
-        """features (1, n_obs, n_cam * D), text, and the whole chunk, normalised and in degrees; noise after `seed`."""
+        """features (1, n_obs, n_cam * D), text, and the whole chunk, normalised and in degrees;
+        noise after `seed`.
+        """
         steps = [
             self.prepare(p, {c: f[i] for c, f in probe.frames.items()}, probe.task)
             for i, p in enumerate(probe.positions)
@@ -45,12 +52,16 @@ class LeRobot:
         batch["observation.state"] = torch.stack([s["observation.state"] for s in steps], dim=1)
         keys = list(self.policy.config.image_features)
         if keys:
-            batch["observation.images"] = torch.stack([torch.stack([s[k] for k in keys], dim=1) for s in steps], dim=1)
+            batch["observation.images"] = torch.stack(
+                [torch.stack([s[k] for k in keys], dim=1) for s in steps], dim=1
+            )
         torch.manual_seed(seed)
         conditioning = self.policy.observation_encoder.encode(batch)
         per_step = conditioning.unflatten(1, (len(steps), -1))
         state, text = 6, self.policy.config.hidden_dim
-        actions = self.policy.objective.conditional_sample(self.policy.noise_predictor, 1, conditioning)
+        actions = self.policy.objective.conditional_sample(
+            self.policy.noise_predictor, 1, conditioning
+        )
         return {
             "features": per_step[:, :, state:-text].numpy(),
             "state": per_step[:, :, :state].numpy(),

@@ -55,7 +55,9 @@ print(json.dumps(result))
 
 def test_the_gpus_part_is_rehearsed_on_the_cpu() -> None:
     command = [sys.executable, "-c", REHEARSAL]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=FOLDER, env=UNCOMPILED)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, cwd=FOLDER, env=UNCOMPILED
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert len(result["gpu_ms"]) == 6

@@ -1,6 +1,8 @@
-"""TensorRT takes the graphs: the real builder code with TensorRT for RTX, which builds ahead of time without a GPU.
+"""TensorRT takes the graphs: the real builder code with TensorRT for RTX, which builds ahead of
+time without a GPU.
 
-What decides whether an engine is kept runs too, with ONNX Runtime in the engines' place: see engines_ahead.py.
+What decides whether an engine is kept runs too, with ONNX Runtime in the engines' place: see
+engines_ahead.py.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ SCRIPT = Path(__file__).with_name("engines_ahead.py")
 
 
 def ahead(*words: str | Path) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told
@@ -38,11 +42,18 @@ def build_ahead(folder: Path, *files: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("fixture", ["bundle", "half_bundle", "int8_bundle"])
-def test_tensorrt_builds_every_graph(fixture: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_tensorrt_builds_every_graph(
+    fixture: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     opened = open_bundle(request.getfixturevalue(fixture))
     files = [opened.path(graph.file) for graph in opened.manifest.graphs.values()]
     lines = build_ahead(tmp_path, *files)
-    assert [line.split()[1] for line in lines] == ["vision.onnx", "text.onnx", "history.onnx", "denoiser.onnx"]
+    assert [line.split()[1] for line in lines] == [
+        "vision.onnx",
+        "text.onnx",
+        "history.onnx",
+        "denoiser.onnx",
+    ]
     for line in lines:
         _, name, size = line.split()
         assert int(size) == (tmp_path / name).with_suffix(".plan").stat().st_size > 0
@@ -54,8 +65,13 @@ def test_refusal_names_the_graph_and_the_reason(tmp_path: Path) -> None:
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
     half = numpy_helper.from_array(np.ones((1, 4), np.float16), "half")
-    graph = helper.make_graph([helper.make_node("Add", ["x", "half"], ["y"])], "mixed", [x], [y], [half])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "mixed.onnx")
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "half"], ["y"])], "mixed", [x], [y], [half]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]),
+        tmp_path / "mixed.onnx",
+    )
     (tmp_path / "cut.onnx").write_bytes((tmp_path / "mixed.onnx").read_bytes()[:40])
     mixed, cut = build_ahead(tmp_path, tmp_path / "mixed.onnx", tmp_path / "cut.onnx")
     assert mixed.startswith("refused: TensorRT")
@@ -79,7 +95,9 @@ def test_a_jetson_whose_system_is_known_to_fail_is_told(tmp_path: Path) -> None:
 def blind(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As little as builds: no cameras, one layer, one step."""
     folder = tmp_path_factory.mktemp("blind")
-    checkpoint = workshop.checkpoint(folder / "pretrained_model", workshop.config(cameras=(), num_layers=1))
+    checkpoint = workshop.checkpoint(
+        folder / "pretrained_model", workshop.config(cameras=(), num_layers=1)
+    )
     export(checkpoint, folder / "blind.mtdit", steps=1)
     return folder / "blind.mtdit"
 
@@ -100,7 +118,9 @@ def built(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return folder, ahead("again", folder)
 
 
-def test_engines_are_built_checked_and_kept(bundle: Path, built: tuple[Path, dict[str, Any]]) -> None:
+def test_engines_are_built_checked_and_kept(
+    bundle: Path, built: tuple[Path, dict[str, Any]]
+) -> None:
     folder, told = built
     before, first = open_bundle(bundle).manifest, told["first"]
     assert first["ended"] == "well"
@@ -108,14 +128,18 @@ def test_engines_are_built_checked_and_kept(bundle: Path, built: tuple[Path, dic
     (record,) = [name for name in first["files"] if name.endswith("engine.json")]
     kept = json.loads((folder / record).read_text())
     assert kept["gpu"] == "Test GPU"
-    assert kept["onnx"] == {name: before.files[f"{name}.onnx"] for name in ("vision", "history", "denoiser")}
+    assert kept["onnx"] == {
+        name: before.files[f"{name}.onnx"] for name in ("vision", "history", "denoiser")
+    }
     assert kept["checked"]["chunk"]["max_error"] <= 1e-4
     assert any(name.startswith("engines/timing-sm86-") for name in first["files"])
     assert "verified on Test GPU" in first["said"][-1]
     assert open_bundle(folder).manifest == before
 
     assert [line.partition(":")[0] for line in told["second"]["said"]] == ["engines are up to date"]
-    assert any(line.startswith("built denoiser.plan") for line in told["third"]["said"]), "a plan was cut short"
+    assert any(line.startswith("built denoiser.plan") for line in told["third"]["said"]), (
+        "a plan was cut short"
+    )
     assert told["size"] == kept["bytes"]["denoiser"]
     assert "are no good: denoiser: max error inf" in told["fourth"]["said"][0]
     assert told["fourth"]["ended"] == "well"
@@ -135,13 +159,20 @@ def test_progress_is_told_while_it_builds(built: tuple[Path, dict[str, Any]]) ->
 
 def test_an_engine_that_is_not_the_policy_is_not_kept(copy: Path) -> None:
     told = ahead("refused", copy)
-    assert told["nan"]["ended"].startswith("ExportError: the fp32 engines are not the trained policy")
+    assert told["nan"]["ended"].startswith(
+        "ExportError: the fp32 engines are not the trained policy"
+    )
     assert "denoiser: max error inf" in told["nan"]["ended"]
     assert "denoiser: max error 0.025 exceeds 0.0001" in told["off"]["ended"]
-    assert "denoiser: actions has shape (1, 15, 6), the manifest says (1, 16, 6)" in told["shape"]["ended"]
+    assert (
+        "denoiser: actions has shape (1, 15, 6), the manifest says (1, 16, 6)"
+        in told["shape"]["ended"]
+    )
     assert told["interrupted"]["ended"].startswith("KeyboardInterrupt")
     for story in told.values():
-        assert all(Path(name).name.startswith("timing-") for name in story["files"]), "nothing else is left behind"
+        assert all(Path(name).name.startswith("timing-") for name in story["files"]), (
+            "nothing else is left behind"
+        )
     assert told["beside"]["ended"].startswith("UserError: another build is at work")
 
 

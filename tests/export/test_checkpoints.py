@@ -1,4 +1,6 @@
-"""The export of brysonjones/multitask_dit_policy's folders, against the libraries that repository calls."""
+"""The export of brysonjones/multitask_dit_policy's folders, against the libraries that repository
+calls.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def folder(theirs: Theirs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("fp16", [False, True])
-def test_the_bundle_acts_as_their_policy(fp16: bool, theirs: Theirs, folder: Path, tmp_path: Path) -> None:
+def test_the_bundle_acts_as_their_policy(
+    fp16: bool, theirs: Theirs, folder: Path, tmp_path: Path
+) -> None:
     facts = DatasetFacts("demo", 30, JOINTS, TASKS, (90.0,) * 6, "so_follower")
     (folder / "mtdit.json").write_text(json.dumps(asdict(facts)))
     export(folder, tmp_path / "theirs.mtdit", steps=STEPS, fp16=fp16)
@@ -54,7 +58,9 @@ def test_the_bundle_acts_as_their_policy(fp16: bool, theirs: Theirs, folder: Pat
         policy.observe(position.astype(np.float64), {c: f[i] for c, f in frames.items()})
     wanted = theirs.chunk(positions, frames, noise)
     np.testing.assert_allclose(policy.chunk(noise), wanted, atol=0.1 if fp16 else 5e-3, rtol=0)
-    operators = {node.op_type for node in onnx.load(tmp_path / "theirs.mtdit/vision.onnx").graph.node}
+    operators = {
+        node.op_type for node in onnx.load(tmp_path / "theirs.mtdit/vision.onnx").graph.node
+    }
     assert "Gelu" in operators, "the exact one"
 
 

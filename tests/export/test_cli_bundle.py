@@ -20,13 +20,21 @@ from typer.testing import CliRunner
 from mtdit.cli import app
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import MANIFEST, Manifest, open_bundle, sha256, write_manifest
-from mtdit_runtime.engine_cache import Device, EngineRecord, engine_folder, graph_hashes, write_record
+from mtdit_runtime.engine_cache import (
+    Device,
+    EngineRecord,
+    engine_folder,
+    graph_hashes,
+    write_record,
+)
 from mtdit_runtime.normalize import Stats, save_stats
 
 NO_ONNXRUNTIME = "import sys; sys.modules['onnxruntime'] = None; from mtdit.cli import main; main()"
 
 
-def mtdit(*words: str | Path, code: str = "from mtdit.cli import main; main()") -> subprocess.CompletedProcess[str]:
+def mtdit(
+    *words: str | Path, code: str = "from mtdit.cli import main; main()"
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
@@ -65,7 +73,9 @@ def test_the_next_command_can_be_pasted(workshop: Any, tmp_path: Path) -> None:
 
 
 def test_full_disk_is_one_line(bundle: Path, tmp_path: Path) -> None:
-    """A limit on the file's size stands for the disk; neither names the file that was being written."""
+    """A limit on the file's size stands for the disk; neither names the file that was being
+    written.
+    """
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); from mtdit.cli import main; main()"
     done = mtdit("inspect", bundle, "--json", tmp_path / "about.json", code=limit)
     assert_one_line(done, "the disk: File too large: choose another place, or make room there")
@@ -96,7 +106,9 @@ def test_verify_begins_with_a_line_that_fits_a_terminal(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["verify", "bench"])
-def test_a_report_that_cannot_be_written_is_told_before_the_work(command: str, bundle: Path, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_is_told_before_the_work(
+    command: str, bundle: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     done = mtdit(command, bundle, "--json", tmp_path / "file/report.json")
     assert_one_line(done, f"{tmp_path}/file: Not a directory: choose another place for --json")
@@ -105,10 +117,17 @@ def test_a_report_that_cannot_be_written_is_told_before_the_work(command: str, b
 
 def test_bench_of_a_bundle_with_statistics_that_are_not_finite(copy: Path) -> None:
     nan = np.full(6, np.nan, np.float32)
-    save_stats(copy / "stats.safetensors", {key: Stats("MIN_MAX", nan, nan) for key in ("action", "observation.state")})
+    save_stats(
+        copy / "stats.safetensors",
+        {key: Stats("MIN_MAX", nan, nan) for key in ("action", "observation.state")},
+    )
     write_manifest(copy, open_bundle(copy, check_files=False).manifest)
     done = mtdit("bench", copy, "--backend", "onnx", "--repeats", "2")
-    assert_one_line(done, "stats.safetensors: ", "holds NaN or infinite numbers: train on a dataset without them")
+    assert_one_line(
+        done,
+        "stats.safetensors: ",
+        "holds NaN or infinite numbers: train on a dataset without them",
+    )
 
 
 def spoilt(folder: Path) -> Path:
@@ -124,10 +143,17 @@ def spoilt(folder: Path) -> Path:
 def test_verify_fails_a_bundle_that_computes_something_else(copy: Path) -> None:
     done = mtdit("verify", spoilt(copy), "--backend", "onnx", "--json", "-")
     assert done.returncode == 1
-    assert done.stderr.endswith("the bundle is not the trained policy here\n"), "words for people stand aside"
+    assert done.stderr.endswith("the bundle is not the trained policy here\n"), (
+        "words for people stand aside"
+    )
     told = json.loads(done.stdout)
     assert not told["ok"]
-    assert [line.partition(":")[0] for line in told["golden"]["failures"]] == ["denoiser", "held", "chunk", "units"]
+    assert [line.partition(":")[0] for line in told["golden"]["failures"]] == [
+        "denoiser",
+        "held",
+        "chunk",
+        "units",
+    ]
     done = mtdit("verify", copy, "--backend", "onnx")
     assert done.returncode == 1
     assert "fail: denoiser: max error 0.01 exceeds 0.0001" in done.stdout
@@ -141,7 +167,9 @@ def test_verify_refuses_another_checkpoint(bundle: Path, workshop: Any, tmp_path
     assert_one_line(mtdit("verify", bundle, "--dataset", tmp_path), "--dataset needs --checkpoint")
 
 
-@pytest.mark.parametrize(("key", "value"), [("n_action_steps", 4), ("horizon", 24), ("image_crop_shape", [40, 40])])
+@pytest.mark.parametrize(
+    ("key", "value"), [("n_action_steps", 4), ("horizon", 24), ("image_crop_shape", [40, 40])]
+)
 def test_verify_refuses_the_same_weights_with_another_config(
     bundle: Path, checkpoint: Path, tmp_path: Path, key: str, value: Any
 ) -> None:
@@ -198,14 +226,28 @@ def edit(**changes: Any) -> Callable[[Path], None]:
     [
         (tamper, ("vision.onnx does not match its checksum", "copy the bundle again")),
         (cut_honestly, ("cannot run", "vision.onnx", "re-run `mtdit export`")),
-        (lambda folder: (folder / "denoiser.onnx").unlink(), ("denoiser.onnx is missing", "copy the whole bundle")),
-        (lambda folder: (folder / MANIFEST).write_text("{"), ("manifest.json is not JSON", "copy the bundle again")),
-        (edit(schema_version=1), ("schema version 1, this mtdit reads 3", "install the matching mtdit")),
+        (
+            lambda folder: (folder / "denoiser.onnx").unlink(),
+            ("denoiser.onnx is missing", "copy the whole bundle"),
+        ),
+        (
+            lambda folder: (folder / MANIFEST).write_text("{"),
+            ("manifest.json is not JSON", "copy the bundle again"),
+        ),
+        (
+            edit(schema_version=1),
+            ("schema version 1, this mtdit reads 3", "install the matching mtdit"),
+        ),
         (edit(files={"../secret": "0" * 64}), ("no checksum",)),
-        (edit(horizon=17), ("graph 'denoiser': noise is float32 (1, 16, 6), not float32 (1, 17, 6)",)),
+        (
+            edit(horizon=17),
+            ("graph 'denoiser': noise is float32 (1, 16, 6), not float32 (1, 17, 6)",),
+        ),
     ],
 )
-def test_bad_bundles_are_one_line(copy: Path, spoil: Callable[[Path], None], parts: tuple[str, ...]) -> None:
+def test_bad_bundles_are_one_line(
+    copy: Path, spoil: Callable[[Path], None], parts: tuple[str, ...]
+) -> None:
     spoil(copy)
     assert_one_line(mtdit("verify", copy, "--backend", "onnx"), *parts)
 
@@ -227,7 +269,14 @@ def put_engines(copy: Path, device: Device) -> None:
     plans = {name: sha256(folder / f"{name}.plan") for name in hashes}
     sizes = dict.fromkeys(hashes, 4)
     record = EngineRecord(
-        device.gpu, device.compute_capability, device.tensorrt, "fp32", hashes, sizes, {}, plans=plans
+        device.gpu,
+        device.compute_capability,
+        device.tensorrt,
+        "fp32",
+        hashes,
+        sizes,
+        {},
+        plans=plans,
     )
     write_record(folder, record)
 
@@ -236,14 +285,19 @@ def test_inspect_tells_engines_and_what_they_are_for(copy: Path) -> None:
     put_engines(copy, Device("Orin", (8, 7), "10.3.0"))
     done = mtdit("inspect", copy, "--json", "-")
     told = json.loads(done.stdout)
-    assert told["graphs"]["vision"]["inputs"] == ["frame.top uint8 60x80x3", "frame.wrist uint8 60x80x3"]
+    assert told["graphs"]["vision"]["inputs"] == [
+        "frame.top uint8 60x80x3",
+        "frame.wrist uint8 60x80x3",
+    ]
     assert told["graphs"]["denoiser"]["bytes"] == (copy / "denoiser.onnx").stat().st_size
     (engines,) = told["engines"]
     assert (engines["gpu"], engines["tensorrt"], engines["fits"]) == ("Orin", "10.3.0", None)
     assert "unknown here: tensorrt is not installed" in engines["why"]
 
 
-def test_inspect_is_readable_in_a_terminal_of_80_columns(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_is_readable_in_a_terminal_of_80_columns(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put_engines(copy, Device("NVIDIA RTX 6000 Ada Generation", (8, 9), "10.13.3.9"))
     monkeypatch.setenv("COLUMNS", "80")
     lines = mtdit("inspect", copy).stdout.splitlines()
@@ -272,19 +326,25 @@ def test_nothing_in_a_bundle_steers_the_terminal(copy: Path) -> None:
 
 def test_inspect_survives_records_it_does_not_know(copy: Path) -> None:
     opened = open_bundle(copy)
-    odd = replace(opened.manifest, verification={"stages": {"vision": {"max_error": 1.0}}}, provenance={})
+    odd = replace(
+        opened.manifest, verification={"stages": {"vision": {"max_error": 1.0}}}, provenance={}
+    )
     write_manifest(copy, odd)
     done = mtdit("inspect", copy)
     assert done.returncode == 0, done.stderr
 
 
 def test_build_without_tensorrt_names_the_extra(bundle: Path) -> None:
-    assert_one_line(mtdit("build", bundle), "tensorrt is not installed", 'pip install "mtdit[tensorrt]"')
+    assert_one_line(
+        mtdit("build", bundle), "tensorrt is not installed", 'pip install "mtdit[tensorrt]"'
+    )
     assert not (bundle / "engines").exists()
 
 
 @pytest.mark.parametrize("flags", [[], ["--no-build"]])
-def test_export_says_in_one_line_that_no_engines_were_built(workshop: Any, tmp_path: Path, flags: list[str]) -> None:
+def test_export_says_in_one_line_that_no_engines_were_built(
+    workshop: Any, tmp_path: Path, flags: list[str]
+) -> None:
     checkpoint = workshop.checkpoint(tmp_path / "blind", workshop.config(cameras=(), num_layers=1))
     done = in_process("export", checkpoint, "--steps", "1", "--out", tmp_path / "new.mtdit", *flags)
     assert done.exit_code == 0, done.output

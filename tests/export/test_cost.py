@@ -31,8 +31,15 @@ def test_the_network_counts_once_per_step_and_the_observation_once_per_chunk(wor
     one, three, five = (per_steps[steps].flops for steps in (1, 3, 5))
     assert five - three == three - one > 0
 
-    rows, width, layers, actions = config.horizon, config.hidden_dim, config.num_layers, config.action_dim
-    block = rows * 12 * width**2 + 2 * rows * rows * width  # qkv, out, up and down; scores and their sum
+    rows, width, layers, actions = (
+        config.horizon,
+        config.hidden_dim,
+        config.num_layers,
+        config.action_dim,
+    )
+    block = (
+        rows * 12 * width**2 + 2 * rows * rows * width
+    )  # qkv, out, up and down; scores and their sum
     network = 2 * (layers * block + 2 * rows * actions * width)
     assert (five - one) // 4 == network
     observation = config.state_dim + parts.denoiser.feature_dim

@@ -1,4 +1,6 @@
-"""Checkpoints that are damaged, or of something else: one line that names the thing, before any work is done."""
+"""Checkpoints that are damaged, or of something else: one line that names the thing, before any
+work is done.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,10 @@ def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -
         ({"joints": [1, 2, 3, 4, 5, 6]}, r"facts.joints\[0\] must be str, not int"),
         ({"joints": []}, "0 joints have 6 values of max_speed"),
         ({"joints": ["a"] * 6}, "two joints are called 'a'"),
-        ({"joints": list("abcde"), "max_speed": [1.0] * 5}, "reads 6 numbers and commands 6, of 5 joints"),
+        (
+            {"joints": list("abcde"), "max_speed": [1.0] * 5},
+            "reads 6 numbers and commands 6, of 5 joints",
+        ),
         ({"tasks": None}, "facts.tasks must be list, not NoneType"),
         ({"tasks": [3]}, r"facts.tasks\[0\] must be str, not int"),
         ({"tasks": ["half \ud800"]}, r"mtdit\.json is not valid JSON.*surrogates not allowed"),
@@ -101,7 +106,16 @@ def test_a_fact_that_is_missing(key: str, copy: Path) -> None:
 
 
 def test_instructions_of_persons_end_in_a_bundle(workshop: Workshop, tmp_path: Path) -> None:
-    tasks = ['say "hello"', "öffne die Schublade", "می\u200cروم", "it's $HOME", "打开\u3000抽屉", "wave 👩‍🚀", "-x", ""]
+    tasks = [
+        'say "hello"',
+        "öffne die Schublade",
+        "می\u200cروم",
+        "it's $HOME",
+        "打开\u3000抽屉",
+        "wave 👩‍🚀",
+        "-x",
+        "",
+    ]
     checkpoint = workshop.checkpoint(tmp_path / "blind", workshop.config(cameras=(), num_layers=1))
     edit_json(checkpoint / "mtdit.json", lambda raw: raw.update(tasks=tasks))
     export(checkpoint, tmp_path / "p.mtdit", steps=1)
@@ -109,11 +123,15 @@ def test_instructions_of_persons_end_in_a_bundle(workshop: Workshop, tmp_path: P
     assert list(bundle.manifest.tasks) == list(bundle.task_features) == tasks
 
 
-def test_names_of_the_dataset_are_looked_at_too(lerobots: Path, recording: Path, tmp_path: Path) -> None:
+def test_names_of_the_dataset_are_looked_at_too(
+    lerobots: Path, recording: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(recording, tmp_path / "drawer"))
     names = ["a\x1b[2J.pos", *(f"{letter}.pos" for letter in "bcdef")]
     edit_json(folder / "meta/info.json", lambda raw: raw["features"]["action"].update(names=names))
-    assert r"drawer/meta: joint 'a\x1b[2J' holds a control character" in refusal(lerobots, dataset=folder)
+    assert r"drawer/meta: joint 'a\x1b[2J' holds a control character" in refusal(
+        lerobots, dataset=folder
+    )
 
 
 @pytest.fixture
@@ -126,33 +144,66 @@ def lerobots(copy: Path) -> Path:
     ("key", "value", "says"),
     [
         (f"{STATE}.min", None, "'min' of observation.state is missing"),
-        (f"{STATE}.max", torch.zeros(5), r"'max' of observation.state is of shape \(5,\), the policy takes \(6,\)"),
-        (f"{STATE}.max", torch.zeros(1, 6), r"'max' of observation.state is of shape \(1, 6\), the policy takes"),
+        (
+            f"{STATE}.max",
+            torch.zeros(5),
+            r"'max' of observation.state is of shape \(5,\), the policy takes \(6,\)",
+        ),
+        (
+            f"{STATE}.max",
+            torch.zeros(1, 6),
+            r"'max' of observation.state is of shape \(1, 6\), the policy takes",
+        ),
         (f"{STATE}.min", torch.full((6,), -INF), "'min' of observation.state holds NaN, infinite"),
-        (f"{STATE}.max", torch.full((6,), 3e38), "'max' of observation.state holds NaN, infinite or absurdly large"),
+        (
+            f"{STATE}.max",
+            torch.full((6,), 3e38),
+            "'max' of observation.state holds NaN, infinite or absurdly large",
+        ),
         (f"{STATE}.max", torch.full((6,), -90.0), "'max' of observation.state is below 'min'"),
         (f"{ACTION}.min", None, "'min' of action is missing"),
         (f"{ACTION}.max", torch.full((6,), NAN), "'max' of action holds NaN"),
-        (f"{ACTION}.max", torch.tensor(1.0), r"'max' of action is of shape \(1,\), the policy takes \(6,\)"),
-        (f"{TOP}.mean", torch.zeros(4, 1, 1), r"'mean' of observation.images.top is of shape \(4,\), the policy takes"),
+        (
+            f"{ACTION}.max",
+            torch.tensor(1.0),
+            r"'max' of action is of shape \(1,\), the policy takes \(6,\)",
+        ),
+        (
+            f"{TOP}.mean",
+            torch.zeros(4, 1, 1),
+            r"'mean' of observation.images.top is of shape \(4,\), the policy takes",
+        ),
         (f"{TOP}.std", None, "'std' of observation.images.top is missing"),
         (f"{TOP}.std", torch.tensor([1.0, NAN, 1.0]), "'std' of observation.images.top holds NaN"),
-        (f"{TOP}.std", torch.tensor([1.0, -1.0, 1.0]), "'std' of observation.images.top is below zero"),
+        (
+            f"{TOP}.std",
+            torch.tensor([1.0, -1.0, 1.0]),
+            "'std' of observation.images.top is below zero",
+        ),
     ],
 )
 def test_statistics(key: str, value: torch.Tensor | None, says: str, copy: Path) -> None:
-    edit_tensors(copy / NORMALIZER, lambda t: t.pop(key) if value is None else t.update({key: value}))
-    assert re.search(rf"{NORMALIZER}: {says}.*; copy the checkpoint again, or train again", refusal(copy))
+    edit_tensors(
+        copy / NORMALIZER, lambda t: t.pop(key) if value is None else t.update({key: value})
+    )
+    assert re.search(
+        rf"{NORMALIZER}: {says}.*; copy the checkpoint again, or train again", refusal(copy)
+    )
 
 
 @pytest.mark.parametrize("feature", [STATE, ACTION])
 def test_statistics_of_a_whole_feature(feature: str, copy: Path) -> None:
-    edit_tensors(copy / NORMALIZER, lambda t: [t.pop(key) for key in list(t) if key.startswith(f"{feature}.")])
+    edit_tensors(
+        copy / NORMALIZER,
+        lambda t: [t.pop(key) for key in list(t) if key.startswith(f"{feature}.")],
+    )
     assert f"'min' of {feature} is missing" in refusal(copy)
 
 
 def test_the_range_of_actions_is_needed_whatever_normalises(copy: Path) -> None:
-    edit_json(copy / "config.json", lambda raw: raw["normalization_mapping"].update(ACTION="MEAN_STD"))
+    edit_json(
+        copy / "config.json", lambda raw: raw["normalization_mapping"].update(ACTION="MEAN_STD")
+    )
     edit_tensors(copy / NORMALIZER, lambda t: t.pop("action.max"))
     assert "'max' of action is missing" in refusal(copy)
 
@@ -162,10 +213,15 @@ def test_weights_that_are_no_numbers(value: float, copy: Path) -> None:
     name = "noise_predictor.transformer_blocks.1.mlp.2.weight"
     edit_tensors(copy / WEIGHTS, lambda t: t[name].view(-1)[7].fill_(value))
     said = refusal(copy)
-    assert f"{WEIGHTS}: {name} holds NaN or infinite numbers; use an earlier checkpoint or train again" in said
+    assert (
+        f"{WEIGHTS}: {name} holds NaN or infinite numbers; use an earlier checkpoint or train again"
+        in said
+    )
 
 
-@pytest.mark.parametrize("content", ['{"steps": 3}', '{"steps": [3]}', '{"steps": {}}', "3", "[]", "null"])
+@pytest.mark.parametrize(
+    "content", ['{"steps": 3}', '{"steps": [3]}', '{"steps": {}}', "3", "[]", "null"]
+)
 def test_a_preprocessor_without_statistics(content: str, copy: Path) -> None:
     (copy / "policy_preprocessor.json").write_text(content)
     assert "policy_preprocessor.json names no normalizer statistics" in refusal(copy)
@@ -184,7 +240,10 @@ def test_statistics_that_are_elsewhere(name: Any, copy: Path) -> None:
 def test_statistics_of_an_absolute_path(copy: Path, tmp_path: Path) -> None:
     outside = Path(shutil.copyfile(copy / NORMALIZER, tmp_path / "x.safetensors"))
     for path in (str(outside), "../x.safetensors"):
-        edit_json(copy / "policy_preprocessor.json", lambda raw: raw["steps"][4].update(state_file=path))  # noqa: B023
+        edit_json(
+            copy / "policy_preprocessor.json",
+            lambda raw: raw["steps"][4].update(state_file=path),  # noqa: B023
+        )
         assert "as statistics, which is no file in that folder" in refusal(copy)
 
 
@@ -194,20 +253,50 @@ def test_statistics_of_an_absolute_path(copy: Path, tmp_path: Path) -> None:
         (lambda raw: 3, "it holds no settings"),
         (lambda raw: {"vision_config": 3}, "vision_config is no JSON object"),
         (lambda raw: {**raw, "text_config": []}, "text_config is no JSON object"),
-        (lambda raw: raw["vision_config"].update(hidden_size="64"), "vision_config.hidden_size must be int, not str"),
-        (lambda raw: raw["vision_config"].update(hidden_size=HUGE), "vision_config.hidden_size is 1000"),
+        (
+            lambda raw: raw["vision_config"].update(hidden_size="64"),
+            "vision_config.hidden_size must be int, not str",
+        ),
+        (
+            lambda raw: raw["vision_config"].update(hidden_size=HUGE),
+            "vision_config.hidden_size is 1000",
+        ),
         (lambda raw: raw["vision_config"].update(patch_size=0), "vision_config.patch_size is 0"),
         (lambda raw: raw["vision_config"].update(patch_size=-8), "vision_config.patch_size is -8"),
-        (lambda raw: raw["vision_config"].update(image_size=True), "vision_config.image_size must be int, not bool"),
-        (lambda raw: raw["text_config"].update(num_hidden_layers=10**6), "text_config.num_hidden_layers is 1000000"),
-        (lambda raw: raw["text_config"].update(num_attention_heads=5), "text_config has 5 heads in hidden_size 32"),
+        (
+            lambda raw: raw["vision_config"].update(image_size=True),
+            "vision_config.image_size must be int, not bool",
+        ),
+        (
+            lambda raw: raw["text_config"].update(num_hidden_layers=10**6),
+            "text_config.num_hidden_layers is 1000000",
+        ),
+        (
+            lambda raw: raw["text_config"].update(num_attention_heads=5),
+            "text_config has 5 heads in hidden_size 32",
+        ),
         (lambda raw: raw["text_config"].update(layer_norm_eps=NAN), "layer_norm_eps nan"),
         (lambda raw: raw["text_config"].update(layer_norm_eps=HUGE), "does not describe a CLIP"),
-        (lambda raw: raw["text_config"].update(hidden_act=["gelu"]), "text_config.hidden_act must be str, not list"),
-        (lambda raw: raw["text_config"].update(hidden_act="swish"), "activation 'swish' is not supported"),
-        (lambda raw: raw["text_config"].update(eos_token_id=5), "tokenizer that is not the text tower's"),
-        (lambda raw: raw["text_config"].update(hidden_size=1 << 20), "does not fit its config.json: it has"),
-        (lambda raw: raw["text_config"].update(vocab_size=1 << 20), "does not fit its config.json: it has"),
+        (
+            lambda raw: raw["text_config"].update(hidden_act=["gelu"]),
+            "text_config.hidden_act must be str, not list",
+        ),
+        (
+            lambda raw: raw["text_config"].update(hidden_act="swish"),
+            "activation 'swish' is not supported",
+        ),
+        (
+            lambda raw: raw["text_config"].update(eos_token_id=5),
+            "tokenizer that is not the text tower's",
+        ),
+        (
+            lambda raw: raw["text_config"].update(hidden_size=1 << 20),
+            "does not fit its config.json: it has",
+        ),
+        (
+            lambda raw: raw["text_config"].update(vocab_size=1 << 20),
+            "does not fit its config.json: it has",
+        ),
         (
             lambda raw: raw["vision_config"].update(image_size=224),
             r"config\.json and the CLIP it names, or that of clip/",
@@ -219,7 +308,13 @@ def test_the_shape_of_clip(change: Callable[[Any], Any], says: str, copy: Path) 
     assert re.search(says, refusal(copy))
 
 
-TOKENS = json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}})
+TOKENS = json.dumps(
+    {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+    }
+)
 
 
 @pytest.mark.parametrize("content", ["{}", "{", "", "[]", "null", "3", "[" * 100_000, TOKENS])
@@ -248,19 +343,43 @@ def test_json_that_is_none(file: str, content: bytes, copy: Path) -> None:
     ("change", "says"),
     [
         (lambda raw: raw.update(horizon=HUGE), "config.json: horizon must be at most 1048576"),
-        (lambda raw: raw.update(timestep_embed_dim=HUGE), "timestep_embed_dim must be even and 4 to 1048576"),
+        (
+            lambda raw: raw.update(timestep_embed_dim=HUGE),
+            "timestep_embed_dim must be even and 4 to 1048576",
+        ),
         (lambda raw: raw.update(num_layers=10**5), "config.json: num_layers must be at most 1000"),
         (lambda raw: raw.update(hidden_dim=1 << 20), "does not fit its config.json|make no policy"),
         (lambda raw: raw.update(rope_base=HUGE), "config.json: rope_base must be a finite number"),
-        (lambda raw: raw.update(image_resize_shape=[HUGE, 1]), "image_resize_shape must be at most 16384 pixels"),
-        (lambda raw: raw.update(input_features={}, output_features={}), "config.json names no features"),
+        (
+            lambda raw: raw.update(image_resize_shape=[HUGE, 1]),
+            "image_resize_shape must be at most 16384 pixels",
+        ),
+        (
+            lambda raw: raw.update(input_features={}, output_features={}),
+            "config.json names no features",
+        ),
         (lambda raw: raw.update(input_features=3), "input_features must map each key to"),
         (lambda raw: raw["input_features"][TOP].update(shape=[3]), "must be RGB with shape"),
-        (lambda raw: raw["input_features"][TOP].update(shape=[3, 60, 1e9]), "input_features must map each key to"),
-        (lambda raw: raw["input_features"][TOP].update(shape=[3, 60, 10**9]), "must have a type and sizes"),
-        (lambda raw: raw["input_features"][STATE].update(shape="6"), "input_features must map each key to"),
-        (lambda raw: raw["input_features"][STATE].update(shape=[INF]), "input_features must map each key to"),
-        (lambda raw: raw["input_features"].update(top=raw["input_features"][TOP]), "camera 'top' twice"),
+        (
+            lambda raw: raw["input_features"][TOP].update(shape=[3, 60, 1e9]),
+            "input_features must map each key to",
+        ),
+        (
+            lambda raw: raw["input_features"][TOP].update(shape=[3, 60, 10**9]),
+            "must have a type and sizes",
+        ),
+        (
+            lambda raw: raw["input_features"][STATE].update(shape="6"),
+            "input_features must map each key to",
+        ),
+        (
+            lambda raw: raw["input_features"][STATE].update(shape=[INF]),
+            "input_features must map each key to",
+        ),
+        (
+            lambda raw: raw["input_features"].update(top=raw["input_features"][TOP]),
+            "camera 'top' twice",
+        ),
     ],
 )
 def test_the_config(change: Callable[[Any], Any], says: str, copy: Path) -> None:
@@ -268,13 +387,18 @@ def test_the_config(change: Callable[[Any], Any], says: str, copy: Path) -> None
     assert re.search(says, refusal(copy))
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "/etc/x", "a\nb", "\x1b[2J", "", "a\0", "x" * 300, "a\u2028"])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "/etc/x", "a\nb", "\x1b[2J", "", "a\0", "x" * 300, "a\u2028"]
+)
 def test_a_camera_is_a_files_name_too(name: str, copy: Path) -> None:
     def rename(raw: Any) -> None:
         raw["input_features"][f"observation.images.{name}"] = raw["input_features"].pop(TOP)
 
     edit_json(copy / "config.json", rename)
-    assert "names no camera: a name has 1 to 100 bytes, no slash and no control character" in refusal(copy)
+    assert (
+        "names no camera: a name has 1 to 100 bytes, no slash and no control character"
+        in refusal(copy)
+    )
 
 
 @pytest.mark.parametrize("sampler", ["", "DDIM", "ddim "])
@@ -286,20 +410,30 @@ def test_what_is_said_cannot_steer_the_terminal(
     copy: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit_json(copy / "mtdit.json", lambda raw: {**raw, "\x1b[2J\n": 1})
-    monkeypatch.setattr("sys.argv", ["mtdit", "export", str(copy), "--out", str(copy.parent / "p.mtdit")])
+    monkeypatch.setattr(
+        "sys.argv", ["mtdit", "export", str(copy), "--out", str(copy.parent / "p.mtdit")]
+    )
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
     said = capfd.readouterr().err
-    assert re.fullmatch(r"mtdit: .*mtdit\.json is not what training writes \(facts\.\\x1b\[2J is unknown\).*\n", said)
+    assert re.fullmatch(
+        r"mtdit: .*mtdit\.json is not what training writes \(facts\.\\x1b\[2J is unknown\).*\n",
+        said,
+    )
 
 
 def test_clip_of_a_size_that_is_not_known(lerobots: Path) -> None:
     """As LeRobot writes it: weights and the name of one of OpenAI's, whose shape they then tell."""
     shutil.rmtree(lerobots / "clip")
-    names = dict.fromkeys(("vision_encoder_name", "text_encoder_name"), "openai/clip-vit-large-patch14-336")
+    names = dict.fromkeys(
+        ("vision_encoder_name", "text_encoder_name"), "openai/clip-vit-large-patch14-336"
+    )
     edit_json(lerobots / "config.json", lambda raw: {**raw, **names})
-    with pytest.raises(UserError, match="a CLIP tower 32 wide, which is no multiple of a head's 64, as 768 and 1024"):
+    with pytest.raises(
+        UserError,
+        match="a CLIP tower 32 wide, which is no multiple of a head's 64, as 768 and 1024",
+    ):
         open_checkpoint(lerobots).policy()
 
 
@@ -307,9 +441,18 @@ def test_clip_of_a_size_that_is_not_known(lerobots: Path) -> None:
     ("config", "says"),
     [
         ({"type": "diffusion", "vision_backbone": "resnet18"}, "a Diffusion Policy"),
-        ({"type": "pi0", "paligemma_variant": "gemma_2b"}, "a policy of type 'pi0', which is not supported"),
-        ({"vision_encoder_name": "google/siglip-base-patch16-224"}, "vision_encoder_name must be a CLIP model"),
-        ({"vision_encoder_name": "facebook/dinov3-vitb16"}, "vision_encoder_name must be a CLIP model"),
+        (
+            {"type": "pi0", "paligemma_variant": "gemma_2b"},
+            "a policy of type 'pi0', which is not supported",
+        ),
+        (
+            {"vision_encoder_name": "google/siglip-base-patch16-224"},
+            "vision_encoder_name must be a CLIP model",
+        ),
+        (
+            {"vision_encoder_name": "facebook/dinov3-vitb16"},
+            "vision_encoder_name must be a CLIP model",
+        ),
     ],
 )
 def test_other_architectures_by_config(config: dict[str, Any], says: str, copy: Path) -> None:
@@ -327,18 +470,31 @@ def siglip(weights: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda weights: weights.clear() or weights.update(x=torch.zeros(2)), "lacks noise_predictor.input_proj.bias"),
-        (siglip, "lacks observation_encoder.vision_encoder.model.vision_model.embeddings.class_embedding"),
-        (lambda weights: weights.update({"unet\n.weight": torch.zeros(1)}), r"has an unknown 'unet\\n.weight'"),
+        (
+            lambda weights: weights.clear() or weights.update(x=torch.zeros(2)),
+            "lacks noise_predictor.input_proj.bias",
+        ),
+        (
+            siglip,
+            "lacks observation_encoder.vision_encoder.model.vision_model.embeddings.class_embedding",
+        ),
+        (
+            lambda weights: weights.update({"unet\n.weight": torch.zeros(1)}),
+            r"has an unknown 'unet\\n.weight'",
+        ),
     ],
 )
-def test_other_architectures_by_weights(change: Callable[[Any], Any], says: str, copy: Path) -> None:
+def test_other_architectures_by_weights(
+    change: Callable[[Any], Any], says: str, copy: Path
+) -> None:
     edit_tensors(copy / WEIGHTS, change)
     assert re.search(f"{WEIGHTS} does not fit its config.json: it {says}", refusal(copy))
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, NORMALIZER])
-@pytest.mark.parametrize("content", [b"", b"hello, world", b"\xff" * 64, b"\x08" + bytes(7) + b"[[[[[[[["])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello, world", b"\xff" * 64, b"\x08" + bytes(7) + b"[[[[[[[["]
+)
 def test_tensors_that_are_none(file: str, content: bytes, copy: Path) -> None:
     (copy / file).write_bytes(content)
     assert f"{file} cannot be read" in refusal(copy)
@@ -351,11 +507,16 @@ def test_a_checkpoint_that_was_copied_by_hand_is_passed_over(copy: Path, tmp_pat
     assert open_checkpoint(run.parent).folder == run / "000007/pretrained_model"
 
 
-# --- anything -----------------------------------------------------------------------------------------------------
+# --- anything
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.sampled_from((10**30, -HUGE, 2**63, 10**6)),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | TEXT
+    | st.sampled_from((10**30, -HUGE, 2**63, 10**6)),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=8,
 )
@@ -389,7 +550,9 @@ def test_any_value_anywhere(file: str, data: Any, value: Any, copy: Path, checkp
     content = json.loads((checkpoint / file).read_text())
     place: Any = content
     while True:
-        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+        key = data.draw(
+            st.sampled_from(list(place) if isinstance(place, dict) else range(len(place)))
+        )
         if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
             break
         place = place[key]

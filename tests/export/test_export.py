@@ -39,7 +39,11 @@ def test_bundle_opens_and_says_what_the_policy_is(bundle: Path) -> None:
     m = open_bundle(bundle).manifest
     assert (m.name, m.precision, m.opset, m.fps) == ("small", "fp32", 20, 30)
     assert (m.n_obs_steps, m.horizon, m.n_action_steps) == (2, 16, 8)
-    assert (m.sampler.kind, m.sampler.steps, m.sampler.timesteps) == ("ddim", 4, (75.0, 50.0, 25.0, 0.0))
+    assert (m.sampler.kind, m.sampler.steps, m.sampler.timesteps) == (
+        "ddim",
+        4,
+        (75.0, 50.0, 25.0, 0.0),
+    )
     assert m.sampler.clip_range == 1.0
     assert tuple(joint.name for joint in m.joints) == JOINTS
     assert [joint.unit for joint in m.joints] == ["degrees"] * 5 + ["percent"]
@@ -89,27 +93,43 @@ def test_statistics_that_are_not_finite_name_the_bundle(workshop: Any, tmp_path:
 def test_export_into_the_folder_one_is_in(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle, tmp_path / "copy.mtdit")
     done = mtdit("export", checkpoint, "--out", ".", cwd=copy)
-    assert_one_line(done, "copy.mtdit is the folder you are in: leave it first, or choose another --out")
+    assert_one_line(
+        done, "copy.mtdit is the folder you are in: leave it first, or choose another --out"
+    )
     open_bundle(copy)
 
 
 @pytest.mark.parametrize("out", ["two\nlines.mtdit", "\udcff.mtdit", "file/x.mtdit", "holiday"])
-def test_places_that_take_no_bundle_are_one_line(checkpoint: Path, tmp_path: Path, out: str) -> None:
+def test_places_that_take_no_bundle_are_one_line(
+    checkpoint: Path, tmp_path: Path, out: str
+) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "holiday").mkdir()
     assert_one_line(mtdit("export", checkpoint, "--out", out, cwd=tmp_path), "choose another --out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "holiday"]
 
 
-def test_a_report_that_cannot_be_written_is_told_before_the_work(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_is_told_before_the_work(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     done = mtdit("export", checkpoint, "--out", tmp_path / "p.mtdit", "--json", tmp_path)
     assert_one_line(done, f"--json {tmp_path} is a folder: name a file in it")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_terminated_export_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mtdit.cli", "export", checkpoint, "--out", tmp_path / "p.mtdit"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    command = [
+        sys.executable,
+        "-m",
+        "mtdit.cli",
+        "export",
+        checkpoint,
+        "--out",
+        tmp_path / "p.mtdit",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
         deadline = time.monotonic() + 120
         while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -140,16 +160,22 @@ def test_lerobots_checkpoint_takes_its_facts_from_the_dataset(
     assert sorted(p.name for p in (out / "reference").iterdir()) == ["top.png", "wrist.png"]
     with np.load(out / "golden/0.npz") as golden, np.load(out / "golden/1.npz") as later:
         assert golden["frame.top"].std() > 60  # noise, as recorded
-        np.testing.assert_array_equal(golden["frame.top"][0], golden["frame.top"][1])  # the first frame, repeated
+        np.testing.assert_array_equal(
+            golden["frame.top"][0], golden["frame.top"][1]
+        )  # the first frame, repeated
         assert not np.array_equal(later["frame.top"][0], later["frame.top"][1])
 
 
-def test_lerobots_checkpoint_alone_does_not_say_enough(lerobots_checkpoint: Path, tmp_path: Path) -> None:
+def test_lerobots_checkpoint_alone_does_not_say_enough(
+    lerobots_checkpoint: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="does not say its joints, rate and tasks: add --dataset"):
         export(lerobots_checkpoint, tmp_path / "p.mtdit")
 
 
-def test_tokenizer_without_a_clip_folder_is_the_common_one(checkpoint: Path, tmp_path: Path) -> None:
+def test_tokenizer_without_a_clip_folder_is_the_common_one(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     opened = open_checkpoint(checkpoint)
     with opened.tokenizer_folder() as kept:
         known = (kept / "tokenizer.json").read_bytes()
@@ -161,30 +187,44 @@ def test_tokenizer_without_a_clip_folder_is_the_common_one(checkpoint: Path, tmp
 
 @pytest.mark.parametrize("steps", [0, -1, 101])
 def test_steps_out_of_range(checkpoint: Path, tmp_path: Path, steps: int) -> None:
-    with pytest.raises(UserError, match=rf"--steps {steps} is out of range: this policy takes 1 to 100"):
+    with pytest.raises(
+        UserError, match=rf"--steps {steps} is out of range: this policy takes 1 to 100"
+    ):
         export(checkpoint, tmp_path / "p.mtdit", steps=steps)
 
 
 @pytest.mark.parametrize(
-    ("objective", "sampler"), [("diffusion", "euler"), ("flow_matching", "ddpm"), ("flow_matching", "ddim")]
+    ("objective", "sampler"),
+    [("diffusion", "euler"), ("flow_matching", "ddpm"), ("flow_matching", "ddim")],
 )
 def test_sampler_must_fit_the_objective(workshop: Any, objective: str, sampler: str) -> None:
-    with pytest.raises(UserError, match=f"--sampler {sampler} does not fit a {objective} policy: use"):
+    with pytest.raises(
+        UserError, match=f"--sampler {sampler} does not fit a {objective} policy: use"
+    ):
         sampled(workshop.config(objective=objective), sampler, 4)
 
 
 @pytest.mark.parametrize(("sampler", "most"), [("euler", 100), ("rk4", 25)])
-def test_flow_takes_a_hundred_calls_of_the_network_at_most(workshop: Any, sampler: str, most: int) -> None:
+def test_flow_takes_a_hundred_calls_of_the_network_at_most(
+    workshop: Any, sampler: str, most: int
+) -> None:
     config = workshop.config(objective="flow_matching")
     assert sampled(config, sampler, most).num_integration_steps == most
-    with pytest.raises(UserError, match=rf"--steps {most + 1} is out of range: this policy takes 1 to {most}"):
+    with pytest.raises(
+        UserError, match=rf"--steps {most + 1} is out of range: this policy takes 1 to {most}"
+    ):
         sampled(config, sampler, most + 1)
 
 
 def test_default_sampler_follows_the_objective(workshop: Any) -> None:
-    assert sampled(workshop.config(noise_scheduler_type="DDPM"), None, 5).noise_scheduler_type == "DDIM"
     assert (
-        sampled(workshop.config(objective="flow_matching", integration_method="rk4"), None, 5).integration_method
+        sampled(workshop.config(noise_scheduler_type="DDPM"), None, 5).noise_scheduler_type
+        == "DDIM"
+    )
+    assert (
+        sampled(
+            workshop.config(objective="flow_matching", integration_method="rk4"), None, 5
+        ).integration_method
         == "rk4"
     )
 
@@ -208,11 +248,15 @@ def test_dataset_of_another_robot(workshop: Any, recording: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"fps": 50}, {"joints": ("a", "b", "c", "d", "e", "f")}])
-def test_dataset_of_another_robot_with_the_same_shapes(checkpoint: Path, recording: Path, change: Any) -> None:
+def test_dataset_of_another_robot_with_the_same_shapes(
+    checkpoint: Path, recording: Path, change: Any
+) -> None:
     opened = open_checkpoint(checkpoint)
     assert opened.facts is not None
     matching_dataset(str(recording), opened.config, opened.facts)
-    with pytest.raises(UserError, match=r"drawer: is of shoulder_pan, .* at 30 Hz, the policy of .* Hz: give its"):
+    with pytest.raises(
+        UserError, match=r"drawer: is of shoulder_pan, .* at 30 Hz, the policy of .* Hz: give its"
+    ):
         matching_dataset(str(recording), opened.config, replace(opened.facts, **change))
 
 
@@ -220,9 +264,14 @@ def test_policy_that_reads_more_than_it_commands(checkpoint: Path, tmp_path: Pat
     opened = open_checkpoint(checkpoint)
     assert opened.facts is not None
     state = {"observation.state": Feature("STATE", (7,))}
-    wide = replace(opened, config=replace(opened.config, input_features={**opened.config.input_features, **state}))
+    wide = replace(
+        opened,
+        config=replace(opened.config, input_features={**opened.config.input_features, **state}),
+    )
     assert [joint.name for joint in joints_of(opened, opened.facts)] == list(opened.facts.joints)
-    with pytest.raises(UserError, match="reads 7 numbers and commands 6, of 6 joints: a bundle drives arms"):
+    with pytest.raises(
+        UserError, match="reads 7 numbers and commands 6, of 6 joints: a bundle drives arms"
+    ):
         joints_of(wide, opened.facts)
 
 

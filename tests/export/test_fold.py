@@ -12,7 +12,15 @@ from torchvision.transforms.v2.functional import InterpolationMode
 from mtdit.data import normalized_images
 from mtdit.encoders import TextShape, TextTower
 from mtdit.policy import Batch
-from mtdit_export.fold import Axis, FoldedText, Preprocess, crop_window, fold, resize_matrix, with_sampler
+from mtdit_export.fold import (
+    Axis,
+    FoldedText,
+    Preprocess,
+    crop_window,
+    fold,
+    resize_matrix,
+    with_sampler,
+)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -35,7 +43,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def token_ids(seed: int = 0) -> torch.Tensor:
     ids = torch.full((1, 77), 49407)
-    ids[0, :6] = torch.tensor([49406, *torch.randint(1, 40000, (5,), generator=torch.Generator().manual_seed(seed))])
+    ids[0, :6] = torch.tensor(
+        [49406, *torch.randint(1, 40000, (5,), generator=torch.Generator().manual_seed(seed))]
+    )
     return ids
 
 
@@ -46,7 +56,10 @@ def test_folded_policy_equals_the_policy(workshop: Any, variant: str) -> None:
     policy, scaling = workshop.policy(config), workshop.scaling(config)
     folded, steps = fold(policy, scaling), config.n_obs_steps
     torch.manual_seed(1)
-    frames = {c: torch.randint(0, 256, (steps, *size), dtype=torch.uint8) for c, size in config.cameras.items()}
+    frames = {
+        c: torch.randint(0, 256, (steps, *size), dtype=torch.uint8)
+        for c, size in config.cameras.items()
+    }
     images = {c: normalized_images(f, *scaling[c])[None] for c, f in frames.items()}
     state, noise, ids = torch.randn(1, steps, 6), torch.randn(1, config.horizon, 6), token_ids()
 
@@ -56,7 +69,9 @@ def test_folded_policy_equals_the_policy(workshop: Any, variant: str) -> None:
         torch.testing.assert_close(torch.stack(per_step, dim=1), features, atol=1e-5, rtol=0)
     pooled = policy.pooled_text(ids)
     text = folded.text(ids)
-    torch.testing.assert_close(text, policy.observation_encoder.text_encoder(pooled), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        text, policy.observation_encoder.text_encoder(pooled), atol=1e-5, rtol=0
+    )
     wanted = policy.sample(Batch(images, state, pooled), noise)
     nothing = torch.zeros_like(noise), torch.zeros(1, config.horizon, 1)
     seen = [state] if features is None else [features, state]
@@ -98,32 +113,43 @@ def test_text_is_read_at_the_first_eos(eos: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "crop", "start"), [(129, 32, 48), (131, 32, 50), (41, 32, 4), (47, 32, 8), (240, 224, 8), (224, 224, 0)]
+    ("size", "crop", "start"),
+    [(129, 32, 48), (131, 32, 50), (41, 32, 4), (47, 32, 8), (240, 224, 8), (224, 224, 0)],
 )
 def test_crop_starts_at_the_even_half(size: int, crop: int, start: int) -> None:
-    """48.5 -> 48, 49.5 -> 50, 4.5 -> 4, 7.5 -> 8: Python rounds to even, and torchvision crops with Python's round."""
+    """48.5 -> 48, 49.5 -> 50, 4.5 -> 4, 7.5 -> 8: Python rounds to even, and torchvision crops with
+    Python's round.
+    """
     assert crop_window(size, crop) == slice(start, start + crop)
     rows = torch.arange(size, dtype=torch.float32).repeat(size, 1)[None]
     assert torchvision.transforms.CenterCrop(crop)(rows)[0, 0, 0] == start
 
 
-@pytest.mark.parametrize(("n_in", "n_out"), [(60, 41), (80, 47), (480, 240), (640, 320), (48, 64), (32, 32)])
+@pytest.mark.parametrize(
+    ("n_in", "n_out"), [(60, 41), (80, 47), (480, 240), (640, 320), (48, 64), (32, 32)]
+)
 def test_resize_matrix_is_torchvisions_resize(n_in: int, n_out: int) -> None:
     column = torch.rand(1, n_in, 5, dtype=torch.float64)
-    resized = torchvision.transforms.Resize([n_out, 5], interpolation=InterpolationMode.BILINEAR, antialias=True)(
-        column
+    resized = torchvision.transforms.Resize(
+        [n_out, 5], interpolation=InterpolationMode.BILINEAR, antialias=True
+    )(column)
+    torch.testing.assert_close(
+        resize_matrix(n_in, n_out) @ column[0], resized[0], atol=1e-6, rtol=0
     )
-    torch.testing.assert_close(resize_matrix(n_in, n_out) @ column[0], resized[0], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("resize", [None, (41, 47), (60, 100), (33, 80)])
 @pytest.mark.parametrize("crop", [None, (32, 32), (31, 33)])
 @torch.no_grad()
-def test_preprocess_is_lerobots(workshop: Any, resize: tuple[int, int] | None, crop: tuple[int, int] | None) -> None:
+def test_preprocess_is_lerobots(
+    workshop: Any, resize: tuple[int, int] | None, crop: tuple[int, int] | None
+) -> None:
     """Against LeRobot's order: divide, normalise, resize, crop, each by torchvision."""
     config = workshop.config(image_resize_shape=resize, image_crop_shape=crop)
     offset, scale = workshop.scaling(config)["top"]
-    frame = torch.randint(0, 256, (60, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frame = torch.randint(
+        0, 256, (60, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     image = normalized_images(frame, offset, scale)
     if resize:
         image = torchvision.transforms.Resize(list(resize), antialias=True)(image)

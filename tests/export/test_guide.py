@@ -47,7 +47,10 @@ class Case:
         self.folded = folded.denoiser
         torch.manual_seed(1)
         chunk = (1, self.config.horizon, 6)
-        state, pooled = torch.randn(1, self.config.n_obs_steps, 6), torch.randn(1, workshop.shape.text.hidden_size)
+        state, pooled = (
+            torch.randn(1, self.config.n_obs_steps, 6),
+            torch.randn(1, workshop.shape.text.hidden_size),
+        )
         encoder = self.policy.observation_encoder
         with torch.no_grad():
             self.conditioning, text = encoder(state, None, pooled), encoder.text_encoder(pooled)
@@ -72,7 +75,9 @@ class Case:
 
     def reference(self) -> torch.Tensor:
         noise, prefix = self.inputs["noise"], self.inputs["prefix"]
-        return sample_guided(self.policy, self.conditioning, noise, prefix, self.weights, self._step_noise())
+        return sample_guided(
+            self.policy, self.conditioning, noise, prefix, self.weights, self._step_noise()
+        )
 
     def _step_noise(self) -> torch.Tensor | None:
         return self.step_noise["step_noise"].transpose(0, 1) if self.step_noise else None
@@ -82,7 +87,9 @@ class Case:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_graph_equals_autograd_through_the_policy(workshop: Any, tmp_path: Path, variant: str) -> None:
+def test_graph_equals_autograd_through_the_policy(
+    workshop: Any, tmp_path: Path, variant: str
+) -> None:
     case = Case(workshop, tmp_path, **VARIANTS[variant])
     guided, plain = case.run(case.weights), case.plain()
     torch.testing.assert_close(guided, case.reference(), atol=1e-5, rtol=0)
@@ -91,14 +98,19 @@ def test_graph_equals_autograd_through_the_policy(workshop: Any, tmp_path: Path,
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
-def guided_bundle(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def guided_bundle(
+    request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
     out = tmp_path_factory.mktemp("bundles") / f"{request.param}.mtdit"
     export(checkpoint, out, steps=STEPS, fp16=request.param == "fp16", rtc=True)
     return open_bundle(out)
 
 
 def test_export_verifies_the_guided_graph(guided_bundle: Bundle) -> None:
-    stages, half = guided_bundle.manifest.verification["stages"], guided_bundle.manifest.precision == "fp16"
+    stages, half = (
+        guided_bundle.manifest.verification["stages"],
+        guided_bundle.manifest.precision == "fp16",
+    )
     assert 0 < stages["guided"]["max_error"] <= (1e-2 if half else 1e-4)
     assert 0 < stages["guided robot"]["max_error"] <= 0.1
     wrong = {**stages, "guided": {**stages["guided"], "max_error": 2e-4}}
@@ -117,7 +129,11 @@ def test_weights_are_those_of_the_plain_graph(guided_bundle: Bundle) -> None:
 
 def named_weights(bundle: Bundle, graph: str) -> dict[str, np.ndarray]:
     weights = onnx.load(bundle.path(bundle.manifest.graphs[graph].file)).graph.initializer
-    return {w.name: onnx.numpy_helper.to_array(w) for w in weights if w.name.endswith((".weight", ".bias"))}
+    return {
+        w.name: onnx.numpy_helper.to_array(w)
+        for w in weights
+        if w.name.endswith((".weight", ".bias"))
+    }
 
 
 def test_tensorrt_builds_the_guided_graph(guided_bundle: Bundle, tmp_path: Path) -> None:
@@ -126,17 +142,23 @@ def test_tensorrt_builds_the_guided_graph(guided_bundle: Bundle, tmp_path: Path)
 
 
 def test_policy_continues_a_chunk(guided_bundle: Bundle) -> None:
-    """Drawn from other noise, but towards the chunk being executed: near it where the weight is 1, itself where 0."""
+    """Drawn from other noise, but towards the chunk being executed: near it where the weight is 1,
+    itself where 0.
+    """
     policy = BundlePolicy(guided_bundle, choose_engines(guided_bundle, "onnx"), guided=True)
     policy.reset(TASKS[0], seed=0)
     rng = np.random.default_rng(0)
-    policy.observe(np.zeros(6), {name: rng.integers(0, 256, (*CAMERA, 3), np.uint8) for name in policy.cameras})
+    policy.observe(
+        np.zeros(6), {name: rng.integers(0, 256, (*CAMERA, 3), np.uint8) for name in policy.cameras}
+    )
     old, noise = policy.chunk(), draw_noise(rng, policy.horizon, 6)
     weights, plain = prefix_weights(policy.horizon, 4, 8), policy.chunk(noise)
     guided = policy.request_guided(old[:8], weights, noise)()
     assert np.abs(guided - old)[:4].mean() < 0.5 * np.abs(plain - old)[:4].mean()
     free = policy.request_guided(old[:0], weights, noise)()
-    half = guided_bundle.manifest.precision == "fp16"  # of which ONNX Runtime on a CPU rounds not all it is told to
+    half = (
+        guided_bundle.manifest.precision == "fp16"
+    )  # of which ONNX Runtime on a CPU rounds not all it is told to
     np.testing.assert_allclose(free, plain, atol=0.05 if half else 1e-5)  # degrees
     assert len(policy.ledger.durations("guided")) == 2
     assert policy.frames_encoded == 2

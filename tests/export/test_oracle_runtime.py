@@ -1,4 +1,6 @@
-"""LeRobot's own policy and processors against the exported bundle in the robot's runtime, with the same noise."""
+"""LeRobot's own policy and processors against the exported bundle in the robot's runtime, with the
+same noise.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class SameNoise(BundlePolicy):
 
     noises: Iterator[Noise]
 
-    def request(self, noise: Noise | None = None, committed: Positions | None = None) -> Callable[[], Chunk]:
+    def request(
+        self, noise: Noise | None = None, committed: Positions | None = None
+    ) -> Callable[[], Chunk]:
         return super().request(next(self.noises), committed)
 
 
@@ -56,7 +60,9 @@ def test_every_stage_equals_lerobots(lerobot: LeRobot, bundle: Path, task: str, 
     np.testing.assert_allclose(features, wanted["features"], atol=1e-5, rtol=0)
     np.testing.assert_allclose(text, wanted["text"], atol=1e-5, rtol=0)
     state = opened.stats["observation.state"].normalize(positions)[None]
-    actions = candidate.actions(state, candidate.known(state, text, features), probe.noise, features)
+    actions = candidate.actions(
+        state, candidate.known(state, text, features), probe.noise, features
+    )
     np.testing.assert_allclose(actions, wanted["actions"], atol=1e-4, rtol=0)
     np.testing.assert_allclose(candidate.positions(probe), wanted["degrees"], atol=0.01, rtol=0)
 
@@ -73,5 +79,7 @@ def test_sixty_ticks_equal_select_action(lerobot: LeRobot, bundle: Path) -> None
     for tick in range(TICKS):
         positions, frames = observation(rng, tick)
         wanted = lerobot.act(positions, frames, TASK)
-        np.testing.assert_allclose(queue.step(positions, frames), wanted, atol=0.01, rtol=0, err_msg=f"tick {tick}")
+        np.testing.assert_allclose(
+            queue.step(positions, frames), wanted, atol=0.01, rtol=0, err_msg=f"tick {tick}"
+        )
     assert queue.adopted == -(-TICKS // policy.n_action_steps)

@@ -15,7 +15,10 @@ def test_rows_of_whole_pages_are_widened_and_the_actions_stay(workshop: Any) -> 
     config = workshop.config(hidden_dim=256)  # 1024 hidden numbers, 4096 bytes
     denoiser = fold(workshop.policy(config), workshop.scaling(config)).denoiser
     torch.manual_seed(1)
-    x, modulation = torch.randn(1, config.horizon, 6), torch.randn(6 * config.num_layers * config.hidden_dim)
+    x, modulation = (
+        torch.randn(1, config.horizon, 6),
+        torch.randn(6 * config.num_layers * config.hidden_dim),
+    )
     before = denoiser.network(x, modulation)
     widen(denoiser)
     block = denoiser.network.blocks[0]
@@ -27,7 +30,12 @@ def test_rows_of_whole_pages_are_widened_and_the_actions_stay(workshop: Any) -> 
 def test_other_widths_stay(workshop: Any) -> None:
     config = workshop.config()
     folded = fold(workshop.policy(config), workshop.scaling(config))
-    before = {name: [tuple(p.shape) for p in module.parameters()] for name, module in folded.modules().items()}
+    before = {
+        name: [tuple(p.shape) for p in module.parameters()]
+        for name, module in folded.modules().items()
+    }
     for module in folded.modules().values():
         widen(module)
-    assert before == {name: [tuple(p.shape) for p in m.parameters()] for name, m in folded.modules().items()}
+    assert before == {
+        name: [tuple(p.shape) for p in m.parameters()] for name, m in folded.modules().items()
+    }

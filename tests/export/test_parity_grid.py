@@ -1,8 +1,9 @@
-"""Every kind of policy, exported, against LeRobot's own with its own processors; and TensorRT takes every graph of it.
+"""Every kind of policy, exported, against LeRobot's own with its own processors; and TensorRT takes
+every graph of it.
 
-Frames and positions are of the twin's demonstrations. The cases are a covering set: every value of every axis meets
-every value of every other axis at least once; every fourth is exported in fp16 too. LeRobot gets the same noise, stage
-by stage and end to end.
+Frames and positions are of the twin's demonstrations. The cases are a covering set: every value of
+every axis meets every value of every other axis at least once; every fourth is exported in fp16
+too. LeRobot gets the same noise, stage by stage and end to end.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ from mtdit_runtime.golden import Candidate, Probe
 
 SAMPLERS: Mapping[str, Mapping[str, Any]] = {
     "ddim epsilon": {"noise_scheduler_type": "DDIM", "prediction_type": "epsilon"},
-    "ddim sample": {"noise_scheduler_type": "DDIM", "prediction_type": "sample", "clip_sample": False},
+    "ddim sample": {
+        "noise_scheduler_type": "DDIM",
+        "prediction_type": "sample",
+        "clip_sample": False,
+    },
     "ddpm epsilon": {"noise_scheduler_type": "DDPM", "prediction_type": "epsilon"},
     "ddpm sample": {"noise_scheduler_type": "DDPM", "prediction_type": "sample"},
     "euler": {"objective": "flow_matching", "integration_method": "euler"},
@@ -97,7 +102,10 @@ def test_every_pair_of_values_is_covered() -> None:
 
 def label(case: Case) -> str:
     towers = "separate" if case["separate"] else "shared"
-    return ", ".join(str(v) for v in {**case, "separate": towers, "cameras": f"{case['cameras']} cameras"}.values())
+    return ", ".join(
+        str(v)
+        for v in {**case, "separate": towers, "cameras": f"{case['cameras']} cameras"}.values()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +146,9 @@ def checkpoint_of(case: Case, workshop: Workshop, folder: Path) -> Path:
 
 
 def real_probe(case: Case, dataset: Dataset, noise: np.ndarray, row: int) -> Probe:
-    """Consecutive rows of a demonstration, its pictures brought to the case's size; a third camera sees a mirror."""
+    """Consecutive rows of a demonstration, its pictures brought to the case's size; a third camera
+    sees a mirror.
+    """
     rows = range(row, row + case["n_obs"])
     height, width = FRAMES[case["frames"]][0]
 
@@ -152,16 +162,28 @@ def real_probe(case: Case, dataset: Dataset, noise: np.ndarray, row: int) -> Pro
     return Probe(wanted, dataset.state[list(rows)], dataset.tasks[int(dataset.task[row])], noise)
 
 
-@pytest.mark.parametrize(("case", "precision"), EXPORTS, ids=[f"{label(c)}, {precision}" for c, precision in EXPORTS])
+@pytest.mark.parametrize(
+    ("case", "precision"), EXPORTS, ids=[f"{label(c)}, {precision}" for c, precision in EXPORTS]
+)
 def test_export_equals_lerobot_and_tensorrt_takes_it(
-    case: Case, precision: str, workshops: dict[str, Workshop], demonstrations: Dataset, tmp_path: Path
+    case: Case,
+    precision: str,
+    workshops: dict[str, Workshop],
+    demonstrations: Dataset,
+    tmp_path: Path,
 ) -> None:
     checkpoint = checkpoint_of(case, workshops[case["patches"]], tmp_path)
     sampler = case["sampler"].split()[0]
-    export(checkpoint, tmp_path / "case.mtdit", steps=STEPS, sampler=sampler, fp16=precision == "fp16")
+    export(
+        checkpoint, tmp_path / "case.mtdit", steps=STEPS, sampler=sampler, fp16=precision == "fp16"
+    )
     bundle = open_bundle(tmp_path / "case.mtdit")
     assert bundle.manifest.precision == precision
-    lerobot, candidate, draws = LeRobot(checkpoint), Candidate(bundle), bundle.manifest.sampler.draws
+    lerobot, candidate, draws = (
+        LeRobot(checkpoint),
+        Candidate(bundle),
+        bundle.manifest.sampler.draws,
+    )
     for seed, row in enumerate((0, 60)):
         noise = next(lerobot_noise(seed, bundle.manifest.horizon, draws))
         probe = real_probe(case, demonstrations, noise, row)
@@ -169,7 +191,9 @@ def test_export_equals_lerobot_and_tensorrt_takes_it(
         if precision == "fp32":
             compare_stages(candidate, probe, wanted)
         limit = DEGREES_LIMIT[precision]
-        np.testing.assert_allclose(candidate.positions(probe), wanted["degrees"], atol=limit, rtol=0, err_msg="degrees")
+        np.testing.assert_allclose(
+            candidate.positions(probe), wanted["degrees"], atol=limit, rtol=0, err_msg="degrees"
+        )
     graphs = [bundle.path(graph.file) for graph in bundle.manifest.graphs.values()]
     lines = build_ahead(tmp_path, *graphs)
     assert [line.split()[:2] for line in lines] == [["built:", path.name] for path in graphs]
@@ -180,9 +204,13 @@ def compare_stages(candidate: Candidate, probe: Probe, wanted: Mapping[str, np.n
     features, (_, text) = candidate.features(probe), candidate.text(probe.task)
     if probe.frames:
         largest = max(1.0, np.abs(wanted["features"]).max())
-        np.testing.assert_allclose(features, wanted["features"], atol=FP32_LIMIT * largest, rtol=0, err_msg="vision")
+        np.testing.assert_allclose(
+            features, wanted["features"], atol=FP32_LIMIT * largest, rtol=0, err_msg="vision"
+        )
     np.testing.assert_allclose(text, wanted["text"], atol=FP32_LIMIT, rtol=0, err_msg="text")
     seen = wanted["features"] if probe.frames else None
     known = candidate.known(wanted["state"], wanted["text"], seen)
     actions = candidate.actions(wanted["state"], known, probe.noise, seen)
-    np.testing.assert_allclose(actions, wanted["actions"], atol=FP32_LIMIT, rtol=0, err_msg="denoiser")
+    np.testing.assert_allclose(
+        actions, wanted["actions"], atol=FP32_LIMIT, rtol=0, err_msg="denoiser"
+    )

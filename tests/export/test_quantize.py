@@ -43,15 +43,25 @@ def tower(folded: Folded) -> FoldedVision:
 def samples(count: int = 3, seed: int = 0) -> list[list[Tensor]]:
     """Frames (60, 80, 3) of two cameras."""
     numbers = torch.Generator().manual_seed(seed)
-    return [[torch.randint(0, 256, (60, 80, 3), generator=numbers).byte() for _ in range(2)] for _ in range(count)]
+    return [
+        [torch.randint(0, 256, (60, 80, 3), generator=numbers).byte() for _ in range(2)]
+        for _ in range(count)
+    ]
 
 
 def pairs(module: torch.nn.Module) -> list[tuple[Norm, list[Dense]]]:
-    return [pair for block in module.modules() if isinstance(block, ClipBlock) for pair in normed_products(block)]
+    return [
+        pair
+        for block in module.modules()
+        if isinstance(block, ClipBlock)
+        for pair in normed_products(block)
+    ]
 
 
 def make_loud(module: torch.nn.Module) -> None:
-    """The same function with three loud channels behind every layer norm, as trained CLIPs have them."""
+    """The same function with three loud channels behind every layer norm, as trained CLIPs have
+    them.
+    """
     for norm, readers in pairs(module):
         norm.weight[:3] *= LOUD
         norm.bias[:3] *= LOUD
@@ -68,7 +78,9 @@ def test_a_product_errs_by_half_a_step_of_each_factor() -> None:
     dense, x = Dense(torch.randn(7, 16), torch.randn(7)), torch.randn(2, 5, 16)
     small = Int8Dense(dense, x.abs().amax())
     steps = x.abs().amax() / 127, dense.weight.abs().amax(0) / 127
-    bound = (x.abs() + steps[0] / 2).sum(-1, keepdim=True) * steps[1] / 2 + dense.weight.abs().sum(0) * steps[0] / 2
+    bound = (x.abs() + steps[0] / 2).sum(-1, keepdim=True) * steps[1] / 2 + dense.weight.abs().sum(
+        0
+    ) * steps[0] / 2
     error = (small(x) - dense(x)).abs()
     assert small.weight.dtype == torch.int8
     assert error.max() > 0
@@ -139,15 +151,21 @@ def test_graph_computes_what_torch_does(folded: Folded, workshop: Any) -> None:
     quantize(vision, samples())
     model = trace(vision, example_inputs("vision", folded, workshop.config()), "features")
     assert problems(model) == []
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     inputs = {i.name: f.numpy() for i, f in zip(session.get_inputs(), unseen, strict=True)}
     (got,) = session.run(None, inputs)
     wanted = vision(*unseen)
-    assert relative_error(torch.from_numpy(got), wanted) < 0.2 * relative_error(wanted, exact)  # ties round either way
+    assert relative_error(torch.from_numpy(got), wanted) < 0.2 * relative_error(
+        wanted, exact
+    )  # ties round either way
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("vision", 2), ("text", 2)])
-def test_every_dense_product_is_int8(int8_bundle: Path, bundle: Path, name: str, blocks: int) -> None:
+def test_every_dense_product_is_int8(
+    int8_bundle: Path, bundle: Path, name: str, blocks: int
+) -> None:
     graph = onnx.load(int8_bundle / f"{name}.onnx").graph
     weights = {w.name: w for w in graph.initializer}
     made_by = {output: node for node in graph.node for output in node.output}
@@ -169,7 +187,9 @@ def test_onnxruntime_multiplies_int8(int8_bundle: Path, tmp_path: Path) -> None:
     """The point of it all: no dense product is computed on float weights."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "as_run.onnx"), 4
-    onnxruntime.InferenceSession(str(int8_bundle / "vision.onnx"), options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(
+        str(int8_bundle / "vision.onnx"), options, providers=["CPUExecutionProvider"]
+    )
     kinds = Counter(n.op_type for n in onnx.load(tmp_path / "as_run.onnx").graph.node)
     assert kinds["MatMulIntegerToFloat"] == 8
     assert kinds["DequantizeLinear"] == kinds["Gemm"] == 0
@@ -183,7 +203,9 @@ def test_denoiser_of_an_int8_bundle_is_float32(int8_bundle: Path, bundle: Path) 
 
 @pytest.fixture
 def deaf_checkpoint(checkpoint: Path, tmp_path: Path) -> Path:
-    """In every vision block one hidden unit is so large that int8 leaves nothing of the others; float32 does."""
+    """In every vision block one hidden unit is so large that int8 leaves nothing of the others;
+    float32 does.
+    """
     folder = tmp_path / "deaf" / "pretrained_model"
     shutil.copytree(checkpoint, folder)
     weights = load_file(folder / WEIGHTS)
@@ -195,17 +217,23 @@ def deaf_checkpoint(checkpoint: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_int8_cannot_hold_is_refused(deaf_checkpoint: Path, recording: Path, tmp_path: Path) -> None:
+def test_what_int8_cannot_hold_is_refused(
+    deaf_checkpoint: Path, recording: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "p.mtdit"
     with pytest.raises(
-        ExportError, match=r"int8 graphs are not .* robot: rms error .* 10% .*\(export without --int8\)"
+        ExportError,
+        match=r"int8 graphs are not .* robot: rms error .* 10% .*\(export without --int8\)",
     ):
         export(deaf_checkpoint, out, steps=STEPS, dataset=recording, int8=True)
     assert [p.name for p in tmp_path.iterdir()] == ["deaf"]
 
 
 def test_calibration_needs_frames(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--int8 takes the ranges of the vision tower from recorded frames: add --data"):
+    with pytest.raises(
+        UserError,
+        match="--int8 takes the ranges of the vision tower from recorded frames: add --data",
+    ):
         export(checkpoint, tmp_path / "p.mtdit", int8=True)
 
 
@@ -215,7 +243,10 @@ def test_one_precision_at_a_time(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_policy_without_cameras_needs_no_frames(workshop: Any, tmp_path: Path) -> None:
-    blind, lines = workshop.checkpoint(tmp_path / "blind", workshop.config(cameras=(), num_layers=1)), list[str]()
+    blind, lines = (
+        workshop.checkpoint(tmp_path / "blind", workshop.config(cameras=(), num_layers=1)),
+        list[str](),
+    )
     report = export(blind, tmp_path / "p.mtdit", steps=1, int8=True, on_stage=lines.append)
     assert report.precision == "int8"
     assert lines[1].startswith("calibrated int8 on 0 frames of each camera and 2 tasks")

@@ -1,4 +1,6 @@
-"""fp16 and int8 against LeRobot's own policy on frames of the twin, in degrees, beside how far that policy varies."""
+"""fp16 and int8 against LeRobot's own policy on frames of the twin, in degrees, beside how far that
+policy varies.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ from mtdit_runtime.bundle import open_bundle
 from mtdit_runtime.golden import Candidate, Probe
 
 SEEDS = 6
-LIMITS = {"fp16": (0.02, 0.1), "int8": (0.1, np.inf)}  # rms error as a share of the spread, largest error in degrees
+LIMITS = {
+    "fp16": (0.02, 0.1),
+    "int8": (0.1, np.inf),
+}  # rms error as a share of the spread, largest error in degrees
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +38,33 @@ def test_chunks_are_lerobots_within_a_share_of_their_spread(
     precision: str, checkpoint: Path, demonstrations: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "p.mtdit"
-    export(checkpoint, out, steps=STEPS, dataset=demonstrations, fp16=precision == "fp16", int8=precision == "int8")
-    candidate, lerobot, m = Candidate(open_bundle(out)), LeRobot(checkpoint), open_bundle(out).manifest
+    export(
+        checkpoint,
+        out,
+        steps=STEPS,
+        dataset=demonstrations,
+        fp16=precision == "fp16",
+        int8=precision == "int8",
+    )
+    candidate, lerobot, m = (
+        Candidate(open_bundle(out)),
+        LeRobot(checkpoint),
+        open_bundle(out).manifest,
+    )
     assert m.precision == precision
     executed = slice(m.n_obs_steps - 1, m.n_obs_steps - 1 + m.n_action_steps)
     wanted, errors = [], []
-    for probe in dataset_probes(open_dataset(str(demonstrations)), open_checkpoint(checkpoint).config, count=3, seed=2):
+    for probe in dataset_probes(
+        open_dataset(str(demonstrations)), open_checkpoint(checkpoint).config, count=3, seed=2
+    ):
         noises = [next(lerobot_noise(seed, m.horizon)) for seed in range(SEEDS)]
-        chunks = np.stack([lerobot.stages(probe, seed)["degrees"][executed] for seed in range(SEEDS)])
-        ours = [candidate.positions(Probe(probe.frames, probe.positions, probe.task, n))[executed] for n in noises]
+        chunks = np.stack(
+            [lerobot.stages(probe, seed)["degrees"][executed] for seed in range(SEEDS)]
+        )
+        ours = [
+            candidate.positions(Probe(probe.frames, probe.positions, probe.task, n))[executed]
+            for n in noises
+        ]
         wanted.append(chunks - chunks.mean(0))
         errors.append(np.stack(ours) - chunks)
     spread, rms = (float(np.sqrt(np.mean(np.square(values)))) for values in (wanted, errors))

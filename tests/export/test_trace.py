@@ -1,4 +1,6 @@
-"""The ONNX files: types, shapes, operators, descriptions, and nothing of the machine that wrote them."""
+"""The ONNX files: types, shapes, operators, descriptions, and nothing of the machine that wrote
+them.
+"""
 
 from __future__ import annotations
 
@@ -56,31 +58,57 @@ def test_frames_meet_a_cast_first(fixture: str, request: pytest.FixtureRequest) 
 
 def test_manifest_describes_the_files(bundle: Path) -> None:
     for graph in open_bundle(bundle).manifest.graphs.values():
-        session = onnxruntime.InferenceSession(str(bundle / graph.file), providers=["CPUExecutionProvider"])
-        assert [(t.name, list(t.shape)) for t in graph.inputs] == [(i.name, i.shape) for i in session.get_inputs()]
-        assert [(t.name, list(t.shape)) for t in graph.outputs] == [(o.name, o.shape) for o in session.get_outputs()]
+        session = onnxruntime.InferenceSession(
+            str(bundle / graph.file), providers=["CPUExecutionProvider"]
+        )
+        assert [(t.name, list(t.shape)) for t in graph.inputs] == [
+            (i.name, i.shape) for i in session.get_inputs()
+        ]
+        assert [(t.name, list(t.shape)) for t in graph.outputs] == [
+            (o.name, o.shape) for o in session.get_outputs()
+        ]
 
 
-EDGE_WEIGHTS = ("input.weight", "output.weight", "projection.weight", ".matrix")  # the last: resizing frames
+EDGE_WEIGHTS = (
+    "input.weight",
+    "output.weight",
+    "projection.weight",
+    ".matrix",
+)  # the last: resizing frames
 
 
 def test_half_precision_is_in_weights_and_products_only(half_bundle: Path) -> None:
-    """float32 in and out; every product in float16 but for the documented edges; norms, softmax, sampler in float32."""
+    """float32 in and out; every product in float16 but for the documented edges; norms, softmax,
+    sampler in float32.
+    """
     for name in GRAPHS:
         graph = onnx.shape_inference.infer_shapes(onnx.load(half_bundle / f"{name}.onnx")).graph
-        types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+        types = {
+            v.name: v.type.tensor_type.elem_type
+            for v in (*graph.value_info, *graph.input, *graph.output)
+        }
         types |= {w.name: w.data_type for w in graph.initializer}
-        assert TensorProto.FLOAT16 not in {types[value.name] for value in (*graph.input, *graph.output)}
+        assert TensorProto.FLOAT16 not in {
+            types[value.name] for value in (*graph.input, *graph.output)
+        }
         products = [n for n in graph.node if n.op_type in ("MatMul", "Conv", "Gemm")]
         halves = [n for n in products if {types[i] for i in n.input} == {TensorProto.FLOAT16}]
         assert len(halves) > len(products) / 2
         for node in (n for n in products if n not in halves):
             assert {types[i] for i in node.input} == {TensorProto.FLOAT}
-            assert any(i.endswith(EDGE_WEIGHTS) for i in node.input), f"{name}: {node.name} is float32"
+            assert any(i.endswith(EDGE_WEIGHTS) for i in node.input), (
+                f"{name}: {node.name} is float32"
+            )
         for node in graph.node:
             if node.op_type in ("LayerNormalization", "Softmax", "Clip", "Div"):
-                assert {types[i] for i in node.input if i} == {TensorProto.FLOAT}, f"{name}: {node.name}"
-        assert all(w.data_type == TensorProto.FLOAT for w in graph.initializer if w.name.endswith("of_time"))
+                assert {types[i] for i in node.input if i} == {TensorProto.FLOAT}, (
+                    f"{name}: {node.name}"
+                )
+        assert all(
+            w.data_type == TensorProto.FLOAT
+            for w in graph.initializer
+            if w.name.endswith("of_time")
+        )
 
 
 def test_weights_beyond_half_precision_are_refused(workshop: Any) -> None:
@@ -104,9 +132,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 ONE_OBSERVATION = "absolute positions, one observation"
 
 
-@pytest.mark.parametrize(("name", "half"), [*((name, False) for name in CONFIGS), (ONE_OBSERVATION, True)])
-def test_every_kind_of_policy_is_traced(workshop: Any, tmp_path: Path, name: str, half: bool) -> None:
-    """Vision and denoiser, the sampler shortened to two steps; onnxruntime computes what torch does."""
+@pytest.mark.parametrize(
+    ("name", "half"), [*((name, False) for name in CONFIGS), (ONE_OBSERVATION, True)]
+)
+def test_every_kind_of_policy_is_traced(
+    workshop: Any, tmp_path: Path, name: str, half: bool
+) -> None:
+    """Vision and denoiser, the sampler shortened to two steps; onnxruntime computes what torch
+    does.
+    """
     config = workshop.config(num_layers=1, **CONFIGS[name])
     config = with_sampler(config, "rk4" if config.objective == "flow_matching" else "ddim", 2)
     folded = fold(workshop.policy(config), workshop.scaling(config))
@@ -116,20 +150,26 @@ def test_every_kind_of_policy_is_traced(workshop: Any, tmp_path: Path, name: str
             halve(module)
         torch.manual_seed(2)
         inputs = {
-            k: torch.randint(0, 256, v.shape, dtype=v.dtype) if v.dtype == torch.uint8 else torch.randn(v.shape)
+            k: torch.randint(0, 256, v.shape, dtype=v.dtype)
+            if v.dtype == torch.uint8
+            else torch.randn(v.shape)
             for k, v in example_inputs(key, folded, config).items()
         }
         model = unroll(module, inputs) if key == "denoiser" else trace(module, inputs, "out")
         graph = write(model, tmp_path / f"{key}.onnx", {"mtdit.graph": key})
         assert [t.name for t in graph.inputs] == list(inputs)
-        session = onnxruntime.InferenceSession(str(tmp_path / graph.file), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(tmp_path / graph.file), providers=["CPUExecutionProvider"]
+        )
         (got,) = session.run(None, {k: v.numpy() for k, v in inputs.items()})
         with torch.no_grad():
             wanted = (module(**inputs) if key == "denoiser" else module(*inputs.values())).numpy()
         np.testing.assert_allclose(got, wanted, atol=5e-3 if half else 1e-5, rtol=0)
 
 
-def tiny_model(op: str, dtype: int = TensorProto.FLOAT, opset: int = OPSET, dim: int | str = 3) -> onnx.ModelProto:
+def tiny_model(
+    op: str, dtype: int = TensorProto.FLOAT, opset: int = OPSET, dim: int | str = 3
+) -> onnx.ModelProto:
     x = helper.make_tensor_value_info("x", dtype, [1, dim])
     y = helper.make_tensor_value_info("y", dtype, [1, dim])
     graph = helper.make_graph([helper.make_node(op, ["x"], ["y"], name="node")], "g", [x], [y])

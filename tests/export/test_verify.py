@@ -19,18 +19,31 @@ from mtdit_export.errors import ExportError
 from mtdit_export.export import export
 from mtdit_export.precision import FP16, FP32, INT8
 from mtdit_export.verify import synthetic_probes
-from mtdit_runtime.bundle import STATS, TASKS, Bundle, open_bundle, save_task_features, sha256, write_manifest
+from mtdit_runtime.bundle import (
+    STATS,
+    TASKS,
+    Bundle,
+    open_bundle,
+    save_task_features,
+    sha256,
+    write_manifest,
+)
 from mtdit_runtime.engine import choose_engines
 from mtdit_runtime.golden import FP32_LIMIT, Candidate, Probe, check_bundle, failures, figures
 from mtdit_runtime.normalize import load_stats, save_stats
 
 
-def stage(max_error: float, largest: float = 1.0, rms_error: float = 0.0, spread: float = 1.0) -> dict[str, float]:
+def stage(
+    max_error: float, largest: float = 1.0, rms_error: float = 0.0, spread: float = 1.0
+) -> dict[str, float]:
     return {"max_error": max_error, "largest": largest, "rms_error": rms_error, "spread": spread}
 
 
 def test_exact_graphs_pass_every_gate() -> None:
-    stages = {name: stage(0.0) for name in ("vision", "text", "history", "denoiser", "held", "chunk", "robot")}
+    stages = {
+        name: stage(0.0)
+        for name in ("vision", "text", "history", "denoiser", "held", "chunk", "robot")
+    }
     assert failures(stages, FP32) == failures(stages, FP16) == failures(stages, INT8) == []
 
 
@@ -38,7 +51,10 @@ def test_exact_graphs_pass_every_gate() -> None:
 @pytest.mark.parametrize("error", [1.1e-4, float("inf"), float("nan")])
 def test_fp32_stage_over_its_limit_is_named(name: str, error: float) -> None:
     stages = {
-        **{n: stage(0.0) for n in ("vision", "text", "history", "denoiser", "held", "chunk", "robot")},
+        **{
+            n: stage(0.0)
+            for n in ("vision", "text", "history", "denoiser", "held", "chunk", "robot")
+        },
         name: stage(error),
     }
     (line,) = failures(stages, FP32)
@@ -46,7 +62,11 @@ def test_fp32_stage_over_its_limit_is_named(name: str, error: float) -> None:
 
 
 def test_features_are_judged_against_their_size() -> None:
-    stages = {"vision": stage(9 * FP32_LIMIT, largest=10.0), "denoiser": stage(0.0), "chunk": stage(0.0)}
+    stages = {
+        "vision": stage(9 * FP32_LIMIT, largest=10.0),
+        "denoiser": stage(0.0),
+        "chunk": stage(0.0),
+    }
     assert failures(stages, FP32) == []
 
 
@@ -56,11 +76,16 @@ def test_features_are_judged_against_their_size() -> None:
         (stage(0.09, rms_error=0.019, spread=1.0), []),
         (stage(0.09, rms_error=0.03, spread=1.0), ["rms error"]),
         (stage(0.11, rms_error=0.01, spread=1.0), ["max error"]),
-        (stage(0.09, rms_error=0.015, spread=0.001), []),  # hardly varies, but a quarter of a servo tick is nothing
+        (
+            stage(0.09, rms_error=0.015, spread=0.001),
+            [],
+        ),  # hardly varies, but a quarter of a servo tick is nothing
         (stage(float("nan"), rms_error=float("nan")), ["rms error", "max error"]),
     ],
 )
-def test_fp16_is_judged_in_degrees_and_against_the_spread(robot: dict[str, float], broken: list[str]) -> None:
+def test_fp16_is_judged_in_degrees_and_against_the_spread(
+    robot: dict[str, float], broken: list[str]
+) -> None:
     found = failures({"robot": robot}, FP16)
     assert len(found) == len(broken)
     assert all(word in line for word, line in zip(broken, found, strict=True))
@@ -72,11 +97,19 @@ def test_int8_may_err_by_a_tenth_of_the_spread(name: str, rms_error: float, brok
     stages = {"robot": stage(0.0), name: stage(0.5, rms_error=rms_error)}
     found = failures(stages, INT8)
     assert len(found) == broken
-    assert all(line.startswith(f"{name}: rms error 0.1 exceeds 0.1 degrees, 10% of the spread") for line in found)
+    assert all(
+        line.startswith(f"{name}: rms error 0.1 exceeds 0.1 degrees, 10% of the spread")
+        for line in found
+    )
 
 
 def test_int8_leaves_the_denoiser_exact() -> None:
-    stages = {"vision": stage(0.1), "denoiser": stage(2e-4), "guided": stage(2e-4), "robot": stage(0.0)}
+    stages = {
+        "vision": stage(0.1),
+        "denoiser": stage(2e-4),
+        "guided": stage(2e-4),
+        "robot": stage(0.0),
+    }
     assert [line.partition(":")[0] for line in failures(stages, INT8)] == ["denoiser", "guided"]
 
 
@@ -86,12 +119,26 @@ def test_a_single_nan_is_an_infinite_error() -> None:
 
 
 @pytest.mark.parametrize("fixture", ["bundle", "half_bundle", "int8_bundle"])
-def test_record_in_the_manifest_holds_every_stage(fixture: str, request: pytest.FixtureRequest) -> None:
+def test_record_in_the_manifest_holds_every_stage(
+    fixture: str, request: pytest.FixtureRequest
+) -> None:
     manifest = open_bundle(request.getfixturevalue(fixture)).manifest
     stages = manifest.verification["stages"]
     features, robot = ["vision", "text", "history"], ["robot", "text robot", "held robot"]
-    in_order = ["state", "units", *features, "denoiser", "held", "chunk", *robot, "tasks", "all tasks"]
-    assert [stage for stage in stages if stage != "tasks"] == [stage for stage in in_order if stage != "tasks"]
+    in_order = [
+        "state",
+        "units",
+        *features,
+        "denoiser",
+        "held",
+        "chunk",
+        *robot,
+        "tasks",
+        "all tasks",
+    ]
+    assert [stage for stage in stages if stage != "tasks"] == [
+        stage for stage in in_order if stage != "tasks"
+    ]
     assert ("tasks" in stages) == (fixture != "int8_bundle"), "its dataset is of other tasks"
     assert failures(stages, manifest.precision) == []
     if manifest.precision == FP32:
@@ -113,7 +160,9 @@ def test_golden_files_replay(bundle: Path) -> None:
         np.testing.assert_allclose(candidate.features(probe), golden["features"], atol=1e-5)
         known = candidate.known(golden["state"], golden["text"], golden["features"])
         np.testing.assert_allclose(known, golden["known"], atol=1e-5)
-        actions = candidate.actions(golden["state"], golden["known"], probe.noise, golden["features"])
+        actions = candidate.actions(
+            golden["state"], golden["known"], probe.noise, golden["features"]
+        )
         np.testing.assert_allclose(actions, golden["actions"], atol=1e-4)
         np.testing.assert_allclose(candidate.positions(probe), golden["actions_units"], atol=1e-2)
 
@@ -128,7 +177,9 @@ def test_wrecked_text_graph_is_caught_though_known_tasks_do_not_need_it(
     (weight,) = (w for w in model.graph.initializer if w.name == "projection.weight")
     weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
     onnx.save(model, folder / "text.onnx")
-    wrecked = Bundle(folder, write_manifest(folder, open_bundle(folder, check_files=False).manifest))
+    wrecked = Bundle(
+        folder, write_manifest(folder, open_bundle(folder, check_files=False).manifest)
+    )
     assert any(
         line.startswith("text robot: rms error")
         for line in check_bundle(wrecked, choose_engines(wrecked, "onnx")).failures
@@ -137,7 +188,9 @@ def test_wrecked_text_graph_is_caught_though_known_tasks_do_not_need_it(
 
 @pytest.mark.parametrize("precision", [FP32, FP16, INT8])
 @pytest.mark.parametrize("name", ["state", "tasks", "units"])
-def test_what_is_float32_in_every_bundle_is_exact_in_every_bundle(precision: str, name: str) -> None:
+def test_what_is_float32_in_every_bundle_is_exact_in_every_bundle(
+    precision: str, name: str
+) -> None:
     error = 0.03 if name == "units" else 2e-4
     assert [line.partition(":")[0] for line in failures({name: stage(error)}, precision)] == [name]
 
@@ -152,7 +205,9 @@ def test_what_the_tolerances_of_actions_would_let_pass_is_named(
     fixture: str, stage: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """Of int8, a tenth of an untrained policy's spread is a lot."""
-    bundle = open_bundle(shutil.copytree(request.getfixturevalue(fixture), tmp_path / "changed.mtdit"))
+    bundle = open_bundle(
+        shutil.copytree(request.getfixturevalue(fixture), tmp_path / "changed.mtdit")
+    )
     SPOIL[stage](bundle)
     changed = Bundle(bundle.folder, write_manifest(bundle.folder, bundle.manifest))
     found = check_bundle(changed, choose_engines(changed, "onnx")).failures
@@ -164,7 +219,9 @@ def spoil_stats(key: str) -> Callable[[Bundle], None]:
 
     def spoil(bundle: Bundle) -> None:
         stats = load_stats(bundle.path(STATS))
-        low, high = (side[[1, 0, *range(2, len(side))]] for side in (stats[key].low - 3, stats[key].high))
+        low, high = (
+            side[[1, 0, *range(2, len(side))]] for side in (stats[key].low - 3, stats[key].high)
+        )
         save_stats(bundle.path(STATS), {**stats, key: replace(stats[key], low=low, high=high)})
 
     return spoil
@@ -216,19 +273,25 @@ def test_probes_are_repeatable_and_within_the_training_range(checkpoint: Path) -
 
 @pytest.fixture(scope="module")
 def wild_checkpoint(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its joints turn a thousand times, so that fp16's rounding is far more than a tenth of a degree."""
+    """Its joints turn a thousand times, so that fp16's rounding is far more than a tenth of a
+    degree.
+    """
     folder = tmp_path_factory.mktemp("wild") / "pretrained_model"
     config = workshop.config(cameras=(), num_layers=1, num_train_timesteps=10)
     return workshop.checkpoint(folder, config, span=360_000.0)
 
 
-def test_failing_gate_keeps_the_bundle_before_and_nothing_else(wild_checkpoint: Path, tmp_path: Path) -> None:
+def test_failing_gate_keeps_the_bundle_before_and_nothing_else(
+    wild_checkpoint: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "wild.mtdit"
     report = export(wild_checkpoint, out, steps=1)
     assert "vision" not in report.stages
     assert choose_engines(open_bundle(out), "onnx").vision is None
     before = {p: sha256(p) for p in out.rglob("*") if p.is_file()}
-    with pytest.raises(ExportError, match=r"fp16 graphs are not the trained policy: robot: .*export without --fp16"):
+    with pytest.raises(
+        ExportError, match=r"fp16 graphs are not the trained policy: robot: .*export without --fp16"
+    ):
         export(wild_checkpoint, out, steps=1, fp16=True)
     assert {p: sha256(p) for p in out.rglob("*") if p.is_file()} == before
     assert json.loads((out / "manifest.json").read_text())["precision"] == FP32

@@ -1,4 +1,6 @@
-"""Small policies, checkpoints and bundles: random weights, awake AdaLN, statistics of a real-looking arm."""
+"""Small policies, checkpoints and bundles: random weights, awake AdaLN, statistics of a
+real-looking arm.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from mtdit.policy import Policy
 from mtdit_robots.so101 import JOINTS
 
 torch.set_num_threads(1)
-SHAPE = ClipShape(VisionShape(64, 128, 2, 4, image_size=32, patch_size=8), TextShape(32, 64, 2, 2, eos_token_id=49407))
+SHAPE = ClipShape(
+    VisionShape(64, 128, 2, 4, image_size=32, patch_size=8),
+    TextShape(32, 64, 2, 2, eos_token_id=49407),
+)
 CAMERA = (60, 80)  # height, width
 TASKS = ("open the drawer", "push the red cube to the left")
 STEPS = 4
@@ -41,7 +46,10 @@ class Workshop:
         self.clip, self.shape = clip, shape
 
     def config(
-        self, cameras: tuple[str, ...] = ("top", "wrist"), size: tuple[int, int] = CAMERA, **changes: Any
+        self,
+        cameras: tuple[str, ...] = ("top", "wrist"),
+        size: tuple[int, int] = CAMERA,
+        **changes: Any,
     ) -> PolicyConfig:
         images = {f"observation.images.{name}": Feature("VISUAL", (3, *size)) for name in cameras}
         return PolicyConfig(
@@ -67,7 +75,11 @@ class Workshop:
         vector = {"min": low, "max": high, "mean": (low + high) / 2, "std": (high - low) / 4}
         pixels = {"mean": np.array([0.485, 0.456, 0.406]), "std": np.array([0.229, 0.224, 0.225])}
         image = {name: value.astype(np.float32).reshape(3, 1, 1) for name, value in pixels.items()}
-        return {"observation.state": vector, "action": vector, **dict.fromkeys(config.image_keys.values(), image)}
+        return {
+            "observation.state": vector,
+            "action": vector,
+            **dict.fromkeys(config.image_keys.values(), image),
+        }
 
     def scaling(self, config: PolicyConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         stats = self.stats(config)
@@ -79,5 +91,7 @@ class Workshop:
         facts = DatasetFacts("demo", 30, JOINTS, TASKS, (90.0,) * 6, "so_follower")
         tokenizer = load_tokenizer(config.text_encoder_name)
         stats = self.stats(config, span)
-        save_pretrained(folder, PretrainedFiles(policy, policy.state_dict(), stats, facts, tokenizer, {}))
+        save_pretrained(
+            folder, PretrainedFiles(policy, policy.state_dict(), stats, facts, tokenizer, {})
+        )
         return folder

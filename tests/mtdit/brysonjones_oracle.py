@@ -1,7 +1,8 @@
 """A small policy as brysonjones/multitask_dit_policy builds, saves and samples it.
 
-Of the libraries that repository calls: timm's CLIP tower, transformers' text model, diffusers' schedulers. The denoiser
-is LeRobot's, which was taken from there. Only the wiring between them is written out here.
+Of the libraries that repository calls: timm's CLIP tower, transformers' text model, diffusers'
+schedulers. The denoiser is LeRobot's, which was taken from there. Only the wiring between them is
+written out here.
 """
 
 from __future__ import annotations
@@ -30,16 +31,22 @@ TASK = "push the red cube to the left"
 
 
 def timm_tower(**options: Any) -> VisionTransformer:
-    """timm's vit_base_patch16_clip_224 but for its size; random weights also where they start at zero."""
+    """timm's vit_base_patch16_clip_224 but for its size; random weights also where they start at
+    zero.
+    """
     size = {"img_size": IMAGE, "patch_size": 8, "embed_dim": 128, "depth": 3, "num_heads": 2}
-    tower = timm.create_model(BACKBONE.partition(".")[0], pretrained=False, num_classes=0, **size, **options)
+    tower = timm.create_model(
+        BACKBONE.partition(".")[0], pretrained=False, num_classes=0, **size, **options
+    )
     for name, parameter in tower.named_parameters():
         if name.endswith(("bias", "norm.weight")):
             nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.2)
     return tower.eval()
 
 
-def config_json(clip: Path, transformer: dict[str, Any], objective: dict[str, Any], **top: Any) -> dict[str, Any]:
+def config_json(
+    clip: Path, transformer: dict[str, Any], objective: dict[str, Any], **top: Any
+) -> dict[str, Any]:
     """What that repository's draccus.dump writes."""
     images = {f"observation.images.{c}": {"type": "VISUAL", "shape": [3, *FRAME]} for c in CAMERAS}
     vision = {
@@ -87,7 +94,10 @@ def stats() -> dict[str, dict[str, np.ndarray]]:
     low[4] = high[4] = -30.0
     pixels = {"mean": np.array([0.4, 0.5, 0.3]), "std": np.array([0.2, 0.25, 0.3])}
     image = {name: value.astype(np.float32).reshape(3, 1, 1) for name, value in pixels.items()}
-    vectors = {"observation.state": {"min": low, "max": high}, "action": {"min": low - 1, "max": high + 1}}
+    vectors = {
+        "observation.state": {"min": low, "max": high},
+        "action": {"min": low - 1, "max": high + 1},
+    }
     return {**vectors, **{f"observation.images.{c}": image for c in CAMERAS}}
 
 
@@ -107,7 +117,10 @@ class Theirs(nn.Module):
         vision = nn.Module()
         vision.model = timm_tower(**tower)
         self.observation_encoder = nn.Module()
-        self.observation_encoder.vision_encoder, self.observation_encoder.text_encoder = vision, text
+        self.observation_encoder.vision_encoder, self.observation_encoder.text_encoder = (
+            vision,
+            text,
+        )
         network.horizon, network.action_feature = raw["horizon"], SimpleNamespace(shape=(6,))
         network.timestep_embed_dim = network.diffusion_step_embed_dim
         per_step = 6 + len(CAMERAS) * vision.model.embed_dim + network.hidden_dim
@@ -120,9 +133,14 @@ class Theirs(nn.Module):
     def save(self, folder: Path) -> Path:
         folder.mkdir(parents=True)
         names = {n: n.replace("multihead_attn", "attn") for n in self.state_dict()}
-        save_file({names[n]: v.contiguous() for n, v in self.state_dict().items()}, folder / "model.safetensors")
+        save_file(
+            {names[n]: v.contiguous() for n, v in self.state_dict().items()},
+            folder / "model.safetensors",
+        )
         (folder / "config.json").write_text(json.dumps(self.raw, indent=4))
-        listed = {key: {name: v.tolist() for name, v in values.items()} for key, values in stats().items()}
+        listed = {
+            key: {name: v.tolist() for name, v in values.items()} for key, values in stats().items()
+        }
         (folder / "dataset_stats.json").write_text(json.dumps(listed, indent=2))
         return folder
 
@@ -130,7 +148,9 @@ class Theirs(nn.Module):
         """(S, H, W, 3) uint8 of one camera -> (S, D)."""
         known = {k: torch.from_numpy(v) for k, v in stats()[f"observation.images.{camera}"].items()}
         images = torch.from_numpy(frames[camera]).permute(0, 3, 1, 2).float() / 255
-        pixels = CenterCrop((IMAGE, IMAGE))(Resize(RESIZED, antialias=True)((images - known["mean"]) / known["std"]))
+        pixels = CenterCrop((IMAGE, IMAGE))(
+            Resize(RESIZED, antialias=True)((images - known["mean"]) / known["std"])
+        )
         return self.observation_encoder.vision_encoder.model.forward_features(pixels)[:, 0]
 
     def text(self, task: str) -> Tensor:
@@ -139,17 +159,25 @@ class Theirs(nn.Module):
         return encoder.projection(encoder.text_encoder(**tokens).pooler_output)
 
     @torch.no_grad()
-    def chunk(self, positions: np.ndarray, frames: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+    def chunk(
+        self, positions: np.ndarray, frames: dict[str, np.ndarray], noise: np.ndarray
+    ) -> np.ndarray:
         """Positions (S, 6), noise (T, 6) -> actions (T, 6) in degrees."""
         known = {key: {k: torch.from_numpy(v) for k, v in s.items()} for key, s in stats().items()}
         low, high = known["observation.state"].values()
         span = torch.where(high == low, torch.tensor(1e-8), high - low)
         state = 2 * (torch.from_numpy(positions).float() - low) / span - 1
-        per_step = [state, *(self.features(frames, c) for c in CAMERAS), self.text(TASK).expand(len(state), -1)]
+        per_step = [
+            state,
+            *(self.features(frames, c) for c in CAMERAS),
+            self.text(TASK).expand(len(state), -1),
+        ]
         conditioning = torch.cat(per_step, dim=-1).reshape(1, -1)
         actions = self.sample(torch.from_numpy(noise)[None], conditioning)[0]
         low, high = known["action"].values()
-        return ((actions + 1) / 2 * torch.where(high == low, torch.tensor(1e-8), high - low) + low).numpy()
+        return (
+            (actions + 1) / 2 * torch.where(high == low, torch.tensor(1e-8), high - low) + low
+        ).numpy()
 
     def sample(self, x: Tensor, conditioning: Tensor) -> Tensor:
         objective = self.raw["objective"]
@@ -159,9 +187,19 @@ class Theirs(nn.Module):
                 x = x + self.noise_predictor(x, time[None], conditioning) / count
             return x
         kind = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler}[objective["noise_scheduler_type"]]
-        named = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")  # no clipping
+        named = (
+            "num_train_timesteps",
+            "beta_start",
+            "beta_end",
+            "beta_schedule",
+            "prediction_type",
+        )  # no clipping
         scheduler = kind(**{name: objective[name] for name in named})
-        scheduler.set_timesteps(objective["num_inference_steps"] or objective["num_train_timesteps"])
+        scheduler.set_timesteps(
+            objective["num_inference_steps"] or objective["num_train_timesteps"]
+        )
         for time in scheduler.timesteps:
-            x = scheduler.step(self.noise_predictor(x, time[None], conditioning), time, x).prev_sample
+            x = scheduler.step(
+                self.noise_predictor(x, time[None], conditioning), time, x
+            ).prev_sample
         return x

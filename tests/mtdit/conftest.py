@@ -1,4 +1,6 @@
-"""A tiny CLIP and a small LeRobotDataset written by LeRobot itself, shared by the tests of this folder."""
+"""A tiny CLIP and a small LeRobotDataset written by LeRobot itself, shared by the tests of this
+folder.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ import torch
 
 from mtdit.tiny import make_tiny_clip
 
-sys.path.insert(0, str(Path(__file__).parent))  # test folders are no packages; other folders have a conftest too
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # test folders are no packages; other folders have a conftest too
 torch.set_num_threads(1)
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 TASKS = ("open the drawer", "close the drawer")
@@ -49,7 +53,9 @@ def write_dataset(folder: Path, use_videos: bool) -> Path:
             state = (start + 20 * np.sin(i / 9 + np.arange(6))).astype(np.float32)
             frame = {k: _picture(state, i, k) for k in images}
             action = state + rng.normal(0, 0.1, 6).astype(np.float32)
-            dataset.add_frame({"observation.state": state, "action": action, "task": TASKS[episode % 2], **frame})
+            dataset.add_frame(
+                {"observation.state": state, "action": action, "task": TASKS[episode % 2], **frame}
+            )
         dataset.save_episode()
     dataset.finalize()
     return folder

@@ -1,4 +1,6 @@
-"""LeRobot's own policy with random weights, and ours with the same ones: what the oracle tests compare."""
+"""LeRobot's own policy with random weights, and ours with the same ones: what the oracle tests
+compare.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,13 @@ SMALL: dict[str, Any] = {
 
 
 def lerobot_policy(clip: Path, cameras: int, **options: Any) -> MultiTaskDiTPolicy:
-    """Random weights, always the same; also in AdaLN, which starts at zero and would hide all behind it."""
-    images = {f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, 80, 96)) for c in CAMERAS[:cameras]}
+    """Random weights, always the same; also in AdaLN, which starts at zero and would hide all
+    behind it.
+    """
+    images = {
+        f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, 80, 96))
+        for c in CAMERAS[:cameras]
+    }
     config = MultiTaskDiTConfig(
         input_features={"observation.state": PolicyFeature(FeatureType.STATE, (6,)), **images},
         output_features={"action": PolicyFeature(FeatureType.ACTION, (6,))},
@@ -79,7 +86,9 @@ def set_objective(theirs: MultiTaskDiTPolicy, ours: Policy, **options: Any) -> N
 tokenizer_of = cache(load_tokenizer)  # reading the vocabulary takes longer than the rest of a test
 
 
-def batches(ours: Policy, clip: Path, size: int = 3, seed: int = 11) -> tuple[dict[str, torch.Tensor], Batch]:
+def batches(
+    ours: Policy, clip: Path, size: int = 3, seed: int = 11
+) -> tuple[dict[str, torch.Tensor], Batch]:
     """The same random observations and actions as LeRobot's batch and as ours."""
     c, generator = ours.config, torch.Generator().manual_seed(seed)
     texts = ["open the drawer", "push the red cube to the left", "close the drawer"]

@@ -15,7 +15,9 @@ CAMERAS = ("top", "wrist")
 
 
 def write_cache(folder: Path, ruined: Sequence[int] = ()) -> Path:
-    """Six episodes of two tasks, two cameras of 64 x 64. The actions of the rows `ruined` are not finite."""
+    """Six episodes of two tasks, two cameras of 64 x 64. The actions of the rows `ruined` are not
+    finite.
+    """
     rng, rows = np.random.default_rng(0), sum(LENGTHS)
     state = np.concatenate([_motion(rng, n) for n in LENGTHS]).astype(np.float32)
     action = state + rng.normal(0, 0.1, state.shape).astype(np.float32)
@@ -24,15 +26,21 @@ def write_cache(folder: Path, ruined: Sequence[int] = ()) -> Path:
         k: {"min": v.min(0), "max": v.max(0), "mean": v.mean(0), "std": v.std(0)} for k, v in vectors.items()
     }  # fmt: skip
     for camera in CAMERAS:
-        stats[f"observation.images.{camera}"] = {n: np.full((3, 1, 1), 0.5) for n in ("mean", "std")}
+        stats[f"observation.images.{camera}"] = {
+            n: np.full((3, 1, 1), 0.5) for n in ("mean", "std")
+        }
     action[list(ruined)] = np.inf
     folder.mkdir(parents=True)
     task = np.repeat(np.arange(len(LENGTHS)) % len(TASKS), LENGTHS)
     arrays = {"state": state, "action": action, "task": task, "episode_ends": np.cumsum(LENGTHS)}
-    pictures = {f"frames.{c}": rng.integers(0, 256, (rows, 64, 64, 3), dtype=np.uint8) for c in CAMERAS}
+    pictures = {
+        f"frames.{c}": rng.integers(0, 256, (rows, 64, 64, 3), dtype=np.uint8) for c in CAMERAS
+    }
     for name, values in {**arrays, **pictures}.items():
         np.save(folder / f"{name}.npy", values)
-    listed = {k: {n: np.asarray(v, np.float32).tolist() for n, v in s.items()} for k, s in stats.items()}
+    listed = {
+        k: {n: np.asarray(v, np.float32).tolist() for n, v in s.items()} for k, s in stats.items()
+    }
     (folder / "stats.json").write_text(json.dumps(listed))
     (folder / "frames.json").write_text(json.dumps(_info()))
     return folder
@@ -52,7 +60,10 @@ def _info() -> dict:
     inputs = {"observation.state": {"type": "STATE", **vector}}
     return {
         "facts": facts,
-        "input_features": {**inputs, **{k: {"type": "VISUAL", "shape": [3, 64, 64]} for k in keys.values()}},
+        "input_features": {
+            **inputs,
+            **{k: {"type": "VISUAL", "shape": [3, 64, 64]} for k in keys.values()},
+        },
         "output_features": {"action": {"type": "ACTION", **vector}},
         "image_keys": keys,
         "fingerprint": "by hand",

@@ -23,7 +23,9 @@ def test_shift_is_padding_and_cutting() -> None:
     moved = frames.copy()
     shift(moved, offsets)
     for before, after, (down, right) in zip(frames, moved, offsets.tolist(), strict=True):
-        np.testing.assert_array_equal(after, padded_and_cut(before, down, right), err_msg=f"{down}, {right}")
+        np.testing.assert_array_equal(
+            after, padded_and_cut(before, down, right), err_msg=f"{down}, {right}"
+        )
 
 
 def test_offsets_reach_every_place_and_no_other() -> None:

@@ -54,7 +54,9 @@ def test_chunks_are_theirs(
         policy.observe(position, {c: f[i] for c, f in frames.items()})
     wanted = theirs.chunk(positions, frames, noise)
     np.testing.assert_allclose(policy.chunk(noise), wanted, atol=1e-3, rtol=0)
-    assert np.ptp(wanted, axis=0)[[0, 1, 2, 3, 5]].min() > 1.0, "the arm moves, so there is something to compare"
+    assert np.ptp(wanted, axis=0)[[0, 1, 2, 3, 5]].min() > 1.0, (
+        "the arm moves, so there is something to compare"
+    )
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
@@ -62,7 +64,9 @@ def test_features_are_theirs(activation: str, clip_folder: Path, tmp_path: Path)
     """Each activation under the name that timm gives it; the other one would be found out."""
     raw = config_json(clip_folder, {}, diffusion("DDIM"))
     if activation == "quick_gelu":
-        raw["observation_encoder"]["vision"]["backbone"] = "vit_base_patch16_clip_quickgelu_224.openai"
+        raw["observation_encoder"]["vision"]["backbone"] = (
+            "vit_base_patch16_clip_quickgelu_224.openai"
+        )
     theirs = Theirs(raw, act_layer=activation)
     policy = open_checkpoint(theirs.save(tmp_path / "final_model")).policy()
     assert policy.clip_shape.vision.hidden_act == activation
@@ -71,15 +75,27 @@ def test_features_are_theirs(activation: str, clip_folder: Path, tmp_path: Path)
     encoder = policy.observation_encoder
     assert torch.allclose(encoder.vision_encoder(pixels), wanted, atol=1e-5)
     tokens = theirs.tokenizer([TASK], padding=True, return_tensors="pt")["input_ids"]
-    assert torch.allclose(encoder.text_encoder(policy.pooled_text(tokens)), theirs.text(TASK), atol=1e-5)
+    assert torch.allclose(
+        encoder.text_encoder(policy.pooled_text(tokens)), theirs.text(TASK), atol=1e-5
+    )
 
 
 def test_what_its_file_says_and_what_it_does_not(clip_folder: Path, tmp_path: Path) -> None:
-    raw = config_json(clip_folder, ROPE, diffusion("DDPM", clip_sample=False, clip_sample_range=9.0))
+    raw = config_json(
+        clip_folder, ROPE, diffusion("DDPM", clip_sample=False, clip_sample_range=9.0)
+    )
     folder = Theirs(raw).save(tmp_path / "final_model")
     config = open_checkpoint(folder).config
-    assert (config.noise_scheduler_type, config.clip_sample, config.clip_sample_range) == ("DDPM", True, 1.0)
-    assert (config.image_resize_shape, config.use_positional_encoding, config.use_rope) == ((41, 47), False, True)
+    assert (config.noise_scheduler_type, config.clip_sample, config.clip_sample_range) == (
+        "DDPM",
+        True,
+        1.0,
+    )
+    assert (config.image_resize_shape, config.use_positional_encoding, config.use_rope) == (
+        (41, 47),
+        False,
+        True,
+    )
     for missing in ("horizon", "n_action_steps", "drop_n_last_frames"):
         del raw[missing]
     del raw["transformer"]["use_positional_encoding"], raw["transformer"]["use_rope"]
@@ -90,9 +106,15 @@ def test_what_its_file_says_and_what_it_does_not(clip_folder: Path, tmp_path: Pa
 
 
 def test_flow_matchings_timesteps(clip_folder: Path, tmp_path: Path) -> None:
-    folder = Theirs(config_json(clip_folder, {}, flow(integration_method="rk4"))).save(tmp_path / "final_model")
+    folder = Theirs(config_json(clip_folder, {}, flow(integration_method="rk4"))).save(
+        tmp_path / "final_model"
+    )
     c = open_checkpoint(folder).config
-    assert (c.objective, c.integration_method, c.num_integration_steps) == ("flow_matching", "rk4", 4)
+    assert (c.objective, c.integration_method, c.num_integration_steps) == (
+        "flow_matching",
+        "rk4",
+        4,
+    )
     sampling = (c.timestep_sampling_strategy, c.timestep_sampling_s, c.timestep_sampling_alpha)
     assert sampling == ("beta", 0.9, 1.25)
 
@@ -107,12 +129,16 @@ def test_the_run_means_its_last_policy(theirs: Theirs, tmp_path: Path) -> None:
 
 
 def test_it_can_be_moved_but_not_trained_further(theirs: Theirs, tmp_path: Path) -> None:
-    """The text tower's shape from clip/config.json, its tokenizer from the vocabulary all CLIPs share."""
+    """The text tower's shape from clip/config.json, its tokenizer from the vocabulary all CLIPs
+    share.
+    """
     folder = theirs.save(tmp_path / "final_model")
     clip = Path(theirs.raw["observation_encoder"]["text"]["model"])
     theirs.raw["observation_encoder"]["text"]["model"] = "/gone/clip-tiny"
     (folder / "config.json").write_text(json.dumps(theirs.raw))
-    with pytest.raises(UserError, match=r"put that CLIP's config\.json at .*final_model/clip/config\.json"):
+    with pytest.raises(
+        UserError, match=r"put that CLIP's config\.json at .*final_model/clip/config\.json"
+    ):
         open_checkpoint(folder).policy()
     (folder / "clip").mkdir()
     shutil.copyfile(clip / "config.json", folder / "clip/config.json")
@@ -123,13 +149,19 @@ def test_it_can_be_moved_but_not_trained_further(theirs: Theirs, tmp_path: Path)
 
 
 def test_towers_of_their_own_keep_their_number() -> None:
-    weights = {f"observation_encoder.vision_encoders.{i}.model.cls_token": torch.full((1, 1, 4), i) for i in (0, 1)}
+    weights = {
+        f"observation_encoder.vision_encoders.{i}.model.cls_token": torch.full((1, 1, 4), i)
+        for i in (0, 1)
+    }
     found = renamed(weights, PolicyConfig())
     name = "observation_encoder.vision_encoders.{}.model.vision_model.embeddings.class_embedding"
-    assert {key: value.tolist() for key, value in found.items()} == {name.format(i): [i] * 4 for i in (0, 1)}
+    assert {key: value.tolist() for key, value in found.items()} == {
+        name.format(i): [i] * 4 for i in (0, 1)
+    }
 
 
-# --- broken and foreign ones --------------------------------------------------------------------------------------
+# --- broken and foreign ones
+# --------------------------------------------------------------------------------------
 
 
 def edit(folder: Path, change: Any) -> None:
@@ -160,7 +192,10 @@ def test_files_that_are_refused(theirs: Theirs, tmp_path: Path) -> None:
     save_file(other, folder / "model.safetensors")
     with pytest.raises(UserError, match="no CLIP vision tower"):
         open_checkpoint(folder).policy()
-    save_file({**weights, "observation_encoder.vision_encoder.model.reg_token": torch.zeros(1)}, folder / "w")
+    save_file(
+        {**weights, "observation_encoder.vision_encoder.model.reg_token": torch.zeros(1)},
+        folder / "w",
+    )
     (folder / "w").replace(folder / "model.safetensors")
     with pytest.raises(UserError, match=r"unknown .*reg_token"):
         open_checkpoint(folder).policy()

@@ -54,8 +54,14 @@ def statistics(rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
     low = rng.uniform(-90, 0, 6).astype(np.float32)
     high = (low + rng.uniform(20, 120, 6)).astype(np.float32)
     low[4] = high[4] = STUCK  # a joint that never moved
-    image = {"mean": np.full((3, 1, 1), 0.45, np.float32), "std": np.full((3, 1, 1), 0.22, np.float32)}
-    vectors = {"observation.state": {"min": low, "max": high}, "action": {"min": low - 1, "max": high + 1}}
+    image = {
+        "mean": np.full((3, 1, 1), 0.45, np.float32),
+        "std": np.full((3, 1, 1), 0.22, np.float32),
+    }
+    vectors = {
+        "observation.state": {"min": low, "max": high},
+        "action": {"min": low - 1, "max": high + 1},
+    }
     return {**vectors, **{f"observation.images.{c}": image for c in ("top", "wrist")}}
 
 
@@ -65,14 +71,18 @@ def facts() -> DatasetFacts:
 
 def files_for(policy: Policy, clip: Path) -> PretrainedFiles:
     stats = statistics(np.random.default_rng(0))
-    return PretrainedFiles(policy, policy.state_dict(), stats, facts(), load_tokenizer(clip), {"steps": 3})
+    return PretrainedFiles(
+        policy, policy.state_dict(), stats, facts(), load_tokenizer(clip), {"steps": 3}
+    )
 
 
 @pytest.fixture
 def saved(clip_folder: Path, tmp_path: Path) -> Path:
     """One checkpoint of ours, with awake weights."""
     policy = our_policy(lerobot_policy(clip_folder, 2, **POLICIES[0][1]))
-    return save_checkpoint(tmp_path / "run", 7, files_for(policy, clip_folder), {}, {"elapsed_s": 1.0})
+    return save_checkpoint(
+        tmp_path / "run", 7, files_for(policy, clip_folder), {}, {"elapsed_s": 1.0}
+    )
 
 
 def observations(ticks: int) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
@@ -80,7 +90,10 @@ def observations(ticks: int) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
     pose = rng.uniform(-60, 20, 6)
     walk = pose + np.cumsum(rng.normal(0, 1, (ticks, 6)), axis=0)
     walk[:, 4] = STUCK
-    return [(p, {c: rng.integers(0, 256, (80, 96, 3), np.uint8) for c in ("top", "wrist")}) for p in walk]
+    return [
+        (p, {c: rng.integers(0, 256, (80, 96, 3), np.uint8) for c in ("top", "wrist")})
+        for p in walk
+    ]
 
 
 def our_actions(policy: TorchPolicy, ticks: int, noises: list[np.ndarray]) -> np.ndarray:
@@ -98,13 +111,20 @@ def our_actions(policy: TorchPolicy, ticks: int, noises: list[np.ndarray]) -> np
 
 
 def their_actions(folder: Path, ticks: int, noises: list[np.ndarray]) -> np.ndarray:
-    """LeRobot's policy and processors, loaded from the folder; the noise of each chunk is put in where it draws it."""
+    """LeRobot's policy and processors, loaded from the folder; the noise of each chunk is put in
+    where it draws it.
+    """
     policy, before, after = loaded_as_lerobot_eval_does(folder)
     actions = []
     for positions, frames in observations(ticks):
-        item: dict[str, Any] = {"observation.state": torch.from_numpy(positions).float(), "task": TASK}
+        item: dict[str, Any] = {
+            "observation.state": torch.from_numpy(positions).float(),
+            "task": TASK,
+        }
         for camera, frame in frames.items():
-            item[f"observation.images.{camera}"] = torch.from_numpy(frame).permute(2, 0, 1).float() / 255
+            item[f"observation.images.{camera}"] = (
+                torch.from_numpy(frame).permute(2, 0, 1).float() / 255
+            )
         torch.manual_seed(len(actions))
         if not policy._queues["action"]:
             noises.append(torch.randn(1, policy.config.horizon, 6)[0].numpy())
@@ -114,7 +134,9 @@ def their_actions(folder: Path, ticks: int, noises: list[np.ndarray]) -> np.ndar
 
 
 def loaded_as_lerobot_eval_does(folder: Path) -> tuple[Any, Any, Any]:
-    """Config, policy and processors through the functions and overrides of lerobot-eval and lerobot-rollout."""
+    """Config, policy and processors through the functions and overrides of lerobot-eval and
+    lerobot-rollout.
+    """
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import make_policy, make_pre_post_processors
 
@@ -122,8 +144,13 @@ def loaded_as_lerobot_eval_does(folder: Path) -> tuple[Any, Any, Any]:
     config.pretrained_path = folder
     vector = {"dtype": "float32", "shape": (6,), "names": list(JOINTS)}
     meta = SimpleNamespace(features={"action": vector, "observation.state": vector}, stats=None)
-    overrides = {"device_processor": {"device": "cpu"}, "rename_observations_processor": {"rename_map": {}}}
-    before, after = make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=overrides)
+    overrides = {
+        "device_processor": {"device": "cpu"},
+        "rename_observations_processor": {"rename_map": {}},
+    }
+    before, after = make_pre_post_processors(
+        config, pretrained_path=str(folder), preprocessor_overrides=overrides
+    )
     return make_policy(config, ds_meta=meta), before, after
 
 
@@ -138,7 +165,9 @@ def assert_same_sixty_ticks(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("cameras", "options"), POLICIES, ids=str)
-def test_sixty_ticks_of_what_we_saved(cameras: int, options: dict[str, Any], clip_folder: Path, tmp_path: Path) -> None:
+def test_sixty_ticks_of_what_we_saved(
+    cameras: int, options: dict[str, Any], clip_folder: Path, tmp_path: Path
+) -> None:
     from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
 
     policy = our_policy(lerobot_policy(clip_folder, cameras, **options))
@@ -152,13 +181,17 @@ def test_sixty_ticks_of_what_we_saved(cameras: int, options: dict[str, Any], cli
 def test_sixty_ticks_of_what_lerobot_saved(
     cameras: int, options: dict[str, Any], clip_folder: Path, tmp_path: Path
 ) -> None:
-    """Written by LeRobot's own save_pretrained, read by us: same weights, statistics, tokens and actions."""
+    """Written by LeRobot's own save_pretrained, read by us: same weights, statistics, tokens and
+    actions.
+    """
     theirs = lerobot_policy(clip_folder, cameras, **options)
     save_as_lerobot(theirs, tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.facts is None
     assert joint_names(checkpoint) == JOINTS
-    np.testing.assert_array_equal(checkpoint.action_stats.low, statistics(np.random.default_rng(1))["action"]["min"])
+    np.testing.assert_array_equal(
+        checkpoint.action_stats.low, statistics(np.random.default_rng(1))["action"]["min"]
+    )
     loaded = checkpoint.policy().state_dict()
     assert all(torch.equal(loaded[k], v) for k, v in theirs.state_dict().items())
     assert_same_sixty_ticks(tmp_path)
@@ -167,7 +200,10 @@ def test_sixty_ticks_of_what_lerobot_saved(
 def save_as_lerobot(policy: Any, folder: Path) -> None:
     from lerobot.policies.factory import make_pre_post_processors
 
-    stats = {k: {n: torch.from_numpy(v) for n, v in s.items()} for k, s in statistics(np.random.default_rng(1)).items()}
+    stats = {
+        k: {n: torch.from_numpy(v) for n, v in s.items()}
+        for k, s in statistics(np.random.default_rng(1)).items()
+    }
     policy.save_pretrained(folder)
     for processor in make_pre_post_processors(policy.config, dataset_stats=stats):
         processor.save_pretrained(folder)
@@ -178,7 +214,10 @@ def test_our_files_are_lerobots(saved: Path, clip_folder: Path, tmp_path: Path) 
     from lerobot.policies.factory import make_pre_post_processors
 
     theirs = lerobot_policy(clip_folder, 2, **POLICIES[0][1])
-    stats = {k: {n: torch.from_numpy(v) for n, v in s.items()} for k, s in statistics(np.random.default_rng(0)).items()}
+    stats = {
+        k: {n: torch.from_numpy(v) for n, v in s.items()}
+        for k, s in statistics(np.random.default_rng(0)).items()
+    }
     for processor in make_pre_post_processors(theirs.config, dataset_stats=stats):
         processor.save_pretrained(tmp_path / "theirs")
     for path in sorted((tmp_path / "theirs").iterdir()):
@@ -187,11 +226,15 @@ def test_our_files_are_lerobots(saved: Path, clip_folder: Path, tmp_path: Path) 
             assert json.loads(own.read_text()) == json.loads(path.read_text()), path.name
         else:
             expected, found = load_file(path), load_file(own)
-            assert {k: v.shape for k, v in expected.items()} == {k: v.shape for k, v in found.items()}
+            assert {k: v.shape for k, v in expected.items()} == {
+                k: v.shape for k, v in found.items()
+            }
 
 
 def test_moved_checkpoint_needs_no_clip_folder(saved: Path, tmp_path: Path) -> None:
-    """We find the towers' shape and the tokenizer beside the weights, whatever the names in config.json."""
+    """We find the towers' shape and the tokenizer beside the weights, whatever the names in
+    config.json.
+    """
     moved = tmp_path / "elsewhere"
     shutil.copytree(saved / PRETRAINED, moved)
     raw = json.loads((moved / "config.json").read_text())
@@ -231,17 +274,23 @@ def test_training_state_travels_with_the_checkpoint(clip_folder: Path, tmp_path:
     policy = our_policy(lerobot_policy(clip_folder, 0))
     state = {"optimizer_state.safetensors": {"state/0/step": torch.tensor(3.0)}}
     folder = save_checkpoint(tmp_path, 3, files_for(policy, clip_folder), state, {"elapsed_s": 4.5})
-    assert json.loads((folder / TRAINING_STATE / "training_step.json").read_text()) == {"step": 3, "elapsed_s": 4.5}
+    assert json.loads((folder / TRAINING_STATE / "training_step.json").read_text()) == {
+        "step": 3,
+        "elapsed_s": 4.5,
+    }
     assert load_file(folder / TRAINING_STATE / "optimizer_state.safetensors")["state/0/step"] == 3
     again = save_checkpoint(tmp_path, 3, files_for(policy, clip_folder), state, {"elapsed_s": 5.0})
     assert again == folder
 
 
-# --- what resuming needs ------------------------------------------------------------------------------------------
+# --- what resuming needs
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{}, SEPARATE], ids=str)
-def test_lerobots_training_state(options: dict[str, Any], clip_folder: Path, tmp_path: Path) -> None:
+def test_lerobots_training_state(
+    options: dict[str, Any], clip_folder: Path, tmp_path: Path
+) -> None:
     """Two steps of LeRobot's Adam, saved by LeRobot: ours goes on to the same third step."""
     theirs = lerobot_policy(clip_folder, 2, **POLICIES[0][1], **options)
     ours = our_policy(theirs)
@@ -269,7 +318,9 @@ def test_lerobots_training_state(options: dict[str, Any], clip_folder: Path, tmp
     own.step()
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(mine, other, atol=1e-6), name
-    assert not torch.equal(ours.noise_predictor.input_proj.weight, state.weights["noise_predictor.input_proj.weight"])
+    assert not torch.equal(
+        ours.noise_predictor.input_proj.weight, state.weights["noise_predictor.input_proj.weight"]
+    )
 
     averaged = folder / "pretrained_model_ema"  # as LeRobot keeps it from 0.6.2 on
     theirs.save_pretrained(averaged)
@@ -294,7 +345,10 @@ def test_our_training_state(clip_folder: Path, tmp_path: Path) -> None:
     policy = our_policy(lerobot_policy(clip_folder, 0))
     files = files_for(policy, clip_folder)
     live = {k: v + 1 for k, v in policy.state_dict().items()}
-    tensors = {OPTIMIZER: {"state/3/step": torch.tensor(5.0), "state/3/exp_avg": torch.ones(2)}, LIVE: live}
+    tensors = {
+        OPTIMIZER: {"state/3/step": torch.tensor(5.0), "state/3/exp_avg": torch.ones(2)},
+        LIVE: live,
+    }
     state = read_training_state(save_checkpoint(tmp_path, 5, files, tensors, {"elapsed_s": 4.5}))
     name = "noise_predictor.input_proj.bias"
     assert torch.equal(state.weights[name], live[name])
@@ -357,7 +411,8 @@ def test_a_request_is_frozen_and_preparing_changes_nothing(saved: Path) -> None:
     assert not np.allclose(policy.chunk(noise), now, atol=1e-3)
 
 
-# --- broken checkpoints -------------------------------------------------------------------------------------------
+# --- broken checkpoints
+# -------------------------------------------------------------------------------------------
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -377,7 +432,9 @@ def test_nothing_there(tmp_path: Path) -> None:
     ({"type": "multi_task_dit", "vision_encoder_name": "facebook/dinov3-vitb16"}, "must be a CLIP model"),
     ({"model_type": "clip", "architectures": ["CLIPModel"]}, "a model of transformers .'clip'., no policy"),
 ])  # fmt: skip
-def test_other_policies_are_told_apart(config: dict[str, Any], says: str, found: str, tmp_path: Path) -> None:
+def test_other_policies_are_told_apart(
+    config: dict[str, Any], says: str, found: str, tmp_path: Path
+) -> None:
     """As LeRobot's trainer lays a run out; every command opens checkpoints here."""
     folder = tmp_path / "run/checkpoints/000002/pretrained_model"
     folder.mkdir(parents=True)
@@ -397,9 +454,15 @@ def edit_weights(folder: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda w: w.pop("noise_predictor.input_proj.bias"), "lacks noise_predictor.input_proj.bias"),
+        (
+            lambda w: w.pop("noise_predictor.input_proj.bias"),
+            "lacks noise_predictor.input_proj.bias",
+        ),
         (lambda w: w.update(extra=torch.zeros(1)), "unknown 'extra'"),
-        (lambda w: w.update({"noise_predictor.input_proj.bias": torch.zeros(3)}), r"\(3,\), not \(32,\)"),
+        (
+            lambda w: w.update({"noise_predictor.input_proj.bias": torch.zeros(3)}),
+            r"\(3,\), not \(32,\)",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(change: Any, says: str, saved: Path) -> None:
@@ -435,18 +498,24 @@ def test_damaged_files(saved: Path) -> None:
 
 def test_paths_that_are_no_checkpoint(saved: Path, tmp_path: Path) -> None:
     weights = saved / PRETRAINED / "model.safetensors"
-    with pytest.raises(UserError, match=rf"is a file: give the folder it lies in, {saved / PRETRAINED}"):
+    with pytest.raises(
+        UserError, match=rf"is a file: give the folder it lies in, {saved / PRETRAINED}"
+    ):
         open_checkpoint(weights)
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copyfile(weights, alone / "model.safetensors")
-    with pytest.raises(UserError, match=r"has model\.safetensors but no config\.json: copy the whole"):
+    with pytest.raises(
+        UserError, match=r"has model\.safetensors but no config\.json: copy the whole"
+    ):
         open_checkpoint(alone)
     (alone / "config.json").write_text("[1, 2]")
     with pytest.raises(UserError, match="no policy, it names no type"):
         open_checkpoint(alone)
     shutil.copyfile(saved / PRETRAINED / "config.json", alone / "config.json")
-    with pytest.raises(UserError, match=r"no policy_preprocessor\.json, which names the statistics"):
+    with pytest.raises(
+        UserError, match=r"no policy_preprocessor\.json, which names the statistics"
+    ):
         open_checkpoint(alone)
 
 
@@ -454,7 +523,10 @@ def test_the_last_run_is_the_one_that_saved_last(saved: Path, tmp_path: Path) ->
     outputs = tmp_path / "outputs"
     with pytest.raises(UserError, match="run `mtdit train` first"):
         last_run(outputs)
-    runs = [outputs / name for name in ("train", "demo/train", "train/2026-08-03/12-00-00_multi_task_dit")]
+    runs = [
+        outputs / name
+        for name in ("train", "demo/train", "train/2026-08-03/12-00-00_multi_task_dit")
+    ]
     for i, run in enumerate(runs):
         folder = run / "checkpoints/000007/pretrained_model"
         folder.mkdir(parents=True)
@@ -467,9 +539,15 @@ def test_the_last_run_is_the_one_that_saved_last(saved: Path, tmp_path: Path) ->
 
 def test_statistics_that_are_not_there(saved: Path) -> None:
     checkpoint = open_checkpoint(saved)
-    without = replace(checkpoint, dataset_stats={k: v for k, v in checkpoint.dataset_stats.items() if k != "action"})
+    without = replace(
+        checkpoint,
+        dataset_stats={k: v for k, v in checkpoint.dataset_stats.items() if k != "action"},
+    )
     with pytest.raises(UserError, match="'action'"):
         _ = without.action_stats
-    bare = replace(checkpoint, dataset_stats={**checkpoint.dataset_stats, "action": {"mean": np.zeros(6, np.float32)}})
+    bare = replace(
+        checkpoint,
+        dataset_stats={**checkpoint.dataset_stats, "action": {"mean": np.zeros(6, np.float32)}},
+    )
     with pytest.raises(UserError, match="statistics lack 'min', which MIN_MAX needs"):
         _ = bare.action_stats

@@ -26,7 +26,10 @@ from mtdit.config import (
 from mtdit.train_config import TrainConfig, training_defaults
 from mtdit_robots.errors import UserError
 
-INPUTS = {"observation.state": Feature("STATE", (6,)), "observation.images.top": Feature("VISUAL", (3, 480, 640))}
+INPUTS = {
+    "observation.state": Feature("STATE", (6,)),
+    "observation.images.top": Feature("VISUAL", (3, 480, 640)),
+}
 OUTPUTS = {"action": Feature("ACTION", (6,))}
 
 
@@ -44,7 +47,9 @@ def test_defaults_are_lerobots() -> None:
 def test_json_round_trip_through_lerobot(tmp_path: Path) -> None:
     from lerobot.configs.policies import PreTrainedConfig
 
-    config = with_features({"num_layers": 3, "optimizer_betas": [0.9, 0.99]}, "base", INPUTS, OUTPUTS)
+    config = with_features(
+        {"num_layers": 3, "optimizer_betas": [0.9, 0.99]}, "base", INPUTS, OUTPUTS
+    )
     (tmp_path / "config.json").write_text(json.dumps(policy_config_to_dict(config)))
     assert policy_config_from_json(tmp_path / "config.json") == config
     theirs = PreTrainedConfig.from_pretrained(tmp_path)
@@ -52,7 +57,9 @@ def test_json_round_trip_through_lerobot(tmp_path: Path) -> None:
     assert list(theirs.image_features) == ["observation.images.top"]
     theirs._save_pretrained(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
-    assert policy_config_from_dict({k: v for k, v in raw.items() if k != "type"}).cameras == {"top": (480, 640, 3)}
+    assert policy_config_from_dict({k: v for k, v in raw.items() if k != "type"}).cameras == {
+        "top": (480, 640, 3)
+    }
 
 
 @pytest.mark.parametrize(
@@ -88,8 +95,14 @@ def test_json_round_trip_through_lerobot(tmp_path: Path) -> None:
         ({"rope_base": float("nan")}, "rope_base"),
         ({"scheduler_name": "piecewise_constant"}, "scheduler_name"),
         ({"tokenizer_max_length": 2}, "tokenizer_max_length"),
-        ({"normalization_mapping": {"STAT": "MIN_MAX"}}, "normalization_mapping has an unknown 'STAT'"),
-        ({"input_features": {"observation.state": {"type": "STAT", "shape": [6]}}}, "input_features"),
+        (
+            {"normalization_mapping": {"STAT": "MIN_MAX"}},
+            "normalization_mapping has an unknown 'STAT'",
+        ),
+        (
+            {"input_features": {"observation.state": {"type": "STAT", "shape": [6]}}},
+            "input_features",
+        ),
         ({"output_features": {"action": {"type": "ACTION", "shape": [0]}}}, "output_features"),
         ({"integration_method": "heun"}, "integration_method"),
         ({"timestep_sampling_s": 0.0}, "timestep_sampling_s"),
@@ -108,7 +121,10 @@ def test_json_round_trip_through_lerobot(tmp_path: Path) -> None:
         ({"optimizer_betas": [0.9, 1.0]}, "optimizer_betas"),
         ({"tokenizer_max_length": 200}, "tokenizer_max_length"),
         ({"input_features": {"observation.state": {"type": "STATE"}}}, "input_features"),
-        ({"input_features": {"observation.state": {"type": "STATE", "shape": [6]}}}, "output_features"),
+        (
+            {"input_features": {"observation.state": {"type": "STATE", "shape": [6]}}},
+            "output_features",
+        ),
     ],
 )
 def test_invalid_fields_are_named_in_one_line(options: dict[str, Any], names: str) -> None:
@@ -126,14 +142,25 @@ VALUES = (
 
 
 @settings(max_examples=600, deadline=None, derandomize=True)
-@given(st.dictionaries(st.sampled_from([f.name for f in fields(PolicyConfig)]), st.one_of(*VALUES), max_size=3))
+@given(
+    st.dictionaries(
+        st.sampled_from([f.name for f in fields(PolicyConfig)]), st.one_of(*VALUES), max_size=3
+    )
+)
 def test_anything_builds_or_is_named_in_one_line(options: dict[str, Any]) -> None:
     said = message_of(options)
     if said is None:
-        again = {k: v for k, v in policy_config_to_dict(policy_config_from_dict(options)).items() if k != "type"}
+        again = {
+            k: v
+            for k, v in policy_config_to_dict(policy_config_from_dict(options)).items()
+            if k != "type"
+        }
         assert policy_config_from_dict(again) == policy_config_from_dict(options)
         return
-    named = {*options, *(FEATURES if FEATURES & set(options) else ())}  # inputs without an action are half a policy
+    named = {
+        *options,
+        *(FEATURES if FEATURES & set(options) else ()),
+    }  # inputs without an action are half a policy
     assert any(name in said for name in named), f"{options}: {said}"
     assert "\n" not in said
 
@@ -152,7 +179,11 @@ def message_of(options: dict[str, Any]) -> str | None:
 
 def table() -> dict[str, tuple[str, str]]:
     """What the module's table says: field -> (LeRobot's, ours)."""
-    rows = [line.strip("| ").split(" | ") for line in (mtdit.config.__doc__ or "").splitlines() if line[:1] == "|"]
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in (mtdit.config.__doc__ or "").splitlines()
+        if line[:1] == "|"
+    ]
     return {row[0]: (row[1], row[2]) for row in rows[2:]}
 
 
@@ -161,12 +192,24 @@ def test_the_table_names_all_that_differs() -> None:
     from lerobot.configs.train import TrainPipelineConfig
     from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
 
-    theirs, ours = MultiTaskDiTConfig(device="cpu"), with_features({"device": "cpu"}, "base", {}, {})
-    written = {**{f.name: getattr(ours, f.name) for f in fields(PolicyConfig)}, "push_to_hub": False}
-    differs = {k: (getattr(theirs, k), v) for k, v in written.items() if not equal(getattr(theirs, k), v)}
+    theirs, ours = (
+        MultiTaskDiTConfig(device="cpu"),
+        with_features({"device": "cpu"}, "base", {}, {}),
+    )
+    written = {
+        **{f.name: getattr(ours, f.name) for f in fields(PolicyConfig)},
+        "push_to_hub": False,
+    }
+    differs = {
+        k: (getattr(theirs, k), v) for k, v in written.items() if not equal(getattr(theirs, k), v)
+    }
     train = {f.name: f.default for f in fields(TrainPipelineConfig)}
     own = TrainConfig(dataset="d", output_dir=Path("o"), **training_defaults("base"))
-    differs |= {k: (train[k], getattr(own, k)) for k in ("batch_size", "steps", "seed") if train[k] != getattr(own, k)}
+    differs |= {
+        k: (train[k], getattr(own, k))
+        for k in ("batch_size", "steps", "seed")
+        if train[k] != getattr(own, k)
+    }
     assert "ema" not in train, "LeRobot keeps an average now: does it by default?"
     differs["ema"] = (False, own.ema)
     said = {k: v for k, v in table().items() if k != "random crop"}
@@ -179,14 +222,19 @@ def equal(theirs: Any, ours: Any) -> bool:
 
 def test_a_crop_larger_than_the_frame_is_refused() -> None:
     with pytest.raises(UserError, match=r"image_crop_shape.*'top'.*image_resize_shape"):
-        with_features({"image_resize_shape": None, "image_crop_shape": [500, 224]}, "base", INPUTS, OUTPUTS)
+        with_features(
+            {"image_resize_shape": None, "image_crop_shape": [500, 224]}, "base", INPUTS, OUTPUTS
+        )
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("{", "not valid JSON"),
-        ('{"type": "diffusion"}', r"Diffusion Policy \(ResNet \+ U-Net.*not supported yet.*mtdit train"),
+        (
+            '{"type": "diffusion"}',
+            r"Diffusion Policy \(ResNet \+ U-Net.*not supported yet.*mtdit train",
+        ),
         ('{"type": "act"}', "'act'.*not supported"),
         ('{"type": "smolvla"}', "'smolvla'.*not supported"),
         ('{"type": "pi0"}', "'pi0'.*not supported"),

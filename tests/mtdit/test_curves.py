@@ -15,7 +15,14 @@ from mtdit.curves import curves, read_log, smoothed
 
 
 def report(step: int, **changes: Any) -> dict[str, Any]:
-    return {"step": step, "loss": 1.0 / step, "lr": 1e-5, "samples_per_s": 9.0, "data_wait": 0.1, **changes}
+    return {
+        "step": step,
+        "loss": 1.0 / step,
+        "lr": 1e-5,
+        "samples_per_s": 9.0,
+        "data_wait": 0.1,
+        **changes,
+    }
 
 
 def write(log: Path, rows: list[dict[str, Any]], tail: str = "") -> Path:
@@ -52,7 +59,9 @@ def test_the_best_validation_is_marked(tmp_path: Path) -> None:
     for name, best in (("marked", True), ("plain", False)):
         at = {"step": 20, "val_loss": 0.3, "best": best}
         curves(write(tmp_path / name, [*rows, at]), tmp_path / f"{name}.png")
-    assert colours(tmp_path / "marked.png", HELD_OUT) > colours(tmp_path / "plain.png", HELD_OUT) + 30
+    assert (
+        colours(tmp_path / "marked.png", HELD_OUT) > colours(tmp_path / "plain.png", HELD_OUT) + 30
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +82,9 @@ def test_odd_logs_are_drawn_too(rows: list[dict[str, Any]], tmp_path: Path) -> N
 
 def test_nothing_to_draw_nothing_written(tmp_path: Path) -> None:
     curves(tmp_path / "missing", tmp_path / "no.png")
-    curves(write(tmp_path / "log", [{"step": 1, "val_loss": 0.5, "best": True}]), tmp_path / "no.png")
+    curves(
+        write(tmp_path / "log", [{"step": 1, "val_loss": 0.5, "best": True}]), tmp_path / "no.png"
+    )
     assert not (tmp_path / "no.png").exists()
 
 

@@ -27,9 +27,16 @@ def lerobot_items(folder: Path, n_obs_steps: int, horizon: int) -> list[dict]:
 
     past = [i / 10 for i in range(1 - n_obs_steps, 1)]
     ahead = [i / 10 for i in range(1 - n_obs_steps, 1 - n_obs_steps + horizon)]
-    windows = {"observation.state": past, "observation.images.top": past, "observation.images.wrist": past}
+    windows = {
+        "observation.state": past,
+        "observation.images.top": past,
+        "observation.images.wrist": past,
+    }
     dataset = LeRobotDataset(
-        "mtdit/small", root=folder, delta_timestamps={**windows, "action": ahead}, video_backend="pyav"
+        "mtdit/small",
+        root=folder,
+        delta_timestamps={**windows, "action": ahead},
+        video_backend="pyav",
     )
     return [dataset[i] for i in range(len(dataset))]
 
@@ -47,13 +54,21 @@ def test_windows_are_lerobots(n_obs_steps: int, dataset_folder: Path, tmp_path: 
     assert batch.actions is not None
     assert batch.is_pad is not None
     for i, item in enumerate(items):
-        np.testing.assert_allclose(states.unnormalize(batch.state[i].numpy()), item["observation.state"], atol=1e-4)
-        np.testing.assert_allclose(actions.unnormalize(batch.actions[i].numpy()), item["action"], atol=1e-4)
+        np.testing.assert_allclose(
+            states.unnormalize(batch.state[i].numpy()), item["observation.state"], atol=1e-4
+        )
+        np.testing.assert_allclose(
+            actions.unnormalize(batch.actions[i].numpy()), item["action"], atol=1e-4
+        )
         assert torch.equal(batch.is_pad[i], item["action_is_pad"])
         assert TASKS[int(batch.text[i].argmax())] == item["task"]
         for camera in ("top", "wrist"):
-            offset, scale = (torch.from_numpy(v).view(3, 1, 1) for v in image_scaling(config, stats, camera))
-            frames = item[f"observation.images.{camera}"].view(n_obs_steps, 3, 64, 64)  # LeRobot drops a single step
+            offset, scale = (
+                torch.from_numpy(v).view(3, 1, 1) for v in image_scaling(config, stats, camera)
+            )
+            frames = item[f"observation.images.{camera}"].view(
+                n_obs_steps, 3, 64, 64
+            )  # LeRobot drops a single step
             expected = (frames - offset) / scale
             torch.testing.assert_close(batch.images[camera][i], expected, atol=1e-5, rtol=0)
 
@@ -63,9 +78,18 @@ def cache(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fra
     return frame_cache(str(dataset_folder), tmp_path_factory.mktemp("cache") / "frames", None)
 
 
-def make_loader(cache: FrameCache, batch_size: int, policy: dict[str, Any] | None = None, **options: Any) -> Loader:
-    size = {"image_resize_shape": (72, 70), "image_crop_shape": (64, 64), "n_obs_steps": 2, "n_action_steps": 6}
-    config = with_features({**size, **(policy or {})}, "tiny", cache.info.input_features, cache.info.output_features)
+def make_loader(
+    cache: FrameCache, batch_size: int, policy: dict[str, Any] | None = None, **options: Any
+) -> Loader:
+    size = {
+        "image_resize_shape": (72, 70),
+        "image_crop_shape": (64, 64),
+        "n_obs_steps": 2,
+        "n_action_steps": 6,
+    }
+    config = with_features(
+        {**size, **(policy or {})}, "tiny", cache.info.input_features, cache.info.output_features
+    )
     return Loader(cache, config, cache.stats, torch.eye(2, 32), batch_size, seed=3, **options)
 
 
@@ -80,19 +104,27 @@ def flat(batch: Batch) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for f in fields(batch):
         value = getattr(batch, f.name)
-        out.update({f"{f.name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {f.name: value})
+        out.update(
+            {f"{f.name}.{k}": v for k, v in value.items()}
+            if isinstance(value, dict)
+            else {f.name: value}
+        )
     return out
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
     for name, value in flat(a).items():
         other = flat(b)[name]
-        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, (
+            name
+        )
 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING])
 @pytest.mark.parametrize("masked", [False, True])
-def test_parts_of_a_step_are_slices_of_the_whole(options: dict[str, Any], masked: bool, cache: FrameCache) -> None:
+def test_parts_of_a_step_are_slices_of_the_whole(
+    options: dict[str, Any], masked: bool, cache: FrameCache
+) -> None:
     policy = {"do_mask_loss_for_padding": masked}
     for step in (0, 30):
         whole = flat(make_loader(cache, 12, policy, **options).step(step))
@@ -104,10 +136,16 @@ def test_parts_of_a_step_are_slices_of_the_whole(options: dict[str, Any], masked
             for name, value in whole.items():
                 if isinstance(value, torch.Tensor):
                     joined = torch.cat([p[name] for p in pieces])
-                    assert torch.equal(joined, value), f"{name}, step {step}, {world} processes, {parts} parts"
+                    assert torch.equal(joined, value), (
+                        f"{name}, step {step}, {world} processes, {parts} parts"
+                    )
             if masked:
-                assert sum(p["valid_actions"] for p in pieces) == pytest.approx(whole["valid_actions"])
-                assert whole["valid_actions"] == (~whole["is_pad"]).sum() * options.get("noise_samples", 1)
+                assert sum(p["valid_actions"] for p in pieces) == pytest.approx(
+                    whole["valid_actions"]
+                )
+                assert whole["valid_actions"] == (~whole["is_pad"]).sum() * options.get(
+                    "noise_samples", 1
+                )
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -128,8 +166,14 @@ def test_mean_over_parts_of_the_loss_is_the_loss_of_the_whole(
         loader.text = text
     with torch.no_grad():
         whole = policy.loss(loaders[12].step(5), 2)
-        parts = [policy.loss(loaders[3].step(5, Part(r, 2, i, 2)), 2) for i in range(2) for r in range(2)]
-    assert masked == (not torch.allclose(whole, policy.loss(replace(loaders[12].step(5), is_pad=None), 2), rtol=1e-3))
+        parts = [
+            policy.loss(loaders[3].step(5, Part(r, 2, i, 2)), 2) for i in range(2) for r in range(2)
+        ]
+    assert masked == (
+        not torch.allclose(
+            whole, policy.loss(replace(loaders[12].step(5), is_pad=None), 2), rtol=1e-3
+        )
+    )
     torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-6, atol=0)
 
 
@@ -149,14 +193,20 @@ def test_noise_and_time_are_the_objectives(cache: FrameCache) -> None:
     assert batch.noise is not None
     assert batch.time is not None
     assert abs(float(batch.noise.std()) - 1) < 0.05
-    assert (batch.time.dtype, int(batch.time.min()) < 10, int(batch.time.max()) > 85) == (torch.int64, True, True)
+    assert (batch.time.dtype, int(batch.time.min()) < 10, int(batch.time.max()) > 85) == (
+        torch.int64,
+        True,
+        True,
+    )
     flow = make_loader(cache, 64, {"objective": "flow_matching"}).step(0).time
     assert flow is not None
     assert flow.dtype == torch.float32
 
 
 def test_brightness_scales_pixels_not_normalised_values() -> None:
-    frames = torch.randint(0, 256, (16, 1, 4, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frames = torch.randint(
+        0, 256, (16, 1, 4, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     offset, scale = np.array([0.4, 0.5, 0.6], np.float32), np.array([0.2, 0.3, 0.25], np.float32)
     factors = torch.linspace(0.5, 1.5, 16)
     bright = normalized_images(frames, offset, scale, factors)
@@ -168,9 +218,13 @@ def test_brightness_scales_pixels_not_normalised_values() -> None:
 def test_images_are_normalised_per_channel() -> None:
     frames = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 3)
     offset, scale = np.array([0, 0.1, 0.5], np.float32), np.array([1, 0.5, 0.25], np.float32)
-    torch.testing.assert_close(normalized_images(frames, offset, scale).flatten(), torch.tensor([0.0, 0.2, 2.0]))
+    torch.testing.assert_close(
+        normalized_images(frames, offset, scale).flatten(), torch.tensor([0.0, 0.2, 2.0])
+    )
     mirrored = frames.expand(2, 4, 3).flip(0)
-    torch.testing.assert_close(normalized_images(mirrored, offset, scale)[1, 0], torch.full((4,), 0.2))
+    torch.testing.assert_close(
+        normalized_images(mirrored, offset, scale)[1, 0], torch.full((4,), 0.2)
+    )
     pixels = torch.ones(1, 1, 3)
     normalized_images(pixels, offset, scale)
     assert (pixels == 1).all(), "the frames that are given stay as they are"
@@ -178,18 +232,21 @@ def test_images_are_normalised_per_channel() -> None:
 
 def test_frames_from_videos_make_the_same_batches(cache: FrameCache, dataset_folder: Path) -> None:
     direct = frame_cache(str(dataset_folder), Path("unused"), None, kind="video")
-    assert_equal(make_loader(direct, 6, **EVERYTHING).step(4), make_loader(cache, 6, **EVERYTHING).step(4))
+    assert_equal(
+        make_loader(direct, 6, **EVERYTHING).step(4), make_loader(cache, 6, **EVERYTHING).step(4)
+    )
 
 
 def test_where_names_episodes_and_frames(cache: FrameCache) -> None:
     loader = make_loader(cache, 4)
     assert (
-        loader.where([0, 23, 24, 72]) == "episode 0 frame 0, episode 0 frame 23, episode 1 frame 0, episode 2 frame 17"
+        loader.where([0, 23, 24, 72])
+        == "episode 0 frame 0, episode 0 frame 23, episode 1 frame 0, episode 2 frame 17"
     )
     assert loader.where(np.arange(20)).endswith("episode 0 frame 7 and 12 more")
 
 
-# --- held out -----------------------------------------------------------------------------------------------------
+# --- held out
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +273,9 @@ def test_held_out_episodes_are_never_trained_on(long_cache: FrameCache) -> None:
 
 def test_validation_is_the_same_whoever_computes_it(long_cache: FrameCache) -> None:
     options = {"val_split": 0.3, "random_shift_px": 2, "random_brightness": 0.3, "noise_samples": 2}
-    alone = list(make_loader(long_cache, 4, {"do_mask_loss_for_padding": True}, **options).validation())
+    alone = list(
+        make_loader(long_cache, 4, {"do_mask_loss_for_padding": True}, **options).validation()
+    )
     assert sum(len(b.state) for b in alone) == 25
     assert all(b.crop is None for b in alone)
     again = make_loader(long_cache, 4, {"do_mask_loss_for_padding": True}, **options)
@@ -225,7 +284,9 @@ def test_validation_is_the_same_whoever_computes_it(long_cache: FrameCache) -> N
     for i, batch in enumerate(alone):
         assert_equal(batch, shared[i % 2][i // 2])
     assert sum(len(s) for s in shared) == len(alone)
-    bigger = list(make_loader(long_cache, 10, {"do_mask_loss_for_padding": True}, **options).validation())
+    bigger = list(
+        make_loader(long_cache, 10, {"do_mask_loss_for_padding": True}, **options).validation()
+    )
     for name in ("state", "noise", "actions"):
         joined = [torch.cat([getattr(b, name) for b in batches]) for batches in (alone, bigger)]
         assert torch.equal(*joined), name
@@ -239,7 +300,7 @@ def test_a_task_with_one_episode_cannot_be_split(cache: FrameCache) -> None:
         make_loader(cache, 4, val_split=0.2)
 
 
-# --- made ahead ---------------------------------------------------------------------------------------------------
+# --- made ahead
 
 
 @pytest.mark.parametrize("workers", [1, 3])

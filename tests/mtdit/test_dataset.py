@@ -1,4 +1,6 @@
-"""Reading a LeRobotDataset, and everything that can be wrong with one: each a line that says what to do."""
+"""Reading a LeRobotDataset, and everything that can be wrong with one: each a line that says what
+to do.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ def test_dataset_says_what_a_checkpoint_must_know(dataset_folder: Path) -> None:
     assert 0 < max(dataset.max_speed) <= 1.5 * inside, "the jump between episodes must not count"
 
 
-# --- what can be wrong --------------------------------------------------------------------------------------------
+# --- what can be wrong
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -74,7 +77,9 @@ def test_metadata_that_does_not_fit(broken: Path) -> None:
     refuses(broken, "v2.1")
     edit_info(broken, codebase_version="v3.0", fps=0)
     refuses(broken, "fps")
-    edit_info(broken, fps=10, features={k: f for k, f in features.items() if k != "observation.state"})
+    edit_info(
+        broken, fps=10, features={k: f for k, f in features.items() if k != "observation.state"}
+    )
     refuses(broken, "observation.state")
     (broken / "meta/info.json").write_text("{")
     refuses(broken, "not valid JSON")
@@ -167,7 +172,9 @@ def test_dimensions_that_differ(broken: Path) -> None:
     refuses(broken, "'action' has 5 numbers in one frame, 6 in another")
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"no parquet at all", lambda b: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"no parquet at all", lambda b: b""]
+)
 def test_corrupt_parquet(damage: Callable[[bytes], bytes], broken: Path) -> None:
     for name in (DATA, "meta/tasks.parquet", "meta/episodes/chunk-000/file-000.parquet"):
         whole = (broken / name).read_bytes()
@@ -226,7 +233,11 @@ def test_fewer_frames_than_rows(broken: Path) -> None:
         stream = out.add_stream("mpeg4", rate=10)
         stream.width = stream.height = SIZE
         for _ in range(50):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((SIZE, SIZE, 3), np.uint8), format="rgb24")))
+            out.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.zeros((SIZE, SIZE, 3), np.uint8), format="rgb24")
+                )
+            )
         out.mux(stream.encode())
     short.replace(path)
     refuses(broken, r"file-000.mp4 lacks 23 of 73 frames \(first: 50\)")
@@ -244,12 +255,15 @@ def test_a_picture_that_is_broken(tmp_path: Path) -> None:
     pictures = table.column(place).to_pylist()
     pictures[7]["bytes"] = b"junk"
     pq.write_table(
-        table.set_column(place, table.field(place), pa.array(pictures, table.field(place).type)), folder / DATA
+        table.set_column(place, table.field(place), pa.array(pictures, table.field(place).type)),
+        folder / DATA,
     )
     refuses(folder, f"{DATA} holds a picture that cannot be decoded")
 
 
 def test_a_camera_the_videos_do_not_have(broken: Path) -> None:
     features = json.loads((broken / "meta/info.json").read_text())["features"]
-    edit_info(broken, features={**features, "observation.images.side": features["observation.images.top"]})
+    edit_info(
+        broken, features={**features, "observation.images.side": features["observation.images.top"]}
+    )
     refuses(broken, "no column 'videos/observation.images.side/chunk_index'")

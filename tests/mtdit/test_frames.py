@@ -25,14 +25,25 @@ def png_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("size", [None, (32, 40)])
 @pytest.mark.parametrize("pictures", [False, True])
 def test_three_kinds_give_the_same_frames(
-    size: tuple[int, int] | None, pictures: bool, dataset_folder: Path, png_folder: Path, tmp_path: Path
+    size: tuple[int, int] | None,
+    pictures: bool,
+    dataset_folder: Path,
+    png_folder: Path,
+    tmp_path: Path,
 ) -> None:
     source = str(png_folder if pictures else dataset_folder)
-    disk, memory, video = (frame_cache(source, tmp_path / "f", size, kind=k) for k in ("disk", "memory", "video"))
+    disk, memory, video = (
+        frame_cache(source, tmp_path / "f", size, kind=k) for k in ("disk", "memory", "video")
+    )
     rows = np.random.default_rng(0).permutation(146).reshape(73, 2) % 73
     for camera in ("top", "wrist"):
         shape = (73, *(size or (64, 64)), 3)
-        assert disk.frames[camera].shape == memory.frames[camera].shape == video.frames[camera].shape == shape
+        assert (
+            disk.frames[camera].shape
+            == memory.frames[camera].shape
+            == video.frames[camera].shape
+            == shape
+        )
         expected = disk.frames[camera][rows]
         assert expected.std() > 10
         np.testing.assert_array_equal(memory.frames[camera][rows], expected)
@@ -49,18 +60,24 @@ def test_size_is_said_before_anything_is_written(dataset_folder: Path, tmp_path:
         said.append(line)
 
     frame_cache(str(dataset_folder), tmp_path / "frames", (200, 100), say=say)
-    assert said == [f"decoding {dataset_folder} once, {73 * 2 * 200 * 100 * 3 / 1e6:.0f} MB in {tmp_path / 'frames'}"]
+    assert said == [
+        f"decoding {dataset_folder} once, {73 * 2 * 200 * 100 * 3 / 1e6:.0f} MB in {tmp_path / 'frames'}"
+    ]
     written = sum(p.stat().st_size for p in (tmp_path / "frames").glob("frames.*.npy"))
     assert 0 <= written - cache_bytes(open_dataset(str(dataset_folder)), (200, 100)) < 1000
 
 
-def test_a_cache_is_kept_until_the_dataset_or_the_size_changes(dataset_folder: Path, tmp_path: Path) -> None:
+def test_a_cache_is_kept_until_the_dataset_or_the_size_changes(
+    dataset_folder: Path, tmp_path: Path
+) -> None:
     calls: list[int] = []
     folder = tmp_path / "frames"
 
     def cache(size: tuple[int, int] | None) -> tuple[int, ...]:
         return (
-            frame_cache(str(dataset_folder), folder, size, lambda done, total: calls.append(done)).frames["top"].shape
+            frame_cache(str(dataset_folder), folder, size, lambda done, total: calls.append(done))
+            .frames["top"]
+            .shape
         )
 
     assert cache((32, 40)) == (73, 32, 40, 3)
@@ -69,7 +86,12 @@ def test_a_cache_is_kept_until_the_dataset_or_the_size_changes(dataset_folder: P
     assert len(calls) == decoded
     assert cache(None) == (73, 64, 64, 3)
     assert len(calls) > decoded
-    assert frame_cache(str(folder), tmp_path / "unused", None).frames["top"].shape == (73, 64, 64, 3)
+    assert frame_cache(str(folder), tmp_path / "unused", None).frames["top"].shape == (
+        73,
+        64,
+        64,
+        3,
+    )
     assert not (tmp_path / "unused").exists()
 
 
@@ -113,7 +135,9 @@ def test_a_folder_of_something_else_is_left_alone(dataset_folder: Path, tmp_path
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_what_lies_beside_an_older_cache_is_left_alone(dataset_folder: Path, tmp_path: Path) -> None:
+def test_what_lies_beside_an_older_cache_is_left_alone(
+    dataset_folder: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     frame_cache(str(dataset_folder), folder, (16, 16))
     (folder / "checkpoints").mkdir()
@@ -137,7 +161,10 @@ def test_a_cache_needs_no_lerobot(dataset_folder: Path, tmp_path: Path) -> None:
         "print([m for m in sys.modules if m.split('.')[0] in ('lerobot', 'av')])"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "frames")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(tmp_path / "frames")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(ran.stdout) == []
 

@@ -36,11 +36,15 @@ def at_time(time: float, count: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("time", [0.0, 0.1, 0.5, 0.9])
 def test_a_flow_step_is_lerobots(time: float) -> None:
-    """Their Jacobian is the identity, and so is that of a velocity that ignores x. Their time and sign are mirrored."""
+    """Their Jacobian is the identity, and so is that of a velocity that ignores x. Their time and
+    sign are mirrored.
+    """
     torch.manual_seed(0)
     velocity, x, previous = torch.randn(3, 1, 16, A)
     theirs = RTCProcessor(RTCConfig(execution_horizon=10, max_guidance_weight=10.0))
-    wanted = -theirs.denoise_step(x, previous, 3, 1 - time, lambda x: -velocity, execution_horizon=10)
+    wanted = -theirs.denoise_step(
+        x, previous, 3, 1 - time, lambda x: -velocity, execution_horizon=10
+    )
     config = PolicyConfig(objective="flow_matching", num_integration_steps=10)
     weights = torch.from_numpy(prefix_weights(16, 3, 10))[None, :, None]
     ours = guided(lambda x, time: velocity + 0 * x, config, previous, weights)(x, at_time(time))
@@ -50,7 +54,9 @@ def test_a_flow_step_is_lerobots(time: float) -> None:
 def test_strength_over_time() -> None:
     """LeRobot's golden numbers; the paper's limit of 5 for 5 steps."""
     at = correction_at(PolicyConfig(objective="flow_matching", num_integration_steps=10))
-    assert [at(t).strength for t in (0.0, 0.1, 0.5, 0.9, 1.0)] == pytest.approx([10, 82 / 9, 2, 82 / 9, 10])
+    assert [at(t).strength for t in (0.0, 0.1, 0.5, 0.9, 1.0)] == pytest.approx(
+        [10, 82 / 9, 2, 82 / 9, 10]
+    )
     few = correction_at(PolicyConfig(objective="flow_matching", num_integration_steps=5))
     assert [few(t).strength for t in (0.0, 0.4)] == pytest.approx([5, 0.52 / 0.24])
 
@@ -63,7 +69,9 @@ def test_the_jacobian_is_the_networks() -> None:
     got = guided(lambda x, time: mix @ x, config, prefix, weights)(x, at_time(0.25))
     jacobian = torch.eye(T) + rest * mix
     pull = jacobian.T @ ((prefix - jacobian @ x) * weights)
-    torch.testing.assert_close(got, mix @ x + (0.0625 + 0.5625) / 0.1875 * pull, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        got, mix @ x + (0.0625 + 0.5625) / 0.1875 * pull, atol=1e-4, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -72,12 +80,16 @@ def test_weight_zero_changes_nothing(sampler: str) -> None:
     objective, denoise = make_objective(config), gaussian(config)
     step_noise = () if config.objective == "flow_matching" else (torch.randn(99, 3, T, A),)
     free = guided(denoise, config, prefix, torch.zeros(3, T, 1))
-    assert torch.equal(objective.sample(free, noise, *step_noise), objective.sample(denoise, noise, *step_noise))
+    assert torch.equal(
+        objective.sample(free, noise, *step_noise), objective.sample(denoise, noise, *step_noise)
+    )
 
 
 @pytest.mark.parametrize("time", [10, 50, 90])
 def test_one_posterior_whatever_the_network_predicts(time: int) -> None:
-    """Diffusion as noise, as sample, and as a flow at the same signal-to-noise ratio: the corrected actions agree."""
+    """Diffusion as noise, as sample, and as a flow at the same signal-to-noise ratio: the corrected
+    actions agree.
+    """
     alpha_bar = float(Diffusion(PolicyConfig()).alpha_bar[time])
     a, s = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
     torch.manual_seed(0)
@@ -92,7 +104,11 @@ def test_one_posterior_whatever_the_network_predicts(time: int) -> None:
         return by.clean(x, guided_output)
 
     none = math.inf
-    as_noise = corrected(x, lambda x: (x - a * estimate(x)) / s, diffusion_correction(alpha_bar, "epsilon", none, none))
+    as_noise = corrected(
+        x,
+        lambda x: (x - a * estimate(x)) / s,
+        diffusion_correction(alpha_bar, "epsilon", none, none),
+    )
     as_sample = corrected(x, estimate, diffusion_correction(alpha_bar, "sample", none, none))
     flow, scale = flow_correction(a / (a + s), none), a + s
     as_flow = corrected(x / scale, lambda x: (estimate(x * scale) - x) / flow.of_output, flow)
@@ -101,7 +117,9 @@ def test_one_posterior_whatever_the_network_predicts(time: int) -> None:
 
 
 # Actions that are jointly Gaussian, smooth in time: the best network is known in closed form.
-SMOOTH = 0.1 * torch.exp(-((torch.arange(T)[:, None] - torch.arange(T)) ** 2) / 32.0) + 1e-3 * torch.eye(T)
+SMOOTH = 0.1 * torch.exp(
+    -((torch.arange(T)[:, None] - torch.arange(T)) ** 2) / 32.0
+) + 1e-3 * torch.eye(T)
 
 
 def gaussian(config: PolicyConfig) -> Denoise:
@@ -126,7 +144,9 @@ def signal(config: PolicyConfig, time: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_guided_chunk_continues_the_prefix(sampler: str) -> None:
-    """Three rows are given; the others must follow as the distribution demands: near the conditional mean."""
+    """Three rows are given; the others must follow as the distribution demands: near the
+    conditional mean.
+    """
     config = PolicyConfig(**SAMPLERS[sampler])
     torch.manual_seed(0)
     count, given = 64, 3

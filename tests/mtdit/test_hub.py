@@ -61,13 +61,28 @@ class Answering(BaseHTTPRequestHandler):
 
     def _list(self, repo_id: str, tree: bool) -> None:
         files = REPOSITORIES[repo_id].items()
-        entries = [{"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for n, c in files]
-        about = {"id": repo_id, "sha": COMMIT, "siblings": [{"rfilename": name} for name, _ in files]}
-        self._send(200, json.dumps(entries if tree else about).encode(), {"Content-Type": "application/json"})
+        entries = [
+            {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+            for n, c in files
+        ]
+        about = {
+            "id": repo_id,
+            "sha": COMMIT,
+            "siblings": [{"rfilename": name} for name, _ in files],
+        }
+        self._send(
+            200,
+            json.dumps(entries if tree else about).encode(),
+            {"Content-Type": "application/json"},
+        )
 
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in {**headers, "X-Repo-Commit": COMMIT, "Content-Length": str(len(content))}.items():
+        for name, value in {
+            **headers,
+            "X-Repo-Commit": COMMIT,
+            "Content-Length": str(len(content)),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":

@@ -1,4 +1,6 @@
-"""Command lines of `lerobot-train`, as its docs print them: each flag does what it says, is said, or is refused."""
+"""Command lines of `lerobot-train`, as its docs print them: each flag does what it says, is said,
+or is refused.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,9 @@ def test_what_cannot_be_had_is_refused(flag: str, says: str) -> None:
 
 
 def test_a_command_line_as_pasted() -> None:
-    tfs = {"brightness": {"weight": 1.0, "type": "ColorJitter", "kwargs": {"brightness": [0.5, 1.5]}}}
+    tfs = {
+        "brightness": {"weight": 1.0, "type": "ColorJitter", "kwargs": {"brightness": [0.5, 1.5]}}
+    }
     said = translate(
         ["--dataset.repo_id=you/drawers", "--dataset.root", "data/drawers", "--policy.type=multi_task_dit",
          "--policy.horizon=32", "--output_dir=./out", "--batch_size=64", "--wandb.enable=true",
@@ -146,11 +150,26 @@ def test_a_config_path_outside_of_a_run() -> None:
 
 def test_transforms_that_are_no_json() -> None:
     with pytest.raises(UserError, match="tfs is not valid JSON"):
-        translate(["--dataset.image_transforms.enable=true", "--dataset.image_transforms.tfs={brightness: }"])
+        translate(
+            [
+                "--dataset.image_transforms.enable=true",
+                "--dataset.image_transforms.tfs={brightness: }",
+            ]
+        )
 
 
 def test_our_own_words_pass_untouched() -> None:
-    words = ["--dataset", "d.e_f/g", "--resume", "--policy", "beta_start=0.1", "--out", "a_b", "--no-ema", "--help"]
+    words = [
+        "--dataset",
+        "d.e_f/g",
+        "--resume",
+        "--policy",
+        "beta_start=0.1",
+        "--out",
+        "a_b",
+        "--no-ema",
+        "--help",
+    ]
     assert translate(words).words == words
     assert translate(["--resume", "--steps", "3"]).words == ["--resume", "--steps", "3"]
     assert translate(["--resume", "true", "--steps", "3"]).words == ["--steps", "3", "--resume"]
@@ -177,9 +196,23 @@ def test_no_flag_of_lerobots_trainer_is_unknown() -> None:
     from lerobot.configs.train import TrainPipelineConfig
     from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
 
-    groups = {"env", "policy", "reward_model", "optimizer", "scheduler", "peft", "sample_weighting"}  # of other flags
-    names = [n for n in (*flags_of(TrainPipelineConfig), *flags_of(MultiTaskDiTConfig, "policy.")) if n not in groups]
-    assert {"dataset.image_transforms.tfs", "wandb.project", "policy.horizon", "steps"} <= set(names)
+    groups = {
+        "env",
+        "policy",
+        "reward_model",
+        "optimizer",
+        "scheduler",
+        "peft",
+        "sample_weighting",
+    }  # of other flags
+    names = [
+        n
+        for n in (*flags_of(TrainPipelineConfig), *flags_of(MultiTaskDiTConfig, "policy."))
+        if n not in groups
+    ]
+    assert {"dataset.image_transforms.tfs", "wandb.project", "policy.horizon", "steps"} <= set(
+        names
+    )
     unknown = []
     for name in names:
         try:

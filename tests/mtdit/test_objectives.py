@@ -22,7 +22,14 @@ def ddim(**options: object) -> Diffusion:
 
 def test_schedule_golden_numbers() -> None:
     alpha_bar = ddim().alpha_bar
-    golden = {0: 0.99936873, 1: 0.99825251, 10: 0.96671665, 50: 0.47826457, 90: 0.019544374, 99: 2.4285408e-7}
+    golden = {
+        0: 0.99936873,
+        1: 0.99825251,
+        10: 0.96671665,
+        50: 0.47826457,
+        90: 0.019544374,
+        99: 2.4285408e-7,
+    }
     for t, value in golden.items():
         assert float(alpha_bar[t]) == pytest.approx(value, rel=1e-6)
     assert [s.time for s in ddim(num_inference_steps=16).steps()][:3] == [90, 84, 78]
@@ -36,7 +43,8 @@ def test_every_beta_schedule_is_diffusers(schedule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "output", "golden"), [("epsilon", 0.3, CONSTANT_EPSILON), ("sample", 1.4, CONSTANT_SAMPLE)]
+    ("kind", "output", "golden"),
+    [("epsilon", 0.3, CONSTANT_EPSILON), ("sample", 1.4, CONSTANT_SAMPLE)],
 )
 def test_ddim_golden_numbers(kind: str, output: float, golden: list[float]) -> None:
     objective, x = ddim(num_inference_steps=10, prediction_type=kind), torch.tensor(0.5)
@@ -50,7 +58,9 @@ def test_ddim_golden_numbers(kind: str, output: float, golden: list[float]) -> N
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler])
 def test_samplers_are_diffusers(scheduler: type, steps: int, kind: str) -> None:
     name = scheduler.__name__[:4]
-    objective = Diffusion(PolicyConfig(noise_scheduler_type=name, num_inference_steps=steps, prediction_type=kind))
+    objective = Diffusion(
+        PolicyConfig(noise_scheduler_type=name, num_inference_steps=steps, prediction_type=kind)
+    )
     theirs = scheduler(100, beta_schedule="squaredcos_cap_v2", prediction_type=kind)
     theirs.set_timesteps(steps)
 
@@ -66,7 +76,9 @@ def test_samplers_are_diffusers(scheduler: type, steps: int, kind: str) -> None:
         expected = theirs.step(output, t, expected).prev_sample
     torch.manual_seed(1)
     error = float((objective.sample(denoise, noise) - expected).abs().max())
-    tolerance = 1e-6 if steps < 100 else 1e-5  # diffusers keeps its coefficients in float32, which adds up
+    tolerance = (
+        1e-6 if steps < 100 else 1e-5
+    )  # diffusers keeps its coefficients in float32, which adds up
     assert error < tolerance, f"max error {error:.1e}"
 
 
@@ -90,7 +102,9 @@ def test_flow_matching_integrates_a_known_field() -> None:
     """dx/dt = -x from x(0) = 1 ends at exp(-1); RK4 gets there, Euler nearly."""
     ends = {}
     for method in ("euler", "rk4"):
-        config = PolicyConfig(objective="flow_matching", integration_method=method, num_integration_steps=20)
+        config = PolicyConfig(
+            objective="flow_matching", integration_method=method, num_integration_steps=20
+        )
         ends[method] = float(FlowMatching(config).sample(lambda x, t: -x, torch.ones(1, 1, 1)))
     assert ends["rk4"] == pytest.approx(0.36787944, abs=1e-6)
     assert ends["euler"] == pytest.approx(0.95**20, abs=1e-6)
@@ -98,7 +112,11 @@ def test_flow_matching_integrates_a_known_field() -> None:
 
 SAMPLERS = {
     "ddim": {"noise_scheduler_type": "DDIM", "num_inference_steps": 4},
-    "ddim, no clipping": {"noise_scheduler_type": "DDIM", "num_inference_steps": 4, "clip_sample": False},
+    "ddim, no clipping": {
+        "noise_scheduler_type": "DDIM",
+        "num_inference_steps": 4,
+        "clip_sample": False,
+    },
     "ddpm": {"noise_scheduler_type": "DDPM", "num_inference_steps": 4},
     "ddpm, predicts the sample": {
         "noise_scheduler_type": "DDPM",
@@ -132,20 +150,30 @@ def test_a_prefix_is_held_and_felt_and_nothing_without_its_mask(name: str) -> No
     assert torch.equal(draw(objective, prefix=prefix, mask=torch.ones_like(mask)), prefix)
     assert torch.equal(held[:, :3], prefix[:, :3])
     assert (held - plain)[:, 3:].abs().max() > 1e-3
-    one = mask * torch.tensor([1.0, 0.0]).view(2, 1, 1)  # only the first chunk of the batch holds anything
+    one = mask * torch.tensor([1.0, 0.0]).view(
+        2, 1, 1
+    )  # only the first chunk of the batch holds anything
     assert torch.equal(draw(objective, prefix=prefix, mask=one)[1], plain[1])
 
 
 def test_the_network_sees_held_rows_at_its_own_noise_level() -> None:
-    """Half way through flow matching a row is half noise; at diffusion's time t it has alpha_bar[t] of signal left."""
-    noise, prefix, mask = torch.full((1, 4, 1), 2.0), torch.full((1, 4, 1), 10.0), torch.ones(1, 4, 1)
+    """Half way through flow matching a row is half noise; at diffusion's time t it has alpha_bar[t]
+    of signal left.
+    """
+    noise, prefix, mask = (
+        torch.full((1, 4, 1), 2.0),
+        torch.full((1, 4, 1), 10.0),
+        torch.ones(1, 4, 1),
+    )
     seen: list[tuple[float, float]] = []
 
     def look(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         seen.append((float(time), float(x[0, 0, 0])))
         return x
 
-    flow = PolicyConfig(objective="flow_matching", num_integration_steps=2, integration_method="rk4", sigma_min=0.0)
+    flow = PolicyConfig(
+        objective="flow_matching", num_integration_steps=2, integration_method="rk4", sigma_min=0.0
+    )
     FlowMatching(flow).sample(look, noise, prefix, mask)
     expected = {0.0: 2.0, 0.25: 4.0, 0.5: 6.0, 0.75: 8.0, 1.0: 10.0}
     assert [time for time, _ in seen] == [0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0]

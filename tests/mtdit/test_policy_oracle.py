@@ -1,7 +1,8 @@
 """Our policy against LeRobot's installed one: same weights, same noise.
 
-The grid is the full product of what decides the network (positions, encoders, cameras, observation steps) and what is
-computed with it (objective, sampler, prediction). LeRobot 0.6.1 builds all of it, separate encoders too.
+The grid is the full product of what decides the network (positions, encoders, cameras, observation
+steps) and what is computed with it (objective, sampler, prediction). LeRobot 0.6.1 builds all of
+it, separate encoders too.
 """
 
 from __future__ import annotations
@@ -28,12 +29,21 @@ from mtdit.policy import Batch, Policy
 from mtdit.tiny import make_tiny_clip
 from mtdit_robots.errors import UserError
 
-POSITIONS = {"rope": (True, False), "absolute": (False, True), "both": (True, True), "neither": (False, False)}
+POSITIONS = {
+    "rope": (True, False),
+    "absolute": (False, True),
+    "both": (True, True),
+    "neither": (False, False),
+}
 DDPM = {"objective": "diffusion", "noise_scheduler_type": "DDPM", "num_inference_steps": 6}
 DDIM = {"objective": "diffusion", "noise_scheduler_type": "DDIM", "num_inference_steps": 6}
 FLOW = {"objective": "flow_matching", "num_integration_steps": 6}
 OBJECTIVES: list[dict[str, Any]] = [
-    *({**sampler, "prediction_type": kind} for sampler in (DDPM, DDIM) for kind in ("epsilon", "sample")),
+    *(
+        {**sampler, "prediction_type": kind}
+        for sampler in (DDPM, DDIM)
+        for kind in ("epsilon", "sample")
+    ),
     {**FLOW, "integration_method": "euler", "timestep_sampling_strategy": "beta"},
     {**FLOW, "integration_method": "rk4", "timestep_sampling_strategy": "uniform"},
 ]
@@ -42,7 +52,12 @@ HUNDRED = {"num_train_timesteps": 100, "num_inference_steps": 100, "num_integrat
 
 TOWERS = ClipShape(
     VisionShape(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
     ),
     TextShape(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2),
 )
@@ -59,10 +74,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("cameras", [0, 1, 2, 3])
 @pytest.mark.parametrize("separate", [False, True], ids=["shared", "separate"])
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_equal_to_lerobot(positions: str, separate: bool, cameras: int, n_obs_steps: int, clip: Path) -> None:
+def test_equal_to_lerobot(
+    positions: str, separate: bool, cameras: int, n_obs_steps: int, clip: Path
+) -> None:
     use_rope, absolute = POSITIONS[positions]
     options = {"use_separate_rgb_encoder_per_camera": separate, "n_obs_steps": n_obs_steps, **SIZES}
-    theirs = lerobot_policy(clip, cameras, use_rope=use_rope, use_positional_encoding=absolute, **options)
+    theirs = lerobot_policy(
+        clip, cameras, use_rope=use_rope, use_positional_encoding=absolute, **options
+    )
     ours = our_policy(theirs)
     data = batches(ours, clip)
     for objective in OBJECTIVES:
@@ -72,20 +91,44 @@ def test_equal_to_lerobot(positions: str, separate: bool, cameras: int, n_obs_st
 DETAILS: list[dict[str, Any]] = [
     *({**DDPM, "beta_schedule": name} for name in BETA_SCHEDULES),
     *({**DDIM, "beta_schedule": name} for name in BETA_SCHEDULES if name not in DDPM_SCHEDULES),
-    {**DDPM, "beta_schedule": "linear", "beta_start": 0.001, "beta_end": 0.2, "prediction_type": "sample"},
-    *({**s, "prediction_type": k, "clip_sample": False} for s in (DDPM, DDIM) for k in ("epsilon", "sample")),
-    *({**s, "prediction_type": k, "clip_sample_range": 0.7} for s in (DDPM, DDIM) for k in ("epsilon", "sample")),
+    {
+        **DDPM,
+        "beta_schedule": "linear",
+        "beta_start": 0.001,
+        "beta_end": 0.2,
+        "prediction_type": "sample",
+    },
+    *(
+        {**s, "prediction_type": k, "clip_sample": False}
+        for s in (DDPM, DDIM)
+        for k in ("epsilon", "sample")
+    ),
+    *(
+        {**s, "prediction_type": k, "clip_sample_range": 0.7}
+        for s in (DDPM, DDIM)
+        for k in ("epsilon", "sample")
+    ),
     {**DDIM, "num_inference_steps": 7},
     {**DDPM, "num_inference_steps": None},
     {**DDIM, "num_train_timesteps": 1, "num_inference_steps": 1},
     *({**o, "do_mask_loss_for_padding": True} for o in (DDPM, FLOW)),
     *(
-        {**FLOW, "timestep_sampling_strategy": strategy, "sigma_min": sigma, "integration_method": method}
+        {
+            **FLOW,
+            "timestep_sampling_strategy": strategy,
+            "sigma_min": sigma,
+            "integration_method": method,
+        }
         for strategy in ("uniform", "beta")
         for sigma in (0.0, 0.05)
         for method in ("euler", "rk4")
     ),
-    {**FLOW, "timestep_sampling_s": 0.5, "timestep_sampling_alpha": 3.0, "timestep_sampling_beta": 2.0},
+    {
+        **FLOW,
+        "timestep_sampling_s": 0.5,
+        "timestep_sampling_alpha": 3.0,
+        "timestep_sampling_beta": 2.0,
+    },
 ]
 
 
@@ -154,7 +197,11 @@ def test_optimizer_groups_are_lerobots(cameras: int, separate: bool, clip: Path)
     theirs = lerobot_policy(clip, cameras, use_separate_rgb_encoder_per_camera=separate, **SIZES)
     ours = our_policy(theirs)
     assert names(ours, ours.parameter_groups()) == names(theirs, theirs.get_optim_params())
-    assert ours.parameter_groups()[1]["lr"] == theirs.get_optim_params()[1]["lr"] == pytest.approx(2e-6)
+    assert (
+        ours.parameter_groups()[1]["lr"]
+        == theirs.get_optim_params()[1]["lr"]
+        == pytest.approx(2e-6)
+    )
 
 
 def names(policy: torch.nn.Module, groups: list[dict[str, Any]]) -> list[list[str]]:
@@ -164,17 +211,23 @@ def names(policy: torch.nn.Module, groups: list[dict[str, Any]]) -> list[list[st
 
 def test_separate_encoders_with_the_shared_ones_weights_see_the_same(clip: Path) -> None:
     shared = our_policy(lerobot_policy(clip, 3, **SIZES))
-    separate = our_policy(lerobot_policy(clip, 3, use_separate_rgb_encoder_per_camera=True, **SIZES))
+    separate = our_policy(
+        lerobot_policy(clip, 3, use_separate_rgb_encoder_per_camera=True, **SIZES)
+    )
     tower = shared.observation_encoder.vision_encoder.state_dict()
     for encoder in separate.observation_encoder.vision_encoders:
         encoder.load_state_dict(tower)
-    separate.observation_encoder.text_encoder.load_state_dict(shared.observation_encoder.text_encoder.state_dict())
+    separate.observation_encoder.text_encoder.load_state_dict(
+        shared.observation_encoder.text_encoder.state_dict()
+    )
     _, batch = batches(shared, clip)
     assert_close("conditioning", separate.conditioning(batch), shared.conditioning(batch))
 
 
 def test_a_random_crop_is_cut_where_it_is_told(clip: Path) -> None:
-    """LeRobot draws one offset for all its shared encoder sees; ours, given that offset, sees the same."""
+    """LeRobot draws one offset for all its shared encoder sees; ours, given that offset, sees the
+    same.
+    """
     theirs = lerobot_policy(clip, 2, **{**SIZES, "image_crop_is_random": True}).train()
     ours = our_policy(theirs).train()
     their_batch, batch = batches(ours, clip)
@@ -186,10 +239,13 @@ def test_a_random_crop_is_cut_where_it_is_told(clip: Path) -> None:
         at = torch.tensor([[top, left]]).expand(3, 2)
         seen = ours.conditioning(replace(batch, crop={"top": at, "wrist": at}))
         assert_close(f"conditioning, seed {seed}, crop at {top}, {left}", seen, conditioning)
-        assert not torch.allclose(ours.conditioning(batch), conditioning, atol=1e-3), f"seed {seed} cuts the middle"
+        assert not torch.allclose(ours.conditioning(batch), conditioning, atol=1e-3), (
+            f"seed {seed} cuts the middle"
+        )
 
 
-# --- where LeRobot itself fails -----------------------------------------------------------------------------------
+# --- where LeRobot itself fails
+# -----------------------------------------------------------------------------------
 
 
 def unequal(clip: Path, **sizes: Any) -> Policy:
@@ -198,7 +254,10 @@ def unequal(clip: Path, **sizes: Any) -> Policy:
     config = replace(our_config(like), **sizes)
     features = {k: f for k, f in config.input_features.items() if f.type != "VISUAL"}
     shapes = {c: Feature("VISUAL", (3, h, w)) for c, (h, w) in UNEQUAL.items()}
-    config = replace(config, input_features={**features, **{f"observation.images.{c}": f for c, f in shapes.items()}})
+    config = replace(
+        config,
+        input_features={**features, **{f"observation.images.{c}": f for c, f in shapes.items()}},
+    )
     policy = Policy(config).eval()
     policy.load_state_dict(like.state_dict())
     return policy
@@ -209,23 +268,32 @@ UNEQUAL = {"top": (80, 96), "wrist": (40, 40), "side": (33, 120)}
 
 def test_lerobot_refuses_cameras_of_unequal_size(clip: Path) -> None:
     theirs = lerobot_policy(clip, 2, **SIZES).config
-    theirs.input_features["observation.images.wrist"] = PolicyFeature(FeatureType.VISUAL, (3, 40, 40))
+    theirs.input_features["observation.images.wrist"] = PolicyFeature(
+        FeatureType.VISUAL, (3, 40, 40)
+    )
     with pytest.raises(ValueError, match=r"observation\.images\.wrist.*shape"):
         MultiTaskDiTPolicy(theirs)
 
 
 @pytest.mark.parametrize("resize", [(38, 36), (32, 32), None], ids=str)
 def test_cameras_of_unequal_size_are_resized(resize: tuple[int, int] | None, clip: Path) -> None:
-    """Each as LeRobot would treat a camera of that size: the features equal those of one-camera policies."""
+    """Each as LeRobot would treat a camera of that size: the features equal those of one-camera
+    policies.
+    """
     ours = unequal(clip, image_resize_shape=resize)
     generator = torch.Generator().manual_seed(0)
     images = {c: torch.randn(2, 2, 3, *size, generator=generator) for c, size in UNEQUAL.items()}
     features = ours.features(images)
     assert features is not None
-    alone = lerobot_policy(clip, 1, image_resize_shape=resize, image_crop_shape=(32, 32)).observation_encoder
+    alone = lerobot_policy(
+        clip, 1, image_resize_shape=resize, image_crop_shape=(32, 32)
+    ).observation_encoder
     alone.vision_encoder.load_state_dict(ours.observation_encoder.vision_encoder.state_dict())
     with torch.no_grad():
-        each = [alone.vision_encoder(alone._apply_preprocessing(x.flatten(0, 1))).flatten(1) for x in images.values()]
+        each = [
+            alone.vision_encoder(alone._apply_preprocessing(x.flatten(0, 1))).flatten(1)
+            for x in images.values()
+        ]
     assert_close("features", features, torch.cat(each, dim=-1).unflatten(0, (2, 2)))
 
 
@@ -238,24 +306,33 @@ def test_cameras_too_small_to_crop_are_named(clip: Path) -> None:
 
 @pytest.mark.parametrize("schedule", DDPM_SCHEDULES)
 def test_lerobot_has_no_ddim_for_some_schedules(schedule: str, clip: Path) -> None:
-    """So a new training refuses the pair; a policy trained for DDPM may still be sampled by our DDIM."""
+    """So a new training refuses the pair; a policy trained for DDPM may still be sampled by our
+    DDIM.
+    """
     with pytest.raises(NotImplementedError, match=schedule):
         lerobot_policy(clip, 0, **{**DDIM, "beta_schedule": schedule})
     with pytest.raises(UserError, match="noise_scheduler_type DDPM"):
         with_features({"beta_schedule": schedule}, "base", {}, {})
-    few = Diffusion(PolicyConfig(noise_scheduler_type="DDIM", num_inference_steps=10, beta_schedule=schedule))
+    few = Diffusion(
+        PolicyConfig(noise_scheduler_type="DDIM", num_inference_steps=10, beta_schedule=schedule)
+    )
     assert torch.isfinite(few.sample(lambda x, t: 0.1 * x, torch.randn(2, 4, 6))).all()
 
 
 def test_every_schedule_of_diffusers_is_ours() -> None:
-    """What diffusers takes and we do not: nothing but numbers given one by one, which LeRobot cannot pass."""
+    """What diffusers takes and we do not: nothing but numbers given one by one, which LeRobot
+    cannot pass.
+    """
     source = inspect.getsource(DDPMScheduler.__init__)
     assert set(re.findall(r'beta_schedule == "(\w+)"', source)) == set(BETA_SCHEDULES)
     source = inspect.getsource(DDIMScheduler.__init__)
-    assert set(re.findall(r'beta_schedule == "(\w+)"', source)) == set(BETA_SCHEDULES) - set(DDPM_SCHEDULES)
+    assert set(re.findall(r'beta_schedule == "(\w+)"', source)) == set(BETA_SCHEDULES) - set(
+        DDPM_SCHEDULES
+    )
 
 
-# --- what only we have --------------------------------------------------------------------------------------------
+# --- what only we have
+# --------------------------------------------------------------------------------------------
 
 
 def test_noise_samples_average_independent_draws_of_one_encoding(clip: Path) -> None:
@@ -285,6 +362,8 @@ def test_executed_part_starts_at_the_newest_observation(clip: Path) -> None:
     assert ours.executed(chunk).flatten().tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def assert_close(what: str, mine: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5) -> None:
+def assert_close(
+    what: str, mine: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5
+) -> None:
     error = float((mine - theirs).detach().abs().max())
     assert error <= tolerance, f"{what}: max error {error:.2e} > {tolerance}"

@@ -22,7 +22,9 @@ SIZE = 64
 @pytest.fixture(scope="module", params=[True, False], ids=["video", "images"])
 def recording(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("recorded") / "set"
-    made = Recording(root, Layout(10, JOINTS, {"top": (SIZE, SIZE)}, video=request.param), wait=True)
+    made = Recording(
+        root, Layout(10, JOINTS, {"top": (SIZE, SIZE)}, video=request.param), wait=True
+    )
     for episode in range(2):
         taking = made.begin("open the drawer")
         for i in range(24):
@@ -34,14 +36,30 @@ def recording(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def run(*command: str, cwd: Path) -> None:
-    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / "hf"), "WANDB_MODE": "disabled"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=cwd, env=quiet)
+    quiet = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(cwd / "hf"),
+        "WANDB_MODE": "disabled",
+    }
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=cwd, env=quiet
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def test_mtdit_train(recording: Path, tmp_path: Path) -> None:
     options = ("--preset", "tiny", "--steps", "2", "--batch-size", "2", "--out", "run")
-    run(sys.executable, "-m", "mtdit.cli", "train", "--dataset", str(recording), *options, cwd=tmp_path)
+    run(
+        sys.executable,
+        "-m",
+        "mtdit.cli",
+        "train",
+        "--dataset",
+        str(recording),
+        *options,
+        cwd=tmp_path,
+    )
     assert (tmp_path / "run/checkpoints/000002/pretrained_model/model.safetensors").is_file()
 
 

@@ -1,4 +1,6 @@
-"""What a training shows and leaves: lines, bars, TensorBoard's curves, and what a tracker that fails may not do."""
+"""What a training shows and leaves: lines, bars, TensorBoard's curves, and what a tracker that
+fails may not do.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,15 @@ class Clock:
 
 def test_a_line_holds_every_figure() -> None:
     line = report_line(report(50, gpu_memory_gb=12.34))
-    for part in ("step 50/100", "loss 0.5000", "lr 2.0e-05", "512 samples/s", "wait 3%", "GPU 12.3 GB", "50 min left"):
+    for part in (
+        "step 50/100",
+        "loss 0.5000",
+        "lr 2.0e-05",
+        "512 samples/s",
+        "wait 3%",
+        "GPU 12.3 GB",
+        "50 min left",
+    ):
         assert part in line
     assert "GPU" not in report_line(report(50))
     assert report_line(report(100)).endswith("took 1 h 40 min")
@@ -83,7 +93,14 @@ def test_the_console(terminal: bool) -> None:
         voice.stepped(report(60))
     shown = screen.getvalue()
     assert ("\x1b" in shown) is terminal
-    for part in ("5/10 frames", "step 60/100", "512 samples/s", "held-out loss 0.2500", "40 min left", "[of]"):
+    for part in (
+        "5/10 frames",
+        "step 60/100",
+        "512 samples/s",
+        "held-out loss 0.2500",
+        "40 min left",
+        "[of]",
+    ):
         assert part in shown
     assert "best" not in shown
     if not terminal:
@@ -95,11 +112,16 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
     events = EventAccumulator(str(folder))
     events.Reload()
-    return {n: [(e.step, round(e.value, 4)) for e in events.Scalars(n)] for n in events.Tags()["scalars"]}
+    return {
+        n: [(e.step, round(e.value, 4)) for e in events.Scalars(n)]
+        for n in events.Tags()["scalars"]
+    }
 
 
 def test_tensorboard_goes_on_in_the_same_curves(tmp_path: Path) -> None:
-    """A run that died at step 6 goes on from its checkpoint of step 4: no step is in the curves twice."""
+    """A run that died at step 6 goes on from its checkpoint of step 4: no step is in the curves
+    twice.
+    """
     config = TrainConfig(dataset="d", output_dir=tmp_path)
     for began, steps, loss in ((0, (2, 4, 6), 1.0), (4, (5, 6, 8), 0.5)):
         with reporters(config) as told:
@@ -133,7 +155,10 @@ def test_no_tensorboard(tmp_path: Path) -> None:
 def test_curves_are_drawn_at_each_checkpoint(tmp_path: Path) -> None:
     """Also when a run ends otherwise: the picture then shows the whole log."""
     log, png = tmp_path / "train_log.jsonl", tmp_path / "curves.png"
-    line = json.dumps({"step": 1, "loss": 0.5, "lr": 1e-5, "samples_per_s": 9.0, "data_wait": 0.1}) + "\n"
+    line = (
+        json.dumps({"step": 1, "loss": 0.5, "lr": 1e-5, "samples_per_s": 9.0, "data_wait": 0.1})
+        + "\n"
+    )
     with reporters(TrainConfig(dataset="d", output_dir=tmp_path, tensorboard=False)) as told:
         told.began(0)
         told.saved(tmp_path)

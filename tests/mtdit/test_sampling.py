@@ -23,7 +23,9 @@ def test_every_row_once_per_epoch_and_the_same_after_a_resume() -> None:
         assert sorted(rows[epoch * 19 : (epoch + 1) * 19]) == usable.tolist()
     assert Sampler(usable, seed=1).step(7, 5).tolist() == rows[35:40].tolist()
     assert Sampler(usable, seed=2).step(7, 5).tolist() != rows[35:40].tolist()
-    assert Sampler(usable, seed=1).step(0, 95).tolist() == rows.tolist(), "a step may be longer than an epoch"
+    assert Sampler(usable, seed=1).step(0, 95).tolist() == rows.tolist(), (
+        "a step may be longer than an epoch"
+    )
     with pytest.raises(UserError, match="drop_n_last_frames"):
         usable_rows(np.array([3, 6]), drop_n_last_frames=4)
 
@@ -39,7 +41,9 @@ def test_usable_rows_are_lerobots() -> None:
 def test_parts_share_a_batch_without_rest_or_overlap() -> None:
     for world, parts in ((1, 1), (2, 1), (1, 3), (3, 2)):
         slices = [Part(r, world, i, parts).of(4) for i in range(parts) for r in range(world)]
-        assert np.concatenate([np.arange(24)[s] for s in slices]).tolist() == list(range(4 * world * parts))
+        assert np.concatenate([np.arange(24)[s] for s in slices]).tolist() == list(
+            range(4 * world * parts)
+        )
 
 
 @pytest.mark.parametrize("balance", [False, True])
@@ -59,7 +63,9 @@ def test_shares_of_tasks_over_epochs(balance: bool) -> None:
         times = [Counter(seen.tolist())[row] for row in task_rows]
         assert max(times) - min(times) <= 1, "within a task every row comes equally often"
     assert sampler.step(3, 50).tolist() == seen[150:200].tolist()
-    assert (np.diff(np.searchsorted([90, 100], seen[:107], side="right")) != 0).sum() > 10, "tasks are mixed"
+    assert (np.diff(np.searchsorted([90, 100], seen[:107], side="right")) != 0).sum() > 10, (
+        "tasks are mixed"
+    )
 
 
 def test_a_task_that_is_not_there() -> None:
@@ -73,14 +79,18 @@ def test_held_out_episodes_are_lerobots() -> None:
     tasks = ["a", "b", "c"]
     of = np.random.default_rng(3).integers(0, 3, 100).tolist()
     for split in (0.05, 0.1, 0.07, 0.33, 0.5):
-        assert held_out_episodes(of, tasks, split).tolist() == lerobot_eval_episodes([tasks[t] for t in of], split)
+        assert held_out_episodes(of, tasks, split).tolist() == lerobot_eval_episodes(
+            [tasks[t] for t in of], split
+        )
     assert held_out_episodes(of, tasks, 0.0).tolist() == []
     with pytest.raises(UserError, match=r"leaves no training episode of 'b', which has 1"):
         held_out_episodes([0, 0, 0, 1], ["a", "b"], 0.1)
 
 
 def lerobot_eval_episodes(tasks: list[str], split: float) -> list[int]:
-    """Which episodes LeRobot's own function asks for as evaluation set; only the reading of datasets is replaced."""
+    """Which episodes LeRobot's own function asks for as evaluation set; only the reading of
+    datasets is replaced.
+    """
     from lerobot.datasets import factory
 
     asked: list[list[int]] = []
@@ -100,7 +110,9 @@ def lerobot_eval_episodes(tasks: list[str], split: float) -> list[int]:
         trainable_config=None,
         tolerance_s=1e-4,
     )  # fmt: skip
-    code = factory.make_train_eval_datasets.__code__  # run with names of ours, nothing in the module is touched
+    code = (
+        factory.make_train_eval_datasets.__code__
+    )  # run with names of ours, nothing in the module is touched
     names = {
         **vars(factory), "make_dataset": lambda _: whole, "LeRobotDataset": dataset,
         "resolve_delta_timestamps": lambda *_: None,

@@ -13,7 +13,15 @@ from test_checkpoint import save_as_lerobot
 
 from mtdit.checkpoint import open_checkpoint
 from mtdit.config import Feature, PolicyConfig
-from mtdit.encoders import ClipShape, ObservationEncoder, TextShape, VisionShape, clip_shapes, text_shape, vision_shape
+from mtdit.encoders import (
+    ClipShape,
+    ObservationEncoder,
+    TextShape,
+    VisionShape,
+    clip_shapes,
+    text_shape,
+    vision_shape,
+)
 from mtdit.tiny import make_tiny_clip
 from mtdit_robots.errors import UserError
 
@@ -25,19 +33,23 @@ SHAPES = {
         VisionShape(1024, 4096, 24, 16, patch_size=14), TextShape(768, 3072, 12, 12, eos_token_id=2)
     ),
     "openai/clip-vit-large-patch14-336": ClipShape(
-        VisionShape(1024, 4096, 24, 16, image_size=336, patch_size=14), TextShape(768, 3072, 12, 12, eos_token_id=2)
+        VisionShape(1024, 4096, 24, 16, image_size=336, patch_size=14),
+        TextShape(768, 3072, 12, 12, eos_token_id=2),
     ),
     "small": ClipShape(
         VisionShape(128, 256, 3, 2, image_size=32, patch_size=8),
         TextShape(64, 128, 2, 1, max_position_embeddings=16, eos_token_id=2),
     ),
     "laion/CLIP-ViT-H-14": ClipShape(
-        VisionShape(1280, 5120, 32, 16, patch_size=14), TextShape(1024, 4096, 24, 16, eos_token_id=2)
+        VisionShape(1280, 5120, 32, 16, patch_size=14),
+        TextShape(1024, 4096, 24, 16, eos_token_id=2),
     ),
 }
 
 
-def weights_of(shape: ClipShape, cameras: tuple[str, ...] = ("top",), **options: object) -> dict[str, torch.Tensor]:
+def weights_of(
+    shape: ClipShape, cameras: tuple[str, ...] = ("top",), **options: object
+) -> dict[str, torch.Tensor]:
     """The names and shapes of a policy's encoders; nothing is allocated."""
     side = shape.vision.image_size
     images = {f"observation.images.{c}": Feature("VISUAL", (3, side, side)) for c in cameras}
@@ -67,9 +79,14 @@ def test_weights_that_are_no_clips() -> None:
     weights = weights_of(SHAPES["small"])
     with pytest.raises(UserError, match="no CLIP text tower"):
         text_shape({})
-    odd = {name: value.new_empty(100) if "class_embedding" in name else value for name, value in weights.items()}
+    odd = {
+        name: value.new_empty(100) if "class_embedding" in name else value
+        for name, value in weights.items()
+    }
     assert vision_shape(odd) == SHAPES["small"].vision
-    narrow = ClipShape(VisionShape(96, 192, 1, 3, image_size=16, patch_size=8), SHAPES["small"].text)
+    narrow = ClipShape(
+        VisionShape(96, 192, 1, 3, image_size=16, patch_size=8), SHAPES["small"].text
+    )
     with pytest.raises(UserError, match="96 wide, which is no multiple of a head's 64"):
         vision_shape(weights_of(narrow))
 
@@ -87,12 +104,17 @@ def test_openais_are_not_looked_up(name: str) -> None:
 def test_others_are_not_guessed(name: str, tmp_path: Path) -> None:
     """OpenCLIP's conversions use gelu, and a tiny one may have narrow heads."""
     config = PolicyConfig(vision_encoder_name=name, text_encoder_name=name)
-    with pytest.raises(UserError, match=r"put that CLIP's config\.json at .*/clip/config\.json: weights do not tell"):
+    with pytest.raises(
+        UserError,
+        match=r"put that CLIP's config\.json at .*/clip/config\.json: weights do not tell",
+    ):
         clip_shapes(config, tmp_path / "clip", weights_of(SHAPES["small"]))
 
 
 def test_lerobots_folder_works_alone(clip_folder: Path, tmp_path: Path) -> None:
-    """No clip/, no tokenizer, the CLIP it names is gone: the right answer needs heads 64 wide, as OpenAI's have."""
+    """No clip/, no tokenizer, the CLIP it names is gone: the right answer needs heads 64 wide, as
+    OpenAI's have.
+    """
     vision = VisionShape(128, 256, 2, 2, image_size=64, patch_size=16)
     wide = ClipShape(vision, TextShape(64, 128, 2, 1, eos_token_id=2))
     folder = tmp_path / "clip-vit-base-patch16"
@@ -105,8 +127,12 @@ def test_lerobots_folder_works_alone(clip_folder: Path, tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
     wanted = theirs.observation_encoder.vision_encoder(images).flatten(1)
     assert torch.allclose(policy.observation_encoder.vision_encoder(images), wanted, atol=1e-5)
-    tokens = checkpoint.tokenizer()(["open the drawer"], padding="max_length", max_length=77, return_tensors="pt")
+    tokens = checkpoint.tokenizer()(
+        ["open the drawer"], padding="max_length", max_length=77, return_tensors="pt"
+    )
     text = theirs.observation_encoder.text_encoder(tokens["input_ids"], tokens["attention_mask"])
     ours = policy.observation_encoder.text_encoder(policy.pooled_text(tokens["input_ids"]))
     assert torch.allclose(ours, text, atol=1e-5)
-    assert json.loads((tmp_path / "saved/config.json").read_text())["vision_encoder_name"] == str(folder)
+    assert json.loads((tmp_path / "saved/config.json").read_text())["vision_encoder_name"] == str(
+        folder
+    )

@@ -1,4 +1,6 @@
-"""Recorded demonstrations: repeatable, readable by LeRobot, and in the order in which the runtime acts."""
+"""Recorded demonstrations: repeatable, readable by LeRobot, and in the order in which the runtime
+acts.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ Recorded = tuple[Path, SimulateReport, list[tuple[int, int]]]  # folder, report,
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     out, seen = tmp_path_factory.mktemp("simulate") / "set", []
     report = simulate(
-        TASKS, 2, out, seed=5, image_size=SIZE, on_progress=lambda done, total: seen.append((done, total))
+        TASKS,
+        2,
+        out,
+        seed=5,
+        image_size=SIZE,
+        on_progress=lambda done, total: seen.append((done, total)),
     )
     return out, report, seen
 
@@ -63,9 +70,16 @@ def test_lerobot_reads_it(recorded: Recorded) -> None:
     assert (len(dataset), dataset.num_episodes, dataset.fps) == (report.frames, 4, 30)
     assert dataset.meta.robot_type == "so_follower"
     assert dataset.meta.features["action"]["names"] == [f"{joint}.pos" for joint in JOINTS]
-    assert [dataset[int(i)]["task"] for i in dataset.meta.episodes["dataset_from_index"]] == [*TASKS, *TASKS]
+    assert [dataset[int(i)]["task"] for i in dataset.meta.episodes["dataset_from_index"]] == [
+        *TASKS,
+        *TASKS,
+    ]
     frame = dataset[10]
-    assert frame["observation.images.top"].shape == frame["observation.images.wrist"].shape == (3, *SIZE)
+    assert (
+        frame["observation.images.top"].shape
+        == frame["observation.images.wrist"].shape
+        == (3, *SIZE)
+    )
     assert set(dataset.meta.stats) >= {"action", "observation.state", "observation.images.top"}
 
 
@@ -116,7 +130,9 @@ def test_states_are_whole_ticks_and_actions_lead(recorded: Recorded) -> None:
         ({"out": Path("/tmp")}, "exists already"),
     ],
 )
-def test_mistakes_are_named_before_anything_is_recorded(arguments: dict, message: str, tmp_path: Path) -> None:
+def test_mistakes_are_named_before_anything_is_recorded(
+    arguments: dict, message: str, tmp_path: Path
+) -> None:
     options = {"tasks": ["open the drawer"], "episodes": 1, "out": tmp_path / "set", **arguments}
     with pytest.raises(UserError, match=message):
         simulate(**options)

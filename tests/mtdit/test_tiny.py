@@ -27,7 +27,9 @@ def towers() -> tuple[VisionTower, TextTower]:
     weights = tiny_weights(TINY, seed=0)
     vision, text = VisionTower(TINY.vision), TextTower(TINY.text)
     for tower, prefix in ((vision, "vision_model."), (text, "text_model.")):
-        tower.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+        tower.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        )
     return vision, text
 
 
@@ -58,7 +60,9 @@ def test_transformers_computes_the_same(clip_folder: Path, token_ids: torch.Tens
 
     vision, text = towers()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    theirs = CLIPVisionModel.from_pretrained(str(clip_folder))(pixel_values=images).last_hidden_state[:, 0]
+    theirs = CLIPVisionModel.from_pretrained(str(clip_folder))(
+        pixel_values=images
+    ).last_hidden_state[:, 0]
     torch.testing.assert_close(vision(images), theirs, atol=1e-5, rtol=0)
     theirs = CLIPTextModel.from_pretrained(str(clip_folder))(input_ids=token_ids).pooler_output
     torch.testing.assert_close(text(token_ids), theirs, atol=1e-5, rtol=0)
@@ -72,7 +76,9 @@ def test_legacy_eos_id_means_the_highest_id(token_ids: torch.Tensor) -> None:
     assert torch.equal(text(token_ids), now)
 
 
-def test_same_seed_same_bytes_and_a_finished_folder_is_kept(clip_folder: Path, tmp_path: Path) -> None:
+def test_same_seed_same_bytes_and_a_finished_folder_is_kept(
+    clip_folder: Path, tmp_path: Path
+) -> None:
     again = make_tiny_clip(tmp_path / "clip-again")
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert digest(again / name) == digest(clip_folder / name), name

@@ -19,7 +19,15 @@ import torch
 from safetensors.torch import save_file
 from small_cache import CAMERAS, LENGTHS, write_cache
 
-from mtdit.checkpoint import LIVE, PRETRAINED, TRAIN_CONFIG, TRAINING_STATE, WEIGHTS, open_checkpoint, read_tensors
+from mtdit.checkpoint import (
+    LIVE,
+    PRETRAINED,
+    TRAIN_CONFIG,
+    TRAINING_STATE,
+    WEIGHTS,
+    open_checkpoint,
+    read_tensors,
+)
 from mtdit.config import PolicyConfig
 from mtdit.fit import compile_in_place
 from mtdit.journal import LOG
@@ -31,7 +39,13 @@ from mtdit.train import in_one_line, pick_device, prepare, resumed_config, train
 from mtdit.train_config import TrainConfig
 from mtdit_robots.errors import UserError
 
-SMALL = {"hidden_dim": 32, "num_layers": 1, "num_heads": 2, "timestep_embed_dim": 16, "scheduler_warmup_steps": 2}
+SMALL = {
+    "hidden_dim": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "timestep_embed_dim": 16,
+    "scheduler_warmup_steps": 2,
+}
 
 
 class Watcher(Silent):
@@ -60,8 +74,20 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_for(frames: Path, out: Path, clip: Path, **options: Any) -> TrainConfig:
-    policy = {**SMALL, "vision_encoder_name": str(clip), "text_encoder_name": str(clip), **options.pop("policy", {})}
-    chosen = {"steps": 6, "batch_size": 4, "log_every": 1, "save_every": 3, "random_shift_px": 2, "device": "cpu"}
+    policy = {
+        **SMALL,
+        "vision_encoder_name": str(clip),
+        "text_encoder_name": str(clip),
+        **options.pop("policy", {}),
+    }
+    chosen = {
+        "steps": 6,
+        "batch_size": 4,
+        "log_every": 1,
+        "save_every": 3,
+        "random_shift_px": 2,
+        "device": "cpu",
+    }
     return TrainConfig(str(frames), out, preset="tiny", policy=policy, **{**chosen, **options})
 
 
@@ -72,7 +98,9 @@ def run(config: TrainConfig) -> tuple[Path, list[float]]:
 
 
 def test_resume_is_exact(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
-    """Losses, weights and averages of a run that stopped half-way equal those of one that did not. Dropout is on."""
+    """Losses, weights and averages of a run that stopped half-way equal those of one that did not.
+    Dropout is on.
+    """
     policy = {"dropout": 0.2}
     whole = config_for(frames, tmp_path / "whole", clip_folder, policy=policy, noise_samples=2)
     straight, losses = run(whole)
@@ -87,11 +115,15 @@ def test_resume_is_exact(frames: Path, clip_folder: Path, tmp_path: Path) -> Non
     for file in (f"{PRETRAINED}/model.safetensors", f"{TRAINING_STATE}/{LIVE}"):
         expected, found = read_tensors(straight / file), read_tensors(resumed / file)
         assert all(torch.equal(found[k], v) for k, v in expected.items()), file
-    logged = [json.loads(line)["step"] for line in (tmp_path / "halves" / LOG).read_text().splitlines()]
+    logged = [
+        json.loads(line)["step"] for line in (tmp_path / "halves" / LOG).read_text().splitlines()
+    ]
     assert logged == [1, 2, 3, 4, 5, 6]
 
 
-def test_average_is_saved_for_use_and_live_weights_beside_it(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_average_is_saved_for_use_and_live_weights_beside_it(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
     checkpoint, _ = run(config_for(frames, tmp_path, clip_folder))
     used = read_tensors(checkpoint / PRETRAINED / "model.safetensors")
     live = read_tensors(checkpoint / TRAINING_STATE / LIVE)
@@ -99,12 +131,21 @@ def test_average_is_saved_for_use_and_live_weights_beside_it(frames: Path, clip_
     assert differs
     assert not any("text_model" in k for k in differs), "the frozen text tower has no average"
     plain, _ = run(config_for(frames, tmp_path / "plain", clip_folder, ema=False, steps=3))
-    used, live = (read_tensors(plain / p) for p in (f"{PRETRAINED}/model.safetensors", f"{TRAINING_STATE}/{LIVE}"))
+    used, live = (
+        read_tensors(plain / p)
+        for p in (f"{PRETRAINED}/model.safetensors", f"{TRAINING_STATE}/{LIVE}")
+    )
     assert all(torch.equal(used[k], live[k]) for k in live)
 
 
 def test_loss_falls(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
-    options = {"steps": 40, "batch_size": 4, "save_every": 1000, "noise_samples": 4, "random_shift_px": 0}
+    options = {
+        "steps": 40,
+        "batch_size": 4,
+        "save_every": 1000,
+        "noise_samples": 4,
+        "random_shift_px": 0,
+    }
     policy = {"optimizer_lr": 2e-3, "scheduler_warmup_steps": 5}
     _, losses = run(config_for(frames, tmp_path, clip_folder, policy=policy, **options))
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5]), losses
@@ -117,7 +158,9 @@ def test_bf16_trains(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
     assert {v.dtype for v in weights.values()} == {torch.float32}
 
 
-def test_time_budget_ends_the_run_and_its_schedule(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_time_budget_ends_the_run_and_its_schedule(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
     watcher = Watcher()
     options = {
         "steps": 1_000_000,
@@ -134,21 +177,33 @@ def test_time_budget_ends_the_run_and_its_schedule(frames: Path, clip_folder: Pa
     assert rates[-1] < 0.5 * rates[0]
 
 
-def test_init_from_starts_at_the_checkpoints_weights(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_init_from_starts_at_the_checkpoints_weights(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
     first, _ = run(config_for(frames, tmp_path / "a", clip_folder, steps=3))
     options = {"init_from": first, "steps": 1, "ema": False}
     second, _ = run(config_for(frames, tmp_path / "b", clip_folder, **options))
     start = open_checkpoint(first).policy().state_dict()
     moved = open_checkpoint(second).policy().state_dict()
-    assert all((moved[k] - v).abs().max() < 1e-3 for k, v in start.items()), "one warm-up step moves little"
+    assert all((moved[k] - v).abs().max() < 1e-3 for k, v in start.items()), (
+        "one warm-up step moves little"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_ends_in_order(number: int, frames: Path, clip_folder: Path, tmp_path: Path) -> None:
-    """Twice within moments is still once: launchers pass a Ctrl-C on to processes that had it already."""
+def test_a_signal_saves_and_ends_in_order(
+    number: int, frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    """Twice within moments is still once: launchers pass a Ctrl-C on to processes that had it
+    already.
+    """
     before = signal.getsignal(number)
-    watcher = Watcher(lambda step: [signal.raise_signal(number) for _ in range(2)] if step == 3 else None)
-    checkpoint = train(config_for(frames, tmp_path, clip_folder, steps=1000, save_every=1000), watcher)
+    watcher = Watcher(
+        lambda step: [signal.raise_signal(number) for _ in range(2)] if step == 3 else None
+    )
+    checkpoint = train(
+        config_for(frames, tmp_path, clip_folder, steps=1000, save_every=1000), watcher
+    )
     assert checkpoint.name == "000003"
     assert [r.step for r in watcher.reports] == [1, 2, 3]
     assert signal.getsignal(number) is before, "the signal means again what it meant before"
@@ -182,24 +237,33 @@ def test_only_a_later_second_interrupt_is_meant() -> None:
     assert stop.wanted
 
 
-# --- held-out episodes, what is kept ------------------------------------------------------------------------------
+# --- held-out episodes, what is kept
+# ------------------------------------------------------------------------------
 
 
-def test_held_out_loss_is_that_of_the_weights_in_use(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_held_out_loss_is_that_of_the_weights_in_use(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
     """Dropout is on in training and off here; masking too must weigh every batch by its samples."""
     policy = {"dropout": 0.2, "do_mask_loss_for_padding": True}
-    config = config_for(frames, tmp_path, clip_folder, policy=policy, val_split=0.3, val_every=2, noise_samples=2)
+    config = config_for(
+        frames, tmp_path, clip_folder, policy=policy, val_split=0.3, val_every=2, noise_samples=2
+    )
     watcher = Watcher()
     train(config, watcher)
     assert [v.step for v in watcher.validations] == [2, 4, 6]
     lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
-    assert [line["val_loss"] for line in lines if "val_loss" in line] == [v.loss for v in watcher.validations]
+    assert [line["val_loss"] for line in lines if "val_loss" in line] == [
+        v.loss for v in watcher.validations
+    ]
 
     best = min(watcher.validations, key=lambda v: v.loss)
     assert best == [v for v in watcher.validations if v.best][-1]
     assert os.readlink(tmp_path / "checkpoints/best") == f"{best.step:06d}"
     acting = open_checkpoint(tmp_path / "checkpoints/best").policy()
-    loader = replace(prepare(config, gather(torch.device("cpu"), "no"), Silent()).loader, batch_size=10**6)
+    loader = replace(
+        prepare(config, gather(torch.device("cpu"), "no"), Silent()).loader, batch_size=10**6
+    )
     with torch.no_grad():
         (everything,) = loader.validation()
         assert best.loss == pytest.approx(float(acting.loss(everything, 2)), abs=1e-6)
@@ -207,7 +271,13 @@ def test_held_out_loss_is_that_of_the_weights_in_use(frames: Path, clip_folder: 
 
 def test_validation_changes_nothing(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
     often = config_for(
-        frames, tmp_path / "often", clip_folder, steps=3, val_split=0.3, val_every=1, policy={"dropout": 0.2}
+        frames,
+        tmp_path / "often",
+        clip_folder,
+        steps=3,
+        val_split=0.3,
+        val_every=1,
+        policy={"dropout": 0.2},
     )
     seldom = replace(often, output_dir=tmp_path / "seldom", val_every=100)
     (a, losses), (b, same) = run(often), run(seldom)
@@ -222,13 +292,17 @@ def test_no_episodes_held_out_no_best(frames: Path, clip_folder: Path, tmp_path:
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["000002", "last"]
 
 
-def test_the_best_is_remembered_when_a_run_goes_on(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_the_best_is_remembered_when_a_run_goes_on(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
     """And it outlives pruning, however long ago it was."""
     options = {"val_split": 0.3, "val_every": 1, "save_every": 1, "keep_checkpoints": 2}
     config = config_for(frames, tmp_path, clip_folder, steps=2, **options)
     run(config)
     state = tmp_path / "checkpoints/000002" / TRAINING_STATE / "training_step.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "best": {"step": 1, "loss": 1e-9}}))
+    state.write_text(
+        json.dumps({**json.loads(state.read_text()), "best": {"step": 1, "loss": 1e-9}})
+    )
     watcher = Watcher()
     train(replace(config, resume=True, steps=5), watcher)
     assert [v.best for v in watcher.validations] == [False] * 3, "nothing is better than 1e-9"
@@ -240,7 +314,9 @@ def test_the_best_is_remembered_when_a_run_goes_on(frames: Path, clip_folder: Pa
 
 @contextmanager
 def disk() -> Iterator[Callable[[], None]]:
-    """Once called, the kernel refuses files of more than 200 kB: to a program the same as a disk that is full."""
+    """Once called, the kernel refuses files of more than 200 kB: to a program the same as a disk
+    that is full.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
@@ -248,9 +324,14 @@ def disk() -> Iterator[Callable[[], None]]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_checkpoint_before(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
     config = config_for(frames, tmp_path, clip_folder, steps=6, save_every=2)
-    with disk() as fill, pytest.raises(UserError, match=r"cannot write .*000004.*the checkpoint before is intact"):
+    with (
+        disk() as fill,
+        pytest.raises(UserError, match=r"cannot write .*000004.*the checkpoint before is intact"),
+    ):
         train(config, Watcher(lambda step: fill() if step == 3 else None))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["000002", "last"]
     _, losses = run(replace(config, resume=True))
@@ -268,7 +349,9 @@ def test_lerobot_loads_what_was_trained(frames: Path, clip_folder: Path, tmp_pat
     assert all(torch.equal(ours[k], v) for k, v in theirs.items())
 
 
-def test_init_from_a_run_that_was_moved_makes_its_own_clip(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_init_from_a_run_that_was_moved_makes_its_own_clip(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
     options = {"vision_encoder_name": "tiny", "text_encoder_name": "tiny"}
     run(config_for(frames, tmp_path / "a", clip_folder, steps=1, policy=options))
     (tmp_path / "a").rename(tmp_path / "moved")
@@ -278,20 +361,30 @@ def test_init_from_a_run_that_was_moved_makes_its_own_clip(frames: Path, clip_fo
     assert (tmp_path / "b/clip-tiny/model.safetensors").is_file()
 
 
-def test_options_change_what_a_checkpoint_goes_on_with(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_options_change_what_a_checkpoint_goes_on_with(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
     first, _ = run(config_for(frames, tmp_path / "a", clip_folder, steps=1))
     policy = {"optimizer_lr": 1e-5, "scheduler_warmup_steps": 0}
-    second, _ = run(config_for(frames, tmp_path / "b", clip_folder, steps=1, init_from=first, policy=policy))
+    second, _ = run(
+        config_for(frames, tmp_path / "b", clip_folder, steps=1, init_from=first, policy=policy)
+    )
     assert open_checkpoint(second).config.optimizer_lr == 1e-5
     with pytest.raises(UserError, match="does not fit"):
-        run(config_for(frames, tmp_path / "c", clip_folder, init_from=first, policy={"num_layers": 2}))
+        run(
+            config_for(
+                frames, tmp_path / "c", clip_folder, init_from=first, policy={"num_layers": 2}
+            )
+        )
 
 
-# --- small pieces -------------------------------------------------------------------------------------------------
+# --- small pieces
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "name", ["cosine", "cosine_with_restarts", "linear", "polynomial", "constant", "constant_with_warmup"]
+    "name",
+    ["cosine", "cosine_with_restarts", "linear", "polynomial", "constant", "constant_with_warmup"],
 )
 def test_schedule_is_lerobots(name: str) -> None:
     from diffusers.optimization import get_scheduler
@@ -300,7 +393,9 @@ def test_schedule_is_lerobots(name: str) -> None:
     theirs = get_scheduler(name, optimizer, num_warmup_steps=5, num_training_steps=40)
     config = PolicyConfig(scheduler_name=name, scheduler_warmup_steps=5)
     for step in range(40):
-        assert learning_rate_factor(config, step, 40) == pytest.approx(theirs.get_last_lr()[0], abs=2e-7)
+        assert learning_rate_factor(config, step, 40) == pytest.approx(
+            theirs.get_last_lr()[0], abs=2e-7
+        )
         optimizer.step()
         theirs.step()
 
@@ -330,12 +425,16 @@ def test_average_is_short_at_first(clip_folder: Path) -> None:
 
 
 def test_compiled_it_computes_the_same(clip_folder: Path) -> None:
-    """Traced forward and backward as --compile has them; inductor's code for them takes minutes to make on a CPU."""
+    """Traced forward and backward as --compile has them; inductor's code for them takes minutes to
+    make on a CPU.
+    """
     from lerobot_oracle import batches, lerobot_policy, our_policy
 
     policy = our_policy(lerobot_policy(clip_folder, 2, num_layers=1))
     _, batch = batches(policy, clip_folder)
-    batch = replace(batch, **dict(zip(("noise", "time"), policy.objective.draw(batch.actions), strict=True)))
+    batch = replace(
+        batch, **dict(zip(("noise", "time"), policy.objective.draw(batch.actions), strict=True))
+    )
     names = list(policy.state_dict())
 
     def computed() -> dict[str, torch.Tensor]:
@@ -351,7 +450,9 @@ def test_compiled_it_computes_the_same(clip_folder: Path) -> None:
     compile_in_place(policy, backend="aot_eager")
     torch._dynamo.utils.counters.clear()
     compiled = computed()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "one of the vision tower, one of the denoiser"
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, (
+        "one of the vision tower, one of the denoiser"
+    )
     assert compiled.keys() == eager.keys()
     worst = max((float((compiled[k] - v).abs().max()), k) for k, v in eager.items())
     assert worst[0] < 1e-6, worst
@@ -371,20 +472,27 @@ def test_a_compiler_that_fails_is_one_line(clip_folder: Path) -> None:
         policy.loss(batch)
 
 
-# --- what can be wrong --------------------------------------------------------------------------------------------
+# --- what can be wrong
+# --------------------------------------------------------------------------------------------
 
 
 def test_the_first_ruined_batch_is_named(clip_folder: Path, tmp_path: Path) -> None:
-    """Losses are looked at every 50 steps only; still the line names the step and what it was trained on."""
+    """Losses are looked at every 50 steps only; still the line names the step and what it was
+    trained on.
+    """
     ruined = LENGTHS[0] + 5  # frame 5 of episode 1
     cache = write_cache(tmp_path / "frames", ruined=[ruined])
-    config = config_for(cache, tmp_path / "run", clip_folder, steps=1000, log_every=50, save_every=1000)
+    config = config_for(
+        cache, tmp_path / "run", clip_folder, steps=1000, log_every=50, save_every=1000
+    )
     loader = prepare(config, gather(torch.device("cpu"), "no"), Silent()).loader
     first = [_touches(loader.rows_of(step), ruined) for step in range(50)].index(True)
     assert first > 0
     with pytest.raises(UserError) as error:
         run(config)
-    assert re.search(rf"the loss is not finite at step {first + 1}, on .*episode 1 frame \d", str(error.value))
+    assert re.search(
+        rf"the loss is not finite at step {first + 1}, on .*episode 1 frame \d", str(error.value)
+    )
     assert not (tmp_path / "run/checkpoints").exists()
     assert (tmp_path / "run" / LOG).read_text() == ""
 
@@ -394,7 +502,9 @@ def _touches(rows: np.ndarray, ruined: int) -> bool:
     return bool(((rows >= LENGTHS[0]) & (rows <= ruined) & (rows + 16 > ruined)).any())
 
 
-def test_a_checkpoint_due_after_a_ruined_step_is_not_written(clip_folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_due_after_a_ruined_step_is_not_written(
+    clip_folder: Path, tmp_path: Path
+) -> None:
     cache = write_cache(tmp_path / "frames", ruined=range(LENGTHS[0]))
     options = {"log_every": 1000, "save_every": 1, "steps": 1000, "batch_size": 2}
     with pytest.raises(UserError, match=r"not finite at step (\d+)") as error:
@@ -404,10 +514,23 @@ def test_a_checkpoint_due_after_a_ruined_step_is_not_written(clip_folder: Path, 
     assert not last.exists() if step == 1 else os.readlink(last) == f"{step - 1:06d}"
 
 
-def test_a_learning_rate_that_explodes_is_one_line(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_a_learning_rate_that_explodes_is_one_line(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
     policy = {"optimizer_lr": 1e30, "scheduler_warmup_steps": 0}
     with pytest.raises(UserError, match="not finite"):
-        run(config_for(frames, tmp_path, clip_folder, policy=policy, steps=20, save_every=1, log_every=20, ema=False))
+        run(
+            config_for(
+                frames,
+                tmp_path,
+                clip_folder,
+                policy=policy,
+                steps=20,
+                save_every=1,
+                log_every=20,
+                ema=False,
+            )
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
@@ -418,15 +541,23 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     wild = replace(config, resume=True, steps=10, policy={})
     state = tmp_path / "checkpoints/000003" / TRAINING_STATE / LIVE
     weights = read_tensors(state)
-    save_file({k: v * float("nan") if "output_proj.bias" in k else v for k, v in weights.items()}, state)
+    save_file(
+        {k: v * float("nan") if "output_proj.bias" in k else v for k, v in weights.items()}, state
+    )
     with pytest.raises(UserError, match="not finite at step 4"):
         run(wild)
     assert os.readlink(tmp_path / "checkpoints/last") == "000003"
 
 
-def test_resuming_takes_the_runs_own_options(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
-    """Who types only --dataset, --out and --resume gets the run that was interrupted, not the defaults."""
-    began = config_for(frames, tmp_path / "run", clip_folder, steps=2, noise_samples=3, random_brightness=0.05)
+def test_resuming_takes_the_runs_own_options(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    """Who types only --dataset, --out and --resume gets the run that was interrupted, not the
+    defaults.
+    """
+    began = config_for(
+        frames, tmp_path / "run", clip_folder, steps=2, noise_samples=3, random_brightness=0.05
+    )
     run(began)
     bare = TrainConfig(str(frames), tmp_path / "run", resume=True, steps=5)
     assert resumed_config(bare, ["steps"]) == replace(began, resume=True, steps=5)
@@ -436,9 +567,14 @@ def test_resuming_takes_the_runs_own_options(frames: Path, clip_folder: Path, tm
 def test_a_run_can_be_resumed_from_another_folder(
     frames: Path, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever was given as a relative path is kept as an absolute one; the cache of the frames is found again."""
+    """Whatever was given as a relative path is kept as an absolute one; the cache of the frames is
+    found again.
+    """
     monkeypatch.chdir(frames.parent)
-    clip = {"vision_encoder_name": os.path.relpath(clip_folder), "text_encoder_name": os.path.relpath(clip_folder)}
+    clip = {
+        "vision_encoder_name": os.path.relpath(clip_folder),
+        "text_encoder_name": os.path.relpath(clip_folder),
+    }
     options = {"steps": 1, "cache_dir": Path("elsewhere"), "policy": clip}
     run(config_for(Path(frames.name), tmp_path / "run", clip_folder, **options))
     kept = json.loads((tmp_path / "run/checkpoints/last" / PRETRAINED / TRAIN_CONFIG).read_text())
@@ -515,17 +651,23 @@ def test_init_from_another_arm(frames: Path, clip_folder: Path, tmp_path: Path) 
         run(config_for(frames, tmp_path / "b", clip_folder, init_from=first))
 
 
-def test_a_checkpoint_keeps_its_order_of_cameras(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_keeps_its_order_of_cameras(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
     """The dataset's is another one; the network tells cameras by their place."""
     first, _ = run(config_for(frames, tmp_path / "a", clip_folder, steps=1))
     path = first / PRETRAINED / "config.json"
     raw = json.loads(path.read_text())
-    path.write_text(json.dumps({**raw, "input_features": dict(reversed(raw["input_features"].items()))}))
+    path.write_text(
+        json.dumps({**raw, "input_features": dict(reversed(raw["input_features"].items()))})
+    )
     second, _ = run(config_for(frames, tmp_path / "b", clip_folder, steps=1, init_from=first))
     assert list(open_checkpoint(second).config.cameras) == list(reversed(CAMERAS))
 
 
-def test_held_out_episodes_that_no_window_fits(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_held_out_episodes_that_no_window_fits(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
     """The longest held-out episode has 26 frames; one of 31 is left to train on."""
     options = {"val_split": 0.3, "policy": {"drop_n_last_frames": 28}}
     with pytest.raises(UserError, match="held-out episode is shorter"):

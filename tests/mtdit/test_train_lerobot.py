@@ -17,7 +17,9 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
 from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
-from lerobot.policies.multi_task_dit.processor_multi_task_dit import make_multi_task_dit_pre_post_processors
+from lerobot.policies.multi_task_dit.processor_multi_task_dit import (
+    make_multi_task_dit_pre_post_processors,
+)
 from small_cache import CAMERAS, TASKS, write_cache
 
 from mtdit.checkpoint import LIVE, PRETRAINED, TRAINING_STATE, WEIGHTS, read_tensors
@@ -36,7 +38,9 @@ DONE = 2  # by LeRobot before we go on
 
 @dataclass
 class Theirs:
-    """LeRobot's policy, optimiser and schedule, and what they train on: the batches our loader makes."""
+    """LeRobot's policy, optimiser and schedule, and what they train on: the batches our loader
+    makes.
+    """
 
     policy: MultiTaskDiTPolicy
     optimizer: torch.optim.Optimizer
@@ -51,7 +55,9 @@ class Theirs:
             "observation.state": batch.state,
             "action": batch.actions,
             "observation.language.tokens": self.ids[rows],
-            "observation.language.attention_mask": torch.ones_like(self.ids[rows], dtype=torch.bool),
+            "observation.language.attention_mask": torch.ones_like(
+                self.ids[rows], dtype=torch.bool
+            ),
             **{f"observation.images.{c}": images for c, images in batch.images.items()},
         }
         conditioning = self.policy.observation_encoder.encode(self.policy._prepare_batch(prepared))
@@ -68,7 +74,9 @@ class Theirs:
 
 @pytest.fixture
 def theirs(clip_folder: Path) -> Theirs:
-    images = {f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)) for c in CAMERAS}
+    images = {
+        f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)) for c in CAMERAS
+    }
     config = MultiTaskDiTConfig(
         input_features={"observation.state": PolicyFeature(FeatureType.STATE, (6,)), **images},
         output_features={"action": PolicyFeature(FeatureType.ACTION, (6,))},
@@ -80,7 +88,9 @@ def theirs(clip_folder: Path) -> Theirs:
     policy = MultiTaskDiTPolicy(config)
     optimizer = config.get_optimizer_preset().build(policy.get_optim_params())
     schedule = config.get_scheduler_preset().build(optimizer, num_training_steps=STEPS)
-    ids = tokenize(load_tokenizer(clip_folder), list(TASKS), PolicyConfig(vision_encoder_name=str(clip_folder)))
+    ids = tokenize(
+        load_tokenizer(clip_folder), list(TASKS), PolicyConfig(vision_encoder_name=str(clip_folder))
+    )
     return Theirs(policy, optimizer, schedule, ids)
 
 
@@ -90,10 +100,24 @@ def save(theirs: Theirs, run: Path, frames: Path) -> Path:
     config = TrainPipelineConfig(
         DatasetConfig("me/small"), policy=policy.config, output_dir=run, steps=STEPS, batch_size=4
     )
-    stats = {k: {n: torch.from_numpy(v) for n, v in s.items()} for k, s in open_cache(frames).stats.items()}
+    stats = {
+        k: {n: torch.from_numpy(v) for n, v in s.items()}
+        for k, s in open_cache(frames).stats.items()
+    }
     pre, post = make_multi_task_dit_pre_post_processors(policy.config, stats)
     folder = run / "checkpoints" / f"{step:06d}"
-    save_checkpoint(folder, step, config, policy, theirs.optimizer, theirs.schedule, pre, post, 1, config.batch_size)
+    save_checkpoint(
+        folder,
+        step,
+        config,
+        policy,
+        theirs.optimizer,
+        theirs.schedule,
+        pre,
+        post,
+        1,
+        config.batch_size,
+    )
     update_last_checkpoint(folder)
     return folder
 
@@ -114,9 +138,16 @@ class OneStep(Silent):
 def test_going_on_with_lerobots_run(theirs: Theirs, tmp_path: Path) -> None:
     frames, run = write_cache(tmp_path / "frames"), tmp_path / "run"
     save(theirs, run, frames)  # at first only for its options, which our loader needs
-    bare = TrainConfig(str(frames), run, device="cpu", resume=True, log_every=1, imagenet_stats=False)
+    bare = TrainConfig(
+        str(frames), run, device="cpu", resume=True, log_every=1, imagenet_stats=False
+    )
     config = resumed_config(bare, ["device", "log_every", "imagenet_stats"])
-    assert (config.steps, config.batch_size, config.ema, config.save_every) == (STEPS, 4, False, 20_000)
+    assert (config.steps, config.batch_size, config.ema, config.save_every) == (
+        STEPS,
+        4,
+        False,
+        20_000,
+    )
     loader = prepare(config, gather(torch.device("cpu"), "no"), Silent()).loader
     for number in range(DONE):
         theirs.step(loader, number)

@@ -1,4 +1,6 @@
-"""Two processes on a CPU train what one process with the double batch trains: losses, weights, and how they end."""
+"""Two processes on a CPU train what one process with the double batch trains: losses, weights, and
+how they end.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,18 @@ from mtdit.train import train
 from mtdit.train_config import TrainConfig
 from mtdit_robots.errors import UserError
 
-# eps: Adam makes a step of full size of a gradient that is zero but for rounding (the bias of CLIP's keys) if it may
+# eps: Adam makes a step of full size of a gradient that is zero but for rounding (the bias of
+# CLIP's keys) if it may
 POLICY = {
     "hidden_dim": 32, "num_layers": 1, "num_heads": 2, "timestep_embed_dim": 16, "scheduler_warmup_steps": 2,
     "dropout": 0.0, "optimizer_eps": 1e-4,
 }  # fmt: skip
 MASKED = {"do_mask_loss_for_padding": True, "objective": "flow_matching"}
 RUINED = 30  # a row of the cache whose action is infinite
-TOGETHER = {"plain": {"batch_size": 2}, "parts": {"batch_size": 1, "grad_accumulation": 2, "policy": MASKED}}
+TOGETHER = {
+    "plain": {"batch_size": 2},
+    "parts": {"batch_size": 1, "grad_accumulation": 2, "policy": MASKED},
+}
 ALONE = {"plain": {"batch_size": 4}, "parts": {"batch_size": 4, "policy": MASKED}}
 
 
@@ -43,7 +49,10 @@ class Launched:
     base: dict[str, Any]
 
     def run(self, name: str, **options: Any) -> Path:
-        return train(TrainConfig(**{**fields(self.base, **options), "output_dir": self.folder / name}), Silent())
+        return train(
+            TrainConfig(**{**fields(self.base, **options), "output_dir": self.folder / name}),
+            Silent(),
+        )
 
     def ends(self, name: str) -> list[str]:
         return [(self.folder / f"{name}.{rank}").read_text() for rank in range(2)]
@@ -65,7 +74,10 @@ def launched(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     ruined = str(write_cache(folder / "ruined", ruined=[RUINED]))
     endless = {"steps": 100_000, "save_every": 100_000, "val_every": 100_000}
     runs = [
-        *({**fields(base, **options), "output_dir": str(folder / name)} for name, options in TOGETHER.items()),
+        *(
+            {**fields(base, **options), "output_dir": str(folder / name)}
+            for name, options in TOGETHER.items()
+        ),
         {
             **fields(base, **TOGETHER["plain"]),
             "dataset": ruined,
@@ -88,7 +100,15 @@ def launched(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
     script = Path(__file__).with_name("train_in_parallel.py")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, folder / "runs.json"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        script,
+        folder / "runs.json",
+    ]
     with (folder / "output").open("wb") as output:
         return subprocess.Popen(
             [sys.executable, *map(str, launch)],
@@ -98,7 +118,9 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def until(launcher: subprocess.Popen[bytes], log: Path, lines: int, patience_s: float = 180.0) -> None:
+def until(
+    launcher: subprocess.Popen[bytes], log: Path, lines: int, patience_s: float = 180.0
+) -> None:
     end = time.monotonic() + patience_s
     while not log.is_file() or log.read_text().count("\n") < lines:
         output = log.parents[1] / "output"
@@ -110,7 +132,12 @@ def until(launcher: subprocess.Popen[bytes], log: Path, lines: int, patience_s: 
 def logged(run: Path) -> list[tuple[int, str, float]]:
     """Every loss and held-out loss of a run."""
     lines = [json.loads(line) for line in (run / LOG).read_text().splitlines()]
-    return [(line["step"], kind, line[kind]) for line in lines for kind in ("loss", "val_loss") if kind in line]
+    return [
+        (line["step"], kind, line[kind])
+        for line in lines
+        for kind in ("loss", "val_loss")
+        if kind in line
+    ]
 
 
 def assert_same_run(one: Path, two: Path) -> None:
@@ -147,7 +174,12 @@ def test_a_ruined_sample_is_found_in_whatever_process_it_is(launched: Launched) 
     main, other = launched.ends("ruined-run")
     assert other == "exit 2", "one line is enough"
     assert re.search(r"the loss is not finite at step \d+, on .*episode 1 frame \d", main), main
-    ruined = {"dataset": str(launched.folder / "ruined"), "steps": 100_000, "log_every": 7, "val_every": 100_000}
+    ruined = {
+        "dataset": str(launched.folder / "ruined"),
+        "steps": 100_000,
+        "log_every": 7,
+        "val_every": 100_000,
+    }
     with pytest.raises(UserError) as alone:
         launched.run("ruined-alone", **ALONE["plain"], **ruined)
     assert str(alone.value) == main
@@ -163,7 +195,11 @@ def test_a_signal_stops_all_after_the_same_step(launched: Launched) -> None:
 def test_a_checkpoint_says_how_many_shared_a_step(launched: Launched) -> None:
     path = launched.folder / "parts/checkpoints/000002" / TRAINING_STATE / "training_step.json"
     numbers = json.loads(path.read_text())
-    assert (numbers["num_processes"], numbers["batch_size"], numbers["grad_accum_steps"]) == (2, 1, 2)
+    assert (numbers["num_processes"], numbers["batch_size"], numbers["grad_accum_steps"]) == (
+        2,
+        1,
+        2,
+    )
 
 
 def test_the_main_process_comes_first(launched: Launched) -> None:

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lerobot.transforms import ImageTransformConfig, ImageTransforms, ImageTransformsConfig, make_transform_from_config
+from lerobot.transforms import (
+    ImageTransformConfig,
+    ImageTransforms,
+    ImageTransformsConfig,
+    make_transform_from_config,
+)
 from torchvision.transforms.v2 import functional as F
 
 from mtdit.transforms import DEFAULT_TFS, image_transforms
@@ -17,11 +22,17 @@ from mtdit_robots.errors import UserError
 
 KINDS: list[tuple[str, dict[str, Any]]] = [
     ("Identity", {}),
-    ("ColorJitter", {"brightness": 0.3, "contrast": [0.6, 1.4], "saturation": [0.8, 1.2], "hue": 0.1}),
+    (
+        "ColorJitter",
+        {"brightness": 0.3, "contrast": [0.6, 1.4], "saturation": [0.8, 1.2], "hue": 0.1},
+    ),
     ("ColorJitter", {"hue": [-0.05, 0.05]}),
     ("SharpnessJitter", {"sharpness": 0.5}),
     ("SharpnessJitter", {"sharpness": [0.6, 1.4]}),
-    ("RandomAffine", {"degrees": 5, "translate": [0.1, 0.2], "scale": [0.8, 1.1], "shear": [-3, 3, -2, 2]}),
+    (
+        "RandomAffine",
+        {"degrees": 5, "translate": [0.1, 0.2], "scale": [0.8, 1.1], "shear": [-3, 3, -2, 2]},
+    ),
     ("RandomRotation", {"degrees": [-5, 5]}),
 ]
 
@@ -47,15 +58,21 @@ def test_pixels_are_lerobots(kind: str, kwargs: dict[str, Any]) -> None:
     changed = 0
     for _ in range(5):
         params = theirs.make_params([image]) if kind != "Identity" else {}
-        numbers = torch.tensor([[0.5, *uniform_numbers(theirs, kind, params, image)]], dtype=torch.float64)
+        numbers = torch.tensor(
+            [[0.5, *uniform_numbers(theirs, kind, params, image)]], dtype=torch.float64
+        )
         ours = applied({"it": {"type": kind, "kwargs": kwargs}}, frames(), numbers)[0]
-        difference = np.abs(ours.astype(int) - theirs.transform(image, params).permute(0, 2, 3, 1).numpy())
+        difference = np.abs(
+            ours.astype(int) - theirs.transform(image, params).permute(0, 2, 3, 1).numpy()
+        )
         assert difference.max() <= 1, f"{kind} {params}: {difference.max()} of 255"
         changed += int((ours != frames()[0]).any())
     assert changed >= 3 or kind == "Identity"
 
 
-def uniform_numbers(theirs: Any, kind: str, params: dict[str, Any], image: torch.Tensor) -> list[float]:
+def uniform_numbers(
+    theirs: Any, kind: str, params: dict[str, Any], image: torch.Tensor
+) -> list[float]:
     def back(ends: Any, value: float | None) -> float:
         return 0.0 if ends is None or value is None else (value - ends[0]) / (ends[1] - ends[0])
 
@@ -71,18 +88,32 @@ def uniform_numbers(theirs: Any, kind: str, params: dict[str, Any], image: torch
     if kind == "RandomRotation":
         return [back(theirs.degrees, params["angle"])]
     if kind == "RandomAffine":
-        sizes = zip(params["translate"], theirs.translate, (image.shape[-1], image.shape[-2]), strict=True)
+        sizes = zip(
+            params["translate"], theirs.translate, (image.shape[-1], image.shape[-2]), strict=True
+        )
         places = [(pixels / (most * size) + 1) / 2 for pixels, most, size in sizes]
-        shear = [back(theirs.shear[:2], params["shear"][0]), back(theirs.shear[2:], params["shear"][1])]
-        return [back(theirs.degrees, params["angle"]), *places, back(theirs.scale, params["scale"]), *shear]
+        shear = [
+            back(theirs.shear[:2], params["shear"][0]),
+            back(theirs.shear[2:], params["shear"][1]),
+        ]
+        return [
+            back(theirs.degrees, params["angle"]),
+            *places,
+            back(theirs.scale, params["scale"]),
+            *shear,
+        ]
     return []
 
 
 def test_strength_covers_the_whole_range() -> None:
-    transforms = image_transforms({"bright": {"type": "ColorJitter", "kwargs": {"brightness": [0.5, 1.5]}}})
+    transforms = image_transforms(
+        {"bright": {"type": "ColorJitter", "kwargs": {"brightness": [0.5, 1.5]}}}
+    )
     assert transforms is not None
     gray = np.full((200, 1, 4, 4, 3), 100, np.uint8)
-    transforms.apply(gray, torch.rand(200, transforms.numbers, generator=torch.Generator().manual_seed(0)))
+    transforms.apply(
+        gray, torch.rand(200, transforms.numbers, generator=torch.Generator().manual_seed(0))
+    )
     levels = gray[:, 0, 0, 0, 0] / 100
     assert 0.5 <= levels.min() < 0.53
     assert 1.47 < levels.max() <= 1.5
@@ -98,18 +129,24 @@ def test_choice_and_order_follow_lerobots_rule() -> None:
         uniform = torch.rand(20000, 3, generator=torch.Generator().manual_seed(0)).tolist()
         mine = Counter(tuple(ours.chosen(u)) for u in uniform)
         source = torch.Generator().manual_seed(1)
-        drawn = torch.multinomial(torch.tensor(weights[:3]).expand(20000, 3), 2, generator=source).tolist()
+        drawn = torch.multinomial(
+            torch.tensor(weights[:3]).expand(20000, 3), 2, generator=source
+        ).tolist()
         theirs = Counter(map(tuple, drawn))
         if not random_order:
             theirs = Counter(tuple(sorted(k)) for k in theirs.elements())
         assert set(mine) == set(theirs)
         for chosen, times in theirs.items():
-            assert abs(mine[chosen] - times) < 5 * times**0.5 + 30, f"{chosen}: {mine[chosen]} times, LeRobot {times}"
+            assert abs(mine[chosen] - times) < 5 * times**0.5 + 30, (
+                f"{chosen}: {mine[chosen]} times, LeRobot {times}"
+            )
 
 
 def test_defaults_are_lerobots() -> None:
     theirs = ImageTransformsConfig(enable=True)
-    assert {n: {"weight": t.weight, "type": t.type, "kwargs": t.kwargs} for n, t in theirs.tfs.items()} == DEFAULT_TFS
+    assert {
+        n: {"weight": t.weight, "type": t.type, "kwargs": t.kwargs} for n, t in theirs.tfs.items()
+    } == DEFAULT_TFS
     ours = image_transforms({"enable": True})
     assert ours is not None
     assert (ours.most, ours.random_order) == (theirs.max_num_transforms, theirs.random_order)

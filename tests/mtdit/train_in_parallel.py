@@ -1,4 +1,5 @@
-"""What test_train_parallel.py starts as two processes: one training after another, and how each one ended here.
+"""What test_train_parallel.py starts as two processes: one training after another, and how each one
+ended here.
 
 Usage: torchrun --nproc-per-node 2 train_in_parallel.py RUNS.json   (a list of TrainConfig fields)
 """
@@ -22,7 +23,9 @@ from mtdit_robots.errors import UserError
 
 def ended(fields: dict) -> str:
     try:
-        return train(TrainConfig(**{**fields, "output_dir": Path(fields["output_dir"])}), Silent()).name
+        return train(
+            TrainConfig(**{**fields, "output_dir": Path(fields["output_dir"])}), Silent()
+        ).name
     except UserError as error:
         return str(error)
     except SystemExit as end:

@@ -1,4 +1,6 @@
-"""A chain of six virtual servos that hold the example calibration and jump to their goals, served from a thread."""
+"""A chain of six virtual servos that hold the example calibration and jump to their goals, served
+from a thread.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ class Chain:
 
     def writes(self, address: int) -> list[tuple[int, Frame]]:
         """(index in the log, request) of every write that starts at `address`."""
-        found = [(n, frame) for n, frame in enumerate(self.log) if frame.code in (WRITE, SYNC_WRITE)]
+        found = [
+            (n, frame) for n, frame in enumerate(self.log) if frame.code in (WRITE, SYNC_WRITE)
+        ]
         return [(n, frame) for n, frame in found if frame.data[0] == address]
 
     def _on_goal(self) -> None:
@@ -81,7 +85,9 @@ class Waving(Chain):
     def _before_read(self) -> None:
         super()._before_read()
         for n, servo in self.servos.items():
-            swing = self.swing_ticks * math.sin(self.n_reads / 25 + n) if n != IDS["gripper"] else 400
+            swing = (
+                self.swing_ticks * math.sin(self.n_reads / 25 + n) if n != IDS["gripper"] else 400
+            )
             servo.set_present(2047 + servo.get("Homing_Offset") + swing)
 
 

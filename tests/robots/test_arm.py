@@ -1,4 +1,6 @@
-"""The whole arm over the virtual bus: what it checks, in which order it acts, and that it always lets go."""
+"""The whole arm over the virtual bus: what it checks, in which order it acts, and that it always
+lets go.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def arm_on(chain: Chain, calibration: Calibration, **settings: object) -> So101A
     return So101Arm(chain.port, calibration, **{"timeout_s": PATIENT_S, **settings})  # type: ignore[arg-type]
 
 
-def fails_to_connect(chain: Chain, calibration: Calibration, message: str, **settings: object) -> None:
+def fails_to_connect(
+    chain: Chain, calibration: Calibration, message: str, **settings: object
+) -> None:
     arm = arm_on(chain, calibration, **settings)
     with pytest.raises(UserError, match=message) as raised:
         arm.connect()
@@ -60,7 +64,9 @@ def fails_to_connect(chain: Chain, calibration: Calibration, message: str, **set
     assert not any(servo.torque_enabled for servo in chain.servos.values())
 
 
-def test_a_camera_without_a_picture_is_told_before_torque_comes_on(chain: Chain, calibration: Calibration) -> None:
+def test_a_camera_without_a_picture_is_told_before_torque_comes_on(
+    chain: Chain, calibration: Calibration
+) -> None:
     class Dark(StillCamera):
         def read(self) -> tuple[Frame, float]:
             raise OSError("camera 'top' (0) gave no frame within 5 s; check its USB cable")
@@ -72,7 +78,9 @@ def test_a_camera_without_a_picture_is_told_before_torque_comes_on(chain: Chain,
 
 
 @pytest.mark.parametrize("bus", ["own", "sdk"])
-def test_connect_observe_command_hold_close(chain: Chain, calibration: Calibration, bus: str) -> None:
+def test_connect_observe_command_hold_close(
+    chain: Chain, calibration: Calibration, bus: str
+) -> None:
     camera = StillCamera()
     arm = arm_on(chain, calibration, cameras=[camera], bus=bus)
     assert (arm.joints, arm.cameras) == (JOINTS, ("top",))
@@ -114,7 +122,12 @@ def test_connect_configures_like_lerobot(chain: Chain, calibration: Calibration)
     arm.close()
     for servo in chain.servos.values():
         servo.power_cycle()
-        kept = {"Return_Delay_Time": 0, "Maximum_Acceleration": 254, "Phase": 12, "Operating_Mode": 0}
+        kept = {
+            "Return_Delay_Time": 0,
+            "Maximum_Acceleration": 254,
+            "Phase": 12,
+            "Operating_Mode": 0,
+        }
         kept |= {"P_Coefficient": 16, "I_Coefficient": 0, "D_Coefficient": 32}
         assert {name: servo.get(name) for name in kept} == kept
     limits = ("Max_Torque_Limit", "Protection_Current", "Overload_Torque")
@@ -152,7 +165,9 @@ def test_goals_stay_inside_the_calibrated_range(chain: Chain, calibration: Calib
     arm = arm_on(chain, calibration)
     arm.connect()
     sent = arm.command(np.array([500.0, -500.0, 0.0, 0.0, 500.0, 120.0]))
-    np.testing.assert_allclose(sent[[0, 1, 4, 5]], [1256 * 360 / 4095, -1138 * 360 / 4095, 180, 100])
+    np.testing.assert_allclose(
+        sent[[0, 1, 4, 5]], [1256 * 360 / 4095, -1138 * 360 / 4095, 180, 100]
+    )
     arm.observe()
     goals = [servo.get("Goal_Position") for servo in chain.servos.values()]
     assert goals == [3296, 902, 2043, 2048, 4095, 3487]
@@ -160,7 +175,9 @@ def test_goals_stay_inside_the_calibrated_range(chain: Chain, calibration: Calib
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_position_that_is_no_number_is_not_sent(chain: Chain, calibration: Calibration, bad: float) -> None:
+def test_a_position_that_is_no_number_is_not_sent(
+    chain: Chain, calibration: Calibration, bad: float
+) -> None:
     arm = arm_on(chain, calibration)
     arm.connect()
     n_goals = len(chain.writes(GOAL))
@@ -179,15 +196,24 @@ def test_signed_percent_units(chain: Chain, calibration: Calibration) -> None:
 
 
 def test_another_arms_calibration_is_refused(chain: Chain, calibration: Calibration) -> None:
-    other = {**calibration, "elbow_flex": dataclasses.replace(calibration["elbow_flex"], homing_offset=5)}
+    other = {
+        **calibration,
+        "elbow_flex": dataclasses.replace(calibration["elbow_flex"], homing_offset=5),
+    }
     fails_to_connect(
-        chain, other, r"elbow_flex homing_offset: file 5, servo -1011\): .*mtdit calibrate --port \S+ --import FILE"
+        chain,
+        other,
+        r"elbow_flex homing_offset: file 5, servo -1011\): .*mtdit calibrate --port \S+ --import FILE",
     )
     assert all(frame.code != WRITE or frame.data[0] == TORQUE for frame in chain.log)
 
 
 def test_write_calibration_lasts(factory_chain: Chain, calibration: Calibration) -> None:
-    fails_to_connect(factory_chain, calibration, "shoulder_pan homing_offset: file -137, servo 0; .*; and 13 more")
+    fails_to_connect(
+        factory_chain,
+        calibration,
+        "shoulder_pan homing_offset: file -137, servo 0; .*; and 13 more",
+    )
     arm = arm_on(factory_chain, calibration)
     arm.write_calibration()
     for servo in factory_chain.servos.values():
@@ -199,8 +225,12 @@ def test_write_calibration_lasts(factory_chain: Chain, calibration: Calibration)
     arm.close()
 
 
-def test_write_calibration_makes_what_was_written_locked_last(chain: Chain, calibration: Calibration) -> None:
-    """LeRobot's ENTER path writes while Lock is 1: the values are there, and gone after the next power cycle."""
+def test_write_calibration_makes_what_was_written_locked_last(
+    chain: Chain, calibration: Calibration
+) -> None:
+    """LeRobot's ENTER path writes while Lock is 1: the values are there, and gone after the next
+    power cycle.
+    """
     servo = chain.servos[2]
     held = servo.get("Homing_Offset")
     servo.write(LOCK, b"\0")
@@ -213,22 +243,34 @@ def test_write_calibration_makes_what_was_written_locked_last(chain: Chain, cali
 
 def test_no_servo_answers(chain: Chain, calibration: Calibration) -> None:
     chain.servos.clear()
-    fails_to_connect(chain, calibration, "no servo answers on .*: switch the arm's power on", timeout_s=0.02, retries=0)
+    fails_to_connect(
+        chain,
+        calibration,
+        "no servo answers on .*: switch the arm's power on",
+        timeout_s=0.02,
+        retries=0,
+    )
 
 
 def test_one_servo_does_not_answer(chain: Chain, calibration: Calibration) -> None:
     del chain.servos[3]
-    fails_to_connect(chain, calibration, r"elbow_flex \(servo 3\) on .* does not answer", timeout_s=0.3)
+    fails_to_connect(
+        chain, calibration, r"elbow_flex \(servo 3\) on .* does not answer", timeout_s=0.3
+    )
 
 
 def test_a_foreign_model_is_named(chain: Chain, calibration: Calibration) -> None:
     chain.servos[6].set("Model_Number", 2825)
-    fails_to_connect(chain, calibration, r"gripper \(servo 6\) is no STS3215 \(model 2825, not 777\)")
+    fails_to_connect(
+        chain, calibration, r"gripper \(servo 6\) is no STS3215 \(model 2825, not 777\)"
+    )
 
 
 def test_mixed_firmware_is_refused(chain: Chain, calibration: Calibration) -> None:
     chain.servos[2].set("Firmware_Minor_Version", 9)
-    fails_to_connect(chain, calibration, r"different firmware \(.*shoulder_lift 3\.9, elbow_flex 3\.10")
+    fails_to_connect(
+        chain, calibration, r"different firmware \(.*shoulder_lift 3\.9, elbow_flex 3\.10"
+    )
 
 
 def test_a_fault_is_reported_in_words(chain: Chain, calibration: Calibration) -> None:
@@ -236,16 +278,22 @@ def test_a_fault_is_reported_in_words(chain: Chain, calibration: Calibration) ->
     fails_to_connect(chain, calibration, r"wrist_roll \(servo 5\) reports voltage and overheat: ")
 
 
-def test_a_joint_far_outside_its_range_is_not_energised(chain: Chain, calibration: Calibration) -> None:
+def test_a_joint_far_outside_its_range_is_not_energised(
+    chain: Chain, calibration: Calibration
+) -> None:
     chain.servos[2].set_present(4000 + calibration["shoulder_lift"].homing_offset)
     fails_to_connect(
-        chain, calibration, r"shoulder_lift stands at 4000 ticks, outside its calibrated range 902\.\.3178"
+        chain,
+        calibration,
+        r"shoulder_lift stands at 4000 ticks, outside its calibrated range 902\.\.3178",
     )
 
 
 def test_a_register_that_does_not_stick_is_named(chain: Chain, calibration: Calibration) -> None:
     chain.servos[1].__class__ = ForgetsItsGain
-    fails_to_connect(chain, calibration, r"shoulder_pan \(servo 1\) did not keep P_Coefficient = 16 \(reads 32\)")
+    fails_to_connect(
+        chain, calibration, r"shoulder_pan \(servo 1\) did not keep P_Coefficient = 16 \(reads 32\)"
+    )
 
 
 @pytest.mark.parametrize("bus", ["own", "sdk"])
@@ -277,7 +325,8 @@ def test_a_servo_that_lost_its_torque_is_noticed(
     chain.servos[IDS[joint]].power_cycle()
     for _ in range(2):
         with pytest.raises(
-            OSError, match=rf"{joint} \(servo {IDS[joint]}\) on .* lost torque, .*check the power supply"
+            OSError,
+            match=rf"{joint} \(servo {IDS[joint]}\) on .* lost torque, .*check the power supply",
         ):
             arm.observe()
     arm.hold()
@@ -288,7 +337,9 @@ def test_a_servo_that_lost_its_torque_is_noticed(
     assert not caplog.records
 
 
-def test_an_arm_released_on_purpose_is_still_observed(chain: Chain, calibration: Calibration) -> None:
+def test_an_arm_released_on_purpose_is_still_observed(
+    chain: Chain, calibration: Calibration
+) -> None:
     arm = arm_on(chain, calibration)
     arm.connect()
     assert arm.torque_off() == ()

@@ -1,4 +1,6 @@
-"""Calibrating over the virtual bus: LeRobot's own procedure is the oracle, and whatever goes wrong is put back."""
+"""Calibrating over the virtual bus: LeRobot's own procedure is the oracle, and whatever goes wrong
+is put back.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,13 @@ CENTRE = {
     "shoulder_pan": 1900, "shoulder_lift": 3100, "elbow_flex": 1010, "wrist_flex": 2047, "wrist_roll": 3000,
     "gripper": 2222,
 }  # fmt: skip
-REACH = {"shoulder_pan": 1250, "shoulder_lift": 1130, "elbow_flex": 1100, "wrist_flex": 1077, "gripper": 700}
+REACH = {
+    "shoulder_pan": 1250,
+    "shoulder_lift": 1130,
+    "elbow_flex": 1100,
+    "wrist_flex": 1077,
+    "gripper": 700,
+}
 
 
 def pose(chain: Chain, ticks: dict[str, int]) -> None:
@@ -71,7 +79,10 @@ def seen(chain: Chain) -> None:
 def swept(joint: str, share: float = 1.0) -> list[int]:
     """Encoder ticks of a joint that goes from stop to stop and back."""
     reach = round(REACH[joint] * share)
-    return [CENTRE[joint] + at for at in (-reach // 2, -reach, -reach // 2, 0, reach // 2, reach, reach // 3, 0)]
+    return [
+        CENTRE[joint] + at
+        for at in (-reach // 2, -reach, -reach // 2, 0, reach // 2, reach, reach // 3, 0)
+    ]
 
 
 def sweep(chain: Chain, calibrator: Calibrator, share: float = 1.0) -> None:
@@ -104,13 +115,18 @@ def test_the_result_is_lerobots_file_and_eeprom_to_the_byte(
         for register in ("Homing_Offset", "Min_Position_Limit"):
             servo.set(register, 7)
     pose(factory_chain, CENTRE)
-    with opened(factory_chain.port, PATIENT_S) as bus, Calibrator(bus, say=lambda words: None) as calibrator:
+    with (
+        opened(factory_chain.port, PATIENT_S) as bus,
+        Calibrator(bus, say=lambda words: None) as calibrator,
+    ):
         calibrator.centre()
         sweep(factory_chain, calibrator)
         calibrator.finish(lambda made: save(made, tmp_path / "ours.json"))
     assert (tmp_path / "ours.json").read_bytes() == theirs.read_bytes()
     assert eeprom(factory_chain) == held
-    assert load(theirs)["wrist_roll"] == JointCalibration(5, 0, CENTRE["wrist_roll"] - CENTRE_TICKS, 0, 4095)
+    assert load(theirs)["wrist_roll"] == JointCalibration(
+        5, 0, CENTRE["wrist_roll"] - CENTRE_TICKS, 0, 4095
+    )
 
 
 def lerobot_calibrated(chain: Chain, terminal: Callable[..., Any], file: Path) -> bool:
@@ -140,7 +156,9 @@ def test_a_file_made_by_us_is_loaded_by_lerobot_and_passes_its_mismatch_check(
         servo.power_cycle()
     for attempt in range(ATTEMPTS):
         robot = SO101Follower(
-            SO101FollowerConfig(port=factory_chain.port, id="arm", calibration_dir=tmp_path, cameras={})
+            SO101FollowerConfig(
+                port=factory_chain.port, id="arm", calibration_dir=tmp_path, cameras={}
+            )
         )
         try:
             robot.connect(calibrate=False)
@@ -153,13 +171,18 @@ def test_a_file_made_by_us_is_loaded_by_lerobot_and_passes_its_mismatch_check(
 
 def calibrate(chain: Chain, file: Path) -> dict[str, JointCalibration]:
     pose(chain, CENTRE)
-    with opened(chain.port, PATIENT_S) as bus, Calibrator(bus, say=lambda words: None) as calibrator:
+    with (
+        opened(chain.port, PATIENT_S) as bus,
+        Calibrator(bus, say=lambda words: None) as calibrator,
+    ):
         calibrator.centre()
         sweep(chain, calibrator)
         return calibrator.finish(lambda made: save(made, file))
 
 
-def test_torque_is_off_throughout_and_the_eeprom_locked_at_the_end(factory_chain: Chain, tmp_path: Path) -> None:
+def test_torque_is_off_throughout_and_the_eeprom_locked_at_the_end(
+    factory_chain: Chain, tmp_path: Path
+) -> None:
     for servo in factory_chain.servos.values():
         servo.set("Torque_Enable", 1)
     factory_chain.servos[2].set("Phase", 28)
@@ -171,7 +194,9 @@ def test_torque_is_off_throughout_and_the_eeprom_locked_at_the_end(factory_chain
     assert factory_chain.servos[2].get("Phase") == 12
 
 
-def attempt(chain: Chain, act: Callable[[Calibrator], object], said: list[str], timeout_s: float = PATIENT_S) -> None:
+def attempt(
+    chain: Chain, act: Callable[[Calibrator], object], said: list[str], timeout_s: float = PATIENT_S
+) -> None:
     pose(chain, CENTRE)
     with opened(chain.port, timeout_s) as bus, Calibrator(bus, say=said.append) as calibrator:
         act(calibrator)
@@ -201,7 +226,9 @@ def test_joints_that_were_not_moved_are_named_with_their_span(chain: Chain) -> N
         calibrator.finish(no_save)
 
     refused(
-        chain, spoil, r"shoulder_pan moved 66 degrees, an SO-101 has 220: move it stop to stop; shoulder_lift moved"
+        chain,
+        spoil,
+        r"shoulder_pan moved 66 degrees, an SO-101 has 220: move it stop to stop; shoulder_lift moved",
     )
 
 
@@ -220,7 +247,11 @@ def test_an_offset_beyond_the_register_is_named(chain: Chain) -> None:
         pose(chain, {"wrist_flex": 4095})
         calibrator.centre()
 
-    refused(chain, spoil, r"wrist_flex stands at encoder tick 4095, which needs an offset of 2048, .* \+-2047: turn it")
+    refused(
+        chain,
+        spoil,
+        r"wrist_flex stands at encoder tick 4095, which needs an offset of 2048, .* \+-2047: turn it",
+    )
 
 
 def test_finish_wants_a_centre_first(chain: Chain) -> None:
@@ -236,10 +267,16 @@ def test_a_joint_that_moves_while_centring_is_named(chain: Chain) -> None:
             return wrote
 
     chain.servos[3].__class__ = Falls
-    refused(chain, lambda calibrator: calibrator.centre(), "elbow_flex reads 2347 after centring, not 2047")
+    refused(
+        chain,
+        lambda calibrator: calibrator.centre(),
+        "elbow_flex reads 2347 after centring, not 2047",
+    )
 
 
-def test_a_file_that_cannot_be_written_leaves_the_servos_as_they_were(chain: Chain, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_leaves_the_servos_as_they_were(
+    chain: Chain, tmp_path: Path
+) -> None:
     before, said = eeprom(chain), list[str]()
     (tmp_path / "file").touch()
 
@@ -262,7 +299,9 @@ def test_a_servo_that_dies_midway_is_told_with_what_became_of_the_others(chain: 
         del chain.servos[6]
         calibrator.sample()
 
-    with pytest.raises(UserError, match=r"gripper \(servo 6\) on .* does not answer: check the arm's cables"):
+    with pytest.raises(
+        UserError, match=r"gripper \(servo 6\) on .* does not answer: check the arm's cables"
+    ):
         attempt(chain, act, said, timeout_s=0.3)
     assert said[0] == "gripper did not confirm torque off: cut the arm's power"
     assert "could not be given back" in said[1]
@@ -286,12 +325,16 @@ def test_every_centre_pose_but_one_has_an_offset(seed: int) -> None:
         homing_offsets({**ticks, "gripper": 4095})
 
 
-def test_inspect_finds_a_good_arm_good_and_writes_nothing(chain: Chain, calibration: Calibration) -> None:
+def test_inspect_finds_a_good_arm_good_and_writes_nothing(
+    chain: Chain, calibration: Calibration
+) -> None:
     for servo in chain.servos.values():
         servo.set("Torque_Enable", 1)
     with opened(chain.port, PATIENT_S) as bus:
         findings = inspect(bus, calibration)
-    assert [(finding.joint, finding.status) for finding in findings] == [(joint, "ok") for joint in JOINTS]
+    assert [(finding.joint, finding.status) for finding in findings] == [
+        (joint, "ok") for joint in JOINTS
+    ]
     assert all(servo.torque_enabled for servo in chain.servos.values())
     assert {frame.code for frame in chain.log} <= {1, 2, 0x82}
 
@@ -305,15 +348,35 @@ GOOD = JointCalibration(3, 0, 10, 941, 3145)
         (GOOD, 2047, GOOD, "ok", r"194 degrees, 941\.\.3145, stands at 2047"),
         (GOOD, 2047, None, "ok", "194 degrees"),
         (GOOD, 2047, dataclasses.replace(GOOD, id=5, drive_mode=1), "ok", "194 degrees"),
-        (GOOD, 2047, dataclasses.replace(GOOD, homing_offset=0), "fail", "servo holds homing_offset 10, file 0"),
+        (
+            GOOD,
+            2047,
+            dataclasses.replace(GOOD, homing_offset=0),
+            "fail",
+            "servo holds homing_offset 10, file 0",
+        ),
         (GOOD, 3300, GOOD, "fail", r"stands at 3300, outside 941\.\.3145"),
         (GOOD, 800, GOOD, "fail", "stands at 800, outside"),
         (dataclasses.replace(GOOD, range_max=900), 900, None, "fail", r"range 941\.\.900 is empty"),
-        (dataclasses.replace(GOOD, range_max=1900), 1000, None, "warn", "84 degrees, .*an SO-101 has 194"),
-        (dataclasses.replace(GOOD, range_max=4095), 1000, None, "warn", "277 degrees, .*an SO-101 has 194"),
+        (
+            dataclasses.replace(GOOD, range_max=1900),
+            1000,
+            None,
+            "warn",
+            "84 degrees, .*an SO-101 has 194",
+        ),
+        (
+            dataclasses.replace(GOOD, range_max=4095),
+            1000,
+            None,
+            "warn",
+            "277 degrees, .*an SO-101 has 194",
+        ),
     ],
 )
-def test_judge(held: JointCalibration, present: int, file: JointCalibration | None, status: str, words: str) -> None:
+def test_judge(
+    held: JointCalibration, present: int, file: JointCalibration | None, status: str, words: str
+) -> None:
     finding = judge("elbow_flex", held, present, file)
     assert finding.status == status
     assert re.search(words, finding.finding)

@@ -32,7 +32,9 @@ from mtdit_robots.so101 import IDS, JOINTS, Ranges
 EXAMPLE = Path(__file__).parents[2] / "calibration" / "example_so101.json"
 
 
-def test_lerobot_reads_and_writes_the_very_same_file(tmp_path: Path, calibration: Calibration) -> None:
+def test_lerobot_reads_and_writes_the_very_same_file(
+    tmp_path: Path, calibration: Calibration
+) -> None:
     save(calibration, tmp_path / "arm.json")
     assert (tmp_path / "arm.json").read_bytes() == EXAMPLE.read_bytes()
     robot = SO101Follower(SO101FollowerConfig(port="/dev/null", id="arm", calibration_dir=tmp_path))
@@ -44,7 +46,9 @@ def test_lerobot_reads_and_writes_the_very_same_file(tmp_path: Path, calibration
 
 
 def renamed(old: str, new: str) -> Callable[[Any], Any]:
-    return lambda content: {new if joint == old else joint: value for joint, value in content.items()}
+    return lambda content: {
+        new if joint == old else joint: value for joint, value in content.items()
+    }
 
 
 def changed(joint: str, **values: object) -> Callable[[Any], Any]:
@@ -58,17 +62,35 @@ def dropped(joint: str, key: str) -> Callable[[Any], Any]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (renamed("wrist_flex", "wrist_flx"), "unknown joint 'wrist_flx', did you mean 'wrist_flex'?"),
+        (
+            renamed("wrist_flex", "wrist_flx"),
+            "unknown joint 'wrist_flx', did you mean 'wrist_flex'?",
+        ),
         (renamed("wrist_flex", "xyz"), "unknown joint 'xyz', known: shoulder_pan, shoulder_lift"),
-        (lambda c: {j: v for j, v in c.items() if j != "gripper"}, "missing joint: gripper; run `mtdit calibrate`"),
+        (
+            lambda c: {j: v for j, v in c.items() if j != "gripper"},
+            "missing joint: gripper; run `mtdit calibrate`",
+        ),
         (lambda c: {**c, "left_arm": c["gripper"]}, "unknown joint 'left_arm'"),
         (lambda c: list(c), "holds no object of joints"),
         (lambda c: {**c, "gripper": 5}, "gripper holds no object with id, drive_mode"),
-        (changed("gripper", rang_min=3), "unknown key of gripper 'rang_min', did you mean 'range_min'?"),
+        (
+            changed("gripper", rang_min=3),
+            "unknown key of gripper 'rang_min', did you mean 'range_min'?",
+        ),
         (dropped("elbow_flex", "range_max"), "missing key of elbow_flex: range_max"),
-        (changed("elbow_flex", range_max=3000.5), "elbow_flex range_max is 3000.5, must be an integer"),
-        (changed("elbow_flex", range_max="3000"), "elbow_flex range_max is '3000', must be an integer"),
-        (changed("elbow_flex", drive_mode=True), "elbow_flex drive_mode is True, must be an integer"),
+        (
+            changed("elbow_flex", range_max=3000.5),
+            "elbow_flex range_max is 3000.5, must be an integer",
+        ),
+        (
+            changed("elbow_flex", range_max="3000"),
+            "elbow_flex range_max is '3000', must be an integer",
+        ),
+        (
+            changed("elbow_flex", drive_mode=True),
+            "elbow_flex drive_mode is True, must be an integer",
+        ),
         (changed("elbow_flex", drive_mode=2), "elbow_flex drive_mode is 2, must be 0 or 1"),
         (changed("gripper", id=5), "gripper id is 5, an SO-101 has 6 there"),
         (changed("gripper", homing_offset=-2048), "gripper homing_offset -2048 is beyond +-2047"),
@@ -78,7 +100,9 @@ def dropped(joint: str, key: str) -> Callable[[Any], Any]:
         (changed("gripper", range_min=3500), "gripper range 3500..3487 is narrower than 200 ticks"),
     ],
 )
-def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage: Callable[[Any], Any], message: str) -> None:
+def test_a_damaged_file_is_refused_by_name(
+    tmp_path: Path, damage: Callable[[Any], Any], message: str
+) -> None:
     place = tmp_path / "arm.json"
     place.write_text(json.dumps(damage(json.loads(EXAMPLE.read_text()))))
     with pytest.raises(UserError, match=re.escape(message)) as raised:
@@ -106,9 +130,13 @@ def test_check_and_ranges_refuse_a_calibration_made_in_code(calibration: Calibra
             refuse(wrong)
 
 
-def test_find_looks_in_both_of_lerobots_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_looks_in_both_of_lerobots_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_LEROBOT_CALIBRATION", str(tmp_path / "calibration"))
-    old, new = (tmp_path / "calibration" / "robots" / name for name in ("so101_follower", "so_follower"))
+    old, new = (
+        tmp_path / "calibration" / "robots" / name for name in ("so101_follower", "so_follower")
+    )
     for folder in (old, new):
         folder.mkdir(parents=True)
     (old / "blue.json").touch()
@@ -123,7 +151,11 @@ def test_find_looks_in_both_of_lerobots_folders(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     ("variable", "below"),
-    [("HF_HOME", "lerobot/calibration"), ("HF_LEROBOT_HOME", "calibration"), ("HF_LEROBOT_CALIBRATION", "")],
+    [
+        ("HF_HOME", "lerobot/calibration"),
+        ("HF_LEROBOT_HOME", "calibration"),
+        ("HF_LEROBOT_CALIBRATION", ""),
+    ],
 )
 def test_find_follows_the_hf_variables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, below: str
@@ -157,7 +189,10 @@ def test_leaders_have_their_own_folders(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def with_offset(calibration: Calibration, offset: int) -> dict[str, JointCalibration]:
-    return {**calibration, "gripper": dataclasses.replace(calibration["gripper"], homing_offset=offset)}
+    return {
+        **calibration,
+        "gripper": dataclasses.replace(calibration["gripper"], homing_offset=offset),
+    }
 
 
 def test_every_save_keeps_the_former_file(tmp_path: Path, calibration: Calibration) -> None:
@@ -184,7 +219,9 @@ def test_a_version_that_is_not_there(tmp_path: Path, calibration: Calibration) -
     save(with_offset(calibration, 1), place)
     save(with_offset(calibration, 2), place)
     for number in (0, 2, -1):
-        with pytest.raises(UserError, match=rf"former versions 1\.\.1, no {number}: `--history` lists them"):
+        with pytest.raises(
+            UserError, match=rf"former versions 1\.\.1, no {number}: `--history` lists them"
+        ):
             restore(place, number)
     history(place)[0].path.write_text("{")
     with pytest.raises(UserError, match="cannot read the calibration file"):
@@ -202,26 +239,36 @@ def test_lerobot_does_not_see_the_history(tmp_path: Path, calibration: Calibrati
 def random_calibration(generator: np.random.Generator) -> dict[str, JointCalibration]:
     lows, spans = generator.integers(0, 2000, 6), generator.integers(200, 2095, 6)
     return {
-        joint: JointCalibration(IDS[joint], int(generator.integers(2)), 0, int(low), int(low + span))
+        joint: JointCalibration(
+            IDS[joint], int(generator.integers(2)), 0, int(low), int(low + span)
+        )
         for joint, low, span in zip(JOINTS, lows, spans, strict=True)
     }
 
 
 @pytest.mark.parametrize("use_degrees", [True, False], ids=["degrees", "-100..100"])
-def test_a_file_lerobot_wrote_gives_its_positions_for_10000_random_ticks(tmp_path: Path, use_degrees: bool) -> None:
-    """Every body joint in either unit, the gripper in 0..100, both drive modes; there and back, to the last bit."""
+def test_a_file_lerobot_wrote_gives_its_positions_for_10000_random_ticks(
+    tmp_path: Path, use_degrees: bool
+) -> None:
+    """Every body joint in either unit, the gripper in 0..100, both drive modes; there and back, to
+    the last bit.
+    """
     seed = 20260401
     print(f"seed {seed}")
     generator = np.random.default_rng(seed)
     save(random_calibration(generator), tmp_path / "arm.json")
-    config = SO101FollowerConfig(port="/dev/null", id="arm", calibration_dir=tmp_path, use_degrees=use_degrees)
+    config = SO101FollowerConfig(
+        port="/dev/null", id="arm", calibration_dir=tmp_path, use_degrees=use_degrees
+    )
     robot = SO101Follower(config)
     robot._save_calibration()  # LeRobot's own bytes from here on
     ours: Ranges = ranges(load(tmp_path / "arm.json"), use_degrees)
     ticks = generator.integers(0, 4096, (10_000, 6))
     positions = ours.positions(ticks)
     back = ours.ticks(positions)
-    for row, values, returned in zip(ticks.tolist(), positions.tolist(), back.tolist(), strict=True):
+    for row, values, returned in zip(
+        ticks.tolist(), positions.tolist(), back.tolist(), strict=True
+    ):
         theirs = robot.bus._normalize(dict(zip(IDS.values(), row, strict=True)))
         assert list(theirs.values()) == values
         assert list(robot.bus._unnormalize(theirs).values()) == returned
@@ -229,7 +276,9 @@ def test_a_file_lerobot_wrote_gives_its_positions_for_10000_random_ticks(tmp_pat
 
 def test_differences_name_joint_and_field(calibration: Calibration) -> None:
     assert differences(calibration, calibration) == []
-    held = dataclasses.replace(calibration["gripper"], homing_offset=0, range_min=1, id=3, drive_mode=1)
+    held = dataclasses.replace(
+        calibration["gripper"], homing_offset=0, range_min=1, id=3, drive_mode=1
+    )
     assert differences(calibration, {**calibration, "gripper": held}) == [
         "gripper homing_offset: file 1163, servo 0",
         "gripper range_min: file 2021, servo 1",

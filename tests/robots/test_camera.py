@@ -24,7 +24,9 @@ HEIGHT, WIDTH = 48, 64
 
 
 class Stream(ThreadingHTTPServer):
-    """Serves an endless MJPEG stream of red frames until `stop` is set; `hangs` keeps it open without frames."""
+    """Serves an endless MJPEG stream of red frames until `stop` is set; `hangs` keeps it open
+    without frames.
+    """
 
     daemon_threads = True
 
@@ -187,13 +189,17 @@ def test_closing_does_not_wait_for_a_device_that_hangs(stream: Stream) -> None:
 
 
 def test_another_size_is_refused(stream: Stream) -> None:
-    with pytest.raises(UserError, match=f"camera 'top' .* delivers {WIDTH}x{HEIGHT}, not 640x480: pick a size"):
+    with pytest.raises(
+        UserError, match=f"camera 'top' .* delivers {WIDTH}x{HEIGHT}, not 640x480: pick a size"
+    ):
         OpenCvCamera("top", stream.url)
 
 
 @pytest.mark.parametrize("device", [63, "/dev/video63", "nothing.avi"])
 def test_a_camera_that_is_not_there(device: int | str) -> None:
-    with pytest.raises(UserError, match=r"cannot open camera 'wrist' \(.*\): pick one of `mtdit find-cameras`"):
+    with pytest.raises(
+        UserError, match=r"cannot open camera 'wrist' \(.*\): pick one of `mtdit find-cameras`"
+    ):
         OpenCvCamera("wrist", device)
 
 
@@ -208,5 +214,7 @@ try:
 except UserError as error:
     print(error)
 """
-    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
     assert output == 'cameras need OpenCV: run `pip install "mtdit[runtime]"`\n'

@@ -1,4 +1,6 @@
-"""teleoperate, record, replay, find-cameras as typed: leader and follower of virtual servos, films as cameras."""
+"""teleoperate, record, replay, find-cameras as typed: leader and follower of virtual servos, films
+as cameras.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,14 @@ class Words:
         return (*leading, *self.arm(), "--patience", "2")
 
     def arm(self) -> tuple[str, ...]:
-        return ("--port", self.follower.port, "--calibration", str(EXAMPLE), "--home-seconds", "0.2")
+        return (
+            "--port",
+            self.follower.port,
+            "--calibration",
+            str(EXAMPLE),
+            "--home-seconds",
+            "0.2",
+        )
 
     def camera(self) -> tuple[str, ...]:
         return ("--camera", f"top=file:{self.film}", "--height", str(HEIGHT), "--width", str(WIDTH))
@@ -69,7 +78,9 @@ def words(leader: Chain, chain: Chain, film: Path) -> Words:
 
 def mtdit(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mtdit.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
+    )
 
 
 def assert_limp(*chains: Chain) -> None:
@@ -77,10 +88,14 @@ def assert_limp(*chains: Chain) -> None:
 
 
 @pytest.mark.parametrize("bus", ["own", "sdk"])
-def test_teleoperate_follows_without_a_jump_and_lets_go(words: Words, tmp_path: Path, bus: str) -> None:
+def test_teleoperate_follows_without_a_jump_and_lets_go(
+    words: Words, tmp_path: Path, bus: str
+) -> None:
     where = words.follower.servos[1].get("Present_Position")
     report = tmp_path / "report.json"
-    done = mtdit("teleoperate", *words.arms(), "--bus", bus, "--duration", "4", "--json", str(report))
+    done = mtdit(
+        "teleoperate", *words.arms(), "--bus", bus, "--duration", "4", "--json", str(report)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert_limp(words.leader, words.follower)
     told = json.loads(report.read_text())
@@ -107,7 +122,9 @@ def test_ctrl_c_leaves_both_arms_limp(words: Words, terminal: Start) -> None:
 
 def test_a_lost_terminal_ends_it_too(words: Words) -> None:
     command = [sys.executable, "-m", "mtdit.cli", "teleoperate", *words.arms()]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     wait_for(lambda: any(servo.torque_enabled for servo in words.follower.servos.values()))
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=TIMEOUT_S)
@@ -119,7 +136,11 @@ def driven(words: Words, *more: str) -> subprocess.Popen[str]:
     """A follower that has left its start pose."""
     command = [sys.executable, "-m", "mtdit.cli", "teleoperate", *words.arms(), *more]
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     start = words.follower.servos[1].get("Present_Position")
     wait_for(lambda: abs(words.follower.servos[1].get("Present_Position") - start) > 60)
@@ -159,7 +180,9 @@ runpy.run_module("mtdit.cli", run_name="__main__")
 """
 
 
-def test_a_disk_that_fills_up_in_an_episode_does_not_drop_the_follower(words: Words, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_in_an_episode_does_not_drop_the_follower(
+    words: Words, tmp_path: Path
+) -> None:
     noisy, rng = tmp_path / "noisy.mp4", np.random.default_rng(5)
     sink = VideoSink(noisy, 30, HEIGHT, WIDTH, CODECS["h264"])
     for _ in range(20):
@@ -168,8 +191,21 @@ def test_a_disk_that_fills_up_in_an_episode_does_not_drop_the_follower(words: Wo
     start = words.follower.servos[1].get("Present_Position")
     out = tmp_path / "set"
     camera = ("--camera", f"top=file:{noisy}", "--height", str(HEIGHT), "--width", str(WIDTH))
-    command = [sys.executable, "-c", SMALL_DISK, "record", "--out", str(out), "--task", TASK, *words.arms(), *camera]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-c",
+        SMALL_DISK,
+        "record",
+        "--out",
+        str(out),
+        "--task",
+        TASK,
+        *words.arms(),
+        *camera,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "ended recording:" in " ".join(done.stdout.split())
     assert "make room, then --resume" in " ".join(done.stdout.split())
@@ -196,7 +232,9 @@ def test_what_is_missing_or_wrong_is_named(words: Words, refused: Refused) -> No
     for part in ("--port", "mtdit find-port"):
         assert part in refused("teleoperate", *leading)
     assert "--calibration" in refused("teleoperate", *leading, "--port", words.follower.port)
-    itself = refused("teleoperate", *leading, "--port", words.leader.port, "--calibration", str(EXAMPLE))
+    itself = refused(
+        "teleoperate", *leading, "--port", words.leader.port, "--calibration", str(EXAMPLE)
+    )
     assert "an arm cannot lead itself" in itself
     record = ("record", "--out", "x", *words.arms())
     assert "--task" in refused(*record)
@@ -206,7 +244,18 @@ def test_what_is_missing_or_wrong_is_named(words: Words, refused: Refused) -> No
     for option in ("--home-seconds", "--patience", "--max-speed"):
         for value in ("inf", "nan", "-1"):
             assert option in refused("teleoperate", *words.arms(), option, value)
-    twin = ("--robot", "twin", "--clock", "lockstep", "--fps", "20", "--height", "64", "--width", "64")
+    twin = (
+        "--robot",
+        "twin",
+        "--clock",
+        "lockstep",
+        "--fps",
+        "20",
+        "--height",
+        "64",
+        "--width",
+        "64",
+    )
     assert "use --clock real" in refused("teleoperate", *leading, *twin)
     assert "--port is of a real arm" in refused("teleoperate", *words.arms(), "--robot", "twin")
     assert_limp(words.leader, words.follower)
@@ -214,11 +263,19 @@ def test_what_is_missing_or_wrong_is_named(words: Words, refused: Refused) -> No
 
 def rows(root: Path) -> dict[str, np.ndarray]:
     files = sorted((root / "data").glob("chunk-*/file-*.parquet"))
-    tables = [pq.read_table(file, columns=["action", "observation.state", "episode_index"]) for file in files]
-    return {name: np.concatenate([np.array(t[name].to_pylist()) for t in tables]) for name in tables[0].column_names}
+    tables = [
+        pq.read_table(file, columns=["action", "observation.state", "episode_index"])
+        for file in files
+    ]
+    return {
+        name: np.concatenate([np.array(t[name].to_pylist()) for t in tables])
+        for name in tables[0].column_names
+    }
 
 
-def test_record_by_timers_then_resume_then_replay(words: Words, tmp_path: Path, refused: Refused) -> None:
+def test_record_by_timers_then_resume_then_replay(
+    words: Words, tmp_path: Path, refused: Refused
+) -> None:
     out, report = tmp_path / "set", tmp_path / "report.json"
     times = ("--episodes", "1", "--episode-seconds", "1", "--reset-seconds", "0.2")
     record = ("record", "--out", str(out), "--task", TASK, *words.arms(), *words.camera(), *times)
@@ -241,19 +298,36 @@ def test_record_by_timers_then_resume_then_replay(words: Words, tmp_path: Path, 
     assert np.ptp(seen) > 20, "the film moved on"
     check_semantics(rows(out), load(EXAMPLE))
 
-    done = mtdit("replay", "--dataset", str(out), "--episode", "1", *words.arm(), "--bus", "sdk", "--json", "-")
+    done = mtdit(
+        "replay",
+        "--dataset",
+        str(out),
+        "--episode",
+        "1",
+        *words.arm(),
+        "--bus",
+        "sdk",
+        "--json",
+        "-",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
     assert "behind its action" in done.stderr, "words for people stand aside"
     assert told["ticks"] >= 28
     assert max(error["max"] for error in told["limited"].values()) < 1e-5
-    assert max(error["mean"] for error in told["tracking"].values()) < 0.2, "these servos jump to their goals"
+    assert max(error["mean"] for error in told["tracking"].values()) < 0.2, (
+        "these servos jump to their goals"
+    )
     assert_limp(words.follower)
-    assert "no episode 7" in refused("replay", "--dataset", str(out), "--episode", "7", *words.arm())
+    assert "no episode 7" in refused(
+        "replay", "--dataset", str(out), "--episode", "7", *words.arm()
+    )
 
 
 def check_semantics(columns: dict[str, np.ndarray], calibration: Calibration) -> None:
-    """Row t: the pose seen at t, the goal sent at t. These servos stand at their goal one tick later."""
+    """Row t: the pose seen at t, the goal sent at t. These servos stand at their goal one tick
+    later.
+    """
     state, action = columns["observation.state"], columns["action"]
     same = np.flatnonzero(np.diff(columns["episode_index"]) == 0)
     errors = np.abs(state[same + 1] - action[same])
@@ -267,7 +341,16 @@ def test_record_by_keys(words: Words, terminal: Start, tmp_path: Path) -> None:
     out = tmp_path / "set"
     times = ("--episodes", "5", "--episode-seconds", "500", "--reset-seconds", "500")
     screen = terminal(
-        "-m", "mtdit.cli", "record", "--out", str(out), "--task", TASK, *words.arms(), *words.camera(), *times
+        "-m",
+        "mtdit.cli",
+        "record",
+        "--out",
+        str(out),
+        "--task",
+        TASK,
+        *words.arms(),
+        *words.camera(),
+        *times,
     )
     screen.expect("RECORDING episode 1 of 5")
     time.sleep(EPISODE_S)
@@ -296,11 +379,22 @@ def test_record_by_keys(words: Words, terminal: Start, tmp_path: Path) -> None:
     assert_limp(words.leader, words.follower)
 
 
-def test_ctrl_c_in_an_episode_keeps_the_finished_ones(words: Words, terminal: Start, tmp_path: Path) -> None:
+def test_ctrl_c_in_an_episode_keeps_the_finished_ones(
+    words: Words, terminal: Start, tmp_path: Path
+) -> None:
     out = tmp_path / "set"
     times = ("--episodes", "5", "--episode-seconds", "500", "--reset-seconds", "0")
     screen = terminal(
-        "-m", "mtdit.cli", "record", "--out", str(out), "--task", TASK, *words.arms(), *words.camera(), *times
+        "-m",
+        "mtdit.cli",
+        "record",
+        "--out",
+        str(out),
+        "--task",
+        TASK,
+        *words.arms(),
+        *words.camera(),
+        *times,
     )
     screen.expect("RECORDING episode 1 of 5")
     time.sleep(EPISODE_S)
@@ -314,11 +408,24 @@ def test_ctrl_c_in_an_episode_keeps_the_finished_ones(words: Words, terminal: St
     assert_limp(words.leader, words.follower)
 
 
-def test_the_twin_is_recorded_and_replayed(leader: Waving, tmp_path: Path, refused: Refused) -> None:
-    leader.swing_ticks = 60  # 5 degrees: far from table and drawer, where a hair's breadth decides what is touched
+def test_the_twin_is_recorded_and_replayed(
+    leader: Waving, tmp_path: Path, refused: Refused
+) -> None:
+    leader.swing_ticks = (
+        60  # 5 degrees: far from table and drawer, where a hair's breadth decides what is touched
+    )
     out, report = tmp_path / "set", tmp_path / "report.json"
     twin = ("--robot", "twin", "--clock", "lockstep", "--patience", "2")
-    leading = ("--leader-port", leader.port, "--leader-calibration", str(EXAMPLE), "--height", "64", "--width", "64")
+    leading = (
+        "--leader-port",
+        leader.port,
+        "--leader-calibration",
+        str(EXAMPLE),
+        "--height",
+        "64",
+        "--width",
+        "64",
+    )
     times = ("--episodes", "1", "--episode-seconds", "1", "--reset-seconds", "0")
     done = mtdit("record", "--out", str(out), "--task", "open the drawer", *twin, *leading, *times)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -328,7 +435,9 @@ def test_the_twin_is_recorded_and_replayed(leader: Waving, tmp_path: Path, refus
     assert told["ticks"] == 30
     errors = {joint: error["mean"] for joint, error in told["recorded"].items()}
     assert max(errors.values()) < 2, f"the same commands move it alike: {errors}"
-    assert "open the drawer" in refused("record", "--out", str(out), "--task", "open the drawr", *twin, *leading)
+    assert "open the drawer" in refused(
+        "record", "--out", str(out), "--task", "open the drawr", *twin, *leading
+    )
 
 
 def test_find_cameras(film: Path, tmp_path: Path, refused: Refused) -> None:

@@ -1,4 +1,6 @@
-"""Frames byte for byte, resynchronisation, and both buses against virtual servos and against hand-made replies."""
+"""Frames byte for byte, resynchronisation, and both buses against virtual servos and against
+hand-made replies.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,14 @@ GOLDEN = [
     (Frame(1, PING), "ff ff 01 02 01 fb"),
     (Frame(1, READ, bytes((56, 2))), "ff ff 01 04 02 38 02 be"),
     (Frame(6, WRITE, bytes((40, 1))), "ff ff 06 04 03 28 01 c9"),
-    (Frame(1, WRITE, b"\x1f" + encode(REGISTERS["Homing_Offset"], -123)), "ff ff 01 05 03 1f 7b 08 54"),
-    (Frame(BROADCAST, SYNC_READ, bytes((56, 2, *SIX))), "ff ff fe 0a 82 38 02 01 02 03 04 05 06 26"),
+    (
+        Frame(1, WRITE, b"\x1f" + encode(REGISTERS["Homing_Offset"], -123)),
+        "ff ff 01 05 03 1f 7b 08 54",
+    ),
+    (
+        Frame(BROADCAST, SYNC_READ, bytes((56, 2, *SIX))),
+        "ff ff fe 0a 82 38 02 01 02 03 04 05 06 26",
+    ),
     (Frame(1, 0, b"\xff\x07"), "ff ff 01 04 00 ff 07 f4"),
     (Frame(6, 0), "ff ff 06 02 00 f7"),
     (
@@ -97,7 +105,8 @@ def test_frames_are_found_between_garbage_however_they_arrive(
 
 
 @pytest.mark.parametrize(
-    "before", ["ff", "ff ff", "ff ff ff", "ff ff 01 04", "ff ff 01 04 00 ff 07 f5", "ff ff 01 fa 00"]
+    "before",
+    ["ff", "ff ff", "ff ff ff", "ff ff 01 04", "ff ff 01 04 00 ff 07 f5", "ff ff 01 fa 00"],
 )
 def test_a_frame_behind_a_broken_one_is_found(before: str) -> None:
     buffer = bytearray.fromhex(before) + build(5, 0, b"\1\2")
@@ -149,7 +158,9 @@ def test_a_silent_servo_costs_nobody_else_their_reply(chain: Chain, kind: type[B
     assert asked == [bytes(SIX), bytes((3,))]
 
 
-def test_a_servo_known_to_be_silent_is_asked_once_a_call_until_it_answers(chain: Chain, kind: type[Bus]) -> None:
+def test_a_servo_known_to_be_silent_is_asked_once_a_call_until_it_answers(
+    chain: Chain, kind: type[Bus]
+) -> None:
     """One bounded timeout, not one per attempt, and not one per servo."""
     gone = chain.servos.pop(3)
     with kind(chain.port, timeout_s=0.3, retries=2) as bus:
@@ -253,7 +264,11 @@ def test_replies_may_come_in_any_order_between_garbage(kind: type[Bus]) -> None:
     def reply(request: Frame, n: int) -> bytes:
         asked = request.data[2:]
         foreign = position(99, 1) + build(4, 0) + build(5, 0, b"\1\2\3")
-        return b"\xff\0" + foreign + b"\xff".join(position(servo, 100 * servo) for servo in reversed(asked))
+        return (
+            b"\xff\0"
+            + foreign
+            + b"\xff".join(position(servo, 100 * servo) for servo in reversed(asked))
+        )
 
     with answering(reply) as port, kind(port, timeout_s=PATIENT_S) as bus:
         assert list(bus.sync_read("Present_Position", SIX).items()) == [(n, 100 * n) for n in SIX]
@@ -278,7 +293,10 @@ def test_a_port_that_goes_away_says_so(kind: type[Bus]) -> None:
 
 
 def test_a_busy_port_is_refused(chain: Chain, kind: type[Bus]) -> None:
-    with kind(chain.port), pytest.raises(UserError, match=f"{chain.port} is in use by another program: .*fuser"):
+    with (
+        kind(chain.port),
+        pytest.raises(UserError, match=f"{chain.port} is in use by another program: .*fuser"),
+    ):
         kind(chain.port)
     kind(chain.port).close()
 
@@ -300,7 +318,10 @@ def test_a_port_that_babbles_without_end_is_given_up(babble: bytes, kind: type[B
     talker = threading.Thread(target=talk)
     talker.start()
     try:
-        with kind(os.ttyname(slave), timeout_s=0.1, retries=1) as bus, pytest.raises(BusError, match="does not answer"):
+        with (
+            kind(os.ttyname(slave), timeout_s=0.1, retries=1) as bus,
+            pytest.raises(BusError, match="does not answer"),
+        ):
             bus.read(1, "Present_Position")
     finally:
         quiet.set()

@@ -1,4 +1,6 @@
-"""A million garbled replies: none breaks the parser, and no value is taken that its servo did not send."""
+"""A million garbled replies: none breaks the parser, and no value is taken that its servo did not
+send.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def drop(chance: random.Random, stream: bytearray) -> None:
 
 
 def insert(chance: random.Random, stream: bytearray) -> None:
-    stream.insert(chance.randrange(len(stream) + 1), chance.choice((0xFF, 0xFF, chance.randrange(256))))
+    stream.insert(
+        chance.randrange(len(stream) + 1), chance.choice((0xFF, 0xFF, chance.randrange(256)))
+    )
 
 
 def double(chance: random.Random, stream: bytearray) -> None:
@@ -56,7 +60,17 @@ def replace(chance: random.Random, stream: bytearray) -> None:
     stream[:] = chance.randbytes(chance.randrange(1, 60))
 
 
-GARBLES: tuple[Garble, ...] = (flip, flip, drop, insert, double, truncate, foreign, wrong_length, replace)
+GARBLES: tuple[Garble, ...] = (
+    flip,
+    flip,
+    drop,
+    insert,
+    double,
+    truncate,
+    foreign,
+    wrong_length,
+    replace,
+)
 
 
 def intact(chance: random.Random) -> dict[int, bytes]:
@@ -76,7 +90,9 @@ def parse(stream: bytearray, cut: int) -> dict[int, Frame]:
 
 
 def test_a_million_garbled_replies() -> None:
-    """Whatever is accepted is a whole frame of the wire: an asked servo, the asked length, the checksum right."""
+    """Whatever is accepted is a whole frame of the wire: an asked servo, the asked length, the
+    checksum right.
+    """
     print("seed", SEED)
     chance = random.Random(SEED)
     accepted = invented = 0
@@ -93,7 +109,8 @@ def test_a_million_garbled_replies() -> None:
             assert frame in stream
             accepted += 1
             if frame != sent.get(servo):
-                # one byte changed cannot survive the checksum; a lost or added one may, once in 256, as noise may
+                # one byte changed cannot survive the checksum; a lost or added one may, once in
+                # 256, as noise may
                 assert garble is not flip, (stream.hex(), reply)
                 invented += 1
     print("accepted", accepted, "of which the wire invented", invented)
@@ -103,7 +120,9 @@ def test_a_million_garbled_replies() -> None:
 
 @pytest.mark.parametrize("kind", [Bus, SdkBus])
 def test_both_buses_take_nothing_but_what_arrived(kind: type[Bus]) -> None:
-    """The whole exchange, the port replaced by memory: whatever comes, it ends and gives asked servos' values only."""
+    """The whole exchange, the port replaced by memory: whatever comes, it ends and gives asked
+    servos' values only.
+    """
 
     class InMemory(kind):  # type: ignore[misc,valid-type]
         arriving: bytes
@@ -125,7 +144,9 @@ def test_both_buses_take_nothing_but_what_arrived(kind: type[Bus]) -> None:
             stream = bytearray().join(intact(chance).values())
             GARBLES[chance.randrange(len(GARBLES))](chance, stream)
             bus.arriving = bytes(stream)
-            for servo, value in bus.sync_read("Goal_Time", SIX).items():  # any two bytes that have no sign
+            for servo, value in bus.sync_read(
+                "Goal_Time", SIX
+            ).items():  # any two bytes that have no sign
                 assert stream.find(bytes((servo, N_DATA + 2))) >= 0
                 assert value.to_bytes(2, "little") in stream
     os.close(master)

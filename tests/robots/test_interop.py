@@ -1,7 +1,8 @@
-"""Other people's clients on our virtual bus, unmodified: LeRobot's arm, bus and commands, and Feetech's own SDK.
+"""Other people's clients on our virtual bus, unmodified: LeRobot's arm, bus and commands, and
+Feetech's own SDK.
 
-Both give a servo about 50 ms to answer and do not retry a write. A machine that stalls longer fails them through no
-fault of the bus, so each scenario may be played again from the start.
+Both give a servo about 50 ms to answer and do not retry a write. A machine that stalls longer fails
+them through no fault of the bus, so each scenario may be played again from the start.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def follower(chain: Chain, **settings: object) -> SO101Follower:
 
 
 @pytest.mark.parametrize("use_degrees", [True, False])
-def test_lerobots_follower_connects_moves_and_leaves(chain: Chain, calibration: Calibration, use_degrees: bool) -> None:
+def test_lerobots_follower_connects_moves_and_leaves(
+    chain: Chain, calibration: Calibration, use_degrees: bool
+) -> None:
     goals = dict(zip(JOINTS, [10.0, -20.0, 30.0, -40.0, 50.0, 60.0], strict=True))
 
     def scenario() -> None:
@@ -69,7 +72,9 @@ def test_lerobots_follower_connects_moves_and_leaves(chain: Chain, calibration: 
 
 
 def test_what_lerobot_reads_our_arm_reads(chain: Chain, calibration: Calibration) -> None:
-    for servo, ticks in zip(chain.servos.values(), (900, 1500, 2100, 2900, 4000, 2500), strict=True):
+    for servo, ticks in zip(
+        chain.servos.values(), (900, 1500, 2100, 2900, 4000, 2500), strict=True
+    ):
         servo.set_present(ticks + servo.get("Homing_Offset"))
     theirs: list[float] = []
 
@@ -86,7 +91,9 @@ def test_what_lerobot_reads_our_arm_reads(chain: Chain, calibration: Calibration
     arm.close()
 
 
-def test_lerobot_writes_a_calibration_that_our_arm_accepts(factory_chain: Chain, calibration: Calibration) -> None:
+def test_lerobot_writes_a_calibration_that_our_arm_accepts(
+    factory_chain: Chain, calibration: Calibration
+) -> None:
     def scenario() -> None:
         robot = follower(factory_chain)
         robot.connect(calibrate=False)
@@ -125,8 +132,12 @@ def motors_bus(chain: Chain) -> Iterator[FeetechMotorsBus]:
     bus.port_handler.closePort()
 
 
-def test_lerobots_bus_reads_and_writes_signed_registers(chain: Chain, motors_bus: FeetechMotorsBus) -> None:
-    chain.servos[2].set_present(2047 + chain.servos[2].get("Homing_Offset"), load=-0.25, voltage_v=7.1)
+def test_lerobots_bus_reads_and_writes_signed_registers(
+    chain: Chain, motors_bus: FeetechMotorsBus
+) -> None:
+    chain.servos[2].set_present(
+        2047 + chain.servos[2].get("Homing_Offset"), load=-0.25, voltage_v=7.1
+    )
 
     def scenario() -> None:
         motors_bus.write("Homing_Offset", "shoulder_pan", -123, normalize=False)
@@ -148,7 +159,9 @@ def test_lerobots_bus_switches_torque_and_homes(chain: Chain, motors_bus: Feetec
 
     def scenario() -> None:
         motors_bus.enable_torque()
-        assert all(servo.torque_enabled and servo.get("Lock") == 1 for servo in chain.servos.values())
+        assert all(
+            servo.torque_enabled and servo.get("Lock") == 1 for servo in chain.servos.values()
+        )
         motors_bus.disable_torque()
         assert not any(servo.torque_enabled or servo.get("Lock") for servo in chain.servos.values())
         offsets = motors_bus.set_half_turn_homings()
@@ -189,7 +202,9 @@ def succeeded(result: int) -> None:
         raise StalledError(f"result {result}")
 
 
-def test_the_sdk_pings_reads_and_writes(chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]) -> None:
+def test_the_sdk_pings_reads_and_writes(
+    chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]
+) -> None:
     port, packets = sdk
 
     def scenario() -> None:
@@ -205,7 +220,9 @@ def test_the_sdk_pings_reads_and_writes(chain: Chain, sdk: tuple[scs.PortHandler
     patiently(scenario)
 
 
-def test_the_sdk_stages_writes_and_lets_them_act(chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]) -> None:
+def test_the_sdk_stages_writes_and_lets_them_act(
+    chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]
+) -> None:
     port, packets = sdk
 
     def scenario() -> None:
@@ -220,30 +237,44 @@ def test_the_sdk_stages_writes_and_lets_them_act(chain: Chain, sdk: tuple[scs.Po
     patiently(scenario)
 
 
-def test_the_sdk_is_told_of_faults(chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]) -> None:
+def test_the_sdk_is_told_of_faults(
+    chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]
+) -> None:
     port, packets = sdk
     chain.servos[3].error = 32
 
     def scenario() -> None:
         value, result, error = packets.read2ByteTxRx(port, 3, 56)
         succeeded(result)
-        assert (value, error, packets.getRxPacketError(error)) == (2047, 32, "[RxPacketError] Overload error!")
+        assert (value, error, packets.getRxPacketError(error)) == (
+            2047,
+            32,
+            "[RxPacketError] Overload error!",
+        )
 
     patiently(scenario)
 
 
-def test_both_send_the_same_bytes(chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]) -> None:
+def test_both_send_the_same_bytes(
+    chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]
+) -> None:
     port, packets = sdk
 
     def scenario() -> None:
         chain.log.clear()
-        read, write = scs.GroupSyncRead(port, packets, 56, 2), scs.GroupSyncWrite(port, packets, 42, 2)
+        read, write = (
+            scs.GroupSyncRead(port, packets, 56, 2),
+            scs.GroupSyncWrite(port, packets, 42, 2),
+        )
         for n in IDS.values():
             read.addParam(n)
             write.addParam(n, [0xFF, 0x07])
         succeeded(read.txRxPacket())
         succeeded(write.txPacket())
-        for result in (packets.write1ByteTxRx(port, 6, 40, 1)[0], packets.write2ByteTxRx(port, 1, 31, 0x087B)[0]):
+        for result in (
+            packets.write1ByteTxRx(port, 6, 40, 1)[0],
+            packets.write2ByteTxRx(port, 1, 31, 0x087B)[0],
+        ):
             succeeded(result)
         succeeded(packets.read2ByteTxRx(port, 1, 56)[1])
 
@@ -259,7 +290,9 @@ def test_both_send_the_same_bytes(chain: Chain, sdk: tuple[scs.PortHandler, scs.
     assert chain.log == theirs
 
 
-def test_the_sdk_group_operations(chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]) -> None:
+def test_the_sdk_group_operations(
+    chain: Chain, sdk: tuple[scs.PortHandler, scs.PacketHandler]
+) -> None:
     port, packets = sdk
 
     def scenario() -> None:

@@ -30,7 +30,9 @@ def test_a_leader_is_read_and_stays_limp(chain: Chain, calibration: Calibration)
     with So101Leader(chain.port, calibration, timeout_s=PATIENT_S) as leader:
         assert leader.joints == JOINTS
         assert not any(servo.torque_enabled for servo in chain.servos.values())
-        for servo, ticks in zip(chain.servos.values(), (900, 1500, 2100, 2900, 4000, 2500), strict=True):
+        for servo, ticks in zip(
+            chain.servos.values(), (900, 1500, 2100, 2900, 4000, 2500), strict=True
+        ):
             servo.set_present(ticks + servo.get("Homing_Offset"))
         wanted = ranges(calibration).positions([900, 1500, 2100, 2900, 4000, 2500])
         np.testing.assert_array_equal(leader.read(), wanted)
@@ -43,12 +45,16 @@ def test_a_leader_is_read_and_stays_limp(chain: Chain, calibration: Calibration)
 def test_what_lerobots_leader_reads_ours_reads(chain: Chain, calibration: Calibration) -> None:
     from lerobot.teleoperators.so_leader import SO101Leader, SO101LeaderConfig
 
-    for servo, ticks in zip(chain.servos.values(), (1000, 1300, 2300, 2500, 300, 3000), strict=True):
+    for servo, ticks in zip(
+        chain.servos.values(), (1000, 1300, 2300, 2500, 300, 3000), strict=True
+    ):
         servo.set_present(ticks + servo.get("Homing_Offset"))
     config = SO101LeaderConfig(port=chain.port, id=EXAMPLE.stem, calibration_dir=EXAMPLE.parent)
     theirs: list[float] = []
     for _ in range(ATTEMPTS):
-        with contextlib.suppress(ConnectionError, RuntimeError):  # a stalled machine exhausts its 50 ms
+        with contextlib.suppress(
+            ConnectionError, RuntimeError
+        ):  # a stalled machine exhausts its 50 ms
             theirs_arm = SO101Leader(config)
             theirs_arm.connect(calibrate=False)
             theirs[:] = theirs_arm.get_action().values()
@@ -61,7 +67,9 @@ def test_what_lerobots_leader_reads_ours_reads(chain: Chain, calibration: Calibr
 def test_another_arms_calibration_is_refused(chain: Chain, calibration: Calibration) -> None:
     other = {**calibration, "gripper": dataclasses.replace(calibration["gripper"], range_max=3000)}
     leader = So101Leader(chain.port, other, timeout_s=PATIENT_S)
-    with pytest.raises(UserError, match=r"leader: its servos .*gripper range_max: file 3000, servo 3487.*--leader"):
+    with pytest.raises(
+        UserError, match=r"leader: its servos .*gripper range_max: file 3000, servo 3487.*--leader"
+    ):
         leader.connect()
     So101Leader(chain.port, calibration, timeout_s=PATIENT_S).connect()
 

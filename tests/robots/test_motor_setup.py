@@ -1,4 +1,6 @@
-"""Ids and rates on the virtual bus: one servo is set up, none or two never are, and half done is recognised."""
+"""Ids and rates on the virtual bus: one servo is set up, none or two never are, and half done is
+recognised.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,15 @@ import pytest
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.feetech import WRITE, Bus, Frame
-from mtdit_robots.motor_setup import ORDER, complete, find_servos, gear, is_set_up, only_servo, set_up
+from mtdit_robots.motor_setup import (
+    ORDER,
+    complete,
+    find_servos,
+    gear,
+    is_set_up,
+    only_servo,
+    set_up,
+)
 from mtdit_robots.ports import BAUDS, Servo
 from mtdit_robots.so101 import IDS, JOINTS
 from mtdit_robots.sts3215 import BAUD_CODES
@@ -56,15 +66,31 @@ def servo(servo_id: int = 1, baud: int = 1_000_000) -> ServoRegisters:
 
 
 def test_the_order_is_lerobots() -> None:
-    assert ORDER == ("gripper", "wrist_roll", "wrist_flex", "elbow_flex", "shoulder_lift", "shoulder_pan")
+    assert ORDER == (
+        "gripper",
+        "wrist_roll",
+        "wrist_flex",
+        "elbow_flex",
+        "shoulder_lift",
+        "shoulder_pan",
+    )
 
 
 def test_a_leaders_gears_are_mixed() -> None:
-    assert [gear(joint, leader=True) for joint in JOINTS] == ["1/191", "1/345", "1/191", "1/147", "1/147", "1/147"]
+    assert [gear(joint, leader=True) for joint in JOINTS] == [
+        "1/191",
+        "1/345",
+        "1/191",
+        "1/147",
+        "1/147",
+        "1/147",
+    ]
     assert {gear(joint, leader=False) for joint in JOINTS} == {"1/345"}
 
 
-@pytest.mark.parametrize(("servo_id", "baud"), [(1, 1_000_000), (1, 115_200), (6, 57_600), (253, 19_200)])
+@pytest.mark.parametrize(
+    ("servo_id", "baud"), [(1, 1_000_000), (1, 115_200), (6, 57_600), (253, 19_200)]
+)
 def test_one_servo_is_set_up_and_stays_so(servo_id: int, baud: int) -> None:
     new = servo(servo_id, baud)
     new.set("Torque_Enable", 1)
@@ -99,9 +125,7 @@ def test_nothing_is_written_to_none_or_two() -> None:
         with pytest.raises(UserError, match=r"no servo answers on .* at any rate: check its cable"):
             only_servo(chain.port, chain.find())
         chain.plug(servo(1), servo(6, 115_200))
-        message = (
-            r"2 servos answer on .* \(id 1 at 1000000 baud, id 6 at 115200 baud\), nothing is changed: connect one"
-        )
+        message = r"2 servos answer on .* \(id 1 at 1000000 baud, id 6 at 115200 baud\), nothing is changed: connect one"
         with pytest.raises(UserError, match=message):
             only_servo(chain.port, chain.find())
         chain.plug(servo(1), servo(1))
@@ -113,7 +137,10 @@ def test_nothing_is_written_to_none_or_two() -> None:
 def test_another_model_is_refused() -> None:
     foreign = servo()
     foreign.set("Model_Number", 2825)
-    with wire(foreign) as chain, pytest.raises(UserError, match=r"servo 1 is no STS3215 \(model 2825, not 777\)"):
+    with (
+        wire(foreign) as chain,
+        pytest.raises(UserError, match=r"servo 1 is no STS3215 \(model 2825, not 777\)"),
+    ):
         only_servo(chain.port, chain.find())
 
 
@@ -137,7 +164,10 @@ def test_a_servo_that_does_not_take_its_id_is_told() -> None:
 
 
 def test_a_servo_that_is_gone_before_anything_was_written_is_told_so() -> None:
-    with wire() as chain, pytest.raises(UserError, match=r"gripper: servo 1 .* its id and rate are as they were"):
+    with (
+        wire() as chain,
+        pytest.raises(UserError, match=r"gripper: servo 1 .* its id and rate are as they were"),
+    ):
         set_up(chain.port, NEW, "gripper", 0.1)
 
 

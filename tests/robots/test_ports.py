@@ -1,4 +1,6 @@
-"""Finding ports and servos: device folders, /proc and /sys built by hand, servos on the virtual bus."""
+"""Finding ports and servos: device folders, /proc and /sys built by hand, servos on the virtual
+bus.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def servo(servo_id: int, baud: int = 1_000_000, **registers: int) -> ServoRegist
 
 
 class Colliding(VirtualBus):
-    """Servos that share an id talk at the same time: a wire that any of them can pull down carries the AND."""
+    """Servos that share an id talk at the same time: a wire that any of them can pull down carries
+    the AND.
+    """
 
     def _reply(self, request: Frame, replies: list[tuple[float, bytes]], baud: int) -> None:
         merged: dict[int, bytes] = {}
@@ -99,9 +103,14 @@ def test_probe_says_what_each_servo_says_and_changes_nothing(chain: Chain) -> No
     chain.servos[4].error = 32
     report = probe(port_of(chain.bus), timeout_s=PATIENT_S)
     assert [found.id for found in report.servos] == [1, 2, 3, 4, 5, 6]
-    assert {(found.baud, found.model, found.firmware) for found in report.servos} == {(1_000_000, 777, "3.10")}
+    assert {(found.baud, found.model, found.firmware) for found in report.servos} == {
+        (1_000_000, 777, "3.10")
+    }
     assert [found.voltage_v for found in report.servos] == [7.4, 7.4, 12.1, 7.4, 7.4, 7.4]
-    assert str(report.servos[3]) == "id 4 at 1000000 baud, model 777, firmware 3.10, 7.4 V, reports overload"
+    assert (
+        str(report.servos[3])
+        == "id 4 at 1000000 baud, model 777, firmware 3.10, 7.4 V, reports overload"
+    )
     assert {frame.code for frame in chain.log} <= {PING, READ, SYNC_READ}
     assert json.loads(json.dumps(report.to_dict()))["servos"][2]["voltage_v"] == 12.1
 
@@ -116,7 +125,11 @@ def test_probe_of_all_finds_any_id_at_any_rate() -> None:
     with served(servo(1), servo(200), servo(7, 38_400)) as bus:
         assert probe(port_of(bus), timeout_s=0.02).servos[0].id == 1
         report = probe(port_of(bus), every_id=True)
-    assert [(found.id, found.baud) for found in report.servos] == [(1, 1_000_000), (200, 1_000_000), (7, 38_400)]
+    assert [(found.id, found.baud) for found in report.servos] == [
+        (1, 1_000_000),
+        (200, 1_000_000),
+        (7, 38_400),
+    ]
 
 
 def test_nobody_answers() -> None:
@@ -178,7 +191,10 @@ def test_no_permission_names_the_group() -> None:
             if privileged:
                 os.seteuid(0)
             os.chmod(bus.path, mode)
-    assert problem == f"no permission for {bus.path}: run `sudo usermod -aG dialout $USER`, then log in again"
+    assert (
+        problem
+        == f"no permission for {bus.path}: run `sudo usermod -aG dialout $USER`, then log in again"
+    )
 
 
 def test_a_port_that_vanished() -> None:
@@ -195,7 +211,9 @@ def test_holders_come_from_proc(tmp_path: Path) -> None:
     assert holders("/dev/ttyACM0", tmp_path) == ["lerobot-record (pid 12)"]
     assert holders("/dev/ttyACM1", tmp_path) == []
     assert holders("/dev/pts/1", tmp_path) == ["bash (pid 13)"]
-    (tmp_path / "13" / "fd" / "4").symlink_to("/dev/ptmx")  # bash keeps the other end: it made the pseudo-terminal
+    (tmp_path / "13" / "fd" / "4").symlink_to(
+        "/dev/ptmx"
+    )  # bash keeps the other end: it made the pseudo-terminal
     assert holders("/dev/pts/1", tmp_path) == []
     assert not runs("ModemManager", tmp_path)
     (tmp_path / "14" / "comm").write_text("ModemManager\n")

@@ -1,4 +1,6 @@
-"""Who hits Ctrl-C again and again, or loses the terminal while an arm lets go: it is let go of all the same."""
+"""Who hits Ctrl-C again and again, or loses the terminal while an arm lets go: it is let go of all
+the same.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ TORQUE_OFF = b"\x28\x00"  # what a servo is asked one by one to confirm
 
 
 class Tripwire(list[Frame]):
-    """A bus log that sends this process a signal with every single torque-off, while it waits for the reply."""
+    """A bus log that sends this process a signal with every single torque-off, while it waits for
+    the reply.
+    """
 
     armed, hits = False, 0
 
@@ -37,7 +41,9 @@ class Tripwire(list[Frame]):
 
 @pytest.fixture
 def tripwire(chain: Chain) -> Iterator[Tripwire]:
-    before = {number: signal.signal(number, signal.default_int_handler) for number in ENDING_SIGNALS}
+    before = {
+        number: signal.signal(number, signal.default_int_handler) for number in ENDING_SIGNALS
+    }
     chain.bus._log = made = Tripwire()
     yield made
     for number, handler in before.items():
@@ -71,7 +77,10 @@ def left_calibration(chain: Chain, calibration: Calibration) -> Callable[[], Non
 
 @pytest.mark.parametrize("begun", [closed_arm, closed_leader, left_calibration])
 def test_letting_go_is_not_interrupted(
-    chain: Chain, calibration: Calibration, tripwire: Tripwire, begun: Callable[..., Callable[[], None]]
+    chain: Chain,
+    calibration: Calibration,
+    tripwire: Tripwire,
+    begun: Callable[..., Callable[[], None]],
 ) -> None:
     held = {n: servo.get("Homing_Offset") for n, servo in chain.servos.items()}
     let_go = begun(chain, calibration)

@@ -29,7 +29,11 @@ def test_golden_degrees() -> None:
     low, high = one(800), one(3301)
     np.testing.assert_allclose(degrees_from_ticks([2047], low, high), [-0.3076923], atol=1e-7)
     np.testing.assert_allclose(degrees_from_ticks([100], low, high), [-171.4725275], atol=1e-7)
-    assert [int(ticks_from_degrees([d], low, high)[0]) for d in (10, -10, -300)] == [2164, 1936, -1362]
+    assert [int(ticks_from_degrees([d], low, high)[0]) for d in (10, -10, -300)] == [
+        2164,
+        1936,
+        -1362,
+    ]
 
 
 def test_golden_signed_percent() -> None:
@@ -40,7 +44,9 @@ def test_golden_signed_percent() -> None:
 
 def test_golden_percent() -> None:
     low, high, reverse = one(2000), one(3400), np.array([True])
-    np.testing.assert_allclose(percent_from_ticks([2047], low, high, reverse), [96.642857], atol=1e-6)
+    np.testing.assert_allclose(
+        percent_from_ticks([2047], low, high, reverse), [96.642857], atol=1e-6
+    )
     assert ticks_from_percent([10], low, high, reverse) == [3260]
 
 
@@ -59,12 +65,19 @@ def test_conversions_equal_lerobots_to_the_last_bit(use_degrees: bool, seed: int
 
 
 def random_arm(chance: np.random.Generator, use_degrees: bool) -> tuple[Ranges, FeetechMotorsBus]:
-    low, high, reverse = chance.integers(0, 1500, 6), chance.integers(2500, 4096, 6), chance.random(6) < 0.5
+    low, high, reverse = (
+        chance.integers(0, 1500, 6),
+        chance.integers(2500, 4096, 6),
+        chance.random(6) < 0.5,
+    )
     body = MotorNormMode.DEGREES if use_degrees else MotorNormMode.RANGE_M100_100
     modes = [body] * 5 + [MotorNormMode.RANGE_0_100]
     bus = FeetechMotorsBus(
         port="/dev/null",
-        motors={joint: Motor(IDS[joint], "sts3215", mode) for joint, mode in zip(JOINTS, modes, strict=True)},
+        motors={
+            joint: Motor(IDS[joint], "sts3215", mode)
+            for joint, mode in zip(JOINTS, modes, strict=True)
+        },
         calibration={
             joint: MotorCalibration(IDS[joint], int(reverse[n]), 0, int(low[n]), int(high[n]))
             for n, joint in enumerate(JOINTS)

@@ -16,7 +16,11 @@ def test_every_register_of_lerobot_has_the_same_place() -> None:
 
 
 def test_signs_bauds_and_model_are_lerobots() -> None:
-    signs = {name: bit for name, bit in tables.STS_SMS_SERIES_ENCODINGS_TABLE.items() if name in REGISTERS}
+    signs = {
+        name: bit
+        for name, bit in tables.STS_SMS_SERIES_ENCODINGS_TABLE.items()
+        if name in REGISTERS
+    }
     assert {name: r.sign_bit for name, r in REGISTERS.items() if r.sign_bit is not None} == signs
     assert tables.STS_SMS_SERIES_BAUDRATE_TABLE == BAUD_CODES
     assert tables.MODEL_NUMBER_TABLE["sts3215"] == MODEL_NUMBER

@@ -18,7 +18,9 @@ from mtdit_robots import v4l2
 def test_request_codes_carry_direction_size_and_number(
     request_: tuple[int, object], number: int, direction: int
 ) -> None:
-    """linux/ioctl.h: direction << 30 | size << 16 | type << 8 | number, and the size is the structure's."""
+    """linux/ioctl.h: direction << 30 | size << 16 | type << 8 | number, and the size is the
+    structure's.
+    """
     code, layout = request_
     assert code == direction << 30 | layout.size << 16 | ord("V") << 8 | number  # type: ignore[attr-defined]
 
@@ -29,7 +31,9 @@ def test_stream_codes() -> None:
 
 
 def test_no_space_left_is_usb_bandwidth() -> None:
-    assert "USB bus has no bandwidth left" in v4l2.explain(OSError(errno.ENOSPC, "No space left on device"))
+    assert "USB bus has no bandwidth left" in v4l2.explain(
+        OSError(errno.ENOSPC, "No space left on device")
+    )
     assert "another program" in v4l2.explain(OSError(errno.EBUSY, "Device or resource busy"))
     assert "plug it in again" in v4l2.explain(OSError(errno.EIO, "Input/output error"))
 
@@ -40,15 +44,23 @@ def test_pixel_formats_by_their_letters() -> None:
 
 
 def test_devices_go_by_their_lasting_name(tmp_path: Path) -> None:
-    """Files in the place of devices: the kernel refuses the questions, the names are found all the same."""
+    """Files in the place of devices: the kernel refuses the questions, the names are found all the
+    same.
+    """
     (tmp_path / "v4l/by-id").mkdir(parents=True)
     for name in ("video2", "video10", "vbi0"):
         (tmp_path / name).write_text("")
     (tmp_path / "v4l/by-id/usb-Brand_Camera-video-index0").symlink_to(tmp_path / "video2")
     found = v4l2.find_devices(tmp_path)
-    assert [Path(device.path).name for device in found] == ["usb-Brand_Camera-video-index0", "video10"]
+    assert [Path(device.path).name for device in found] == [
+        "usb-Brand_Camera-video-index0",
+        "video10",
+    ]
     assert [Path(device.node).name for device in found] == ["video2", "video10"]
     assert all(device.problem.startswith("is no camera") for device in found)
     assert v4l2.find_devices(tmp_path / "nowhere") == []
     assert v4l2.why_no_stream(str(tmp_path / "video2")).startswith("does not start")
-    assert v4l2.why_no_stream(str(tmp_path / "video9")) == "cannot be opened (No such file or directory)"
+    assert (
+        v4l2.why_no_stream(str(tmp_path / "video9"))
+        == "cannot be opened (No such file or directory)"
+    )

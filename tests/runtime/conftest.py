@@ -16,7 +16,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mtdit_robots.robot import Observation
 from mtdit_runtime import bundle as bundles
-from mtdit_runtime.bundle import Bundle, Camera, Graph, Joint, Manifest, Sampler, Tensor, open_bundle
+from mtdit_runtime.bundle import (
+    Bundle,
+    Camera,
+    Graph,
+    Joint,
+    Manifest,
+    Sampler,
+    Tensor,
+    open_bundle,
+)
 from mtdit_runtime.engine import choose_engines
 from mtdit_runtime.normalize import Stats, save_stats
 from mtdit_runtime.policy import BundlePolicy
@@ -45,36 +54,67 @@ class Toy:
         return np.concatenate([frames[c].astype(np.float32).mean(axis=(0, 1)) for c in CAMERAS])
 
     def chunk(
-        self, moments: list[tuple[NDArray[np.float64], Mapping[str, NDArray[np.uint8]]]], task: str, noise: Any
+        self,
+        moments: list[tuple[NDArray[np.float64], Mapping[str, NDArray[np.uint8]]]],
+        task: str,
+        noise: Any,
     ) -> NDArray[np.float64]:
-        """(HORIZON, A) in degrees from N_OBS (positions, frames), oldest first. Nothing is committed."""
+        """(HORIZON, A) in degrees from N_OBS (positions, frames), oldest first. Nothing is
+        committed.
+        """
         features = np.concatenate([self.vision(frames) for _, frames in moments])
-        states = np.concatenate([2 * (positions - LOW) / (HIGH - LOW) - 1 for positions, _ in moments])
+        states = np.concatenate(
+            [2 * (positions - LOW) / (HIGH - LOW) - 1 for positions, _ in moments]
+        )
         x = np.concatenate([features, states, self.tasks[task]])
         actions = (x @ self.weight + self.bias).reshape(HORIZON, A) + 0.01 * np.asarray(noise)
         return (actions + 1) / 2 * (HIGH - LOW) + LOW
 
     @property
     def split_weight(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The rows for [earlier features, earlier state, text], and for the newest [features, state]."""
-        features, state, text = np.split(self.weight, np.cumsum([N_OBS * len(CAMERAS) * FEATURE, N_OBS * A]))
-        (*earlier, newest), (*earlier_state, newest_state) = np.split(features, N_OBS), np.split(state, N_OBS)
-        return np.concatenate([*earlier, *earlier_state, text]), np.concatenate([newest, newest_state])
+        """The rows for [earlier features, earlier state, text], and for the newest [features,
+        state].
+        """
+        features, state, text = np.split(
+            self.weight, np.cumsum([N_OBS * len(CAMERAS) * FEATURE, N_OBS * A])
+        )
+        (*earlier, newest), (*earlier_state, newest_state) = (
+            np.split(features, N_OBS),
+            np.split(state, N_OBS),
+        )
+        return np.concatenate([*earlier, *earlier_state, text]), np.concatenate(
+            [newest, newest_state]
+        )
 
-    def known(self, features: NDArray[np.float32], state: NDArray[np.float32], text: NDArray[np.float32]) -> Any:
-        """(1, HORIZON * A) of features (1, N_OBS, ...), state (1, N_OBS, A) normalised, and text (1, TEXT)."""
-        return np.concatenate([features[0, :-1].ravel(), state[0, :-1].ravel(), text[0]])[None] @ self.split_weight[0]
+    def known(
+        self, features: NDArray[np.float32], state: NDArray[np.float32], text: NDArray[np.float32]
+    ) -> Any:
+        """(1, HORIZON * A) of features (1, N_OBS, ...), state (1, N_OBS, A) normalised, and text
+        (1, TEXT).
+        """
+        return (
+            np.concatenate([features[0, :-1].ravel(), state[0, :-1].ravel(), text[0]])[None]
+            @ self.split_weight[0]
+        )
 
 
 @pytest.fixture(scope="session")
 def toy() -> Toy:
     rng = np.random.default_rng(7)
     n = N_OBS * len(CAMERAS) * FEATURE + N_OBS * A + TEXT
-    weight = rng.normal(size=(n, HORIZON * A)) * np.r_[np.full(N_OBS * 6, 1e-3), np.full(n - N_OBS * 6, 2e-2)][:, None]
+    weight = (
+        rng.normal(size=(n, HORIZON * A))
+        * np.r_[np.full(N_OBS * 6, 1e-3), np.full(n - N_OBS * 6, 2e-2)][:, None]
+    )
     ramp = np.linspace(-0.1, 0.1, HORIZON)[:, None] * np.ones(A)
     tasks = {name: rng.normal(size=TEXT).astype(np.float32) for name in (TASK, OTHER)}
     token_weight = rng.normal(size=(77, TEXT)) * 1e-3
-    return Toy(weight.astype(np.float32), ramp.ravel().astype(np.float32), token_weight.astype(np.float32), tasks)
+    return Toy(
+        weight.astype(np.float32),
+        ramp.ravel().astype(np.float32),
+        token_weight.astype(np.float32),
+        tasks,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +123,9 @@ def bundle_folder(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "toy.mtdit"
     with new_bundle(folder) as scratch:
         _write_graphs(scratch, toy)
-        save_stats(scratch / bundles.STATS, {k: _minmax() for k in (bundles.STATE_KEY, bundles.ACTION_KEY)})
+        save_stats(
+            scratch / bundles.STATS, {k: _minmax() for k in (bundles.STATE_KEY, bundles.ACTION_KEY)}
+        )
         bundles.save_task_features(scratch / bundles.TASKS, toy.tasks)
         (scratch / bundles.TOKENIZER).write_text(json.dumps(_tokenizer()))
         bundles.write_manifest(scratch, _manifest())
@@ -108,19 +150,35 @@ def _tokenizer() -> dict[str, Any]:
     """A CLIP-like tokenizer of single letters."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
-    model = {"type": "BPE", "vocab": {w: i for i, w in enumerate(words)}, "merges": [], "end_of_word_suffix": "</w>"}
-    return {"version": "1.0", "pre_tokenizer": {"type": "Whitespace"}, "added_tokens": [], "model": model}
+    model = {
+        "type": "BPE",
+        "vocab": {w: i for i, w in enumerate(words)},
+        "merges": [],
+        "end_of_word_suffix": "</w>",
+    }
+    return {
+        "version": "1.0",
+        "pre_tokenizer": {"type": "Whitespace"},
+        "added_tokens": [],
+        "model": model,
+    }
 
 
 def _manifest() -> Manifest:
     width = len(CAMERAS) * FEATURE
     frames = tuple(Tensor(bundles.frame_input(c), SHAPE, "uint8") for c in CAMERAS)
     features, text = Tensor("features", (1, width), "float32"), Tensor("text", (1, TEXT), "float32")
-    actions, known = Tensor("actions", (1, HORIZON, A), "float32"), Tensor("known", (1, HORIZON * A), "float32")
+    actions, known = (
+        Tensor("actions", (1, HORIZON, A), "float32"),
+        Tensor("known", (1, HORIZON * A), "float32"),
+    )
     newest = features, Tensor("state", (1, A), "float32")
     earlier = [("earlier_features", width), ("earlier_state", A)]
     history = (text, *(Tensor(name, (1, N_OBS - 1, size), "float32") for name, size in earlier))
-    noise, prefix = Tensor("noise", (1, HORIZON, A), "float32"), Tensor("prefix", (1, HORIZON, A), "float32")
+    noise, prefix = (
+        Tensor("noise", (1, HORIZON, A), "float32"),
+        Tensor("prefix", (1, HORIZON, A), "float32"),
+    )
     mask = Tensor("prefix_mask", (1, HORIZON, 1), "float32")
     graphs = {
         "vision": Graph(bundles.VISION, frames, (features,)),
@@ -130,7 +188,8 @@ def _manifest() -> Manifest:
     }
     units = ("degrees", "degrees", "percent")
     joints = tuple(
-        Joint(n, u, float(lo), float(hi), 300.0) for n, u, lo, hi in zip(JOINTS, units, LOW, HIGH, strict=True)
+        Joint(n, u, float(lo), float(hi), 300.0)
+        for n, u, lo, hi in zip(JOINTS, units, LOW, HIGH, strict=True)
     )
     return Manifest(
         name="toy",
@@ -166,7 +225,13 @@ def _write_graphs(folder: Path, toy: Toy) -> None:
         ("earlier_state", TensorProto.FLOAT, (1, N_OBS - 1, A)),
         ("text", TensorProto.FLOAT, (1, TEXT)),
     ]
-    _save(folder / bundles.HISTORY, _history_nodes(), earlier, ("known", (1, HORIZON * A)), {"w": before})
+    _save(
+        folder / bundles.HISTORY,
+        _history_nodes(),
+        earlier,
+        ("known", (1, HORIZON * A)),
+        {"w": before},
+    )
     inputs = [
         ("features", TensorProto.FLOAT, (1, len(CAMERAS) * FEATURE)),
         ("state", TensorProto.FLOAT, (1, A)),
@@ -177,7 +242,13 @@ def _write_graphs(folder: Path, toy: Toy) -> None:
     ]
     constants = {"w": newest, "b": toy.bias, "shape": np.array([1, HORIZON, A])}
     constants |= {"small": np.float32(0.01), "one": np.float32(1)}
-    _save(folder / bundles.DENOISER, _denoiser_nodes(), inputs, ("actions", (1, HORIZON, A)), constants)
+    _save(
+        folder / bundles.DENOISER,
+        _denoiser_nodes(),
+        inputs,
+        ("actions", (1, HORIZON, A)),
+        constants,
+    )
 
 
 def _vision_nodes() -> list[onnx.NodeProto]:
@@ -216,7 +287,13 @@ def _denoiser_nodes() -> list[onnx.NodeProto]:
     ]
 
 
-def _save(path: Path, nodes: list[onnx.NodeProto], inputs: list[Any], output: Any, constants: dict[str, Any]) -> None:
+def _save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: list[Any],
+    output: Any,
+    constants: dict[str, Any],
+) -> None:
     graph = helper.make_graph(
         nodes,
         path.stem,
@@ -231,7 +308,9 @@ def _save(path: Path, nodes: list[onnx.NodeProto], inputs: list[Any], output: An
 
 @dataclass
 class ScriptedRobot:
-    """A Robot that follows its commands with a lag, shows frames drawn from its tick, and fails when told to."""
+    """A Robot that follows its commands with a lag, shows frames drawn from its tick, and fails
+    when told to.
+    """
 
     joints: tuple[str, ...] = JOINTS
     cameras: tuple[str, ...] = CAMERAS
@@ -257,7 +336,9 @@ class ScriptedRobot:
         self.pose = self.pose + self.follow * (self.goal - self.pose)
         rng = np.random.default_rng(tick)
         frames = {c: rng.integers(0, 256, SHAPE, np.uint8) for c in self.cameras}
-        return Observation(self.pose.copy(), frames, dict.fromkeys(self.cameras, self.stale.get(tick, 0.0)), 0.0)
+        return Observation(
+            self.pose.copy(), frames, dict.fromkeys(self.cameras, self.stale.get(tick, 0.0)), 0.0
+        )
 
     def command(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
         self.goal = positions.copy()

@@ -50,7 +50,9 @@ def test_rates_are_costs_over_the_median(bundle_folder: Path) -> None:
 
 def test_the_report_has_a_cell_for_every_column_and_names_the_machine(bundle_folder: Path) -> None:
     result = bench(counted(bundle_folder), "onnx", repeats=4)
-    columns, rows, lines = report({**result, "machine": {**result["machine"], "power": "mode 2 (15W)"}})
+    columns, rows, lines = report(
+        {**result, "machine": {**result["machine"], "power": "mode 2 (15W)"}}
+    )
     assert [len(row) for row in rows] == [len(columns)] * 4
     assert [row[0] for row in rows] == ["vision", "history", "denoiser", "tick"]
     text = "\n".join(lines)

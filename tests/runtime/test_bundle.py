@@ -1,4 +1,6 @@
-"""Bundles: what is written opens again, and nothing that was tampered with does; only a UserError ever comes out."""
+"""Bundles: what is written opens again, and nothing that was tampered with does; only a UserError
+ever comes out.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def edited(copy: Path) -> Callable[[Callable[[Any], Any]], Path]:
     ],
 )
 def test_no_hand_changes_a_manifest_unnoticed(edited: Any, change: Callable[[Any], Any]) -> None:
-    with pytest.raises(UserError, match=r"manifest\.json was changed since it was written: copy it again or re-run"):
+    with pytest.raises(
+        UserError, match=r"manifest\.json was changed since it was written: copy it again or re-run"
+    ):
         open_bundle(edited(change))
 
 
@@ -116,7 +120,9 @@ def test_engines_lie_outside_the_checksums(copy: Path) -> None:
     assert write_manifest(copy, open_bundle(copy).manifest).files == before
 
 
-@pytest.mark.parametrize("name", ["denoiser.onnx", "tasks.npz", "stats.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["denoiser.onnx", "tasks.npz", "stats.safetensors", "tokenizer.json"]
+)
 def test_a_changed_file_is_found(copy: Path, name: str) -> None:
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -141,7 +147,9 @@ def test_paths_do_not_leave_the_folder(edited: Any, copy: Path, path: str) -> No
         open_bundle(folder)
 
 
-@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "", ".", "two\nlines", "/" * 300, "~/x", "\udc80"])
+@pytest.mark.parametrize(
+    "path", ["a\0b", "x" * 5000, "", ".", "two\nlines", "/" * 300, "~/x", "\udc80"]
+)
 def test_strange_paths_are_user_errors_too(edited: Any, path: str) -> None:
     with pytest.raises(UserError) as error:
         open_bundle(edited(lambda m: m["files"].update({path: "0" * 64})))
@@ -169,15 +177,33 @@ def test_links_do_not_leave_the_folder(edited: Any, copy: Path) -> None:
         (lambda m: m.update(joints=[]), "no joints"),
         (lambda m: m["joints"][1].pop("unit"), r"joints\[1\]\.unit is missing"),
         (lambda m: m["joints"][0].update(low="a"), r"joints\[0\]\.low must be float"),
-        (lambda m: m["joints"][0].update(low=float("nan")), "joint 'pan' has an impossible unit, range or speed"),
-        (lambda m: m["joints"][1].update(low=1e3), "joint 'lift' has an impossible unit, range or speed"),
-        (lambda m: m["joints"][1].update(max_speed=-1), "joint 'lift' has an impossible unit, range or speed"),
-        (lambda m: m["joints"][2].update(unit="radians"), "joint 'grip' has an impossible unit, range or speed"),
+        (
+            lambda m: m["joints"][0].update(low=float("nan")),
+            "joint 'pan' has an impossible unit, range or speed",
+        ),
+        (
+            lambda m: m["joints"][1].update(low=1e3),
+            "joint 'lift' has an impossible unit, range or speed",
+        ),
+        (
+            lambda m: m["joints"][1].update(max_speed=-1),
+            "joint 'lift' has an impossible unit, range or speed",
+        ),
+        (
+            lambda m: m["joints"][2].update(unit="radians"),
+            "joint 'grip' has an impossible unit, range or speed",
+        ),
         (lambda m: m["cameras"][0].update(resize=[1, 2, 3]), r"resize must have 2 entries"),
         (lambda m: m["graphs"].pop("denoiser"), "graph 'denoiser' is missing"),
         (lambda m: m["graphs"].pop("vision"), "graph 'vision' is missing"),
-        (lambda m: m["graphs"]["denoiser"]["inputs"].pop(), "graph 'denoiser' has no input 'prefix_mask'"),
-        (lambda m: m["graphs"].update(guided=m["graphs"]["denoiser"]), "'guided' has no input 'prefix_weights'"),
+        (
+            lambda m: m["graphs"]["denoiser"]["inputs"].pop(),
+            "graph 'denoiser' has no input 'prefix_mask'",
+        ),
+        (
+            lambda m: m["graphs"].update(guided=m["graphs"]["denoiser"]),
+            "'guided' has no input 'prefix_weights'",
+        ),
         (lambda m: m["sampler"].update(kind="heun"), "sampler 'heun' is unknown"),
         (lambda m: m["sampler"].update(steps=0), "sampler takes 0 steps"),
         (lambda m: m.update(precision="fp8"), "precision 'fp8' is unknown"),
@@ -185,21 +211,42 @@ def test_links_do_not_leave_the_folder(edited: Any, copy: Path) -> None:
         (lambda m: m.update(n_action_steps=12), "exceeds horizon"),
         (lambda m: m.update(graphs=7), "graphs must be dict, not int"),
         (lambda m: m.update(horizon=10**30), "horizon is 1000"),
-        (lambda m: m.update(horizon=13), r"'denoiser': noise is float32 \(1, 12, 3\), not float32 \(1, 13, 3\)"),
+        (
+            lambda m: m.update(horizon=13),
+            r"'denoiser': noise is float32 \(1, 12, 3\), not float32 \(1, 13, 3\)",
+        ),
         (lambda m: m["joints"][0].update(max_speed=10**400), "int too large to convert to float"),
         (lambda m: m["joints"].append(m["joints"][0]), "two joints are called 'pan'"),
         (lambda m: m["cameras"].append(m["cameras"][1]), "two cameras are called 'wrist'"),
-        (lambda m: m["cameras"][0].update(height=5), r"frame\.top is uint8 \(4, 6, 3\), not uint8 \(5, 6, 3\)"),
+        (
+            lambda m: m["cameras"][0].update(height=5),
+            r"frame\.top is uint8 \(4, 6, 3\), not uint8 \(5, 6, 3\)",
+        ),
         (lambda m: m["graphs"].update(extra=m["graphs"]["text"]), "graph 'extra' is unknown"),
-        (lambda m: m["graphs"]["vision"]["inputs"].append(m["graphs"]["vision"]["inputs"][0]), "an input twice"),
-        (lambda m: m["graphs"]["text"]["outputs"][0].update(shape=[]), "text is float32 .*, not float32 "),
-        (lambda m: m["sampler"].update(kind="ddpm", steps=3), "graph 'denoiser' has no input 'step_noise'"),
+        (
+            lambda m: m["graphs"]["vision"]["inputs"].append(m["graphs"]["vision"]["inputs"][0]),
+            "an input twice",
+        ),
+        (
+            lambda m: m["graphs"]["text"]["outputs"][0].update(shape=[]),
+            "text is float32 .*, not float32 ",
+        ),
+        (
+            lambda m: m["sampler"].update(kind="ddpm", steps=3),
+            "graph 'denoiser' has no input 'step_noise'",
+        ),
         (lambda m: m.update(tasks=["\ud800"]), "surrogates not allowed"),
         (lambda m: m["provenance"].update(deep={"x": ["\ud800"]}), "surrogates not allowed"),
         (lambda m: m["provenance"].update(versions=["torch"]), "versions must be dict, not list"),
-        (lambda m: m["verification"].update(stages={"vision": 3}), r"stages\.vision must be dict, not int"),
         (
-            lambda m: m["files"].update({"two\nlines.onnx": ""}) or m["graphs"]["text"].update(file="a\nb"),
+            lambda m: m["verification"].update(stages={"vision": 3}),
+            r"stages\.vision must be dict, not int",
+        ),
+        (
+            lambda m: (
+                m["files"].update({"two\nlines.onnx": ""})
+                or m["graphs"]["text"].update(file="a\nb")
+            ),
             r"file a\\nb has no",
         ),
     ],
@@ -224,7 +271,9 @@ def test_what_a_manifest_says_reaches_no_terminal_raw(edited: Any) -> None:
         assert len(str(refusal.value)) < 500
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 5000, b'{"a": 1, "a": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 5000, b'{"a": 1, "a": 1}']
+)
 def test_a_manifest_that_is_none(copy: Path, content: bytes) -> None:
     (copy / MANIFEST).write_bytes(content)
     with pytest.raises(UserError, match=MANIFEST):
@@ -232,11 +281,15 @@ def test_a_manifest_that_is_none(copy: Path, content: bytes) -> None:
 
 
 HOSTILE = st.sampled_from(("\x1b[2J", "a\nb", "x" * 3000, "1e400"))
-TEXT = HOSTILE | st.text(st.characters(exclude_categories=()), max_size=20)  # halves of surrogate pairs too
+TEXT = HOSTILE | st.text(
+    st.characters(exclude_categories=()), max_size=20
+)  # halves of surrogate pairs too
 ABSURD = st.sampled_from((10**30, -(10**400), 2**63, 1e200, -1e308))
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT | ABSURD,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4)
+    ),
     max_leaves=20,
 )
 SETTINGS = {
@@ -257,13 +310,17 @@ def whole(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     frames = {c.name: np.zeros((m.n_obs_steps, c.height, c.width, 3), np.uint8) for c in m.cameras}
     ids, units = zeros["token_ids"].astype(np.int64), zeros["actions"][0]
-    state, features = (zeros[name][:, None].repeat(m.n_obs_steps, axis=1) for name in ("state", "features"))
+    state, features = (
+        zeros[name][:, None].repeat(m.n_obs_steps, axis=1) for name in ("state", "features")
+    )
     probe = Probe(frames, state[0], m.tasks[0], zeros["noise"][0])
     made = zeros["text"], zeros["known"], zeros["actions"], units, zeros["actions"]
     e = Expected(features, state, ids, *made, spread=1.0)
     write_golden(folder / GOLDEN, [probe], [e])
     stages = {"robot": {"spread": 1.0, "max_error": 1e-3}}
-    write_manifest(folder, replace(m, verification={"stages": stages}, provenance={"versions": {"torch": "2"}}))
+    write_manifest(
+        folder, replace(m, verification={"stages": stages}, provenance={"versions": {"torch": "2"}})
+    )
     assert read_golden(open_bundle(folder))[0][0].task == m.tasks[0]
     return folder
 
@@ -305,7 +362,11 @@ def opens_or_explains(folder: Path, data: Any) -> None:
     (folder / MANIFEST).write_text(json.dumps(signed(data)))
     if explains(lambda: open_bundle(folder)):
         bundle = open_bundle(folder)
-        for read in (lambda: bundle.stats, lambda: bundle.task_features, lambda: read_golden(bundle)):
+        for read in (
+            lambda: bundle.stats,
+            lambda: bundle.task_features,
+            lambda: read_golden(bundle),
+        ):
             explains(read)
         shows(bundle)
 
@@ -326,11 +387,15 @@ def test_any_json_as_manifest(whole: Path, data: Any) -> None:
 
 @given(data=st.data(), value=ANYTHING)
 @settings(**SETTINGS)
-def test_any_value_anywhere_in_a_manifest(whole: Path, original: str, data: Any, value: Any) -> None:
+def test_any_value_anywhere_in_a_manifest(
+    whole: Path, original: str, data: Any, value: Any
+) -> None:
     manifest = json.loads(original)
     place: Any = manifest
     while True:
-        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+        key = data.draw(
+            st.sampled_from(list(place) if isinstance(place, dict) else range(len(place)))
+        )
         if data.draw(st.integers(0, 15)) == 0:
             spread(place, key)
         if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
@@ -389,19 +454,30 @@ def test_task_features_that_are_none(copy: Path, content: bytes) -> None:
 def test_task_features_of_another_policy(copy: Path, arrays: dict[str, np.ndarray]) -> None:
     bundle = open_bundle(copy)
     np.savez(copy / "tasks.npz", **arrays)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"tasks\.npz: features are .+, not float32 \(\d, \d+\): re-run `mtdit export`"):
+    with pytest.raises(
+        UserError,
+        match=r"tasks\.npz: features are .+, not float32 \(\d, \d+\): re-run `mtdit export`",
+    ):
         _ = bundle.task_features
 
 
 @pytest.mark.parametrize(
     "tasks",
-    [np.array("a"), np.array([["a"]]), np.array([1.5]), np.array(["\ud800"]), np.array([0x110000]).view("<U2")],
+    [
+        np.array("a"),
+        np.array([["a"]]),
+        np.array([1.5]),
+        np.array(["\ud800"]),
+        np.array([0x110000]).view("<U2"),
+    ],
     ids=["a word", "a table", "numbers", "half a surrogate pair", "no character"],
 )
 def test_tasks_that_are_no_list_of_texts(copy: Path, tasks: np.ndarray) -> None:
     bundle = open_bundle(copy)
     np.savez(copy / "tasks.npz", tasks=tasks, features=np.zeros((1, 5), np.float32))
-    with pytest.raises(UserError, match=r"tasks\.npz: tasks are .+, not a list of texts: re-run `mtdit export`"):
+    with pytest.raises(
+        UserError, match=r"tasks\.npz: tasks are .+, not a list of texts: re-run `mtdit export`"
+    ):
         _ = bundle.task_features
 
 
@@ -411,14 +487,18 @@ def test_stats_that_are_not_finite(copy: Path, value: float) -> None:
     save_stats(copy / "stats.safetensors", {"action": Stats("IDENTITY", three, three)})
     assert bundle.stats, "they are not used"
     save_stats(copy / "stats.safetensors", {"action": Stats("MIN_MAX", -three, three)})
-    with pytest.raises(UserError, match=r"stats\.safetensors: action holds NaN or infinite numbers: train on"):
+    with pytest.raises(
+        UserError, match=r"stats\.safetensors: action holds NaN or infinite numbers: train on"
+    ):
         _ = open_bundle(copy, check_files=False).stats
 
 
 def test_stats_that_lack_a_joint(copy: Path) -> None:
     bundle, two = open_bundle(copy), np.ones(2, np.float32)
     save_stats(copy / "stats.safetensors", {"action": Stats("MIN_MAX", -two, two)})
-    with pytest.raises(UserError, match=r"stats\.safetensors: action is of shape \(2,\), not \(3,\): re-run"):
+    with pytest.raises(
+        UserError, match=r"stats\.safetensors: action is of shape \(2,\), not \(3,\): re-run"
+    ):
         _ = bundle.stats
 
 
@@ -426,7 +506,9 @@ def test_stats_that_lack_a_joint(copy: Path) -> None:
 def test_stats_that_are_none(copy: Path, content: bytes) -> None:
     bundle = open_bundle(copy)
     (copy / "stats.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match=r"stats\.safetensors is malformed \(.+\): re-run `mtdit export`"):
+    with pytest.raises(
+        UserError, match=r"stats\.safetensors is malformed \(.+\): re-run `mtdit export`"
+    ):
         _ = bundle.stats
 
 
@@ -442,7 +524,11 @@ def test_stats_come_back(tmp_path: Path, mode: str) -> None:
 
 
 def test_min_max_numerics_are_lerobots() -> None:
-    """Source: LeRobot normalize_processor.py. A dimension that never moved: its value is -1, anything else explodes."""
+    """Source: LeRobot normalize_processor.py. A dimension that never moved: its value is -1,
+    anything else explodes.
+    """
     stats = Stats("MIN_MAX", np.array([0.0, 5.0], np.float32), np.array([10.0, 5.0], np.float32))
-    np.testing.assert_allclose(stats.normalize([[2.5, 5.0], [20.0, 5.001]]), [[-0.5, -1.0], [3.0, 2.0e5]], rtol=2e-3)
+    np.testing.assert_allclose(
+        stats.normalize([[2.5, 5.0], [20.0, 5.001]]), [[-0.5, -1.0], [3.0, 2.0e5]], rtol=2e-3
+    )
     np.testing.assert_allclose(stats.unnormalize([[1.0, 1.0]]), [[10.0, 5.0]])

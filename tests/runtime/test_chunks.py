@@ -1,4 +1,6 @@
-"""The queue: LeRobot's order without prefetch, determinism with it, and what happens when a chunk is late."""
+"""The queue: LeRobot's order without prefetch, determinism with it, and what happens when a chunk
+is late.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,15 @@ N_OBS, N_ACT = 2, 6
 
 
 class CountingPolicy:
-    """Row r of the chunk asked for at tick t (of its executed part) is t + r, plus 1000 per chunk: 1000n + t + r."""
+    """Row r of the chunk asked for at tick t (of its executed part) is t + r, plus 1000 per chunk:
+    1000n + t + r.
+    """
 
     joints, cameras, n_obs_steps, n_action_steps, fps = ("a", "b"), (), N_OBS, N_ACT, 30
 
-    def __init__(self, horizon: int = 12, compute: Callable[[int], None] = lambda number: None) -> None:
+    def __init__(
+        self, horizon: int = 12, compute: Callable[[int], None] = lambda number: None
+    ) -> None:
         self.horizon, self.compute = horizon, compute
 
     def reset(self, task: str, seed: int) -> None:
@@ -50,7 +56,9 @@ class CountingPolicy:
         return self.request(noise)()
 
 
-def play(queue: ChunkQueue, ticks: int, after: Callable[[int], None] = lambda tick: None) -> list[float]:
+def play(
+    queue: ChunkQueue, ticks: int, after: Callable[[int], None] = lambda tick: None
+) -> list[float]:
     """The first joint's actions."""
     out = []
     for tick in range(ticks):
@@ -97,7 +105,9 @@ def test_real_time_equals_lock_step_while_chunks_are_in_time() -> None:
     out += play(queue, 30, wait_for_the_worker)
     queue.close()
     first = [x for x in out if x < 1000]
-    assert first == [float(i) for i in range(len(first))]  # from its first row, however long the wait was
+    assert first == [
+        float(i) for i in range(len(first))
+    ]  # from its first row, however long the wait was
     assert out[len(first)] == 1000 + held + N_ACT  # from then on each action belongs to its tick
     assert queue.stalls == queue.continued == 0
 
@@ -261,7 +271,8 @@ def test_impossible_prefetch_is_refused(k: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("latency_s", "ticks"), [(0.0, 0), (0.008, 0), (0.02, 1), (0.05, 2), (0.117, 5), (0.3, 12), (5.0, 12)]
+    ("latency_s", "ticks"),
+    [(0.0, 0), (0.008, 0), (0.02, 1), (0.05, 2), (0.117, 5), (0.3, 12), (5.0, 12)],
 )
 def test_auto_prefetch(latency_s: float, ticks: int) -> None:
     assert auto_prefetch(latency_s, fps=30, n_action_steps=24) == ticks

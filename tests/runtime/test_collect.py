@@ -1,4 +1,6 @@
-"""A session's phases: what a key, a timer, a slow disk and an interruption do to episodes. No robot, no clock."""
+"""A session's phases: what a key, a timer, a slow disk and an interruption do to episodes. No
+robot, no clock.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,12 @@ class Rehearsal:
     def __init__(self, root: Path, plan: Plan = PLAN) -> None:
         self.keys: list[str] = []
         self.said: list[str] = []
-        self.recording = Recording(root, Layout(FPS, JOINTS, {"top": (16, 16)}), resume=True, wait=True)
-        self.session = Session(self.recording, plan, lambda: self.keys.pop(0) if self.keys else None, self.said.append)
+        self.recording = Recording(
+            root, Layout(FPS, JOINTS, {"top": (16, 16)}), resume=True, wait=True
+        )
+        self.session = Session(
+            self.recording, plan, lambda: self.keys.pop(0) if self.keys else None, self.said.append
+        )
         self.ticks = 0
 
     def tick(self, count: int = 1, fresh: bool = True) -> None:
@@ -36,7 +42,9 @@ class Rehearsal:
             frames = {"top": np.full((16, 16, 3), self.ticks % 250, np.uint8)}
             pose = np.full(6, float(self.ticks))
             seen = Observation(pose, frames, {"top": 0.0}, 0.0)
-            self.session(Tick(self.ticks, self.ticks / FPS, seen, pose, pose + 1, -1, -1, -1, fresh, 0.0))
+            self.session(
+                Tick(self.ticks, self.ticks / FPS, seen, pose, pose + 1, -1, -1, -1, fresh, 0.0)
+            )
             self.ticks += 1
 
     def key(self, name: str) -> None:
@@ -74,7 +82,12 @@ def lengths(root: Path) -> list[int]:
 def test_timers_alone(rehearsal: Rehearsal, tmp_path: Path) -> None:
     rehearsal.finish()
     outcome = rehearsal.session.outcome
-    assert (outcome.kept, outcome.frames, outcome.discarded, outcome.interrupted) == (2, 20, 0, False)
+    assert (outcome.kept, outcome.frames, outcome.discarded, outcome.interrupted) == (
+        2,
+        20,
+        0,
+        False,
+    )
     assert lengths(tmp_path / "set") == [10, 10]
     assert [line for line in rehearsal.said if "kept" in line] == [
         "episode 1 kept: 1.0 s, 10 frames", "episode 2 kept: 1.0 s, 10 frames"
@@ -153,7 +166,10 @@ def test_old_pictures_are_told(rehearsal: Rehearsal) -> None:
     ("plan", "words"),
     [
         (Plan("  ", 1), "an empty task teaches nothing"),
-        (Plan("open", 1, episode_s=0.2), "0.2 s at 10 frames a second are no episode: use --episode-seconds 0.3"),
+        (
+            Plan("open", 1, episode_s=0.2),
+            "0.2 s at 10 frames a second are no episode: use --episode-seconds 0.3",
+        ),
         (Plan("open", 1, episode_s=0.0), "--episode-seconds 0.3 or more"),
     ],
 )
@@ -164,7 +180,9 @@ def test_a_plan_that_keeps_nothing_is_refused(tmp_path: Path, plan: Plan, words:
 
 
 def test_a_loop_that_is_too_slow_is_told(rehearsal: Rehearsal) -> None:
-    """Frames are marked with the asked rate: at half of it, a policy would learn to move twice as fast."""
+    """Frames are marked with the asked rate: at half of it, a policy would learn to move twice as
+    fast.
+    """
     rehearsal.until("RECORDING episode 1")
     for _ in range(6):
         rehearsal.tick()
@@ -175,18 +193,26 @@ def test_a_loop_that_is_too_slow_is_told(rehearsal: Rehearsal) -> None:
     assert "only 6.3 of 10 ticks a second" in line
 
 
-def test_an_encoder_that_fails_in_an_episode_is_told_at_once(rehearsal: Rehearsal, tmp_path: Path) -> None:
+def test_an_encoder_that_fails_in_an_episode_is_told_at_once(
+    rehearsal: Rehearsal, tmp_path: Path
+) -> None:
     rehearsal.until("pause before episode 2")
-    (tmp_path / "set/.recording/top.mp4").mkdir()  # where the next film would go: as good as no room
+    (
+        tmp_path / "set/.recording/top.mp4"
+    ).mkdir()  # where the next film would go: as good as no room
     with pytest.raises(UserError, match=r"cannot be written .*: make room, then --resume"):
         rehearsal.until("pause before episode 3")
     rehearsal.session.close()
     assert json.loads((tmp_path / "set/meta/info.json").read_text())["total_episodes"] == 1
 
 
-def test_a_full_disk_ends_the_session_and_leaves_what_was_there(rehearsal: Rehearsal, tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_session_and_leaves_what_was_there(
+    rehearsal: Rehearsal, tmp_path: Path
+) -> None:
     rehearsal.until("RECORDING episode 2")
-    (tmp_path / "set/data/chunk-000/file-001.parquet").mkdir()  # where the next file would go: as good as no room
+    (
+        tmp_path / "set/data/chunk-000/file-001.parquet"
+    ).mkdir()  # where the next file would go: as good as no room
     with pytest.raises(UserError, match=r"cannot be written .*: make room, then --resume"):
         rehearsal.until("pause before episode 3")
     rehearsal.session.close()

@@ -1,4 +1,6 @@
-"""What we write, LeRobot reads: frames, tables, statistics, windows; and no kill costs a finished episode."""
+"""What we write, LeRobot reads: frames, tables, statistics, windows; and no kill costs a finished
+episode.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ def picture(camera: str, episode: int, i: int) -> np.ndarray:
     """Smooth, so that video keeps it, and different in every frame."""
     height, width = CAMERAS[camera]
     y, x = np.mgrid[0:height, 0:width]
-    return np.stack([x + 5 * i, y + 9 * episode, np.full_like(x, 40 + 8 * i)], axis=-1).clip(0, 255).astype(np.uint8)
+    return (
+        np.stack([x + 5 * i, y + 9 * episode, np.full_like(x, 40 + 8 * i)], axis=-1)
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
 
 def state(episode: int, i: int) -> np.ndarray:
@@ -55,7 +61,9 @@ def layout(video: bool = True) -> Layout:
     return Layout(FPS, JOINTS, CAMERAS, video)
 
 
-def write(root: Path, video: bool = True, lengths: tuple[int, ...] = LENGTHS, codec: str = "h264") -> Path:
+def write(
+    root: Path, video: bool = True, lengths: tuple[int, ...] = LENGTHS, codec: str = "h264"
+) -> Path:
     recording = Recording(root, layout(video), codec=codec, wait=True)
     for episode, length in enumerate(lengths):
         recording.keep(fill(recording, episode, length))
@@ -70,7 +78,9 @@ def lerobot(root: Path, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["video", "images"])
-def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bool]:
+def recorded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, bool]:
     return write(tmp_path_factory.mktemp("recorded") / "set", video=request.param), request.param
 
 
@@ -84,7 +94,11 @@ def test_lerobot_reads_every_frame(recorded: tuple[Path, bool]) -> None:
         for i in range(length):
             item = dataset[row]
             assert item["task"] == TASKS[episode % 2]
-            assert (int(item["episode_index"]), int(item["frame_index"]), int(item["index"])) == (episode, i, row)
+            assert (int(item["episode_index"]), int(item["frame_index"]), int(item["index"])) == (
+                episode,
+                i,
+                row,
+            )
             assert float(item["timestamp"]) == pytest.approx(i / FPS)
             np.testing.assert_array_equal(item["observation.state"].numpy(), state(episode, i))
             np.testing.assert_array_equal(item["action"].numpy(), state(episode, i) + 1)
@@ -98,7 +112,11 @@ def test_lerobot_reads_every_frame(recorded: tuple[Path, bool]) -> None:
 def test_lerobot_windows_do_not_leave_the_episode(recorded: tuple[Path, bool]) -> None:
     root, _ = recorded
     dataset = lerobot(
-        root, delta_timestamps={"action": [i / FPS for i in range(-1, 4)], "observation.images.top": [-1 / FPS, 0]}
+        root,
+        delta_timestamps={
+            "action": [i / FPS for i in range(-1, 4)],
+            "observation.images.top": [-1 / FPS, 0],
+        },
     )
     last = dataset[LENGTHS[0] - 1]
     assert last["action_is_pad"].tolist() == [False, False, True, True, True]
@@ -114,12 +132,19 @@ def test_our_trainer_reads_the_same(recorded: tuple[Path, bool]) -> None:
     assert {camera: shape[:2] for camera, shape in dataset.cameras.items()} == CAMERAS
     rows = dict(dataset.frames("wrist"))
     assert len(rows) == sum(LENGTHS)
-    assert np.abs(rows[LENGTHS[0] + 3].astype(int) - picture("wrist", 1, 3)).mean() < (4 if is_video else 1e-3)
+    assert np.abs(rows[LENGTHS[0] + 3].astype(int) - picture("wrist", 1, 3)).mean() < (
+        4 if is_video else 1e-3
+    )
 
 
 def test_an_episode_is_read_back(recorded: tuple[Path, bool]) -> None:
     episode = read_episode(recorded[0], 1)
-    assert (episode.fps, episode.joints, episode.task, len(episode.states)) == (FPS, JOINTS, TASKS[1], LENGTHS[1])
+    assert (episode.fps, episode.joints, episode.task, len(episode.states)) == (
+        FPS,
+        JOINTS,
+        TASKS[1],
+        LENGTHS[1],
+    )
     np.testing.assert_array_equal(episode.actions[4], (state(1, 4) + 1).astype(np.float64))
     with pytest.raises(UserError, match="has no episode 3: it has 0 to 2"):
         read_episode(recorded[0], 3)
@@ -129,11 +154,18 @@ def write_with_lerobot(root: Path, use_videos: bool) -> Path:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     dataset = LeRobotDataset.create(
-        "mtdit/theirs", FPS, layout(use_videos).features(), root=root, robot_type="so_follower", use_videos=use_videos
+        "mtdit/theirs",
+        FPS,
+        layout(use_videos).features(),
+        root=root,
+        robot_type="so_follower",
+        use_videos=use_videos,
     )
     for episode, length in enumerate(LENGTHS):
         for i in range(length):
-            frames = {f"observation.images.{camera}": picture(camera, episode, i) for camera in CAMERAS}
+            frames = {
+                f"observation.images.{camera}": picture(camera, episode, i) for camera in CAMERAS
+            }
             vectors = {"observation.state": state(episode, i), "action": state(episode, i) + 1}
             dataset.add_frame({**vectors, **frames, "task": TASKS[episode % 2]})
         dataset.save_episode()
@@ -144,19 +176,33 @@ def write_with_lerobot(root: Path, use_videos: bool) -> Path:
 @pytest.mark.parametrize("is_video", [True, False])
 def test_files_are_what_lerobot_would_have_written(tmp_path: Path, is_video: bool) -> None:
     """Same features, columns, types and metadata; statistics agree to the width of LeRobot's bins."""
-    ours, theirs = write(tmp_path / "ours", is_video), write_with_lerobot(tmp_path / "theirs", is_video)
+    ours, theirs = (
+        write(tmp_path / "ours", is_video),
+        write_with_lerobot(tmp_path / "theirs", is_video),
+    )
     infos = [json.loads((root / INFO).read_text()) for root in (ours, theirs)]
     for info in infos:
         for feature in info["features"].values():
             feature["info"] = sorted(feature.get("info") or {})
     assert infos[0] == infos[1]
     assert list(infos[0]["features"]) == list(infos[1]["features"])
-    for file in ("meta/tasks.parquet", "meta/episodes/chunk-000/file-000.parquet", "data/chunk-000/file-000.parquet"):
+    for file in (
+        "meta/tasks.parquet",
+        "meta/episodes/chunk-000/file-000.parquet",
+        "data/chunk-000/file-000.parquet",
+    ):
         schemas = [pq.read_schema(root / file) for root in (ours, theirs)]
-        assert schemas[0].equals(schemas[1], check_metadata=False), f"{file}:\n{schemas[0]}\n{schemas[1]}"
-    pandas = [json.loads(pq.read_schema(root / "meta/tasks.parquet").metadata[b"pandas"]) for root in (ours, theirs)]
+        assert schemas[0].equals(schemas[1], check_metadata=False), (
+            f"{file}:\n{schemas[0]}\n{schemas[1]}"
+        )
+    pandas = [
+        json.loads(pq.read_schema(root / "meta/tasks.parquet").metadata[b"pandas"])
+        for root in (ours, theirs)
+    ]
     assert [p["index_columns"] for p in pandas] == [["task"], ["task"]]
-    assert_stats_agree(*(json.loads((root / "meta/stats.json").read_text()) for root in (ours, theirs)))
+    assert_stats_agree(
+        *(json.loads((root / "meta/stats.json").read_text()) for root in (ours, theirs))
+    )
 
 
 def assert_stats_agree(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -167,26 +213,40 @@ def assert_stats_agree(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         for name, value in wanted.items():
             found = np.array(ours[key][name])
             assert found.shape == np.array(value).shape, (key, name)
-            # a quantile of theirs lies anywhere in the bin, or between two pixel values; their std of pictures is
-            # a difference of squares in float32
-            room = span / 200 if name.startswith("q") else 2e-4 * span if name == "std" else 1e-5 * max(1.0, span)
+            # a quantile of theirs lies anywhere in the bin, or between two pixel values; their std
+            # of pictures is a difference of squares in float32
+            room = (
+                span / 200
+                if name.startswith("q")
+                else 2e-4 * span
+                if name == "std"
+                else 1e-5 * max(1.0, span)
+            )
             np.testing.assert_allclose(found, value, atol=room, rtol=1e-5, err_msg=f"{key} {name}")
 
 
 def test_pictures_are_thinned_and_sampled_as_lerobot_does() -> None:
-    from lerobot.datasets.compute_stats import auto_downsample_height_width, get_feature_stats, sample_indices
+    from lerobot.datasets.compute_stats import (
+        auto_downsample_height_width,
+        get_feature_stats,
+        sample_indices,
+    )
 
     seed = 5
     print(f"seed {seed}")
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (130, 240, 320, 3), np.uint8)
     ours = dataset_stats.image_stats([dataset_stats.pixel_counts(image) for image in images])
-    chosen = np.stack([auto_downsample_height_width(images[i].transpose(2, 0, 1)) for i in sample_indices(130)])
+    chosen = np.stack(
+        [auto_downsample_height_width(images[i].transpose(2, 0, 1)) for i in sample_indices(130)]
+    )
     theirs = get_feature_stats(chosen, (0, 2, 3), keepdims=True)
     exact = chosen.transpose(1, 0, 2, 3).reshape(3, -1) / 255
     for name in ("min", "max", "mean", "std"):
         np.testing.assert_allclose(ours[name].ravel(), getattr(exact, name)(axis=1), rtol=1e-12)
-        np.testing.assert_allclose(ours[name], theirs[name][0] / 255, atol=5e-4)  # theirs sums squares in float32
+        np.testing.assert_allclose(
+            ours[name], theirs[name][0] / 255, atol=5e-4
+        )  # theirs sums squares in float32
     assert ours["count"].tolist() == theirs["count"].tolist()
 
 
@@ -219,7 +279,9 @@ def assert_close(found: Any, wanted: Any) -> None:
         for key in wanted:
             assert_close(found[key], wanted[key])
     elif isinstance(wanted, list) and wanted and not isinstance(wanted[0], str):
-        np.testing.assert_allclose(np.array(found, float), np.array(wanted, float), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(
+            np.array(found, float), np.array(wanted, float), rtol=1e-6, atol=1e-9
+        )
     else:
         assert found == wanted
 
@@ -234,7 +296,14 @@ def test_we_go_on_with_lerobots_and_lerobot_with_ours(tmp_path: Path) -> None:
     theirs = LeRobotDataset.resume("mtdit/mixed", root=root)
     for i in range(7):
         frames = {f"observation.images.{camera}": picture(camera, 4, i) for camera in CAMERAS}
-        theirs.add_frame({"observation.state": state(4, i), "action": state(4, i) + 1, **frames, "task": TASKS[0]})
+        theirs.add_frame(
+            {
+                "observation.state": state(4, i),
+                "action": state(4, i) + 1,
+                **frames,
+                "task": TASKS[0],
+            }
+        )
     theirs.save_episode()
     theirs.finalize()
     dataset = lerobot(root)
@@ -275,14 +344,19 @@ def files_below(root: Path) -> set[Path]:
             Layout(FPS, JOINTS, {"top": (48, 64)}),
             "wrist as video 64x64x3, this arm gives nothing",
         ),
-        (Layout(FPS, JOINTS, CAMERAS, video=False), r"observation.images.top as video 48x64x3, this arm gives image"),
+        (
+            Layout(FPS, JOINTS, CAMERAS, video=False),
+            r"observation.images.top as video 48x64x3, this arm gives image",
+        ),
         (
             Layout(FPS, JOINTS[:5], CAMERAS),
             r"action as float32 6 of shoulder_pan.pos, .*, this arm gives",
         ),
     ],
 )
-def test_another_layout_is_refused(recorded: tuple[Path, bool], other: Layout, message: str) -> None:
+def test_another_layout_is_refused(
+    recorded: tuple[Path, bool], other: Layout, message: str
+) -> None:
     root, is_video = recorded
     if is_video:
         with pytest.raises(UserError, match=message):
@@ -314,7 +388,9 @@ def test_a_session_without_an_episode_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_every_half_done_commit_reads_and_goes_on(tmp_path: Path) -> None:
-    """A kill between any two of the renames that add an episode: the dataset has one more or not, and is whole."""
+    """A kill between any two of the renames that add an episode: the dataset has one more or not,
+    and is whole.
+    """
 
     class Killed(Recording):
         steps = 0
@@ -330,7 +406,8 @@ def test_every_half_done_commit_reads_and_goes_on(tmp_path: Path) -> None:
         recording = Killed(root, layout(), resume=True, wait=True)
         recording.steps = steps
         recording.keep(fill(recording, 2, 9))
-        recording._alone.close()  # the process is gone: the kernel lets go of its lock, nothing else is tidied
+        # the process is gone: the kernel lets go of its lock, nothing else is tidied
+        recording._alone.close()
         dataset = lerobot(root)
         counted = 3 if steps == n_moves else 2
         assert dataset.meta.total_episodes == counted, steps
@@ -342,8 +419,13 @@ def test_every_half_done_commit_reads_and_goes_on(tmp_path: Path) -> None:
         again.keep(fill(again, 1, 7))
         again.close()
         dataset = lerobot(root)
-        assert (dataset.num_episodes, len(dataset)) == (n_ours + 1, sum(LENGTHS[:2]) + 9 * (n_ours == 3) + 7), steps
-        np.testing.assert_array_equal(dataset[len(dataset) - 1]["observation.state"].numpy(), state(1, 6))
+        assert (dataset.num_episodes, len(dataset)) == (
+            n_ours + 1,
+            sum(LENGTHS[:2]) + 9 * (n_ours == 3) + 7,
+        ), steps
+        np.testing.assert_array_equal(
+            dataset[len(dataset) - 1]["observation.state"].numpy(), state(1, 6)
+        )
         assert len(open_dataset(str(root)).episode_ends) == n_ours + 1
 
 
@@ -369,7 +451,10 @@ for episode in range(3):
 def test_a_killed_recording_keeps_every_finished_episode(tmp_path: Path) -> None:
     root = tmp_path / "set"
     process = subprocess.Popen(
-        [sys.executable, "-c", RECORD, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", RECORD, str(root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "under way\n"

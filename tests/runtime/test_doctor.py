@@ -1,4 +1,6 @@
-"""The doctor's findings: a computer made of files, an arm of virtual servos with faults, films as cameras."""
+"""The doctor's findings: a computer made of files, an arm of virtual servos with faults, films as
+cameras.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ def test_backends_are_run_not_believed() -> None:
     assert (found.status, f"{onnxruntime.__version__}, runs on CPU" in found.finding) == (OK, True)
     assert doctor_module._cannot_run(onnxruntime, "CPU") == ""
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        assert doctor_module._cannot_run(onnxruntime, "CUDA"), "a provider that is not there cannot have run"
+        assert doctor_module._cannot_run(onnxruntime, "CUDA"), (
+            "a provider that is not there cannot have run"
+        )
 
 
 def test_nothing_asked_is_healthy_and_plain_json(tmp_path: Path) -> None:
@@ -157,10 +161,14 @@ def test_a_sound_arm(port: str, file: Path, chain: dict[int, ServoRegisters], ki
     )
     assert found["bus errors"].finding == "0 of 120 replies lost in 20 cycles"
     assert found["calibration"].finding == "file and servos agree, the pose is inside"
-    assert {n: servo.read(0, 87) for n, servo in chain.items()} == before, "the doctor writes nothing"
+    assert {n: servo.read(0, 87) for n, servo in chain.items()} == before, (
+        "the doctor writes nothing"
+    )
 
 
-def test_every_fault_has_a_finding_and_a_remedy(port: str, file: Path, chain: dict[int, ServoRegisters]) -> None:
+def test_every_fault_has_a_finding_and_a_remedy(
+    port: str, file: Path, chain: dict[int, ServoRegisters]
+) -> None:
     del chain[1]
     chain[2].set("Firmware_Minor_Version", 9)
     chain[3].set("Model_Number", 2825)
@@ -169,8 +177,15 @@ def test_every_fault_has_a_finding_and_a_remedy(port: str, file: Path, chain: di
     chain[6].set_present(2047 + chain[6].get("Homing_Offset"), temperature_c=61, voltage_v=6.4)
     found = examined(port, file, patience_s=0.5)
     statuses = {name: check.status for name, check in found.items()}
-    assert statuses["servo 1 shoulder_pan"] == statuses["servo 3 elbow_flex"] == statuses["servo 4 wrist_flex"] == FAIL
-    assert statuses["servo 5 wrist_roll"] == statuses["servo 6 gripper"] == statuses["voltage"] == WARN
+    assert (
+        statuses["servo 1 shoulder_pan"]
+        == statuses["servo 3 elbow_flex"]
+        == statuses["servo 4 wrist_flex"]
+        == FAIL
+    )
+    assert (
+        statuses["servo 5 wrist_roll"] == statuses["servo 6 gripper"] == statuses["voltage"] == WARN
+    )
     assert statuses["firmware"] == FAIL
     assert "reports voltage, overload" in found["servo 4 wrist_flex"].finding
     assert "load 40%" in found["servo 5 wrist_roll"].finding
@@ -201,8 +216,12 @@ class Unplugged(ServoRegisters):
 
 
 @pytest.mark.parametrize("words", [30, 250, 500, 800])
-def test_a_plug_pulled_in_the_middle_is_a_finding(port: str, chain: dict[int, ServoRegisters], words: int) -> None:
-    """At whichever check it happens: one line that names the silence, within seconds, and no traceback."""
+def test_a_plug_pulled_in_the_middle_is_a_finding(
+    port: str, chain: dict[int, ServoRegisters], words: int
+) -> None:
+    """At whichever check it happens: one line that names the silence, within seconds, and no
+    traceback.
+    """
     for servo in chain.values():
         servo.__class__, servo.words = Unplugged, words  # type: ignore[attr-defined]
     found = examined(port, cycles=100_000, patience_s=0.05)
@@ -217,7 +236,9 @@ def test_lost_replies_are_counted_per_joint(port: str, chain: dict[int, ServoReg
     assert "elbow_flex 3" in found.finding
 
 
-def test_calibrations_that_do_not_fit(port: str, file: Path, chain: dict[int, ServoRegisters], tmp_path: Path) -> None:
+def test_calibrations_that_do_not_fit(
+    port: str, file: Path, chain: dict[int, ServoRegisters], tmp_path: Path
+) -> None:
     assert examined(port)["calibration"].status == WARN
     assert examined(port, tmp_path / "none.json")["calibration"].status == FAIL
     other = dict(load(file))
@@ -234,7 +255,11 @@ def test_servos_at_another_rate_are_found(port: str, chain: dict[int, ServoRegis
     for servo in chain.values():
         servo.set("Baud_Rate", BAUD_CODES[500_000])
     found = examined(port, patience_s=0.1)["baud"]
-    assert (found.status, "500000" in found.finding, "setup-motors" in found.remedy) == (FAIL, True, True)
+    assert (found.status, "500000" in found.finding, "setup-motors" in found.remedy) == (
+        FAIL,
+        True,
+        True,
+    )
     chain.clear()
     assert examined(port, patience_s=0.1)["baud"].finding == "nobody answers at any rate"
 
@@ -245,7 +270,9 @@ def test_servos_at_another_rate_are_found(port: str, chain: dict[int, ServoRegis
 def pattern(right: int = 0, light: int = 0) -> np.ndarray:
     """A table with things on it, shifted by whole pixels."""
     seed = 3
-    picture = np.random.default_rng(seed).integers(40, 160, (12, 24, 3)).repeat(8, 0).repeat(8, 1)  # (96, 192, 3)
+    picture = (
+        np.random.default_rng(seed).integers(40, 160, (12, 24, 3)).repeat(8, 0).repeat(8, 1)
+    )  # (96, 192, 3)
     return np.roll(picture + light, right, axis=1)[:, 32:160].clip(0, 255).astype(np.uint8)
 
 
@@ -276,8 +303,16 @@ def test_a_camera_that_was_turned_shows_something_else_or_is_dark(tmp_path: Path
     camera_check.save_png(tmp_path / "reference/top.png", pattern())
     moved = looked_at(film(tmp_path / "moved.mp4", pattern(right=9)), tmp_path)["camera top view"]
     assert (moved.status, "+9 px right, +0 px down" in moved.finding) == (WARN, True), moved
-    other = np.random.default_rng(9).integers(40, 160, (12, 16, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
-    assert looked_at(film(tmp_path / "other.mp4", other), tmp_path)["camera top view"].status == WARN
+    other = (
+        np.random.default_rng(9)
+        .integers(40, 160, (12, 16, 3))
+        .repeat(8, 0)
+        .repeat(8, 1)
+        .astype(np.uint8)
+    )
+    assert (
+        looked_at(film(tmp_path / "other.mp4", other), tmp_path)["camera top view"].status == WARN
+    )
     dark = looked_at(film(tmp_path / "dark.mp4", np.full((96, 128, 3), 5, np.uint8)), tmp_path)
     assert dark["camera top exposure"].status == WARN
     gone = looked_at("file:nowhere.mp4", tmp_path)["camera top"]
@@ -295,6 +330,8 @@ def test_a_shift_is_measured_in_pixels() -> None:
 def test_a_camera_the_policy_needs_is_missed(tmp_path: Path) -> None:
     from mtdit_runtime.bundle import Bundle, Camera
 
-    manifest = type("Manifest", (), {"cameras": (Camera("wrist", 96, 128, None, None),), "fps": 10})()
+    manifest = type(
+        "Manifest", (), {"cameras": (Camera("wrist", 96, 128, None, None),), "fps": 10}
+    )()
     found = by_id(list(check_cameras({}, Bundle(tmp_path, manifest), seconds=0.1)))
     assert found["camera wrist"].status == FAIL

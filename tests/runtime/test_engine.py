@@ -22,7 +22,9 @@ NO_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
 def test_onnx_engine_computes(bundle: Bundle, toy: Any) -> None:
     graph = bundle.manifest.graphs["vision"]
     engine = OnnxEngine(bundle.path(graph.file), graph, "vision")
-    frames = {c: np.random.default_rng(1).integers(0, 256, (4, 6, 3), np.uint8) for c in ("top", "wrist")}
+    frames = {
+        c: np.random.default_rng(1).integers(0, 256, (4, 6, 3), np.uint8) for c in ("top", "wrist")
+    }
     out = engine({f"frame.{c}": frame for c, frame in frames.items()})
     assert list(out) == ["features"]
     np.testing.assert_allclose(out["features"][0], toy.vision(frames), rtol=1e-5)
@@ -49,7 +51,8 @@ def test_a_graph_that_gives_other_shapes_is_an_error(bundle: Bundle) -> None:
     graph = bundle.manifest.graphs["vision"]
     wider = replace(graph, outputs=(replace(graph.outputs[0], shape=(1, 7)),))
     with pytest.raises(
-        UserError, match=r"vision\.onnx: features is float32 \(1, 6\), the manifest says float32 \(1, 7\)"
+        UserError,
+        match=r"vision\.onnx: features is float32 \(1, 6\), the manifest says float32 \(1, 7\)",
     ):
         OnnxEngine(bundle.path(graph.file), wider, "vision")
 
@@ -90,4 +93,6 @@ except UserError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == 'onnxruntime is not installed: pip install "mtdit[runtime]"', done.stderr
+    assert done.stdout.strip() == 'onnxruntime is not installed: pip install "mtdit[runtime]"', (
+        done.stderr
+    )

@@ -50,7 +50,9 @@ def put_engines(bundle: Bundle, device: Device, plan: bytes = b"plan") -> Path:
     precision = bundle.manifest.precision
     version = device.compute_capability
     plans = {name: sha256(folder / f"{name}.plan") for name in hashes}
-    record = EngineRecord(device.gpu, version, device.tensorrt, precision, hashes, sizes, seconds, plans=plans)
+    record = EngineRecord(
+        device.gpu, version, device.tensorrt, precision, hashes, sizes, seconds, plans=plans
+    )
     write_record(folder, record)
     return folder
 
@@ -63,7 +65,11 @@ def edit_record(folder: Path, **changes: Any) -> None:
 def test_keys_change_with_whatever_makes_a_plan_invalid(copy: Bundle) -> None:
     key = engine_key(copy, ORIN)
     assert key.startswith("sm87-trt10.3.0-fp32-")
-    devices = [replace(ORIN, gpu="Thor"), replace(ORIN, compute_capability=(11, 0)), replace(ORIN, tensorrt="10.16.2")]
+    devices = [
+        replace(ORIN, gpu="Thor"),
+        replace(ORIN, compute_capability=(11, 0)),
+        replace(ORIN, tensorrt="10.16.2"),
+    ]
     others = {engine_key(copy, device) for device in devices}
     others.add(engine_key(Bundle(copy.folder, replace(copy.manifest, precision="fp16")), ORIN))
     copy.manifest.files["denoiser.onnx"] = "0" * 64
@@ -90,10 +96,15 @@ def test_engines_of_this_computer_are_found(copy: Bundle) -> None:
     [
         (Device("Orin", (8, 7), "10.16.2"), "TensorRT 10.3.0, here 10.16.2"),
         (Device("Orin Nano", (8, 7), "10.3.0"), "GPU Orin, here Orin Nano"),
-        (Device("Thor", (11, 0), "10.16.2"), "GPU Orin, here Thor; compute capability 8.7, here 11.0; TensorRT 10.3.0"),
+        (
+            Device("Thor", (11, 0), "10.16.2"),
+            "GPU Orin, here Thor; compute capability 8.7, here 11.0; TensorRT 10.3.0",
+        ),
     ],
 )
-def test_engines_of_another_computer_are_refused_with_the_difference(copy: Bundle, here: Device, said: str) -> None:
+def test_engines_of_another_computer_are_refused_with_the_difference(
+    copy: Bundle, here: Device, said: str
+) -> None:
     put_engines(copy, ORIN)
     with pytest.raises(UserError) as refusal:
         find_plan(copy, "denoiser", here)
@@ -105,7 +116,9 @@ def test_engines_of_another_computer_are_refused_with_the_difference(copy: Bundl
 def test_the_nearest_engines_are_told(copy: Bundle) -> None:
     put_engines(copy, Device("Thor", (11, 0), "10.16.2"))
     put_engines(copy, ORIN)
-    with pytest.raises(UserError, match=r"\(those there are for TensorRT 10\.3\.0, here 10\.4\.0\)"):
+    with pytest.raises(
+        UserError, match=r"\(those there are for TensorRT 10\.3\.0, here 10\.4\.0\)"
+    ):
         find_plan(copy, "denoiser", replace(ORIN, tensorrt="10.4.0"))
 
 
@@ -117,7 +130,9 @@ def test_engines_of_other_graphs_are_refused(copy: Bundle) -> None:
 
 
 def test_without_engines_the_command_is_told(copy: Bundle) -> None:
-    with pytest.raises(UserError, match=r"no TensorRT engines for this computer in .*: run `mtdit build"):
+    with pytest.raises(
+        UserError, match=r"no TensorRT engines for this computer in .*: run `mtdit build"
+    ):
         find_plan(copy, "denoiser", ORIN)
 
 
@@ -133,12 +148,19 @@ def test_engines_that_were_never_checked_do_not_count(copy: Bundle) -> None:
         (lambda plan: plan.unlink(), "vision.plan is missing"),
         (lambda plan: plan.write_bytes(b"pl"), "vision.plan does not match its checksum"),
         (lambda plan: plan.write_bytes(b"PLAN"), "vision.plan does not match its checksum"),
-        (lambda plan: edit_record(plan.parent, plans={}), "an older mtdit kept no checksum of vision.plan"),
+        (
+            lambda plan: edit_record(plan.parent, plans={}),
+            "an older mtdit kept no checksum of vision.plan",
+        ),
     ],
 )
-def test_a_plan_that_is_not_as_it_was_checked_is_refused(copy: Bundle, spoil: Any, said: str) -> None:
+def test_a_plan_that_is_not_as_it_was_checked_is_refused(
+    copy: Bundle, spoil: Any, said: str
+) -> None:
     spoil(put_engines(copy, ORIN) / "vision.plan")
-    with pytest.raises(UserError, match=rf"cannot be used, {said}: run `mtdit build .*` here again"):
+    with pytest.raises(
+        UserError, match=rf"cannot be used, {said}: run `mtdit build .*` here again"
+    ):
         find_plan(copy, "vision", ORIN)
     (told,) = about(copy)["engines"]
     assert (told["fits"], told["why"]) == (False, said)
@@ -164,9 +186,13 @@ def test_a_record_of_an_older_mtdit_can_be_read(copy: Bundle) -> None:
         ({"onnx": {}}, "another vision graph; another history graph; another denoiser graph"),
     ],
 )
-def test_a_record_that_contradicts_its_folder_is_refused(copy: Bundle, changes: dict[str, Any], said: str) -> None:
+def test_a_record_that_contradicts_its_folder_is_refused(
+    copy: Bundle, changes: dict[str, Any], said: str
+) -> None:
     edit_record(put_engines(copy, ORIN), **changes)
-    with pytest.raises(UserError, match=rf"but its engine\.json says {said}: run `mtdit build") as refusal:
+    with pytest.raises(
+        UserError, match=rf"but its engine\.json says {said}: run `mtdit build"
+    ) as refusal:
         find_plan(copy, "denoiser", ORIN)
     assert str(refusal.value).isprintable()
 
@@ -208,7 +234,9 @@ def test_a_file_in_the_place_of_the_engines(copy: Bundle) -> None:
 
 
 @given(content=st.binary(max_size=60) | st.from_regex(r'\{"gpu": .*\}').map(str.encode))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_bytes_as_record(copy: Bundle, content: bytes) -> None:
     folder = copy.path(ENGINES) / "sm87"
     folder.mkdir(parents=True, exist_ok=True)

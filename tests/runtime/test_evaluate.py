@@ -44,7 +44,12 @@ def twin(scripted_robot: Any) -> ScriptedTwin:
 # Newcombe 1998, Statistics in Medicine 17:857, table I, method 3.
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
 )
 def test_wilson_interval(successes: int, n: int, low: float, high: float) -> None:
     assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
@@ -65,9 +70,13 @@ def test_impossible_counts(successes: int, n: int) -> None:
         wilson_interval(successes, n)
 
 
-def test_equal_runs_are_equal_and_seeds_are_the_evaluations_own(policy: BundlePolicy, twin: ScriptedTwin) -> None:
+def test_equal_runs_are_equal_and_seeds_are_the_evaluations_own(
+    policy: BundlePolicy, twin: ScriptedTwin
+) -> None:
     twin.goal = 13.0
-    first, second = (evaluate(policy, twin, TASK, 6, seed=3, max_s=1.0, success_ticks=1) for _ in range(2))
+    first, second = (
+        evaluate(policy, twin, TASK, 6, seed=3, max_s=1.0, success_ticks=1) for _ in range(2)
+    )
     assert first.each == second.each
     assert 0 < first.successes < 6
     assert [seed for _, seed in twin.resets[:6]] == [episode_seed(3, i) for i in range(6)]
@@ -97,7 +106,9 @@ def test_failures_last_their_time(policy: BundlePolicy, twin: ScriptedTwin) -> N
     assert [episode.duration_s for episode in report.each] == pytest.approx([0.5, 0.5])
 
 
-def test_another_instruction_is_told_while_the_task_is_measured(policy: BundlePolicy, twin: ScriptedTwin) -> None:
+def test_another_instruction_is_told_while_the_task_is_measured(
+    policy: BundlePolicy, twin: ScriptedTwin
+) -> None:
     told: list[str] = []
     reset = policy.reset
     policy.reset = lambda task, seed: (told.append(task), reset(task, seed))[1]  # type: ignore[method-assign, assignment]
@@ -116,7 +127,14 @@ def test_limits_are_kept_if_given(policy: BundlePolicy, bundle: Bundle, twin: Sc
 
 def test_episodes_are_reported_as_they_end(policy: BundlePolicy, twin: ScriptedTwin) -> None:
     seen: list[tuple[int, int]] = []
-    evaluate(policy, twin, TASK, 3, max_s=0.1, on_episode=lambda episode, index: seen.append((episode.seed, index)))
+    evaluate(
+        policy,
+        twin,
+        TASK,
+        3,
+        max_s=0.1,
+        on_episode=lambda episode, index: seen.append((episode.seed, index)),
+    )
     assert seen == [(episode_seed(0, i), i) for i in range(3)]
 
 
@@ -128,7 +146,9 @@ def test_a_dead_twin_is_no_failure_of_the_policy(policy: BundlePolicy, twin: Scr
 
 
 @pytest.mark.parametrize("episodes", [0, SEED_STRIDE + 1])
-def test_impossible_numbers_of_episodes(policy: BundlePolicy, twin: ScriptedTwin, episodes: int) -> None:
+def test_impossible_numbers_of_episodes(
+    policy: BundlePolicy, twin: ScriptedTwin, episodes: int
+) -> None:
     with pytest.raises(UserError, match="--episodes"):
         evaluate(policy, twin, TASK, episodes)
 

@@ -23,7 +23,15 @@ from mtdit_runtime.bundle import (
     write_manifest,
 )
 from mtdit_runtime.engine import Engines, choose_engines
-from mtdit_runtime.golden import Candidate, Expected, Probe, check_bundle, held_rows, read_golden, write_golden
+from mtdit_runtime.golden import (
+    Candidate,
+    Expected,
+    Probe,
+    check_bundle,
+    held_rows,
+    read_golden,
+    write_golden,
+)
 from mtdit_runtime.normalize import load_stats, save_stats
 
 Wreck = Callable[[np.ndarray], np.ndarray]
@@ -46,8 +54,12 @@ def by_hand(toy: Any, bundle: Bundle, seed: int) -> tuple[Probe, Expected]:
     """A fixture whose every stage is computed in numpy."""
     rng, m = np.random.default_rng(seed), bundle.manifest
     n_obs, task = m.n_obs_steps, m.tasks[seed % 2]
-    frames = {c.name: rng.integers(0, 256, (n_obs, c.height, c.width, 3), np.uint8) for c in m.cameras}
-    positions = np.stack([rng.uniform([j.low for j in m.joints], [j.high for j in m.joints]) for _ in range(n_obs)])
+    frames = {
+        c.name: rng.integers(0, 256, (n_obs, c.height, c.width, 3), np.uint8) for c in m.cameras
+    }
+    positions = np.stack(
+        [rng.uniform([j.low for j in m.joints], [j.high for j in m.joints]) for _ in range(n_obs)]
+    )
     noise = rng.standard_normal((m.horizon, len(m.joints)), np.float32)
     steps = [{name: f[i] for name, f in frames.items()} for i in range(n_obs)]
     chunk = toy.chunk(list(zip(positions, steps, strict=True)), task, noise)
@@ -73,7 +85,9 @@ def by_hand(toy: Any, bundle: Bundle, seed: int) -> tuple[Probe, Expected]:
 
 
 def with_golden(folder: Path, toy: Any, **changes: Any) -> Bundle:
-    """The bundle with two fixtures made by hand. Its text graph gives other features than its tasks.npz."""
+    """The bundle with two fixtures made by hand. Its text graph gives other features than its
+    tasks.npz.
+    """
     bundle = open_bundle(folder)
     probes, expected = zip(*(by_hand(toy, bundle, seed) for seed in (0, 1)), strict=True)
     write_golden(folder / GOLDEN, probes, expected)
@@ -112,7 +126,9 @@ def test_engines_that_compute_the_policy_pass(golden: Bundle, engines: Engines) 
         "tasks",
     ]
     assert result.stages["robot"]["max_error"] < 1e-2
-    assert all(result.stages[stage]["latency_ms"] > 0 for stage in ("vision", "history", "denoiser"))
+    assert all(
+        result.stages[stage]["latency_ms"] > 0 for stage in ("vision", "history", "denoiser")
+    )
 
 
 def test_fixtures_come_back_as_they_were_written(golden: Bundle, toy: Any) -> None:
@@ -131,12 +147,22 @@ def test_fixtures_come_back_as_they_were_written(golden: Bundle, toy: Any) -> No
     [
         (lambda x: np.full_like(x, np.nan), "max error inf, it gives NaN or infinite values"),
         (lambda x: x * np.inf, "max error inf"),
-        (lambda x: x + np.float32(2 / 180), "denoiser: max error 0.011 exceeds 0.0001"),  # a degree of the first joint
-        (lambda x: x[:, 1:], "denoiser: actions has shape (1, 11, 3), the manifest says (1, 12, 3)"),
+        (
+            lambda x: x + np.float32(2 / 180),
+            "denoiser: max error 0.011 exceeds 0.0001",
+        ),  # a degree of the first joint
+        (
+            lambda x: x[:, 1:],
+            "denoiser: actions has shape (1, 11, 3), the manifest says (1, 12, 3)",
+        ),
     ],
 )
-def test_a_wrecked_denoiser_is_named(golden: Bundle, engines: Engines, wreck: Wreck, says: str) -> None:
-    result = check_bundle(golden, replace(engines, denoiser=Wrecked(engines.denoiser, wreck)), text=False)
+def test_a_wrecked_denoiser_is_named(
+    golden: Bundle, engines: Engines, wreck: Wreck, says: str
+) -> None:
+    result = check_bundle(
+        golden, replace(engines, denoiser=Wrecked(engines.denoiser, wreck)), text=False
+    )
     assert any(says in line for line in result.failures), result.failures
     assert result.failures[0].startswith("denoiser")
 
@@ -149,12 +175,18 @@ def test_a_wrecked_denoiser_is_named(golden: Bundle, engines: Engines, wreck: Wr
         (lambda x: x[:, :2], "vision: features has shape (1, 2), the manifest says (1, 6)"),
     ],
 )
-def test_a_wrecked_encoder_is_named(golden: Bundle, engines: Engines, wreck: Wreck, says: str) -> None:
-    result = check_bundle(golden, replace(engines, vision=Wrecked(engines.vision, wreck)), text=False)
+def test_a_wrecked_encoder_is_named(
+    golden: Bundle, engines: Engines, wreck: Wreck, says: str
+) -> None:
+    result = check_bundle(
+        golden, replace(engines, vision=Wrecked(engines.vision, wreck)), text=False
+    )
     assert result.failures[0].startswith(says), result.failures
 
 
-def test_fp16_engines_are_judged_in_degrees_and_the_guilty_stage_is_told(copy: Path, toy: Any) -> None:
+def test_fp16_engines_are_judged_in_degrees_and_the_guilty_stage_is_told(
+    copy: Path, toy: Any
+) -> None:
     at_export = {s: {"rms_error": 1e-4, "max_error": 1e-3} for s in ("vision", "denoiser", "chunk")}
     stages = {**at_export, "robot": {"rms_error": 1e-3, "max_error": 1e-2, "spread": 5.0}}
     golden = with_golden(copy, toy, precision="fp16", verification={"stages": stages})
@@ -209,7 +241,9 @@ def test_another_tokenizer_is_found(golden: Bundle, engines: Engines) -> None:
 
 
 def test_a_bundle_without_fixtures_says_so(bundle: Bundle, copy: Path) -> None:
-    with pytest.raises(UserError, match="has no golden fixtures to check with: run `mtdit export` again"):
+    with pytest.raises(
+        UserError, match="has no golden fixtures to check with: run `mtdit export` again"
+    ):
         read_golden(bundle)
 
 
@@ -229,27 +263,48 @@ def test_a_fixture_that_lacks_an_array_is_a_user_error(golden: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["frame.top", "positions", "noise", "features", "state", "token_ids", "text", "actions", "actions_units"]
+    "name",
+    [
+        "frame.top",
+        "positions",
+        "noise",
+        "features",
+        "state",
+        "token_ids",
+        "text",
+        "actions",
+        "actions_units",
+    ],
 )
-@pytest.mark.parametrize("change", [lambda a: a[..., :-1], lambda a: a.astype(np.float64)], ids=["shape", "dtype"])
-def test_a_fixture_with_another_array_is_a_user_error(golden: Bundle, name: str, change: Wreck) -> None:
+@pytest.mark.parametrize(
+    "change", [lambda a: a[..., :-1], lambda a: a.astype(np.float64)], ids=["shape", "dtype"]
+)
+def test_a_fixture_with_another_array_is_a_user_error(
+    golden: Bundle, name: str, change: Wreck
+) -> None:
     path = golden.folder / GOLDEN / "1.npz"
     with np.load(path) as file:
         arrays = dict(file)
     np.savez(path, **{**arrays, name: change(arrays[name])})
     write_manifest(golden.folder, golden.manifest)
-    with pytest.raises(UserError, match=rf"1\.npz: {name} is \w+ \(.*\), not \w+ \(.*\): run `mtdit export` again"):
+    with pytest.raises(
+        UserError, match=rf"1\.npz: {name} is \w+ \(.*\), not \w+ \(.*\): run `mtdit export` again"
+    ):
         read_golden(open_bundle(golden.folder))
 
 
-@pytest.mark.parametrize("task", [np.array(3.5), np.array(["a", "b"]), np.array("\ud800"), np.array(b"open")])
+@pytest.mark.parametrize(
+    "task", [np.array(3.5), np.array(["a", "b"]), np.array("\ud800"), np.array(b"open")]
+)
 def test_a_fixture_whose_task_is_no_text_is_a_user_error(golden: Bundle, task: np.ndarray) -> None:
     path = golden.folder / GOLDEN / "1.npz"
     with np.load(path) as file:
         arrays = dict(file)
     np.savez(path, **{**arrays, "task": task})
     write_manifest(golden.folder, golden.manifest)
-    with pytest.raises(UserError, match=r"1\.npz: task is .*, not a text: run `mtdit export` again"):
+    with pytest.raises(
+        UserError, match=r"1\.npz: task is .*, not a text: run `mtdit export` again"
+    ):
         read_golden(open_bundle(golden.folder))
 
 

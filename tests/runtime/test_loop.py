@@ -25,7 +25,11 @@ def drive(policy: BundlePolicy, robot: Any) -> Callable[..., RunReport]:
     """Run the toy policy on the scripted robot in lock-step."""
 
     def drive(
-        config: LoopConfig, k: int = 0, limits: Limits | None = None, clock: Any = None, **options: Any
+        config: LoopConfig,
+        k: int = 0,
+        limits: Limits | None = None,
+        clock: Any = None,
+        **options: Any,
     ) -> RunReport:
         queue = ChunkQueue(policy, k)
         queue.reset(TASK, seed=0)
@@ -46,11 +50,15 @@ def test_duration(drive: Any, robot: Any, k: int) -> None:
     assert len(robot.commands) == 60
     assert robot.holds == 1
     assert report.late_ticks == report.stalled_ticks == report.bus_errors == 0
-    assert {"observe", "policy", "command", "tick", "chunk", "vision", "denoiser"} <= set(report.stages)
+    assert {"observe", "policy", "command", "tick", "chunk", "vision", "denoiser"} <= set(
+        report.stages
+    )
     assert report.stages["observe"]["count"] == 60
 
 
-def test_lock_step_is_deterministic_with_prefetch(policy: BundlePolicy, scripted_robot: Any) -> None:
+def test_lock_step_is_deterministic_with_prefetch(
+    policy: BundlePolicy, scripted_robot: Any
+) -> None:
     runs = []
     for _ in range(2):
         robot = scripted_robot()
@@ -80,7 +88,9 @@ def test_ctrl_c_ends_the_run_and_the_handler_is_put_back(drive: Any, robot: Any)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_supervisor_or_a_lost_terminal_too(drive: Any, robot: Any, number: signal.Signals) -> None:
+def test_a_supervisor_or_a_lost_terminal_too(
+    drive: Any, robot: Any, number: signal.Signals
+) -> None:
     before = signal.signal(number, signal.SIG_DFL)  # whoever runs the tests may ignore it
     try:
         robot.on_observe = lambda tick: tick == 3 and os.kill(os.getpid(), number)
@@ -126,7 +136,9 @@ def test_bus_errors_in_a_row_end_the_run(drive: Any, robot: Any) -> None:
     assert robot.holds == 1
 
 
-def test_stale_frames_hold_and_the_policy_waits(drive: Any, robot: Any, policy: BundlePolicy) -> None:
+def test_stale_frames_hold_and_the_policy_waits(
+    drive: Any, robot: Any, policy: BundlePolicy
+) -> None:
     robot.stale = dict.fromkeys(range(10, 14), 0.5)
     ticks: list[Any] = []
     report = drive(LoopConfig(FPS, duration_s=1.0), on_tick=ticks.append)
@@ -145,7 +157,9 @@ def test_frames_that_stay_stale_end_the_run(drive: Any, robot: Any) -> None:
 
 
 @pytest.mark.parametrize("k", [0, 2])
-def test_a_failing_policy_ends_the_run(drive: Any, robot: Any, policy: BundlePolicy, k: int) -> None:
+def test_a_failing_policy_ends_the_run(
+    drive: Any, robot: Any, policy: BundlePolicy, k: int
+) -> None:
     class Broken:
         calls, name = 0, "denoiser"
 

@@ -23,7 +23,9 @@ TASK, OTHER, HORIZON, A = "open the drawer", "close the drawer", 12, 3
 
 def observation(seed: int) -> tuple[Any, Any]:
     rng = np.random.default_rng(seed)
-    return rng.uniform(-50, 50, A), {c: rng.integers(0, 256, (4, 6, 3), np.uint8) for c in ("top", "wrist")}
+    return rng.uniform(-50, 50, A), {
+        c: rng.integers(0, 256, (4, 6, 3), np.uint8) for c in ("top", "wrist")
+    }
 
 
 def test_chunk_equals_the_graphs_by_hand(policy: BundlePolicy, toy: Any) -> None:
@@ -31,7 +33,9 @@ def test_chunk_equals_the_graphs_by_hand(policy: BundlePolicy, toy: Any) -> None
     first, second = observation(0), observation(1)
     policy.reset(TASK, seed=0)
     policy.observe(*first)
-    np.testing.assert_allclose(policy.chunk(noise), toy.chunk([first, first], TASK, noise), atol=1e-3)
+    np.testing.assert_allclose(
+        policy.chunk(noise), toy.chunk([first, first], TASK, noise), atol=1e-3
+    )
     policy.observe(*second)
     got = policy.chunk(noise)
     assert got.shape == (HORIZON, A)
@@ -40,7 +44,9 @@ def test_chunk_equals_the_graphs_by_hand(policy: BundlePolicy, toy: Any) -> None
 
 
 def lerobot_actions(toy: Any, observations: list[Any], seed: int) -> np.ndarray:
-    """LeRobot's `select_action`, written down once more: two deques, the first observation repeated to fill."""
+    """LeRobot's `select_action`, written down once more: two deques, the first observation repeated
+    to fill.
+    """
     n_obs, n_act = 2, 6
     rng = np.random.default_rng(seed)
     seen: deque[Any] = deque(maxlen=n_obs)
@@ -76,7 +82,10 @@ def test_only_needed_frames_are_encoded_and_only_once(policy: BundlePolicy, pref
         queue.prepare()
     queue.reset(TASK, seed=0)  # waits for what the worker has not finished
     queue.close()
-    first, others = 1, 2 * (requests - 1)  # instants: the first chunk sees one twice, the others two new ones
+    first, others = (
+        1,
+        2 * (requests - 1),
+    )  # instants: the first chunk sees one twice, the others two new ones
     ahead = 1 if prefetch == 0 else 0  # the 31st tick asks for a chunk and was prepared for
     assert policy.frames_encoded == 2 * (first + others + ahead)
 
@@ -94,7 +103,9 @@ def test_prepare_moves_an_encoding_ahead(policy: BundlePolicy) -> None:
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_what_is_known_before_a_chunk_is_computed_before_it(policy: BundlePolicy, prefetch: int) -> None:
+def test_what_is_known_before_a_chunk_is_computed_before_it(
+    policy: BundlePolicy, prefetch: int
+) -> None:
     queue = ChunkQueue(policy, prefetch)
     queue.reset(TASK, seed=0)
     for i in range(30):
@@ -104,11 +115,16 @@ def test_what_is_known_before_a_chunk_is_computed_before_it(policy: BundlePolicy
     queue.close()
     chunks = len(policy.ledger.durations("denoiser"))
     assert chunks >= 5
-    assert len(policy.ledger.durations("history")) == chunks + (prefetch == 0)  # prepared for the 31st tick, too
+    assert len(policy.ledger.durations("history")) == chunks + (
+        prefetch == 0
+    )  # prepared for the 31st tick, too
 
 
 def test_another_task_is_not_answered_from_what_was_known(policy: BundlePolicy, toy: Any) -> None:
-    noise, seen = draw_noise(np.random.default_rng(3), HORIZON, A), [observation(i) for i in range(3)]
+    noise, seen = (
+        draw_noise(np.random.default_rng(3), HORIZON, A),
+        [observation(i) for i in range(3)],
+    )
     for task in (TASK, OTHER, TASK):
         policy.reset(task, seed=0)
         for before, now in itertools.pairwise(seen):
@@ -116,7 +132,9 @@ def test_another_task_is_not_answered_from_what_was_known(policy: BundlePolicy, 
             policy.prepare()()
             policy.observe(*now)
             for _ in "ab":
-                np.testing.assert_allclose(policy.chunk(noise), toy.chunk([before, now], task, noise), atol=1e-3)
+                np.testing.assert_allclose(
+                    policy.chunk(noise), toy.chunk([before, now], task, noise), atol=1e-3
+                )
 
 
 def test_a_request_keeps_the_history_it_was_made_from(policy: BundlePolicy) -> None:
@@ -172,7 +190,10 @@ def test_history_repeats_the_first() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"top": np.zeros((8, 6, 3), np.uint8)}, r"camera 'top' gives 6x8, the policy was trained on 6x4"),
+        (
+            {"top": np.zeros((8, 6, 3), np.uint8)},
+            r"camera 'top' gives 6x8, the policy was trained on 6x4",
+        ),
         ({"top": np.zeros((4, 6), np.uint8)}, r"camera 'top' gives an array of shape \(4, 6\)"),
     ],
 )
@@ -192,13 +213,19 @@ def test_missing_frame_is_named(policy: BundlePolicy) -> None:
 @pytest.mark.parametrize(
     ("joints", "cameras", "message"),
     [
-        (("pan", "elbow", "grip"), ("top", "wrist"), "joint 2 of the robot is 'elbow', the policy expects 'lift'"),
+        (
+            ("pan", "elbow", "grip"),
+            ("top", "wrist"),
+            "joint 2 of the robot is 'elbow', the policy expects 'lift'",
+        ),
         (("lift", "pan", "grip"), ("top", "wrist"), "joint 1 of the robot is 'lift'"),
         (("pan", "lift"), ("top", "wrist"), "moves 3 joints"),
         (("pan", "lift", "grip"), ("top",), "needs camera 'wrist', the robot has top"),
     ],
 )
-def test_a_robot_that_does_not_fit_is_refused(policy: BundlePolicy, joints: Any, cameras: Any, message: str) -> None:
+def test_a_robot_that_does_not_fit_is_refused(
+    policy: BundlePolicy, joints: Any, cameras: Any, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         check_robot(policy, joints, cameras)
 
@@ -239,7 +266,9 @@ def test_what_cannot_be_committed(policy: BundlePolicy) -> None:
     policy.observe(*observation(0))
     with pytest.raises(ValueError, match="13 committed actions do not fit a chunk of 12"):
         policy.request(committed=np.zeros((HORIZON + 1, A)))
-    with pytest.raises(ValueError, match=r"noise of shape \(4, 12, 3\), this policy takes \(12, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"noise of shape \(4, 12, 3\), this policy takes \(12, 3\)"
+    ):
         policy.request(np.zeros((4, HORIZON, A), np.float32))
 
 
@@ -262,7 +291,9 @@ def ddpm(bundle: Bundle) -> tuple[BundlePolicy, Echo]:
     graphs, echo = bundle.manifest.graphs, Echo()
     inputs = (*graphs["denoiser"].inputs, Tensor("step_noise", (1, 2, HORIZON, A), "float32"))
     graphs = {**graphs, "denoiser": replace(graphs["denoiser"], inputs=inputs)}
-    manifest = replace(bundle.manifest, graphs=graphs, sampler=Sampler("ddpm", 3, (2.0, 1.0, 0.0), None))
+    manifest = replace(
+        bundle.manifest, graphs=graphs, sampler=Sampler("ddpm", 3, (2.0, 1.0, 0.0), None)
+    )
     engines = replace(choose_engines(bundle, "onnx"), denoiser=echo)
     return BundlePolicy(replace(bundle, manifest=manifest), engines), echo
 
@@ -274,7 +305,9 @@ def test_ddpm_draws_its_steps_from_the_same_generator(ddpm: tuple[BundlePolicy, 
     policy.chunk()
     rng = np.random.default_rng(6)
     np.testing.assert_array_equal(echo.given["noise"][0], draw_noise(rng, HORIZON, A))
-    np.testing.assert_array_equal(echo.given["step_noise"][0], [draw_noise(rng, HORIZON, A) for _ in range(2)])
+    np.testing.assert_array_equal(
+        echo.given["step_noise"][0], [draw_noise(rng, HORIZON, A) for _ in range(2)]
+    )
     np.testing.assert_array_equal(echo.given["prefix_mask"], np.zeros((1, HORIZON, 1)))
     noise = draw_noise(np.random.default_rng(7), HORIZON, A, draws=3)
     policy.chunk(noise, COMMITTED)

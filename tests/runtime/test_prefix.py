@@ -8,7 +8,24 @@ import pytest
 from mtdit_robots.errors import UserError
 from mtdit_runtime.prefix import SCHEDULES, prefix_weights
 
-GOLDEN = [1, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0, 0, 0, 0, 0, 0]  # 3 committed, 10 of 16
+GOLDEN = [
+    1,
+    1,
+    1,
+    0.875,
+    0.75,
+    0.625,
+    0.5,
+    0.375,
+    0.25,
+    0.125,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+]  # 3 committed, 10 of 16
 
 
 def test_golden_numbers() -> None:
@@ -20,14 +37,17 @@ def test_golden_numbers() -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(
-    ("horizon", "committed", "end"), [(16, 3, 10), (16, 0, 10), (16, 12, 10), (16, 16, 16), (8, 3, 20), (8, 0, 0)]
+    ("horizon", "committed", "end"),
+    [(16, 3, 10), (16, 0, 10), (16, 12, 10), (16, 16, 16), (8, 3, 20), (8, 0, 0)],
 )
 def test_weights_are_lerobots(schedule: str, horizon: int, committed: int, end: int) -> None:
     from lerobot.configs import RTCAttentionSchedule
     from lerobot.policies.rtc.configuration_rtc import RTCConfig
     from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 
-    theirs = RTCProcessor(RTCConfig(prefix_attention_schedule=RTCAttentionSchedule[schedule.upper()]))
+    theirs = RTCProcessor(
+        RTCConfig(prefix_attention_schedule=RTCAttentionSchedule[schedule.upper()])
+    )
     wanted = theirs.get_prefix_weights(committed, min(end, horizon), horizon).numpy()
     ours = prefix_weights(horizon, committed, end, schedule)
     assert ours.dtype == np.float32

@@ -1,4 +1,6 @@
-"""A new bundle takes its place as a whole; nothing that is not a bundle gives way to it, and nothing is left behind."""
+"""A new bundle takes its place as a whole; nothing that is not a bundle gives way to it, and
+nothing is left behind.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,9 @@ def test_a_bundle_with_something_else_in_it_is_never_replaced(copy: Path, name: 
     (copy / name).parent.mkdir(exist_ok=True)
     (copy / name).mkdir() if "." not in name[1:] else (copy / name).write_text("precious")
     other = "golden" if name.startswith("golden") else name
-    with pytest.raises(UserError, match=f"holds {other}, which is no part of a bundle: move it away"):
+    with pytest.raises(
+        UserError, match=f"holds {other}, which is no part of a bundle: move it away"
+    ):
         publish(copy)
     assert (copy / name).exists()
 
@@ -106,7 +110,9 @@ def test_what_comes_into_the_old_bundle_meanwhile_is_not_lost(copy: Path) -> Non
     assert (copy / "late.txt").exists()
 
 
-@pytest.mark.parametrize("manifest", [None, "{}", '{"name": "a web page"}', "[]", "{", '{"schema_version": 2}'])
+@pytest.mark.parametrize(
+    "manifest", [None, "{}", '{"name": "a web page"}', "[]", "{", '{"schema_version": 2}']
+)
 def test_another_folder_is_never_replaced(tmp_path: Path, manifest: str | None) -> None:
     (tmp_path / "precious.txt").write_text("x")
     if manifest is not None:
@@ -123,7 +129,9 @@ def test_the_folder_one_is_in_is_not_replaced(copy: Path, monkeypatch: pytest.Mo
     open_bundle(copy)
 
 
-@pytest.mark.parametrize("name", ["a\udcffb.mtdit", "a\nb.mtdit", "\x1b[2J.mtdit", "a\0b", "\u202eb.mtdit"])
+@pytest.mark.parametrize(
+    "name", ["a\udcffb.mtdit", "a\nb.mtdit", "\x1b[2J.mtdit", "a\0b", "\u202eb.mtdit"]
+)
 def test_names_that_no_file_should_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="holds characters that no file name should") as refusal:
         publish(tmp_path / name)
@@ -161,7 +169,9 @@ def test_places_that_take_no_bundle(tmp_path: Path, place: Callable[[Path], Path
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """A limit on the size of files stands for a full disk; neither names the file that was being written."""
+    """A limit on the size of files stands for a full disk; neither names the file that was being
+    written.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
@@ -172,7 +182,9 @@ def small_files() -> Iterator[None]:
 
 def test_a_full_disk_names_the_place(tmp_path: Path) -> None:
     with (
-        pytest.raises(UserError, match=r"--out .*/x\.mtdit cannot be written \(File too large\): choose"),
+        pytest.raises(
+            UserError, match=r"--out .*/x\.mtdit cannot be written \(File too large\): choose"
+        ),
         small_files(),
     ):
         publish(tmp_path / "x.mtdit", "x" * 1000)
@@ -201,7 +213,9 @@ def test_one_export_at_a_time(tmp_path: Path) -> None:
 
 
 def test_many_exports_at_once(tmp_path: Path) -> None:
-    """Whatever moment they meet in, each ends well or in one line, and a whole bundle is there in the end."""
+    """Whatever moment they meet in, each ends well or in one line, and a whole bundle is there in
+    the end.
+    """
     code = f"""
 import json, time
 from pathlib import Path
@@ -214,7 +228,9 @@ for i in range(200):
     except UserError as error:
         assert "another export" in str(error), error
 """
-    running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)
+    ]
     for one in running:
         assert one.communicate(timeout=60)[1] == b""
     assert [path.name for path in tmp_path.iterdir()] == ["x.mtdit"]

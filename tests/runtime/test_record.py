@@ -1,4 +1,6 @@
-"""The flight recorder: what comes back from disk, and replay of lock-step and of stuttering real-time runs."""
+"""The flight recorder: what comes back from disk, and replay of lock-step and of stuttering
+real-time runs.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def record(
 
     if late is not None:
         denoiser = policy._engines.denoiser
-        object.__setattr__(policy._engines, "denoiser", lambda inputs: (gate.wait(20), denoiser(inputs))[1])
+        object.__setattr__(
+            policy._engines, "denoiser", lambda inputs: (gate.wait(20), denoiser(inputs))[1]
+        )
         robot.on_observe = pace
 
     def watch(tick: Tick) -> None:
@@ -71,7 +75,9 @@ def test_replay_finds_the_same_actions(policy: BundlePolicy, robot: Any, tmp_pat
     assert (report.ticks, report.max_error) == (28, 0.0)
 
 
-def test_replay_of_a_run_whose_chunks_came_when_they_came(policy: BundlePolicy, robot: Any, tmp_path: Path) -> None:
+def test_replay_of_a_run_whose_chunks_came_when_they_came(
+    policy: BundlePolicy, robot: Any, tmp_path: Path
+) -> None:
     ticks, queue = record(policy, robot, tmp_path / "run.npz", late=range(6, 17), frames_mb=1)
     assert queue.continued > 0
     assert queue.stalls > 0

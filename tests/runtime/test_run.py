@@ -23,8 +23,15 @@ TASK = "open the drawer"
 @pytest.fixture
 def options(bundle_folder: Path, scripted_robot: Any) -> Any:
     def make(**changes: Any) -> RunOptions:
-        fixed = {"bundle": bundle_folder, "task": TASK, "robot": scripted_robot(), "backend": "onnx"}
-        return RunOptions(**{**fixed, "lockstep": True, "duration_s": 1.0, "say": lambda line: None, **changes})
+        fixed = {
+            "bundle": bundle_folder,
+            "task": TASK,
+            "robot": scripted_robot(),
+            "backend": "onnx",
+        }
+        return RunOptions(
+            **{**fixed, "lockstep": True, "duration_s": 1.0, "say": lambda line: None, **changes}
+        )
 
     return make
 
@@ -68,9 +75,14 @@ def test_commands_start_at_the_pose_found(options: Any) -> None:
 
 @pytest.mark.parametrize(
     ("task", "message"),
-    [("open drawer", "did you mean 'open the drawer'"), ("xyz", "it knows 'open the drawer', 'close the drawer'")],
+    [
+        ("open drawer", "did you mean 'open the drawer'"),
+        ("xyz", "it knows 'open the drawer', 'close the drawer'"),
+    ],
 )
-def test_an_unknown_task_is_refused_with_the_nearest_one(options: Any, task: str, message: str) -> None:
+def test_an_unknown_task_is_refused_with_the_nearest_one(
+    options: Any, task: str, message: str
+) -> None:
     run = options(task=task)
     with pytest.raises(UserError, match=message):
         run_policy(run)
@@ -108,12 +120,16 @@ def test_a_robot_that_cannot_connect_is_released(options: Any, scripted_robot: A
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_right_after_torque_came_on_releases_the_arm(options: Any, number: signal.Signals) -> None:
+def test_a_signal_right_after_torque_came_on_releases_the_arm(
+    options: Any, number: signal.Signals
+) -> None:
     def kill_when_connected(line: str) -> None:
         if run.robot.connected:
             os.kill(os.getpid(), number)
 
-    outside = signal.signal(number, signal.default_int_handler)  # tests may run under nohup, which ignores SIGHUP
+    outside = signal.signal(
+        number, signal.default_int_handler
+    )  # tests may run under nohup, which ignores SIGHUP
     run = options(say=kill_when_connected)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -124,7 +140,9 @@ def test_a_signal_right_after_torque_came_on_releases_the_arm(options: Any, numb
     assert not run.robot.connected
 
 
-def test_cameras_of_a_robot_that_does_not_fit_are_released(options: Any, scripted_robot: Any) -> None:
+def test_cameras_of_a_robot_that_does_not_fit_are_released(
+    options: Any, scripted_robot: Any
+) -> None:
     robot = scripted_robot(joints=("pan", "grip", "lift"))
     robot.connected = True  # as cameras are before the arm
     with pytest.raises(UserError, match="joint 2"):
@@ -135,9 +153,14 @@ def test_cameras_of_a_robot_that_does_not_fit_are_released(options: Any, scripte
 def test_lock_step_has_one_rate(options: Any, bundle_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle_folder, tmp_path / "slow.mtdit")
     write_manifest(copy, replace(open_bundle(copy).manifest, fps=15))
-    with pytest.raises(UserError, match=r"tick of the twin is 1/30 s, this runs at 15 Hz: use --clock real"):
+    with pytest.raises(
+        UserError, match=r"tick of the twin is 1/30 s, this runs at 15 Hz: use --clock real"
+    ):
         run_policy(options(bundle=copy))
-    assert run_policy(options(bundle=copy, lockstep=False, duration_s=0.2, home_s=0)).reason == "duration"
+    assert (
+        run_policy(options(bundle=copy, lockstep=False, duration_s=0.2, home_s=0)).reason
+        == "duration"
+    )
 
 
 def test_no_bundle(options: Any, tmp_path: Path) -> None:

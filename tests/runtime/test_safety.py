@@ -30,7 +30,9 @@ def test_limits_are_the_training_range_and_speed_with_a_margin() -> None:
     limits = Limits.of(JOINTS, FPS, CONFIG)
     assert limits.low.tolist() == [-60, -10]
     assert limits.high.tolist() == [60, 110]
-    np.testing.assert_allclose(limits.max_step, [60 * 1.5 / FPS, 20 / FPS])  # a joint that stood still gets min_speed
+    np.testing.assert_allclose(
+        limits.max_step, [60 * 1.5 / FPS, 20 / FPS]
+    )  # a joint that stood still gets min_speed
     assert limits.tracked.tolist() == [True, False]
 
 
@@ -58,7 +60,9 @@ def test_speed_is_limited_from_what_the_robot_accepted() -> None:
 def test_a_start_outside_the_range_is_left_slowly() -> None:
     guard = safety()
     guard.begin(np.array([80.0, 50.0]))
-    np.testing.assert_allclose(guard.command(np.array([80.0, 50.0]), np.array([80.0, 50.0]), 0.0), [77.0, 50.0])
+    np.testing.assert_allclose(
+        guard.command(np.array([80.0, 50.0]), np.array([80.0, 50.0]), 0.0), [77.0, 50.0]
+    )
 
 
 def test_ramp_goes_from_the_pose_found_to_what_is_wanted() -> None:
@@ -152,7 +156,9 @@ def test_whatever_is_wanted_commands_stay_within_limits(seed: int) -> None:
     guard = safety(SafetyConfig(ramp_s=0.3, not_finite_end_s=1e9, tracking_end_s=1e9))
     limits, last = guard.limits, FREE
     for tick in range(200):
-        wanted = rng.choice([np.nan, np.inf, -np.inf, 1e9, 0.0, 1.0], size=2) * rng.normal(size=2) * 100
+        wanted = (
+            rng.choice([np.nan, np.inf, -np.inf, 1e9, 0.0, 1.0], size=2) * rng.normal(size=2) * 100
+        )
         sent = guard.command(wanted, FREE, tick / FPS)
         assert np.all(np.isfinite(sent))
         assert np.all((sent >= limits.low) & (sent <= limits.high))

@@ -39,7 +39,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
     vocabulary = dict(bpe.encoder)
     vocabulary = {{"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}.get(w, w): i
                   for w, i in vocabulary.items()}  # fmt: skip
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in bpe.bpe_ranks], model_max_length=77)
+    tokenizer = CLIPTokenizer(
+        vocab=vocabulary, merges=[tuple(pair) for pair in bpe.bpe_ranks], model_max_length=77
+    )
     folder = tmp_path_factory.mktemp("clip")
     tokenizer.save_pretrained(folder)
     return tokenizer, folder / "tokenizer.json"
@@ -52,7 +54,9 @@ def tokens(reference: Any) -> Tokens:
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_ids_equal_hugging_faces(reference: Any, tokens: Tokens, text: str) -> None:
-    wanted = reference[0](text, padding="max_length", truncation=True, max_length=77, return_tensors="np")["input_ids"]
+    wanted = reference[0](
+        text, padding="max_length", truncation=True, max_length=77, return_tensors="np"
+    )["input_ids"]
     got = tokens(text)
     assert got.shape == (1, 77)
     assert got.dtype == np.int64
@@ -72,7 +76,9 @@ def test_random_texts_equal_hugging_faces(reference: Any, tokens: Tokens) -> Non
     alphabet = list("abcdefghij KLMNOP  0123,.!?'-äß")
     for _ in range(300):
         text = "".join(rng.choice(alphabet, rng.integers(0, 120)))
-        wanted = reference[0](text, padding="max_length", truncation=True, max_length=77)["input_ids"]
+        wanted = reference[0](text, padding="max_length", truncation=True, max_length=77)[
+            "input_ids"
+        ]
         assert tokens(text)[0].tolist() == wanted, (seed, text)
 
 
@@ -87,6 +93,8 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
     import json
 
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": [], "model": model})
+    )
     with pytest.raises(UserError, match="not a CLIP tokenizer"):
         load_tokens(tmp_path / "tokenizer.json")

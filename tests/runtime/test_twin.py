@@ -29,7 +29,10 @@ class Wandering:
         self.rng = np.random.default_rng(seed)
 
     def observe(self, positions: Any, frames: Mapping[str, Any]) -> None:
-        self.positions, self.light = positions, sum(float(frame.mean()) for frame in frames.values())
+        self.positions, self.light = (
+            positions,
+            sum(float(frame.mean()) for frame in frames.values()),
+        )
 
     def request(self, noise: Any = None, committed: Any = None) -> Callable[[], Any]:
         drift = 10 * self.rng.normal(size=len(JOINTS)) + self.light / 100
@@ -58,7 +61,9 @@ def test_equal_evaluations_see_equal_bytes(lockstep: Twin, prefetch: int) -> Non
             for array in (tick.observation.positions, *tick.observation.frames.values(), tick.sent):
                 seen.update(array.tobytes())
 
-        report = evaluate(Wandering(), lockstep, TASK, 2, max_s=1.0, prefetch_ticks=prefetch, on_tick=watch)
+        report = evaluate(
+            Wandering(), lockstep, TASK, 2, max_s=1.0, prefetch_ticks=prefetch, on_tick=watch
+        )
         return seen.hexdigest(), report.each
 
     assert digest() == digest()
@@ -73,7 +78,9 @@ def test_real_time_run_ends_at_home() -> None:
         queue.reset(TASK, 0)
         start = robot.observe().positions
         config = LoopConfig(30, duration_s=1.5, home_s=1.0)
-        report = run(robot, queue, Safety(JOINTS, Limits.none(6)), config, RealClock(), twin.success)
+        report = run(
+            robot, queue, Safety(JOINTS, Limits.none(6)), config, RealClock(), twin.success
+        )
         end = robot.observe().positions
         robot.close()
         queue.close()

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from mtdit_runtime.words import plain
 
 
-@pytest.mark.parametrize("words", ["open the drawer", "öffne die Schublade", "引き出しを開ける", "a\u3000b", "50 % 🙂"])
+@pytest.mark.parametrize(
+    "words", ["open the drawer", "öffne die Schublade", "引き出しを開ける", "a\u3000b", "50 % 🙂"]
+)
 def test_ordinary_words_stay_as_they_are(words: str) -> None:
     assert plain(words) == words
 

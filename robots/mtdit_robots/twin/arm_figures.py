@@ -1,10 +1,12 @@
-"""The SO-101's figures: links, inertias, ranges, and the primitive shapes that stand for its printed parts.
+"""The SO-101's figures: links, inertias, ranges, and the primitive shapes that stand for its
+printed parts.
 
 Knows numbers only. Refuses to know MJCF, MuJoCo, and the table the arm stands on.
 
-Every frame is world-aligned (x forward, y left, z up) when all joints are zero ("new calibration": each joint at
-mid-range). Kinematics and inertias are those of TheRobotStudio/SO-ARM100 `Simulation/SO101/so101_new_calib.xml`; the
-shapes are our own primitives, fitted to that arm's outline. Lengths in the tables are millimetres.
+Every frame is world-aligned (x forward, y left, z up) when all joints are zero ("new calibration":
+each joint at mid-range). Kinematics and inertias are those of TheRobotStudio/SO-ARM100
+`Simulation/SO101/so101_new_calib.xml`; the shapes are our own primitives, fitted to that arm's
+outline. Lengths in the tables are millimetres.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ STEEL: Rgb = (0.78, 0.79, 0.82)
 
 @dataclass(frozen=True)
 class Shape:
-    """One primitive. `role`: look (never touches), solid (touches the world), pad (a finger's gripping face)."""
+    """One primitive. `role`: look (never touches), solid (touches the world), pad (a finger's
+    gripping face).
+    """
 
     kind: str  # box | cylinder | capsule
     size_mm: Sequence[float]  # MuJoCo half sizes
@@ -35,7 +39,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Link:
-    """One body of the arm's chain, hung on the previous one by `joint`. Inertia is about the centre of mass."""
+    """One body of the arm's chain, hung on the previous one by `joint`. Inertia is about the centre
+    of mass.
+    """
 
     name: str
     pos_mm: Vec3  # in the parent's frame
@@ -52,11 +58,19 @@ class Link:
 SIDE = 18.28  # the arm's plane, seen from the frames that sit on one side of it
 ACROSS: Vec3 = (math.pi / 2, 0.0, 0.0)  # turns a cylinder's axis to y
 
-WRIST_CAMERA_MM: Vec3 = (45.0, 55.0, 0.0)  # in the gripper frame, looking forward and inwards by the tilt
+WRIST_CAMERA_MM: Vec3 = (
+    45.0,
+    55.0,
+    0.0,
+)  # in the gripper frame, looking forward and inwards by the tilt
 WRIST_CAMERA_TILT_RAD = 0.57
 GRIPPER_ROLL_RAD = 0.0486795
 TCP_MM: Vec3 = (95.5, 0.0, -0.2)  # between the closed fingers' faces
-GRIPPERFRAME_MM: Vec3 = (98.13, -0.22, -7.9)  # the official tool point, on the fixed jaw's inner face
+GRIPPERFRAME_MM: Vec3 = (
+    98.13,
+    -0.22,
+    -7.9,
+)  # the official tool point, on the fixed jaw's inner face
 
 ARM: tuple[Link, ...] = (
     Link(
@@ -137,4 +151,6 @@ ARM: tuple[Link, ...] = (
     ),
 )  # fmt: skip
 
-RANGES_RAD: dict[str, tuple[float, float]] = {link.joint: link.range_rad for link in ARM if link.joint}
+RANGES_RAD: dict[str, tuple[float, float]] = {
+    link.joint: link.range_rad for link in ARM if link.joint
+}

@@ -1,7 +1,8 @@
 """A servo bus without servos: a pseudo-terminal whose far end answers as a chain of STS3215 would.
 
-Knows packets, who answers what, baud rates and wire time. Refuses to know physics: two callbacks tell the owner that
-goals were written and that somebody is about to read. Linux only (pseudo-terminals, TCGETS2).
+Knows packets, who answers what, baud rates and wire time. Refuses to know physics: two callbacks
+tell the owner that goals were written and that somebody is about to read. Linux only
+(pseudo-terminals, TCGETS2).
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ from mtdit_robots.twin.faults import Faults
 from mtdit_robots.twin.registers import ServoRegisters
 
 _TCGETS2 = 0x802C542A
-_TERMIOS2 = struct.Struct("4I20s2I")  # flags, line and control characters, input speed, output speed
+_TERMIOS2 = struct.Struct(
+    "4I20s2I"
+)  # flags, line and control characters, input speed, output speed
 
 
 def _nothing() -> None:
@@ -48,14 +51,13 @@ def _nothing() -> None:
 class VirtualBus:
     """Servos behind a pseudo-terminal; any serial client may open `path`.
 
-    servos: the servos on the chain; which one answers is decided by their ID register, the keys are the owner's.
-    on_goal: called once per packet that wrote Goal_Position, after every servo has it.
-    before_read: called before READ and SYNC_READ are answered, to bring the present registers up to date.
-    wire_time: hold replies back for as long as request, return delays and replies occupy a real wire, which the next
-    request finds busy until then.
-    link: a symbolic link to `path`, removed at close.
-    log: when a list is given, every request that arrived intact is appended to it.
-    faults: what goes wrong on the way back, nothing at first.
+    servos: the servos on the chain; which one answers is decided by their ID register, the keys are
+    the owner's. on_goal: called once per packet that wrote Goal_Position, after every servo has it.
+    before_read: called before READ and SYNC_READ are answered, to bring the present registers up to
+    date. wire_time: hold replies back for as long as request, return delays and replies occupy a
+    real wire, which the next request finds busy until then. link: a symbolic link to `path`,
+    removed at close. log: when a list is given, every request that arrived intact is appended to
+    it. faults: what goes wrong on the way back, nothing at first.
     """
 
     def __init__(
@@ -73,7 +75,8 @@ class VirtualBus:
         self._arrived_s = self._wire_free_s = 0.0
         self.faults = Faults()
         self._input = bytearray()
-        # The slave end stays open here: were it closed with the client, the master would report a hang-up.
+        # The slave end stays open here: were it closed with the client, the master would report a
+        # hang-up.
         self._master, self._slave = pty.openpty()
         tty.setraw(self._slave)
         os.set_blocking(self._master, False)
@@ -87,21 +90,27 @@ class VirtualBus:
         return self._master
 
     def serve(self, timeout_s: float = 0.0) -> int:
-        """Answer what has arrived, waiting at most `timeout_s` for it. Returns the number of requests handled."""
+        """Answer what has arrived, waiting at most `timeout_s` for it. Returns the number of
+        requests handled.
+        """
         if not self._poll.poll(timeout_s * 1000):
             return 0
         with contextlib.suppress(BlockingIOError):
             self._input += os.read(self._master, 65536)
         self._arrived_s = time.monotonic()
         n_requests = 0
-        while request := take_frame(self._input, max_id=BROADCAST, max_code=0xFF, max_length=MAX_LENGTH):
+        while request := take_frame(
+            self._input, max_id=BROADCAST, max_code=0xFF, max_length=MAX_LENGTH
+        ):
             self._handle(request)
             n_requests += 1
         return n_requests
 
     @contextlib.contextmanager
     def serve_in_thread(self) -> Iterator[VirtualBus]:
-        """Serve from a thread of this process until the block ends, then close: for tests and small tools."""
+        """Serve from a thread of this process until the block ends, then close: for tests and small
+        tools.
+        """
         stop = threading.Event()
 
         def loop() -> None:
@@ -136,7 +145,9 @@ class VirtualBus:
         try:
             place.symlink_to(self.path)
         except OSError as error:
-            raise UserError(f"cannot make the link {place} ({error.strerror}): choose another --link path") from error
+            raise UserError(
+                f"cannot make the link {place} ({error.strerror}): choose another --link path"
+            ) from error
         return place
 
     def _client_baud(self) -> int:
@@ -208,7 +219,9 @@ def _sync_read(servos: list[ServoRegisters], data: bytes) -> list[tuple[float, b
     ]
 
 
-def _unicast(servos: list[ServoRegisters], request: Frame) -> tuple[list[tuple[float, bytes]], bool]:
+def _unicast(
+    servos: list[ServoRegisters], request: Frame
+) -> tuple[list[tuple[float, bytes]], bool]:
     """PING, READ, WRITE, REG_WRITE, ACTION to one servo, or to all: (replies, goals were written)."""
     addressed = [servo for servo in servos if request.servo in (servo.servo_id, BROADCAST)]
     replies, wrote_goal = [], False

@@ -1,4 +1,5 @@
-"""The twin's six servos as register files: their calibration, and the traffic between registers and physics.
+"""The twin's six servos as register files: their calibration, and the traffic between registers and
+physics.
 
 Knows which register feeds which setting of `Servos` and back. Refuses to know packets and MuJoCo.
 """
@@ -23,10 +24,11 @@ MIDDLE_TICKS = 2047  # what LeRobot's homing makes every mid-range pose read
 
 
 def twin_calibration() -> dict[str, JointCalibration]:
-    """The twin's calibration as `lerobot-calibrate` would have made it: degrees are the model's joint angles.
+    """The twin's calibration as `lerobot-calibrate` would have made it: degrees are the model's
+    joint angles.
 
-    Degrees divide by 4095 where the encoder has 4096 ticks, so they read 0.024 % large; wrist_roll keeps LeRobot's full
-    range 0..4095, whose middle is half a tick (0.04 degrees) off.
+    Degrees divide by 4095 where the encoder has 4096 ticks, so they read 0.024 % large; wrist_roll
+    keeps LeRobot's full range 0..4095, whose middle is half a tick (0.04 degrees) off.
     """
     return {joint: _joint_calibration(joint) for joint in JOINTS}
 
@@ -41,7 +43,9 @@ def _joint_calibration(joint: str) -> JointCalibration:
 
 
 def twin_registers() -> dict[int, ServoRegisters]:
-    """Six servos as they come out of calibration: EEPROM written, torque off, other registers as from the factory."""
+    """Six servos as they come out of calibration: EEPROM written, torque off, other registers as
+    from the factory.
+    """
     return {IDS[joint]: _calibrated(values) for joint, values in twin_calibration().items()}
 
 
@@ -56,7 +60,9 @@ def _calibrated(values: JointCalibration) -> ServoRegisters:
 
 
 def energise(registers: Mapping[int, ServoRegisters]) -> None:
-    """Settings and torque switch as the driver leaves them after `connect()`: for worlds used without a bus."""
+    """Settings and torque switch as the driver leaves them after `connect()`: for worlds used
+    without a bus.
+    """
     for servo in registers.values():
         servo.set("P_Coefficient", int(FOLLOWER_P))
         servo.set("Torque_Enable", 1)
@@ -66,7 +72,9 @@ def energise(registers: Mapping[int, ServoRegisters]) -> None:
 def carry_out(registers: Mapping[int, ServoRegisters], servos: Servos) -> None:
     """Registers to physics: goals, gains, limits, switches."""
     chain = list(registers.values())
-    servos.goal_rad = servo_model.angle_of(np.array([float(servo.goal_actual_ticks) for servo in chain]))
+    servos.goal_rad = servo_model.angle_of(
+        np.array([float(servo.goal_actual_ticks) for servo in chain])
+    )
     servos.p_coefficient = np.array([float(servo.p_gain) for servo in chain])
     servos.torque_limit = np.array([servo.torque_limit for servo in chain])
     servos.torque_enabled = np.array([servo.torque_enabled for servo in chain])

@@ -1,7 +1,8 @@
 """The twin as its user sees it: a port to open, cameras to read, a table to lay.
 
-Knows how to start the twin's process, talk to it and end it. Refuses to know physics and rendering: mujoco is never
-imported here. `robot()` is the real driver on the twin's port; nothing in it knows that the servos are simulated.
+Knows how to start the twin's process, talk to it and end it. Refuses to know physics and rendering:
+mujoco is never imported here. `robot()` is the real driver on the twin's port; nothing in it knows
+that the servos are simulated.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ LOCKSTEP_BUS_TIMEOUT_S = 10.0  # replies wait for physics and pictures
 class Twin:
     """A simulated SO-101 in a process of its own. Use it as a context manager, or call `close`.
 
-    clock: "real", or "lockstep": one goal write is one tick of 1/30 s, deterministic and faster than real time.
-    image_size: (height, width) of every camera. link: a name that shall point to the port, e.g. /tmp/ttySIM0.
-    wire_time: let packets take as long as on a 1 Mbit/s wire.
-    Raises UserError: unknown clock, mujoco missing, link impossible. OSError when the process does not start.
+    clock: "real", or "lockstep": one goal write is one tick of 1/30 s, deterministic and faster
+    than real time. image_size: (height, width) of every camera. link: a name that shall point to
+    the port, e.g. /tmp/ttySIM0. wire_time: let packets take as long as on a 1 Mbit/s wire. Raises
+    UserError: unknown clock, mujoco missing, link impossible. OSError when the process does not
+    start.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class Twin:
         memory = new_memory()
         self._frames = SharedFrames(memory, CAMERAS, image_size)
         ours, theirs = socket.socketpair()
-        settings = Settings(theirs.fileno(), memory, clock, image_size, str(link) if link else None, wire_time)
+        settings = Settings(
+            theirs.fileno(), memory, clock, image_size, str(link) if link else None, wire_time
+        )
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (what the process says on stderr, while it lives)
         self._process = _start(settings, self._errors)
         theirs.close()
@@ -76,7 +80,8 @@ class Twin:
         self.renderer: str = hello["renderer"]["name"]
 
     def robot(self, bus: str = "own") -> So101Arm:
-        """The driver on the twin's port, with its cameras; not connected yet. Make a new one after closing it.
+        """The driver on the twin's port, with its cameras; not connected yet. Make a new one after
+        closing it.
 
         bus: as of `So101Arm`.
         """
@@ -86,7 +91,9 @@ class Twin:
         return So101Arm(self.port, self.calibration, cameras, timeout_s=timeout_s, bus=bus)
 
     def reset(self, task: str, seed: int = 0) -> None:
-        """Lay the table for the instruction; the arm is put at rest. UserError names the nearest known instruction."""
+        """Lay the table for the instruction; the arm is put at rest. UserError names the nearest
+        known instruction.
+        """
         self._ask("reset", task=task, seed=int(seed))
 
     def success(self) -> bool:
@@ -94,11 +101,17 @@ class Twin:
         return bool(self._ask("success")["success"])
 
     def status(self) -> dict[str, Any]:
-        """task, seed, tick, positions, drawer_m, cube_m, success, and late_s: how far real time ran away."""
+        """task, seed, tick, positions, drawer_m, cube_m, success, and late_s: how far real time ran
+        away.
+        """
         return self._ask("status")
 
-    def picture(self, camera: str = OVERVIEW, height: int = 480, width: int = 640, fine: bool = False) -> Frame:
-        """(height, width, 3) uint8 RGB from any camera. fine: with shadows and smooth edges, 10 times slower."""
+    def picture(
+        self, camera: str = OVERVIEW, height: int = 480, width: int = 640, fine: bool = False
+    ) -> Frame:
+        """(height, width, 3) uint8 RGB from any camera. fine: with shadows and smooth edges, 10
+        times slower.
+        """
         reply = self._ask("picture", camera=camera, height=height, width=width, fine=fine)
         pixels = self._control.receive_bytes(reply["bytes"])
         if len(pixels) < reply["bytes"]:
@@ -118,7 +131,10 @@ class Twin:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -134,7 +150,9 @@ class Twin:
             message = self._control.receive()
         except TimeoutError as error:
             self.close()
-            raise OSError("the twin's process does not answer: the computer may be overloaded, try again") from error
+            raise OSError(
+                "the twin's process does not answer: the computer may be overloaded, try again"
+            ) from error
         if message is None:
             raise self._death()
         if "user_error" in message:
@@ -156,7 +174,9 @@ class Twin:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         last_words = lines[-1] if lines else "it said nothing"
-        return OSError(f"the twin's process ended with code {self._process.returncode}: {last_words}")
+        return OSError(
+            f"the twin's process ended with code {self._process.returncode}: {last_words}"
+        )
 
 
 def _start(settings: Settings, errors: Any) -> subprocess.Popen[bytes]:

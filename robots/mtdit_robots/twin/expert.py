@@ -1,7 +1,8 @@
-"""A scripted expert: walks a task's way-points at 30 Hz, as a careful person with a leader arm would.
+"""A scripted expert: walks a task's way-points at 30 Hz, as a careful person with a leader arm
+would.
 
-Knows how to get smoothly from one tool pose to the next and to lean against gravity. Refuses to step the world, record,
-or judge: whoever iterates it observes, sends and steps.
+Knows how to get smoothly from one tool pose to the next and to lean against gravity. Refuses to
+step the world, record, or judge: whoever iterates it observes, sends and steps.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 ATTEMPTS = 2  # the first and one retry
 INTEGRAL_GAIN = 0.04  # of the tracking error, per tick
 INTEGRAL_LIMIT_RAD = 0.20
-NOISE_MEMORY = math.exp(-TICK_S / 0.15)  # noise forgets itself over 0.15 s, else the servo filters it away
+NOISE_MEMORY = math.exp(
+    -TICK_S / 0.15
+)  # noise forgets itself over 0.15 s, else the servo filters it away
 
 Vector = NDArray[np.float64]  # (6,)
 Mixed = TypeVar("Mixed", float, NDArray[np.float64])
@@ -35,8 +38,9 @@ Mixed = TypeVar("Mixed", float, NDArray[np.float64])
 class Step:
     """One tick's command in the driver's units (degrees, gripper 0..100).
 
-    action: what the expert means, to be recorded. sent: the same with noise, to be commanded. Recording the clean
-    action in states the noise leads to teaches a policy to come back (DART, Laskey et al. 2017).
+    action: what the expert means, to be recorded. sent: the same with noise, to be commanded.
+    Recording the clean action in states the noise leads to teaches a policy to come back (DART,
+    Laskey et al. 2017).
     """
 
     action: Vector
@@ -44,10 +48,11 @@ class Step:
 
 
 def demonstrate(world: World, noise_rad: float = 0.0, seed: int | None = None) -> Iterator[Step]:
-    """The commands for the world's task. Before asking for the next one, send it and let one tick pass.
+    """The commands for the world's task. Before asking for the next one, send it and let one tick
+    pass.
 
-    noise_rad: sigma of the noise on the arm joints. seed: of the noise, the world's own by default. Ends after the
-    plan, or after a second attempt if the first failed.
+    noise_rad: sigma of the noise on the arm joints. seed: of the noise, the world's own by default.
+    Ends after the plan, or after a second attempt if the first failed.
     """
     hand = _Hand(world, noise_rad, np.random.default_rng([world.seed if seed is None else seed, 1]))
     for _ in range(ATTEMPTS):
@@ -65,7 +70,9 @@ class _Hand:
         angles = world.servos.angles_rad
         self._pose, self._grip_rad = tool_pose(angles), float(angles[5])
         self._wanted: Vector = angles
-        self._expected: Vector = angles.copy()  # where servos that follow `_wanted` should be by now
+        self._expected: Vector = (
+            angles.copy()
+        )  # where servos that follow `_wanted` should be by now
         self._lean: Vector = np.zeros(6)
         self._tremor: Vector = np.zeros(6)
 
@@ -83,30 +90,40 @@ class _Hand:
 
     def _step(self) -> Step:
         goal = self._wanted + self._lean + self._against_gravity()
-        self._tremor = NOISE_MEMORY * self._tremor + math.sqrt(1 - NOISE_MEMORY**2) * self._rng.standard_normal(6)
+        self._tremor = NOISE_MEMORY * self._tremor + math.sqrt(
+            1 - NOISE_MEMORY**2
+        ) * self._rng.standard_normal(6)
         noise = self._noise_rad * self._tremor * [1, 1, 1, 1, 1, 0]
         units = self._world.positions_of
         return Step(action=units(goal), sent=units(goal + noise))
 
     def _against_gravity(self) -> Vector:
-        """How far the goal must lie beyond the wanted angle for the servo's spring to carry the arm's weight."""
+        """How far the goal must lie beyond the wanted angle for the servo's spring to carry the
+        arm's weight.
+        """
         return np.append((self._world.gravity_nm(self._wanted) / self._stiffness())[:5], 0.0)
 
     def _stiffness(self) -> Vector:
         return servo_model.stiffness_nm_rad(1.0) * self._world.servos.p_coefficient
 
     def _lean_on_error(self) -> None:
-        """Slowly push where the arm is not where its servos' lag explains: friction, contact, a wrong weight."""
+        """Slowly push where the arm is not where its servos' lag explains: friction, contact, a
+        wrong weight.
+        """
         lag_s = servo_model.DAMPING_NMS / self._stiffness()
         self._expected += (self._wanted - self._expected) * (1 - np.exp(-TICK_S / lag_s))
         error = self._expected - self._world.servos.angles_rad
         error[5] = 0.0
-        self._lean = np.clip(self._lean + INTEGRAL_GAIN * error, -INTEGRAL_LIMIT_RAD, INTEGRAL_LIMIT_RAD)
+        self._lean = np.clip(
+            self._lean + INTEGRAL_GAIN * error, -INTEGRAL_LIMIT_RAD, INTEGRAL_LIMIT_RAD
+        )
 
 
 def _between(start: ToolPose, end: ToolPose, share: float, swing: bool) -> ToolPose:
     return ToolPose(
-        _arc(start.position, end.position, share) if swing else _mix(start.position, end.position, share),
+        _arc(start.position, end.position, share)
+        if swing
+        else _mix(start.position, end.position, share),
         _mix(start.pitch_rad, end.pitch_rad, share),
         start.yaw_rad + math.remainder(end.yaw_rad - start.yaw_rad, 2 * math.pi) * share,
     )
@@ -115,8 +132,16 @@ def _between(start: ToolPose, end: ToolPose, share: float, swing: bool) -> ToolP
 def _arc(start: NDArray[np.float64], end: NDArray[np.float64], share: float) -> NDArray[np.float64]:
     """Bearing, radius and height from the pan axis, each mixed."""
     bearing = _mix(azimuth(start), azimuth(end), share)
-    radius = _mix(math.hypot(start[0] - PAN_X_M, start[1]), math.hypot(end[0] - PAN_X_M, end[1]), share)
-    return np.array([PAN_X_M + radius * math.cos(bearing), radius * math.sin(bearing), _mix(start[2], end[2], share)])
+    radius = _mix(
+        math.hypot(start[0] - PAN_X_M, start[1]), math.hypot(end[0] - PAN_X_M, end[1]), share
+    )
+    return np.array(
+        [
+            PAN_X_M + radius * math.cos(bearing),
+            radius * math.sin(bearing),
+            _mix(start[2], end[2], share),
+        ]
+    )
 
 
 def _mix(start: Mixed, end: Mixed, share: float) -> Mixed:

@@ -1,7 +1,8 @@
 """What can go wrong between a servo and its client, switched on and off while the virtual bus runs.
 
-Knows replies as bytes. Refuses to know why a wire misbehaves, and what a servo does to itself: a brown-out is
-`ServoRegisters.power_cycle`, a fault of its own `ServoRegisters.error`, an unplugged servo one taken from the chain.
+Knows replies as bytes. Refuses to know why a wire misbehaves, and what a servo does to itself: a
+brown-out is `ServoRegisters.power_cycle`, a fault of its own `ServoRegisters.error`, an unplugged
+servo one taken from the chain.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ _ID = 2  # where a frame has its servo's id
 class Faults:
     """No fault at first. Fields may be changed at any time."""
 
-    silent: set[int] = field(default_factory=set)  # servos that hear and act, but whose replies are lost
-    corrupt: Counter[int] = field(default_factory=Counter)  # servo -> how many of its next replies lose a bit
+    silent: set[int] = field(
+        default_factory=set
+    )  # servos that hear and act, but whose replies are lost
+    corrupt: Counter[int] = field(
+        default_factory=Counter
+    )  # servo -> how many of its next replies lose a bit
     noise: bytes = b""  # bytes before every reply
     reverse: bool = False  # the last servo asked replies first
     repeat: bool = False  # every reply arrives twice

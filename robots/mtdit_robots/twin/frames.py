@@ -1,7 +1,8 @@
 """Camera frames in memory that two processes share, without locks and without files.
 
-Knows where a frame lies and how to read one that is not being overwritten. Refuses to know rendering and clocks.
-Each camera has two slots that are written in turns: the newest frame stays whole while the next one is drawn.
+Knows where a frame lies and how to read one that is not being overwritten. Refuses to know
+rendering and clocks. Each camera has two slots that are written in turns: the newest frame stays
+whole while the next one is drawn.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class SharedFrames:
 
     def __init__(self, fd: int, cameras: Sequence[str], image_size: tuple[int, int]) -> None:
         slot = [("tick", "<i8"), ("time_s", "<f8"), ("pixels", "u1", (*image_size, 3))]
-        layout = np.dtype([("count", "<i8"), ("slots", np.dtype(slot, align=True), (2,))], align=True)
+        layout = np.dtype(
+            [("count", "<i8"), ("slots", np.dtype(slot, align=True), (2,))], align=True
+        )
         size = layout.itemsize * len(cameras)
         if os.fstat(fd).st_size < size:
             os.ftruncate(fd, size)
@@ -41,14 +44,18 @@ class SharedFrames:
         self._records: NDArray[Any] = np.frombuffer(mmap.mmap(fd, size), layout)
 
     def publish(self, camera: str, pixels: Frame, tick: int, time_s: float) -> None:
-        """Make a frame the latest one. time_s: `time.monotonic()` of its capture, the same clock in every process."""
+        """Make a frame the latest one. time_s: `time.monotonic()` of its capture, the same clock in
+        every process.
+        """
         record = self._records[self.cameras.index(camera)]
         count = int(record["count"])
         record["slots"][count % 2] = (tick, time_s, pixels)
         record["count"] = count + 1
 
     def read(self, camera: str) -> tuple[Frame, int, float]:
-        """The latest frame, its tick and its time. Waits for the very first one; OSError if none comes."""
+        """The latest frame, its tick and its time. Waits for the very first one; OSError if none
+        comes.
+        """
         record = self._records[self.cameras.index(camera)]
         deadline_s = time.monotonic() + FIRST_FRAME_S
         while time.monotonic() < deadline_s:
@@ -63,7 +70,9 @@ class SharedFrames:
 
 
 class TwinCamera:
-    """A `Camera` on shared frames. In lock-step the world waits for the reader, so a frame is never old."""
+    """A `Camera` on shared frames. In lock-step the world waits for the reader, so a frame is never
+    old.
+    """
 
     def __init__(self, name: str, frames: SharedFrames, lockstep: bool) -> None:
         self.name = name

@@ -2,8 +2,9 @@
 
 Knows the arm's link lengths (from the figures). Refuses to know MuJoCo, tasks and time.
 
-The two sideways offsets of the arm (18.28 and 18.10 mm) cancel to 0.2 mm, so the tool moves in a plane through the pan
-axis: pan turns the plane, lift and elbow are a planar two-link arm, flex sets the pitch and roll the jaw's direction.
+The two sideways offsets of the arm (18.28 and 18.10 mm) cancel to 0.2 mm, so the tool moves in a
+plane through the pan axis: pan turns the plane, lift and elbow are a planar two-link arm, flex sets
+the pitch and roll the jaw's direction.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ SHOULDER_R_M = float(_POS_M["upper_arm"][0])  # from the pan axis
 SHOULDER_Z_M = float(_POS_M["shoulder"][2] + _POS_M["upper_arm"][2])
 UPPER_M = math.hypot(_POS_M["lower_arm"][0], _POS_M["lower_arm"][2])
 FORE_M = math.hypot(_POS_M["wrist"][0], _POS_M["wrist"][2])
-UPPER_RISE_RAD = math.atan2(_POS_M["lower_arm"][2], _POS_M["lower_arm"][0])  # elevation at joint zero
+UPPER_RISE_RAD = math.atan2(
+    _POS_M["lower_arm"][2], _POS_M["lower_arm"][0]
+)  # elevation at joint zero
 FORE_RISE_RAD = math.atan2(_POS_M["wrist"][2], _POS_M["wrist"][0])
 TOOL_M = float(_POS_M["gripper"][0]) + TCP_MM[0] / 1000  # wrist_flex axis to the tool centre
 
@@ -32,8 +35,9 @@ _LOW, _HIGH = np.array(list(RANGES_RAD.values()))[:5].T
 
 @dataclass(frozen=True)
 class ToolPose:
-    """position (3,) m of the tool centre; pitch_rad: 0 forward, pi/2 straight down; yaw_rad: world direction, seen
-    from above, in which the moving jaw lies from the fixed one."""
+    """position (3,) m of the tool centre; pitch_rad: 0 forward, pi/2 straight down; yaw_rad: world
+    direction, seen from above, in which the moving jaw lies from the fixed one.
+    """
 
     position: NDArray[np.float64]
     pitch_rad: float
@@ -46,11 +50,15 @@ def azimuth(position: NDArray[np.float64]) -> float:
 
 
 def solve(pose: ToolPose) -> NDArray[np.float64]:
-    """Joint angles (5,) in radians, elbow up. Out of reach: as far as the links stretch; limits are not applied."""
+    """Joint angles (5,) in radians, elbow up. Out of reach: as far as the links stretch; limits are
+    not applied.
+    """
     r, z = math.hypot(pose.position[0] - PAN_X_M, pose.position[1]), pose.position[2]
     wrist_r = r - TOOL_M * math.cos(pose.pitch_rad) - SHOULDER_R_M
     wrist_z = z + TOOL_M * math.sin(pose.pitch_rad) - SHOULDER_Z_M
-    span = min(max(math.hypot(wrist_r, wrist_z), UPPER_M - FORE_M + 1e-3, 0.02), UPPER_M + FORE_M - 1e-6)
+    span = min(
+        max(math.hypot(wrist_r, wrist_z), UPPER_M - FORE_M + 1e-3, 0.02), UPPER_M + FORE_M - 1e-6
+    )
     inner = math.acos(_unit((UPPER_M**2 + span**2 - FORE_M**2) / (2 * UPPER_M * span)))
     upper = math.atan2(wrist_z, wrist_r) + inner
     outer = math.acos(_unit((UPPER_M**2 + FORE_M**2 - span**2) / (2 * UPPER_M * FORE_M)))
@@ -72,11 +80,23 @@ def tool_pose(angles: NDArray[np.float64]) -> ToolPose:
     """The pose of joint angles (5,) or (6,), the inverse of `solve`."""
     pan, lift, elbow, flex, roll = angles[:5]
     upper, fore, pitch = UPPER_RISE_RAD - lift, FORE_RISE_RAD - lift - elbow, lift + elbow + flex
-    r = SHOULDER_R_M + UPPER_M * math.cos(upper) + FORE_M * math.cos(fore) + TOOL_M * math.cos(pitch)
-    z = SHOULDER_Z_M + UPPER_M * math.sin(upper) + FORE_M * math.sin(fore) - TOOL_M * math.sin(pitch)
+    r = (
+        SHOULDER_R_M
+        + UPPER_M * math.cos(upper)
+        + FORE_M * math.cos(fore)
+        + TOOL_M * math.cos(pitch)
+    )
+    z = (
+        SHOULDER_Z_M
+        + UPPER_M * math.sin(upper)
+        + FORE_M * math.sin(fore)
+        - TOOL_M * math.sin(pitch)
+    )
     turn = roll - GRIPPER_ROLL_RAD
     yaw = -pan + math.atan2(math.sin(turn) * math.sin(pitch), math.cos(turn))
-    return ToolPose(np.array([PAN_X_M + r * math.cos(-pan), r * math.sin(-pan), z]), float(pitch), float(yaw))
+    return ToolPose(
+        np.array([PAN_X_M + r * math.cos(-pan), r * math.sin(-pan), z]), float(pitch), float(yaw)
+    )
 
 
 def _roll(pose: ToolPose, pan: float) -> float:

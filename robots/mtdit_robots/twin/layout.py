@@ -1,7 +1,7 @@
 """Where everything stands at the start of an episode: one random distribution for every task.
 
-Knows the free space each task needs. Refuses to know MuJoCo and what the task is: a picture of the start must not tell
-which instruction will be given, only whether the drawer is open.
+Knows the free space each task needs. Refuses to know MuJoCo and what the task is: a picture of the
+start must not tell which instruction will be given, only whether the drawer is open.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from mtdit_robots.twin.kinematics import PAN_X_M
 
-# Arm at rest: turned to the right and folded, so that the top camera sees the whole table. Jitter is one sigma.
+# Arm at rest: turned to the right and folded, so that the top camera sees the whole table. Jitter
+# is one sigma.
 REST_RAD = np.array([1.2, -1.2, 1.0, 1.1, 0.0, 0.2])
 REST_JITTER_RAD = np.array([0.10, 0.04, 0.04, 0.04, 0.06, 0.04])
 
@@ -29,7 +30,9 @@ DRAWER_SWEEP_M = 0.15  # in front of the closed drawer
 
 @dataclass(frozen=True)
 class Layout:
-    """Metres and radians. cabinet, cube, bowl: (x, y, yaw). drawer_m: how far it stands open. arm_rad: (6,)."""
+    """Metres and radians. cabinet, cube, bowl: (x, y, yaw). drawer_m: how far it stands open.
+    arm_rad: (6,).
+    """
 
     cabinet: tuple[float, float, float]
     cube: tuple[float, float, float]
@@ -43,7 +46,11 @@ def draw_layout(seed: int, drawer_range_m: tuple[float, float]) -> Layout:
     rng = np.random.default_rng(seed)
     while True:
         cabinet = (rng.uniform(0.265, 0.285), rng.uniform(0.105, 0.145), rng.uniform(0.10, 0.45))
-        cube = (rng.uniform(0.14, 0.21), rng.uniform(-0.12, 0.0), rng.uniform(-math.pi / 4, math.pi / 4))
+        cube = (
+            rng.uniform(0.14, 0.21),
+            rng.uniform(-0.12, 0.0),
+            rng.uniform(-math.pi / 4, math.pi / 4),
+        )
         reach, bearing = rng.uniform(0.15, 0.26), rng.uniform(-0.85, -0.1)
         bowl = (PAN_X_M + reach * math.cos(bearing), reach * math.sin(bearing), 0.0)
         if _free(cabinet, cube, bowl):
@@ -54,9 +61,13 @@ def draw_layout(seed: int, drawer_range_m: tuple[float, float]) -> Layout:
 
 
 def _free(
-    cabinet: tuple[float, float, float], cube: tuple[float, float, float], bowl: tuple[float, float, float]
+    cabinet: tuple[float, float, float],
+    cube: tuple[float, float, float],
+    bowl: tuple[float, float, float],
 ) -> bool:
-    """Cube and bowl clear of the drawer's sweep and of each other, and the cube can be pushed both ways."""
+    """Cube and bowl clear of the drawer's sweep and of each other, and the cube can be pushed both
+    ways.
+    """
     ends = [(cube[0], cube[1] + side * PUSH_ROOM_M) for side in (-1, 0, 1)]
     bowl_off_the_push = abs(bowl[0] - cube[0]) > BOWL_ROOM_M + FINGERS_ROOM_M or (
         abs(bowl[1] - cube[1]) > BOWL_ROOM_M + PUSH_ROOM_M
@@ -70,8 +81,14 @@ def _free(
     )
 
 
-def _clear(cabinet: tuple[float, float, float], point: tuple[float, ...], room_m: float, front_m: float) -> bool:
+def _clear(
+    cabinet: tuple[float, float, float], point: tuple[float, ...], room_m: float, front_m: float
+) -> bool:
     """Whether a disc of that radius misses the cabinet and `front_m` before it."""
-    dx, dy, (c, s) = point[0] - cabinet[0], point[1] - cabinet[1], (math.cos(cabinet[2]), math.sin(cabinet[2]))
+    dx, dy, (c, s) = (
+        point[0] - cabinet[0],
+        point[1] - cabinet[1],
+        (math.cos(cabinet[2]), math.sin(cabinet[2])),
+    )
     along, across = dx * c + dy * s, dy * c - dx * s
     return not (-front_m - room_m < along < 0.13 + room_m and abs(across) < 0.075 + room_m)

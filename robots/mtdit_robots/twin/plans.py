@@ -1,6 +1,7 @@
 """How a task is done, as way-points of the tool: looked at once, from the world as it stands.
 
-Knows where to grasp, push and let go. Refuses to know joints' dynamics and ticks: `expert` walks the way-points.
+Knows where to grasp, push and let go. Refuses to know joints' dynamics and ticks: `expert` walks
+the way-points.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from mtdit_robots.twin.scene import CUBE_HALF_M
 if TYPE_CHECKING:
     from mtdit_robots.twin.world import World
 
-PITCHES_RAD = np.radians(range(90, 40, -5))  # straight down is best seen from above; a tilt reaches farther
+PITCHES_RAD = np.radians(
+    range(90, 40, -5)
+)  # straight down is best seen from above; a tilt reaches farther
 SHUT_RAD = -0.14  # a goal beyond the closed jaw: the torque limit sets the grip
 FIXED_FACE_M = 0.0079  # fixed jaw's inner face from the tool centre
 Point = NDArray[np.float64]
@@ -29,7 +32,8 @@ Point = NDArray[np.float64]
 class Waypoint:
     """Be at `pose` with the jaw at `grip_rad`, `seconds` after the last way-point.
 
-    The way there is straight, or with `swing` an arc about the pan axis that keeps clear of the base.
+    The way there is straight, or with `swing` an arc about the pan axis that keeps clear of the
+    base.
     """
 
     pose: ToolPose
@@ -76,7 +80,9 @@ def close_drawer(world: World) -> Plan:
 
 
 def push_cube(world: World, side: int) -> Plan:
-    """Put the fingers beside the cube and sweep it sideways (side +1: left), pushing with both of them."""
+    """Put the fingers beside the cube and sweep it sideways (side +1: left), pushing with both of
+    them.
+    """
     cube = world.position("cube")
     sweep = np.array([0.0, float(side), 0.0])
     height = _up(0.016 - cube[2])
@@ -84,7 +90,10 @@ def push_cube(world: World, side: int) -> Plan:
     travel = 0.075 - side * (cube[1] - world.start["cube"][1])
     end = cube + (max(travel, 0.0) - CUBE_HALF_M - 0.008) * sweep + height
     pitch = _pitch([beside, beside + _up(0.05), end, end + _up(0.04)])
-    grip_rad, yaw = 0.02, 0.0  # one finger behind the other: two contacts keep the cube from turning
+    grip_rad, yaw = (
+        0.02,
+        0.0,
+    )  # one finger behind the other: two contacts keep the cube from turning
     return [
         Waypoint(ToolPose(beside + _up(0.05), pitch, yaw), grip_rad, 1.2, swing=True),
         Waypoint(ToolPose(beside, pitch, yaw), grip_rad, 0.5),
@@ -97,8 +106,11 @@ def put_cube_in_bowl(world: World) -> Plan:
     """Grasp across the cube's nearest faces, carry it over the bowl, let go."""
     cube, bowl = world.position("cube"), world.position("bowl")
     yaw = _nearest_face(world.yaw("cube"), azimuth(cube))
-    # The fixed finger comes down 5 mm clear of its face, and the cube sits that much towards the moving one.
-    grasp = np.array([cube[0], cube[1], 0.014]) - (CUBE_HALF_M - FIXED_FACE_M + 0.005) * _direction(yaw)
+    # The fixed finger comes down 5 mm clear of its face, and the cube sits that much towards the
+    # moving one.
+    grasp = np.array([cube[0], cube[1], 0.014]) - (CUBE_HALF_M - FIXED_FACE_M + 0.005) * _direction(
+        yaw
+    )
     above, over, into = grasp + _up(0.045), bowl + _up(0.095), bowl + _up(0.075)
     open_rad, pitch, carry = 0.42, _pitch([grasp, above]), _pitch([over, into])
     drop_yaw = azimuth(bowl)

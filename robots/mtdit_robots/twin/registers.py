@@ -1,8 +1,8 @@
 """One simulated STS3215 as its register file: what can be read and written, and what a write does.
 
-Knows access rights, EEPROM and its lock, limits, homing offset, factory values and the servo's guards against itself.
-Refuses to know packets and physics: the bus reads and writes bytes, the physics reads goals and gains and reports the
-present state.
+Knows access rights, EEPROM and its lock, limits, homing offset, factory values and the servo's
+guards against itself. Refuses to know packets and physics: the bus reads and writes bytes, the
+physics reads goals and gains and reports the present state.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ _BAUD_BY_CODE = {code: baud for baud, code in BAUD_CODES.items()}
 
 def _addresses(**rights: bool) -> frozenset[int]:
     """Every address whose register has these `writable` / `eeprom` rights."""
-    chosen = [r for r in REGISTERS.values() if all(getattr(r, right) == wanted for right, wanted in rights.items())]
+    chosen = [
+        r
+        for r in REGISTERS.values()
+        if all(getattr(r, right) == wanted for right, wanted in rights.items())
+    ]
     return frozenset(address for r in chosen for address in range(r.address, r.address + r.width))
 
 
@@ -74,9 +78,10 @@ _GUARD_TICK_S = 0.01  # unit of the protection times
 class ServoRegisters:
     """The register file of one servo, addresses 0..86, with factory values at first.
 
-    The bus uses `read`, `write`, `stage`, `action`, `servo_id`, `baud`, `error`, `answers_writes`, `return_delay_s`.
-    The physics uses the properties below and reports back through `set_present`. Actual ticks are those of the encoder;
-    every register speaks of Present = Actual - Homing_Offset.
+    The bus uses `read`, `write`, `stage`, `action`, `servo_id`, `baud`, `error`, `answers_writes`,
+    `return_delay_s`. The physics uses the properties below and reports back through `set_present`.
+    Actual ticks are those of the encoder; every register speaks of Present = Actual -
+    Homing_Offset.
     """
 
     def __init__(self, servo_id: int) -> None:
@@ -98,7 +103,8 @@ class ServoRegisters:
         return bytes(self._memory[address : address + length]).ljust(length, b"\0")
 
     def write(self, address: int, data: bytes) -> bool:
-        """Write raw bytes as a client would; read-only bytes stay. True when Goal_Position was written.
+        """Write raw bytes as a client would; read-only bytes stay. True when Goal_Position was
+        written.
 
         EEPROM bytes always take effect, and last over `power_cycle` only when Lock is 0.
         """
@@ -168,7 +174,9 @@ class ServoRegisters:
 
     @property
     def error(self) -> int:
-        """Error bits sent with every reply (sts3215.ERROR_BITS); the Status register. Bits set stay till power-off."""
+        """Error bits sent with every reply (sts3215.ERROR_BITS); the Status register. Bits set stay
+        till power-off.
+        """
         return self.get("Status")
 
     @error.setter
@@ -184,7 +192,9 @@ class ServoRegisters:
 
     @property
     def torque_limit(self) -> float:
-        """Fraction 0..1 of the stall torque: the lower of Torque_Limit and Max_Torque_Limit; less once overloaded."""
+        """Fraction 0..1 of the stall torque: the lower of Torque_Limit and Max_Torque_Limit; less
+        once overloaded.
+        """
         limit = min(self.get("Torque_Limit"), self.get("Max_Torque_Limit"), 1000) / 1000
         overloaded = self._guards & self.get("Unloading_Condition") & _OVERLOAD
         return min(limit, self.get("Protective_Torque") / 100) if overloaded else limit
@@ -217,7 +227,8 @@ class ServoRegisters:
 
     @property
     def goal_actual_ticks(self) -> int:
-        """Where the servo steers to, in encoder ticks: the goal within the position limits, plus the homing offset.
+        """Where the servo steers to, in encoder ticks: the goal within the position limits, plus
+        the homing offset.
 
         Both limits 0 mean "no limit", as on the real servo.
         """
@@ -238,8 +249,9 @@ class ServoRegisters:
     ) -> None:
         """Report the state of the simulated servo.
 
-        actual_ticks: encoder position, may run beyond one turn. velocity_ticks_s: signed. load: -1..1 of the stall
-        torque. current: ampere. Values beyond what a register holds are clipped to it.
+        actual_ticks: encoder position, may run beyond one turn. velocity_ticks_s: signed. load:
+        -1..1 of the stall torque. current: ampere. Values beyond what a register holds are clipped
+        to it.
         """
         self._actual_ticks = actual_ticks
         self._refresh_position()
@@ -251,11 +263,12 @@ class ServoRegisters:
         self.set("Moving", int(abs(velocity_ticks_s) > _MOVING_THRESHOLD_TICKS_S))
 
     def protect(self, seconds: float) -> None:
-        """Let time pass for the guards. They set error bits; those in Unloading_Condition also take torque away.
+        """Let time pass for the guards. They set error bits; those in Unloading_Condition also take
+        torque away.
 
-        Voltage and temperature count at once, load and current when they have lasted. An overload leaves
-        Protective_Torque until the load is below it or torque is switched off; the others switch torque off.
-        Source: Feetech memory table, addresses 13..15, 19, 28, 34..36, 38.
+        Voltage and temperature count at once, load and current when they have lasted. An overload
+        leaves Protective_Torque until the load is below it or torque is switched off; the others
+        switch torque off. Source: Feetech memory table, addresses 13..15, 19, 28, 34..36, 38.
         """
         volts, load = self.get("Present_Voltage"), abs(self.get("Present_Load")) / 10
         self._overload_s = self._overload_s + seconds if load > self.get("Overload_Torque") else 0.0
@@ -265,7 +278,8 @@ class ServoRegisters:
             _VOLTAGE: not self.get("Min_Voltage_Limit") <= volts <= self.get("Max_Voltage_Limit"),
             _OVERHEAT: self.get("Present_Temperature") > self.get("Max_Temperature_Limit"),
             _OVER_CURRENT: self._lasted(self._over_current_s, "Over_Current_Protection_Time"),
-            _OVERLOAD: self._lasted(self._overload_s, "Protection_Time") or self._still_overloaded(load),
+            _OVERLOAD: self._lasted(self._overload_s, "Protection_Time")
+            or self._still_overloaded(load),
         }
         self._show_errors(sum(bit for bit, tripped in guards.items() if tripped))
         if self._guards & ~_OVERLOAD & self.get("Unloading_Condition"):

@@ -1,10 +1,13 @@
-"""Pictures of the world, with whatever the machine has: a GPU or Mesa through EGL, OSMesa, or plain ray casting.
+"""Pictures of the world, with whatever the machine has: a GPU or Mesa through EGL, OSMesa, or plain
+ray casting.
 
-Knows how to find a renderer that works and how to draw with it. Refuses to know what is in the scene.
+Knows how to find a renderer that works and how to draw with it. Refuses to know what is in the
+scene.
 
-MuJoCo binds its GL library when it is imported, and without a display its default fails late and cryptically. So
-nothing in the twin imports mujoco at module level: everyone calls `load_mujoco()`, which chooses first. A GL stack that
-is only half there can abort the process, hence each candidate is tried in a process of its own.
+MuJoCo binds its GL library when it is imported, and without a display its default fails late and
+cryptically. So nothing in the twin imports mujoco at module level: everyone calls `load_mujoco()`,
+which chooses first. A GL stack that is only half there can abort the process, hence each candidate
+is tried in a process of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ from mtdit_robots.errors import UserError
 OVERRIDE = "MTDIT_RENDERER"
 NAMES = ("egl", "osmesa", "ray")
 PROBE_TIMEOUT_S = 60
-APT_FIX = "sudo apt-get install --no-install-recommends libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
+APT_FIX = (
+    "sudo apt-get install --no-install-recommends libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
+)
 
 _PROBE = """
 import mujoco
@@ -45,7 +50,9 @@ with mujoco.Renderer(model, 16, 16) as renderer:
 
 @dataclass(frozen=True)
 class RendererChoice:
-    """Which renderer draws, why, and the command that would give a faster one (None if there is nothing to mend)."""
+    """Which renderer draws, why, and the command that would give a faster one (None if there is
+    nothing to mend).
+    """
 
     name: str  # egl | osmesa | ray
     reason: str
@@ -64,7 +71,8 @@ class Renderer(Protocol):
 
 @lru_cache(maxsize=1)
 def choose_renderer() -> RendererChoice:
-    """The best renderer that really draws on this machine; MTDIT_RENDERER=egl|osmesa|ray overrides the search.
+    """The best renderer that really draws on this machine; MTDIT_RENDERER=egl|osmesa|ray overrides
+    the search.
 
     Raises UserError for an unknown override and when mujoco is not installed.
     """
@@ -80,15 +88,21 @@ def choose_renderer() -> RendererChoice:
         if works:
             return RendererChoice(name, detail, None)
         failures.append(f"{name}: {detail}")
-    return RendererChoice("ray", "no GL here (" + "; ".join(failures) + "), so rays are cast on the CPU", APT_FIX)
+    return RendererChoice(
+        "ray", "no GL here (" + "; ".join(failures) + "), so rays are cast on the CPU", APT_FIX
+    )
 
 
 def load_mujoco() -> Any:
-    """Import mujoco with its GL library bound to the chosen renderer. Raises UserError if it is not installed."""
+    """Import mujoco with its GL library bound to the chosen renderer. Raises UserError if it is not
+    installed.
+    """
     if "mujoco" not in sys.modules:
         choice = choose_renderer()
         os.environ["MUJOCO_GL"] = "disable" if choice.name == "ray" else choice.name
-        os.environ.setdefault("LP_NUM_THREADS", "1")  # more do not help at these sizes and steal the policy's core
+        os.environ.setdefault(
+            "LP_NUM_THREADS", "1"
+        )  # more do not help at these sizes and steal the policy's core
     return importlib.import_module("mujoco")
 
 
@@ -119,7 +133,9 @@ class GlRenderer:
 
     def _add_context(self, height: int, width: int) -> Any:
         context = load_mujoco().Renderer(self._model, height, width)
-        if not self._contexts:  # MuJoCo ends GL at exit; a context that is still open then complains
+        if (
+            not self._contexts
+        ):  # MuJoCo ends GL at exit; a context that is still open then complains
             atexit.register(_close_all, self._contexts)
         self._contexts[height, width] = context
         return context
@@ -132,7 +148,9 @@ def _close_all(contexts: dict[tuple[int, int], Any]) -> None:
 
 
 class RayRenderer:
-    """One ray per pixel, Lambert shading from one lamp: no GL at all. 5 to 10 times slower than software GL."""
+    """One ray per pixel, Lambert shading from one lamp: no GL at all. 5 to 10 times slower than
+    software GL.
+    """
 
     LAMP_M = np.array([0.05, -0.45, 1.2])
     SKY = (0.75, 0.80, 0.85)
@@ -145,7 +163,9 @@ class RayRenderer:
         colours = model.geom_rgba[:, :3].copy()
         for geom in np.flatnonzero(model.geom_matid >= 0):
             colours[geom] = _mean_colour(model, int(model.geom_matid[geom]))
-        self._colours = np.vstack([colours, self.SKY])  # (G + 1, 3); a missed ray's geom id -1 picks the sky
+        self._colours = np.vstack(
+            [colours, self.SKY]
+        )  # (G + 1, 3); a missed ray's geom id -1 picks the sky
         self._groups = np.ones(6, np.uint8)
         self._rays: dict[tuple[int, int, int], NDArray[np.float64]] = {}
 
@@ -153,7 +173,9 @@ class RayRenderer:
         number = self._model.camera(camera).id
         eye = data.cam_xpos[number].copy()
         axes = data.cam_xmat[number].reshape(3, 3)
-        rays = np.ascontiguousarray(self._rays_of(number, height, width) @ axes.T)  # (N, 3) world frame
+        rays = np.ascontiguousarray(
+            self._rays_of(number, height, width) @ axes.T
+        )  # (N, 3) world frame
         geoms, distances, normals = self._cast(data, eye, rays)
         to_lamp = self.LAMP_M - (eye + rays * distances[:, None])
         to_lamp /= np.linalg.norm(to_lamp, axis=1, keepdims=True)
@@ -165,7 +187,9 @@ class RayRenderer:
     def close(self) -> None:
         self._rays.clear()
 
-    def _cast(self, data: Any, eye: NDArray[np.float64], rays: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
+    def _cast(
+        self, data: Any, eye: NDArray[np.float64], rays: NDArray[np.float64]
+    ) -> tuple[NDArray[Any], ...]:
         count = len(rays)
         geoms, distances, normals = np.empty(count, np.int32), np.empty(count), np.empty((count, 3))
         self._mujoco.mj_multiRay(
@@ -181,7 +205,9 @@ class RayRenderer:
             reach = math.tan(math.radians(self._model.cam_fovy[camera]) / 2)
             y = reach * (1 - 2 * (np.arange(height) + 0.5) / height)
             x = reach * width / height * (2 * (np.arange(width) + 0.5) / width - 1)
-            grid = np.stack([*np.meshgrid(x, y), np.full((height, width), -1.0)], axis=-1).reshape(-1, 3)
+            grid = np.stack([*np.meshgrid(x, y), np.full((height, width), -1.0)], axis=-1).reshape(
+                -1, 3
+            )
             self._rays[key] = grid / np.linalg.norm(grid, axis=1, keepdims=True)
         return self._rays[key]
 
@@ -200,11 +226,17 @@ def _mean_colour(model: Any, material: int) -> NDArray[np.float64]:
 
 
 def _probe(name: str) -> tuple[bool, str]:
-    """Draw one small picture in a process of its own: (works, what GL calls itself or how it failed)."""
+    """Draw one small picture in a process of its own: (works, what GL calls itself or how it
+    failed).
+    """
     env = {**os.environ, "MUJOCO_GL": name, "LP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _PROBE], env=env, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S
+            [sys.executable, "-c", _PROBE],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
         return False, f"no picture within {PROBE_TIMEOUT_S} s"
@@ -212,7 +244,9 @@ def _probe(name: str) -> tuple[bool, str]:
         if line.startswith("GL:"):
             return True, line[3:].strip()
     errors = done.stderr.strip().splitlines()
-    return False, errors[-1].partition(". ")[0][:120] if errors else f"died with code {done.returncode}"
+    return False, errors[-1].partition(". ")[0][
+        :120
+    ] if errors else f"died with code {done.returncode}"
 
 
 def _require_mujoco() -> None:

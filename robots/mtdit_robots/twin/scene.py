@@ -1,9 +1,11 @@
 """The twin's world as MJCF text, generated from the arm's figures.
 
-Knows where furniture, objects, lights and cameras are, and how contacts and pictures are set up. Refuses to know
-MuJoCo's API, servos over time, tasks, and random placements: it only writes text for `MjModel.from_xml_string`.
+Knows where furniture, objects, lights and cameras are, and how contacts and pictures are set up.
+Refuses to know MuJoCo's API, servos over time, tasks, and random placements: it only writes text
+for `MjModel.from_xml_string`.
 
-World frame: origin on the table under the arm's base, x forward, y to the robot's left, z up; metres.
+World frame: origin on the table under the arm's base, x forward, y to the robot's left, z up;
+metres.
 """
 
 from __future__ import annotations
@@ -46,14 +48,21 @@ BLUE: Rgb = (0.16, 0.42, 0.82)
 def build_mjcf(*, fine: bool = False) -> str:
     """The whole scene as MJCF.
 
-    fine=False is the fast picture that policies see: no shadow, no multisampling, coarse cylinders (7 to 10 times
-    faster on a software rasteriser). fine=True is for people: same bodies and geoms in the same order, so a state of
-    one model can be copied to the other.
+    fine=False is the fast picture that policies see: no shadow, no multisampling, coarse cylinders
+    (7 to 10 times faster on a software rasteriser). fine=True is for people: same bodies and geoms
+    in the same order, so a state of one model can be copied to the other.
     """
     root = ET.Element("mujoco", model="mtdit_so101_twin")
     _add(root, "compiler", angle="radian", autolimits="true", eulerseq="XYZ")
     contact = {"cone": "elliptic", "impratio": "10"}
-    _add(root, "option", timestep=repr(SUBSTEP_S), integrator="implicitfast", solver="Newton", **contact)
+    _add(
+        root,
+        "option",
+        timestep=repr(SUBSTEP_S),
+        integrator="implicitfast",
+        solver="Newton",
+        **contact,
+    )
     _add_visual(root, fine)
     _add_defaults(root)
     _add_assets(root, fine)
@@ -70,8 +79,16 @@ def build_mjcf(*, fine: bool = False) -> str:
 def _add_visual(root: ET.Element, fine: bool) -> None:
     visual = _add(root, "visual")
     _add(visual, "global", offwidth=str(LARGEST_PICTURE[1]), offheight=str(LARGEST_PICTURE[0]))
-    stacks = {"numslices": "32", "numstacks": "16"} if fine else {"numslices": "12", "numstacks": "6"}
-    _add(visual, "quality", offsamples="8" if fine else "0", shadowsize="4096" if fine else "256", **stacks)
+    stacks = (
+        {"numslices": "32", "numstacks": "16"} if fine else {"numslices": "12", "numstacks": "6"}
+    )
+    _add(
+        visual,
+        "quality",
+        offsamples="8" if fine else "0",
+        shadowsize="4096" if fine else "256",
+        **stacks,
+    )
     _add(visual, "map", znear="0.01", zfar="50")
     soft = {"ambient": "0.40 0.40 0.40", "diffuse": "0.22 0.22 0.22", "specular": "0.1 0.1 0.1"}
     _add(visual, "headlight", active="1", **soft)
@@ -81,7 +98,11 @@ def _add_visual(root: ET.Element, fine: bool) -> None:
 def _add_defaults(root: ET.Element) -> None:
     """Contacts: arm (1) meets world (2), world meets world, the arm never meets itself."""
     default = _add(root, "default")
-    servo = {"damping": f"{DAMPING_NMS:.4f}", "frictionloss": repr(COULOMB_NM), "armature": repr(ROTOR_INERTIA_KGM2)}
+    servo = {
+        "damping": f"{DAMPING_NMS:.4f}",
+        "frictionloss": repr(COULOMB_NM),
+        "armature": repr(ROTOR_INERTIA_KGM2),
+    }
     _add(_add(default, "default", of="sts3215"), "joint", **servo)
     geoms = {
         "look": {"contype": "0", "conaffinity": "0", "mass": "0"},
@@ -98,8 +119,22 @@ def _add_defaults(root: ET.Element) -> None:
 
 def _add_assets(root: ET.Element, fine: bool) -> None:
     asset = _add(root, "asset")
-    grain = {"mark": "random", "random": "0.05", "rgb1": "0.90 0.88 0.84", "markrgb": "0.86 0.84 0.80"}
-    _add(asset, "texture", name="grain", type="2d", builtin="flat", width="128", height="128", **grain)
+    grain = {
+        "mark": "random",
+        "random": "0.05",
+        "rgb1": "0.90 0.88 0.84",
+        "markrgb": "0.86 0.84 0.80",
+    }
+    _add(
+        asset,
+        "texture",
+        name="grain",
+        type="2d",
+        builtin="flat",
+        width="128",
+        height="128",
+        **grain,
+    )
     _add(asset, "material", name="table", texture="grain", texrepeat="20 20", reflectance="0")
     if fine:
         sky = {"rgb1": "0.93 0.95 0.97", "rgb2": "0.70 0.76 0.82", "width": "64", "height": "384"}
@@ -108,18 +143,36 @@ def _add_assets(root: ET.Element, fine: bool) -> None:
 
 def _add_surroundings(world: ET.Element, fine: bool) -> None:
     light = {"directional": "true", "diffuse": "0.45 0.45 0.45", "specular": "0.1 0.1 0.1"}
-    _add(world, "light", pos="0.1 -0.4 1.2", dir="0.22 0.42 -1", castshadow="true" if fine else "false", **light)
+    _add(
+        world,
+        "light",
+        pos="0.1 -0.4 1.2",
+        dir="0.22 0.42 -1",
+        castshadow="true" if fine else "false",
+        **light,
+    )
     table = {"size": "4 4 0.02", "pos": "0.25 0 -0.02", "material": "table", "friction": "0.8"}
     _add(world, "geom", of="thing", name="table", type="box", **table)
     _add(world, "camera", name="top", pos="0.22 0 0.62", xyaxes="0 -1 0 1 0 0", fovy="46")
-    _add_looking_camera(world, "overview", eye=(-0.09, -0.56, 0.40), at=(0.155, 0.0, 0.075), fovy_deg=34)
+    _add_looking_camera(
+        world, "overview", eye=(-0.09, -0.56, 0.40), at=(0.155, 0.0, 0.075), fovy_deg=34
+    )
 
 
-def _add_looking_camera(parent: ET.Element, name: str, eye: Vec3, at: Vec3, fovy_deg: float) -> None:
+def _add_looking_camera(
+    parent: ET.Element, name: str, eye: Vec3, at: Vec3, fovy_deg: float
+) -> None:
     forward = [a - e for a, e in zip(at, eye, strict=True)]
     right = (forward[1], -forward[0], 0.0)  # forward x up
     up = (-forward[2] * forward[0], -forward[2] * forward[1], forward[0] ** 2 + forward[1] ** 2)
-    _add(parent, "camera", name=name, pos=_numbers(eye), xyaxes=_numbers((*right, *up)), fovy=repr(fovy_deg))
+    _add(
+        parent,
+        "camera",
+        name=name,
+        pos=_numbers(eye),
+        xyaxes=_numbers((*right, *up)),
+        fovy=repr(fovy_deg),
+    )
 
 
 def _add_arm(world: ET.Element) -> None:
@@ -152,7 +205,11 @@ def _add_link(parent: ET.Element, link: Link) -> ET.Element:
 
 
 def _add_shape(body: ET.Element, shape: Shape) -> None:
-    place = {"pos": _metres(shape.pos_mm), "euler": _numbers(shape.euler), "size": _metres(shape.size_mm)}
+    place = {
+        "pos": _metres(shape.pos_mm),
+        "euler": _numbers(shape.euler),
+        "size": _metres(shape.size_mm),
+    }
     _add(body, "geom", of=shape.role, type=shape.kind, rgba=_rgba(shape.rgb), **place)
 
 
@@ -170,7 +227,11 @@ def _add_bowl(world: ET.Element, sides: int = 12, wall_m: float = 0.003) -> None
     _add_thing(body, "cylinder", (BOWL_BASE_M + 0.002, 0.002), (0, 0, 0.002), BLUE, mass=0.02)
     lean = math.atan2(BOWL_RIM_M - BOWL_BASE_M, BOWL_HEIGHT_M)
     middle = (BOWL_BASE_M + BOWL_RIM_M) / 2
-    size = (wall_m / 2, BOWL_RIM_M * math.tan(math.pi / sides) + 0.001, BOWL_HEIGHT_M / 2 / math.cos(lean))
+    size = (
+        wall_m / 2,
+        BOWL_RIM_M * math.tan(math.pi / sides) + 0.001,
+        BOWL_HEIGHT_M / 2 / math.cos(lean),
+    )
     for k in range(sides):
         turn = 2 * math.pi * k / sides
         pos = (middle * math.cos(turn), middle * math.sin(turn), BOWL_HEIGHT_M / 2)
@@ -178,7 +239,9 @@ def _add_bowl(world: ET.Element, sides: int = 12, wall_m: float = 0.003) -> None
 
 
 def _add_cabinet(world: ET.Element) -> None:
-    """A box, open to the robot's side (local -x), with one drawer. Origin: below the middle of the drawer's front."""
+    """A box, open to the robot's side (local -x), with one drawer. Origin: below the middle of the
+    drawer's front.
+    """
     depth, half_width, half_height, board = 0.12, 0.065, 0.035, 0.003
     body = _add(world, "body", name="cabinet", pos="0.275 0.12 0")
     x, z = depth / 2 + 0.004, half_height + 0.007
@@ -197,26 +260,67 @@ def _add_drawer(cabinet: ET.Element, depth: float, half_width: float, half_heigh
     slide = {"type": "slide", "axis": "-1 0 0", "range": _numbers((0, DRAWER_TRAVEL_M))}
     _add(body, "joint", name="drawer", damping="2", frictionloss="0.4", armature="0.05", **slide)
     inner, long, mid = half_width - 0.004, depth / 2 - 0.008, depth / 2 - 0.006
-    _add_thing(body, "box", (0.004, half_width, half_height - 0.001), (0, 0, half_height), DRAWER, mass=0.05)
+    _add_thing(
+        body,
+        "box",
+        (0.004, half_width, half_height - 0.001),
+        (0, 0, half_height),
+        DRAWER,
+        mass=0.05,
+    )
     _add_thing(body, "box", (long, inner, 0.002), (mid, 0, 0.004), DRAWER, mass=0.04)
     for y in (inner, -inner):
-        _add_thing(body, "box", (long, 0.002, 0.7 * half_height), (mid, y, 0.8 * half_height), DRAWER, mass=0.02)
-    _add_thing(body, "box", (0.002, inner, 0.7 * half_height), (depth - 0.014, 0, 0.8 * half_height), DRAWER, mass=0.02)
+        _add_thing(
+            body,
+            "box",
+            (long, 0.002, 0.7 * half_height),
+            (mid, y, 0.8 * half_height),
+            DRAWER,
+            mass=0.02,
+        )
+    _add_thing(
+        body,
+        "box",
+        (0.002, inner, 0.7 * half_height),
+        (depth - 0.014, 0, 0.8 * half_height),
+        DRAWER,
+        mass=0.02,
+    )
     _add_handle(body, height=half_height)
 
 
-def _add_handle(drawer: ET.Element, height: float, stand_off: float = 0.040, half_length: float = 0.030) -> None:
+def _add_handle(
+    drawer: ET.Element, height: float, stand_off: float = 0.040, half_length: float = 0.030
+) -> None:
     ends = [(-stand_off, side * half_length, height) for side in (-1, 1)]
-    bar = {"fromto": _numbers((*ends[0], *ends[1])), "friction": "1 0.01 0.001", "condim": "4", "mass": "0.01"}
+    bar = {
+        "fromto": _numbers((*ends[0], *ends[1])),
+        "friction": "1 0.01 0.001",
+        "condim": "4",
+        "mass": "0.01",
+    }
     _add(drawer, "geom", of="thing", type="capsule", size="0.005", rgba=_rgba(STEEL), **bar)
     for end in ends:
         post = {"fromto": _numbers((*end, 0, *end[1:])), "mass": "0.003"}
         _add(drawer, "geom", of="thing", type="capsule", size="0.004", rgba=_rgba(STEEL), **post)
-    _add(drawer, "site", name="handle", pos=_numbers((-stand_off, 0, height)), size="0.002", rgba="0 0 0 0")
+    _add(
+        drawer,
+        "site",
+        name="handle",
+        pos=_numbers((-stand_off, 0, height)),
+        size="0.002",
+        rgba="0 0 0 0",
+    )
 
 
 def _add_thing(
-    body: ET.Element, kind: str, size: Sequence[float], pos: Sequence[float], rgb: Rgb, mass: float = 0.0, **more: str
+    body: ET.Element,
+    kind: str,
+    size: Sequence[float],
+    pos: Sequence[float],
+    rgb: Rgb,
+    mass: float = 0.0,
+    **more: str,
 ) -> None:
     """A geom that touches everything; lengths in metres. Without a mass MuJoCo's density gives one."""
     weight = {"mass": repr(mass)} if mass else {}

@@ -1,12 +1,17 @@
-"""The twin's own process: the world behind a virtual servo bus, its cameras in shared memory, and a control channel.
+"""The twin's own process: the world behind a virtual servo bus, its cameras in shared memory, and a
+control channel.
 
 Knows how bus, physics, cameras and control share one thread, and the two clocks:
-- real: physics follows the wall clock in steps of 1/240 s; the bus is served between any two steps and pictures.
-- lockstep: time passes only when a goal is written to an energised arm: one packet, one tick of 1/30 s. Cameras are
-  drawn before anything else is answered, so equal commands give equal positions and frames, bit for bit.
+- real: physics follows the wall clock in steps of 1/240 s; the bus is served between any two steps
+  and pictures.
+- lockstep: time passes only when a goal is written to an energised arm: one packet, one tick of
+  1/30 s. Cameras are
+  drawn before anything else is answered, so equal commands give equal positions and frames, bit for
+  bit.
 Refuses to know who is at the other end of the port.
 
-Started by `client.Twin`; ends when told to or when the control channel closes, that is, with its parent.
+Started by `client.Twin`; ends when told to or when the control channel closes, that is, with its
+parent.
 """
 
 from __future__ import annotations
@@ -102,7 +107,9 @@ class Server:
                 self._show(to_draw.popleft())
 
     def _on_goal(self) -> None:
-        """In lock-step a goal is what makes time pass; a limp arm gives no goals, so connecting costs no tick."""
+        """In lock-step a goal is what makes time pass; a limp arm gives no goals, so connecting
+        costs no tick.
+        """
         if self._lockstep and any(servo.torque_enabled for servo in self._world.registers.values()):
             self._world.step_tick()
             self._show_all()
@@ -110,7 +117,9 @@ class Server:
     # What others ask for
 
     def _listen(self, timeout_s: float | None) -> None:
-        """Serve bus and control as soon as one of them speaks, or return after the timeout. The bus goes first."""
+        """Serve bus and control as soon as one of them speaks, or return after the timeout. The bus
+        goes first.
+        """
         ready = {fd for fd, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1000)}
         if not ready:
             return
@@ -164,7 +173,9 @@ class Server:
 
     def _show(self, camera: str) -> None:
         time_s = time.monotonic()
-        self._frames.publish(camera, self._world.render(camera, *self._frames.image_size), self._world.tick, time_s)
+        self._frames.publish(
+            camera, self._world.render(camera, *self._frames.image_size), self._world.tick, time_s
+        )
 
 
 class Control:

@@ -1,7 +1,7 @@
 """Six STS3215 servos acting on the model's position actuators, in joint order.
 
-Knows how settings (gain, torque limit, torque switch, goal) turn into actuator gains and a slewing set-point, and what
-a servo would report. Refuses to know registers, bytes and units other than SI.
+Knows how settings (gain, torque limit, torque switch, goal) turn into actuator gains and a slewing
+set-point, and what a servo would report. Refuses to know registers, bytes and units other than SI.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Vector = NDArray[np.float64]  # (6,)
 class Servos:
     """Settings are plain arrays in joint order: write them, then `apply_settings()`.
 
-    goal_rad, p_coefficient, torque_limit (0..1), torque_enabled; temperature_c is the state of the windings.
+    goal_rad, p_coefficient, torque_limit (0..1), torque_enabled; temperature_c is the state of the
+    windings.
     """
 
     def __init__(self, model: Any, data: Any) -> None:
@@ -59,7 +60,9 @@ class Servos:
 
     @property
     def currents_a(self) -> Vector:
-        return np.where(self.torque_enabled, servo_model.current_a(self.torques_nm, self.velocities_rad_s), 0.0)
+        return np.where(
+            self.torque_enabled, servo_model.current_a(self.torques_nm, self.velocities_rad_s), 0.0
+        )
 
     def hold_still(self, angles_rad: Vector) -> None:
         """Put the joints there at rest, goals and set-points included."""
@@ -69,7 +72,9 @@ class Servos:
         self.goal_rad = np.array(angles_rad, dtype=float)
 
     def apply_settings(self) -> None:
-        """Carry gains, limits and switches into the model. A servo switched on starts from where it is."""
+        """Carry gains, limits and switches into the model. A servo switched on starts from where it
+        is.
+        """
         stiffness = servo_model.stiffness_nm_rad(1.0) * self.p_coefficient * self.torque_enabled
         self._model.actuator_gainprm[:, 0] = stiffness
         self._model.actuator_biasprm[:, 1] = -stiffness

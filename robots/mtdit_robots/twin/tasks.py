@@ -1,7 +1,8 @@
-"""The instructions the twin understands: how the table is laid, when a task is done, how the expert does it.
+"""The instructions the twin understands: how the table is laid, when a task is done, how the expert
+does it.
 
-Knows words and thresholds. Refuses to know physics and motion in time. All tasks share one scene and one distribution
-of layouts; left and right are the robot's own (left is +y).
+Knows words and thresholds. Refuses to know physics and motion in time. All tasks share one scene
+and one distribution of layouts; left and right are the robot's own (left is +y).
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ AJAR = (0.04, 0.07)
 class Task:
     """One instruction and what it means.
 
-    name: the words a policy is given. drawer_range_m: how far the drawer may stand open at the start. done: whether the
-    world shows it done. plan: the expert's way-points for the world as it stands.
+    name: the words a policy is given. drawer_range_m: how far the drawer may stand open at the
+    start. done: whether the world shows it done. plan: the expert's way-points for the world as it
+    stands.
     """
 
     name: str
@@ -53,7 +55,9 @@ def _closed(world: World) -> bool:
 
 
 def _pushed(world: World, side: int) -> bool:
-    """The cube lies on the table, PUSHED_M or more to that side (+1 left, -1 right) of where it started."""
+    """The cube lies on the table, PUSHED_M or more to that side (+1 left, -1 right) of where it
+    started.
+    """
     cube = world.position("cube")
     on_table = abs(cube[2] - CUBE_HALF_M) < LYING_TOLERANCE_M
     return bool(on_table and side * (cube[1] - world.start["cube"][1]) > PUSHED_M)
@@ -67,8 +71,18 @@ def _in_bowl(world: World) -> bool:
 _ALL = (
     Task("open the drawer", SHUT, _opened, plans.open_drawer),
     Task("close the drawer", AJAR, _closed, plans.close_drawer),
-    Task("push the red cube to the left", SHUT, lambda w: _pushed(w, +1), lambda w: plans.push_cube(w, +1)),
-    Task("push the red cube to the right", SHUT, lambda w: _pushed(w, -1), lambda w: plans.push_cube(w, -1)),
+    Task(
+        "push the red cube to the left",
+        SHUT,
+        lambda w: _pushed(w, +1),
+        lambda w: plans.push_cube(w, +1),
+    ),
+    Task(
+        "push the red cube to the right",
+        SHUT,
+        lambda w: _pushed(w, -1),
+        lambda w: plans.push_cube(w, -1),
+    ),
     Task("put the red cube in the bowl", SHUT, _in_bowl, plans.put_cube_in_bowl),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
@@ -79,5 +93,9 @@ def find_task(text: str) -> Task:
     if text in TASKS:
         return TASKS[text]
     near = difflib.get_close_matches(text, TASKS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else "use one of: " + ", ".join(repr(name) for name in TASKS)
+    hint = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else "use one of: " + ", ".join(repr(name) for name in TASKS)
+    )
     raise UserError(f"the twin knows no task {text!r}; {hint}")

@@ -1,8 +1,9 @@
 """The simulated arm and table: physics, servos, layout and pictures, in this process.
 
-Knows how a tick passes and what stands where. Refuses to know packets, clocks and other processes: the server puts a
-bus in front of this, data generation and experts use it directly. Both command it through the same servo registers, so
-a position means the same either way. Everything follows from (task, seed, commands): no clock, no hidden randomness.
+Knows how a tick passes and what stands where. Refuses to know packets, clocks and other processes:
+the server puts a bus in front of this, data generation and experts use it directly. Both command it
+through the same servo registers, so a position means the same either way. Everything follows from
+(task, seed, commands): no clock, no hidden randomness.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ COARSE, FINE = False, True
 
 
 class World:
-    """One arm, one table. Starts as `reset(first task, seed 0)` with torque off, unless reset again.
+    """One arm, one table. Starts as `reset(first task, seed 0)` with torque off, unless reset
+    again.
 
     Raises UserError when mujoco is not installed.
     """
@@ -52,10 +54,12 @@ class World:
     # Episodes
 
     def reset(self, task: str, seed: int) -> None:
-        """Lay the table for the instruction and put the arm at rest. UserError for an unknown instruction.
+        """Lay the table for the instruction and put the arm at rest. UserError for an unknown
+        instruction.
 
-        Settings of the servos (gains, torque) stay as they are; only goals move to the new pose. An arm without torque
-        is propped up there until it is switched on, else it would have fallen among the objects by then.
+        Settings of the servos (gains, torque) stay as they are; only goals move to the new pose. An
+        arm without torque is propped up there until it is switched on, else it would have fallen
+        among the objects by then.
         """
         self.task: Task = find_task(task)
         self.seed = seed
@@ -124,7 +128,9 @@ class World:
         return self._ranges.positions(self._present_ticks())
 
     def command(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Goals (6,) in the driver's units, through the driver's conversion; returns them after its limits."""
+        """Goals (6,) in the driver's units, through the driver's conversion; returns them after its
+        limits.
+        """
         ranges = self._ranges
         bounds = ranges.positions(ranges.low), ranges.positions(ranges.high)
         sent: NDArray[np.float64] = np.clip(positions, *bounds)
@@ -185,7 +191,8 @@ class World:
     # Pictures
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """What a policy's camera sees: (height, width, 3) uint8 RGB. camera: "top", "wrist", "overview".
+        """What a policy's camera sees: (height, width, 3) uint8 RGB. camera: "top", "wrist",
+        "overview".
 
         UserError for another camera or an impossible size.
         """
@@ -194,7 +201,9 @@ class World:
             self._renderers[COARSE] = make_renderer(self.model)
         return self._renderers[COARSE].render(self.data, camera, height, width)
 
-    def picture(self, camera: str = OVERVIEW, height: int = 480, width: int = 640) -> NDArray[np.uint8]:
+    def picture(
+        self, camera: str = OVERVIEW, height: int = 480, width: int = 640
+    ) -> NDArray[np.uint8]:
         """The same view for people: shadows and smooth edges, 10 times slower."""
         _check_view(camera, height, width)
         if self._fine is None:
@@ -217,7 +226,9 @@ class World:
 
 def _check_view(camera: str, height: int, width: int) -> None:
     if camera not in (*CAMERAS, OVERVIEW):
-        raise UserError(f"the twin has no camera {camera!r}: use one of {', '.join((*CAMERAS, OVERVIEW))}")
+        raise UserError(
+            f"the twin has no camera {camera!r}: use one of {', '.join((*CAMERAS, OVERVIEW))}"
+        )
     if not (0 < height <= LARGEST_PICTURE[0] and 0 < width <= LARGEST_PICTURE[1]):
         raise UserError(
             f"a picture of {width}x{height} cannot be drawn: at most {LARGEST_PICTURE[1]}x{LARGEST_PICTURE[0]}"

@@ -34,7 +34,9 @@ PATIENT_S = 2.0
 
 
 def ask(chain: Chain, request: bytes, n_replies: int) -> list[Frame]:
-    """Send raw bytes through a client's port; wait for `n_replies`, then see that nothing else comes."""
+    """Send raw bytes through a client's port; wait for `n_replies`, then see that nothing else
+    comes.
+    """
     with Bus(chain.port) as bus:
         fd = bus._fd
         os.write(fd, request)
@@ -77,7 +79,9 @@ def test_response_level_zero_answers_only_questions(chain: Chain) -> None:
 
 
 def test_malformed_requests_are_ignored(chain: Chain) -> None:
-    requests = b"".join(build(servo, code) for servo in (1, BROADCAST) for code in (READ, 0x82, 0x83, 77))
+    requests = b"".join(
+        build(servo, code) for servo in (1, BROADCAST) for code in (READ, 0x82, 0x83, 77)
+    )
     short = build(BROADCAST, 0x83, bytes((42, 2, 1, 5))) + build(BROADCAST, READ, bytes((56, 2)))
     assert ask(chain, requests + short + build(6, PING), 1) == [Frame(6, 0)]
 
@@ -195,7 +199,10 @@ def test_a_lost_reply_is_asked_for_again(chain: Chain) -> None:
 
 def test_a_silent_servo_still_acts(chain: Chain) -> None:
     chain.bus.faults.silent = {4}
-    with Bus(chain.port, timeout_s=0.05, retries=0) as bus, pytest.raises(BusError, match="servo 4"):
+    with (
+        Bus(chain.port, timeout_s=0.05, retries=0) as bus,
+        pytest.raises(BusError, match="servo 4"),
+    ):
         bus.write(4, "Acceleration", 9)
     assert chain.servos[4].get("Acceleration") == 9
 
@@ -208,7 +215,11 @@ def test_a_reply_that_loses_a_bit_is_not_believed(chain: Chain) -> None:
 
 
 def test_noise_repeats_and_any_order_do_no_harm(chain: Chain) -> None:
-    chain.bus.faults.noise, chain.bus.faults.repeat, chain.bus.faults.reverse = b"\xff\xff\x00\xff", True, True
+    chain.bus.faults.noise, chain.bus.faults.repeat, chain.bus.faults.reverse = (
+        b"\xff\xff\x00\xff",
+        True,
+        True,
+    )
     for servo in chain.servos.values():
         servo.set("Goal_Position", 1000 + servo.servo_id)
     with Bus(chain.port, timeout_s=PATIENT_S) as bus:
@@ -235,13 +246,20 @@ def test_a_brown_out_takes_torque_and_what_was_not_saved(chain: Chain) -> None:
         bus.write(6, "P_Coefficient", 99)  # Lock is 1
         chain.servos[6].power_cycle()
         assert bus.ping(6) == ()
-        assert (bus.read(6, "Torque_Enable"), bus.read(6, "P_Coefficient"), bus.read(6, "Lock")) == (0, 32, 1)
+        assert (
+            bus.read(6, "Torque_Enable"),
+            bus.read(6, "P_Coefficient"),
+            bus.read(6, "Lock"),
+        ) == (0, 32, 1)
 
 
 def test_the_link_appears_and_goes(tmp_path: Path) -> None:
     link = tmp_path / "ttySIM0"
     link.symlink_to("/dev/pts/gone")
-    with VirtualBus({5: ServoRegisters(5)}, link=link).serve_in_thread(), Bus(str(link), timeout_s=PATIENT_S) as bus:
+    with (
+        VirtualBus({5: ServoRegisters(5)}, link=link).serve_in_thread(),
+        Bus(str(link), timeout_s=PATIENT_S) as bus,
+    ):
         assert bus.ping(5) == ()
     assert not link.is_symlink()
 
@@ -249,6 +267,8 @@ def test_the_link_appears_and_goes(tmp_path: Path) -> None:
 def test_a_link_does_not_replace_a_file(tmp_path: Path) -> None:
     place = tmp_path / "precious"
     place.touch()
-    with pytest.raises(UserError, match=r"cannot make the link .*precious .*: choose another --link"):
+    with pytest.raises(
+        UserError, match=r"cannot make the link .*precious .*: choose another --link"
+    ):
         VirtualBus({}, link=place)
     assert place.exists()

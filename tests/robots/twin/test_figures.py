@@ -36,7 +36,8 @@ def test_link_lengths_and_tool_point_at_zero(world: World) -> None:
 
 def test_total_mass(world: World) -> None:
     arm = [
-        world.model.body(name).id for name in ("base", "shoulder", "upper_arm", "lower_arm", "wrist", "gripper", "jaw")
+        world.model.body(name).id
+        for name in ("base", "shoulder", "upper_arm", "lower_arm", "wrist", "gripper", "jaw")
     ]
     assert world.model.body_mass[arm].sum() == pytest.approx(0.632, abs=1e-3)
 
@@ -57,7 +58,9 @@ def test_jaw_gap_closes_and_opens(world: World) -> None:
 
 
 def _pads(world: World, body: str) -> np.ndarray:
-    gripping = (world.model.geom_bodyid == world.model.body(body).id) & (world.model.geom_condim == 4)
+    gripping = (world.model.geom_bodyid == world.model.body(body).id) & (
+        world.model.geom_condim == 4
+    )
     return np.flatnonzero(gripping)
 
 
@@ -72,7 +75,10 @@ def test_closed_form_agrees_with_the_model(world: World) -> None:
         angles = rng.uniform(low, high)
         place(world, angles)
         assert np.linalg.norm(tool_pose(angles).position - world.data.site("tcp").xpos) < 4e-4
-    assert pytest.approx(0.4076, abs=1e-3) == kinematics.UPPER_M + kinematics.FORE_M + kinematics.TOOL_M
+    assert (
+        pytest.approx(0.4076, abs=1e-3)
+        == kinematics.UPPER_M + kinematics.FORE_M + kinematics.TOOL_M
+    )
 
 
 def test_solve_inverts_tool_pose() -> None:
@@ -80,7 +86,9 @@ def test_solve_inverts_tool_pose() -> None:
     solved = 0
     for _ in range(500):
         radius, bearing = rng.uniform(0.10, 0.25), rng.uniform(-1.2, 1.2)
-        position = np.array([0.0388 + radius * np.cos(bearing), radius * np.sin(bearing), rng.uniform(0.01, 0.09)])
+        position = np.array(
+            [0.0388 + radius * np.cos(bearing), radius * np.sin(bearing), rng.uniform(0.01, 0.09)]
+        )
         pose = ToolPose(position, np.radians(rng.uniform(60, 89)), rng.uniform(-1, 1))
         if not reachable(pose):
             continue

@@ -22,7 +22,12 @@ def test_factory_state() -> None:
     assert not servo.torque_enabled
     assert (servo.p_gain, servo.i_gain, servo.d_gain, servo.operating_mode) == (32, 0, 32, 0)
     assert servo.torque_limit == 1.0
-    assert servo.get("Present_Position") == servo.get("Goal_Position") == servo.goal_actual_ticks == 2048
+    assert (
+        servo.get("Present_Position")
+        == servo.get("Goal_Position")
+        == servo.goal_actual_ticks
+        == 2048
+    )
     assert servo.get("Lock") == 1
 
 
@@ -113,7 +118,11 @@ def test_staged_writes_wait_for_action() -> None:
 def gripper() -> ServoRegisters:
     """Energised, with the limits of the driver: 25 % of the torque is an overload, after 2 s."""
     servo = ServoRegisters(6)
-    for name, value in {"Max_Torque_Limit": 500, "Protection_Current": 250, "Overload_Torque": 25}.items():
+    for name, value in {
+        "Max_Torque_Limit": 500,
+        "Protection_Current": 250,
+        "Overload_Torque": 25,
+    }.items():
         write(servo, name, value)
     write(servo, "Torque_Enable", 1)
     return servo
@@ -185,11 +194,15 @@ def test_a_fault_from_outside_stays_until_power_off() -> None:
 
 def test_the_physics_reports_in_units() -> None:
     servo = ServoRegisters(1)
-    servo.set_present(2048.6, velocity_ticks_s=-50, load=-0.25, temperature_c=31.4, voltage_v=7.1, current=0.65)
+    servo.set_present(
+        2048.6, velocity_ticks_s=-50, load=-0.25, temperature_c=31.4, voltage_v=7.1, current=0.65
+    )
     names = ("Position", "Velocity", "Load", "Temperature", "Voltage", "Current")
     assert [servo.get(f"Present_{name}") for name in names] == [2049, -50, -250, 31, 71, 100]
     assert servo.get("Moving") == 1
-    servo.set_present(2048, velocity_ticks_s=1e9, load=7, temperature_c=-3, voltage_v=99, current=1e6)
+    servo.set_present(
+        2048, velocity_ticks_s=1e9, load=7, temperature_c=-3, voltage_v=99, current=1e6
+    )
     assert [servo.get(f"Present_{name}") for name in names] == [2048, 32767, 1000, 0, 255, 65535]
 
 

@@ -1,4 +1,6 @@
-"""Choosing a renderer, and drawing with each one that this machine has. Each in a process of its own."""
+"""Choosing a renderer, and drawing with each one that this machine has. Each in a process of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,15 @@ except UserError as error:
 
 
 def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if name not in (OVERRIDE, "MUJOCO_GL")}
+    clean = {
+        name: value for name, value in os.environ.items() if name not in (OVERRIDE, "MUJOCO_GL")
+    }
     return subprocess.run(
-        [sys.executable, "-c", code], env={**clean, **env}, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code],
+        env={**clean, **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -61,7 +69,9 @@ def test_rays_draw_without_any_gl() -> None:
 
 
 def test_every_renderer_shows_the_same_scene() -> None:
-    """The cube is where the rays see it, and the wrist picture about as bright, with whatever GL is here."""
+    """The cube is where the rays see it, and the wrist picture about as bright, with whatever GL is
+    here.
+    """
     best = choose_renderer().name
     ray, other = drawn("ray"), drawn(best)
     assert other[0] == best
@@ -70,15 +80,25 @@ def test_every_renderer_shows_the_same_scene() -> None:
 
 
 def test_an_unknown_override_is_refused() -> None:
-    done = run("from mtdit_robots.twin.render import choose_renderer; choose_renderer()", **{OVERRIDE: "vulkan"})
+    done = run(
+        "from mtdit_robots.twin.render import choose_renderer; choose_renderer()",
+        **{OVERRIDE: "vulkan"},
+    )
     assert done.returncode != 0
     assert "vulkan is not a renderer; use one of egl, osmesa, ray" in done.stderr
 
 
 def test_a_gl_that_cannot_draw_leads_to_rays_with_the_fix() -> None:
-    """No GL library can be found: the search still ends, with a reason and the line that would mend it."""
+    """No GL library can be found: the search still ends, with a reason and the line that would mend
+    it.
+    """
     code = "from mtdit_robots.twin.render import choose_renderer; c = choose_renderer(); print(c.name, c.fix, c.reason)"
-    done = run(code, EGL_PLATFORM="none", __EGL_VENDOR_LIBRARY_FILENAMES="/nonexistent", PYOPENGL_PLATFORM="")
+    done = run(
+        code,
+        EGL_PLATFORM="none",
+        __EGL_VENDOR_LIBRARY_FILENAMES="/nonexistent",
+        PYOPENGL_PLATFORM="",
+    )
     assert done.returncode == 0, done.stderr
     name = done.stdout.split()[0]
     assert name in NAMES

@@ -91,7 +91,11 @@ def test_left_is_the_robots_left(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "hint"),
-    [("open drawer", "did you mean 'open the drawer'"), ("push cube left", "the left"), ("zzz", "use one of")],
+    [
+        ("open drawer", "did you mean 'open the drawer'"),
+        ("push cube left", "the left"),
+        ("zzz", "use one of"),
+    ],
 )
 def test_an_unknown_task_names_the_nearest(typed: str, hint: str) -> None:
     with pytest.raises(UserError, match=hint) as raised:

@@ -1,4 +1,6 @@
-"""The twin's process: driver bytes over the pseudo-terminal, both clocks, frames, and an orderly end."""
+"""The twin's process: driver bytes over the pseudo-terminal, both clocks, frames, and an orderly
+end.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from mtdit_robots.twin.world import CAMERAS, World
 SIZE = (32, 40)
 TASK = "push the red cube to the right"
 
-Demonstration = tuple[list[np.ndarray], list[np.ndarray], list[dict[str, np.ndarray]]]  # sent, positions, frames
+Demonstration = tuple[
+    list[np.ndarray], list[np.ndarray], list[dict[str, np.ndarray]]
+]  # sent, positions, frames
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,9 @@ def replay(twin: Twin, sent: list[np.ndarray]) -> tuple[list[Observation], bool]
     return seen, done
 
 
-def same(seen: list[Observation], positions: list[np.ndarray], frames: list[dict[str, np.ndarray]]) -> bool:
+def same(
+    seen: list[Observation], positions: list[np.ndarray], frames: list[dict[str, np.ndarray]]
+) -> bool:
     return all(
         (a.positions == p).all() and all((a.frames[c] == f[c]).all() for c in CAMERAS)
         for a, p, f in zip(seen, positions, frames, strict=True)

@@ -68,7 +68,9 @@ def test_a_reset_holds_the_new_pose(world: World) -> None:
     start = world.positions()
     for _ in range(30):
         world.step_tick()
-    assert np.abs(world.positions() - start).max() < 6  # the spring gives under the arm's weight, no more
+    assert (
+        np.abs(world.positions() - start).max() < 6
+    )  # the spring gives under the arm's weight, no more
     assert world.tick == 30
 
 
@@ -76,5 +78,7 @@ def test_pictures_for_people_show_the_same_world(world: World) -> None:
     world.reset("open the drawer", 8)
     fine, fast = world.picture("top", 64, 64), world.render("top", 64, 64)
     assert fine.shape == fast.shape == (64, 64, 3)
-    red_fine, red_fast = (np.argwhere(p[..., 0].astype(int) - p[..., 1] > 120).mean(axis=0) for p in (fine, fast))
+    red_fine, red_fast = (
+        np.argwhere(p[..., 0].astype(int) - p[..., 1] > 120).mean(axis=0) for p in (fine, fast)
+    )
     assert np.abs(red_fine - red_fast).max() < 2
