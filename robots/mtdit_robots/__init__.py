@@ -1,3 +1,4 @@
-"""SO-101 robots: servo bytes, calibrated units, cameras, and the digital twin. Imports nothing else
-of ours.
+"""SO-101 robots: servo protocol, calibrated units, cameras, and the digital twin.
+
+This package imports none of the other mtdit packages.
 """

@@ -1,9 +1,8 @@
-"""An SO-101 follower on its serial port: a `Robot` over the Feetech bus. The twin uses this very
-class.
+"""The SO-101 follower arm: checks, configures, energises, commands and releases its six servos.
 
-Knows the order in which an arm is checked, configured, energised and released. Refuses to know
-packets and policies. Source of the register values: LeRobot `so_follower.py` (configure) and
-`feetech.py` (configure_motors).
+A `Robot` over the Feetech bus, used for the real arm and for the twin alike. Packets are left to
+`feetech`. Source of the register values: LeRobot `so_follower.py` (configure) and `feetech.py`
+(configure_motors).
 """
 
 from __future__ import annotations
@@ -29,25 +28,26 @@ from mtdit_robots.so101 import IDS, JOINTS, Ticks
 
 log = logging.getLogger(__name__)
 
-_MULTI_TURN = 0x10  # Phase bit: cleared, Present_Position stays in 0..4095
-# 9 degrees beyond the calibrated range is no slack: the joint is wound, or the file is wrong
+_MULTI_TURN = 0x10  # Phase bit; when it is 0, Present_Position stays in 0..4095
+# 9 degrees beyond the calibrated range: more than play in the joint, so the joint has turned past
+# the encoder's zero or the file is wrong
 _OUTSIDE_TICKS = 100
-_GOAL_TICKS = 10  # less than a degree: goal and present may differ by so much when torque comes on
-_LISTED = 3  # differences a message names
+_GOAL_TICKS = 10  # under a degree: allowed difference of goal and position when torque comes on
+_LISTED = 3  # differences that a message lists
 
-# Half the torque and current, a quarter of the torque once overloaded: a gripper that squeezes must
-# not burn out.
+# Half the torque and current, a quarter of the torque once overloaded, so that a gripper that keeps
+# squeezing does not burn out
 _GRIPPER_LIMITS = {"Max_Torque_Limit": 500, "Protection_Current": 250, "Overload_Torque": 25}
 
 
 class So101Arm:
     """Six servos and any number of open cameras.
 
-    port: serial device of the arm. calibration: joint -> JointCalibration (`calibration.load`), as
-    LeRobot made it. cameras: open cameras; the arm closes them. use_degrees: body joints in
-    degrees, else -100..100, as trained. timeout_s, retries: of one bus exchange. p_gain, i_gain,
-    d_gain: position loop; LeRobot's defaults. bus: "own" driver, or "sdk" for Feetech's packets;
-    both behave alike.
+    port: the arm's serial device. calibration: joint -> JointCalibration, as LeRobot made it
+    (`calibration.load` reads it). cameras: open cameras; `close` closes them. use_degrees: body
+    joints in degrees, else -100..100, as the policy was trained. timeout_s, retries: for each bus
+    exchange. p_gain, i_gain, d_gain: of the servos' position loop; defaults are LeRobot's. bus:
+    "own" for our driver, "sdk" for Feetech's SDK; both behave alike.
     """
 
     def __init__(
@@ -86,17 +86,16 @@ class So101Arm:
 
     @property
     def errors(self) -> dict[str, Counter[str]]:
-        """Joint -> how often its servo gave "no answer" or reported "overload", "voltage" ... since
-        connect.
+        """Joint -> counts since connect: "no answer", and the faults its servo reported
+        ("overload", "voltage" ...).
         """
         return {JOINT_BY_ID[servo]: Counter(counts) for servo, counts in self._errors.items()}
 
     def connect(self) -> None:
-        """Open, check, configure, and hold the present pose with torque on. UserError names the
-        servo and the fix.
+        """Open the port, check and configure the servos, and hold the present pose with torque on.
 
-        Registers are written only when they differ, and read back. On failure the arm and the
-        cameras are released.
+        Registers are written only when they differ, and read back. UserError names the servo and
+        the fix; the arm and the cameras are then released.
         """
         with self._opened() as bus:
             self._check_cameras()
@@ -109,18 +108,18 @@ class So101Arm:
         """Write this arm's calibration to the servos' EEPROM: torque off, unlock, write, read back,
         close the port.
 
-        For an arm that is not connected. It goes limp: lay it down first.
+        Call it while the arm is not connected. The arm goes limp: put it in a resting pose first.
         """
         with self._opened() as bus:
             servos.write_calibration(bus, self._calibration)
         self._close_bus()
 
     def observe(self) -> Observation:
-        """Positions in one bus exchange, then each camera's latest frame.
+        """Read the positions in one bus exchange, then each camera's latest frame.
 
-        OSError naming the servo that is silent, or that has lost its torque since connect: after a
-        brown-out it answers as if nothing had happened and follows no goal. Its torque switch comes
-        with the position, at 1 ms of wire time.
+        OSError names the servo that does not answer, or whose torque has gone off since connect:
+        after a brown-out a servo answers normally but follows no goal. Torque_Enable is therefore
+        read together with the position, which costs 1 ms of wire time.
         """
         seen = servos.read_many(self._connected(), ("Torque_Enable", "Present_Position"))
         time_s = time.monotonic()
@@ -132,10 +131,10 @@ class So101Arm:
         return Observation(self._ranges.positions(ticks), frames, ages, time_s)
 
     def command(self, positions: Positions) -> Positions:
-        """Send goals (6,), limited to the calibrated ranges, in one packet without a reply.
+        """Send goals (6,), clipped to the calibrated ranges, in one packet that has no reply.
 
-        Returns the positions asked for after that limit; the servo steers to a whole tick, less
-        than 0.1 degree away. ValueError for a position that is not finite.
+        Returns the clipped positions; the servo goes to the nearest whole tick, less than 0.1
+        degree away. ValueError for a position that is not finite.
         """
         if not np.all(np.isfinite(positions)):
             raise ValueError(f"positions {positions} are not all finite: nothing sent")
@@ -149,13 +148,16 @@ class So101Arm:
             self._send_goal(self._goal)
 
     def torque_off(self) -> tuple[str, ...]:
-        """Release every servo that can be reached; returns the joints that did not confirm it."""
+        """Switch off the torque of every servo that answers; returns the joints that did not
+        confirm it.
+        """
         self._energised = False
         return servos.release(self._connected())
 
     def close(self) -> None:
-        """Torque off, then close bus and cameras. Safe to call twice. Joints that may still hold
-        are logged.
+        """Torque off, then close bus and cameras. Safe to call twice.
+
+        Joints that did not confirm torque off are logged.
         """
         try:
             self._close_bus()
@@ -177,8 +179,8 @@ class So101Arm:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Bus]:
-        """Open the port and greet the servos. What fails in the block releases everything and reads
-        as one line.
+        """Open the port and check that all servos are there. An error in the block closes the arm
+        and becomes one line with the fix.
         """
         if self._bus is not None:
             raise UserError(f"the arm on {self._port} is already connected: close it first")
@@ -204,7 +206,7 @@ class So101Arm:
         return self._bus
 
     def _check_cameras(self) -> None:
-        """UserError for a camera without a picture: better told now than with torque on."""
+        """UserError for a camera that gives no frame, before torque comes on."""
         for camera in self._cameras:
             try:
                 camera.read()
@@ -212,8 +214,8 @@ class So101Arm:
                 raise UserError(f"{error}, then try again") from error
 
     def _check_calibration(self, bus: Bus) -> None:
-        """UserError unless the servos hold what the file says: another arm's file would move this
-        one wrongly.
+        """UserError unless the servos hold the same values as the calibration: with the file of
+        another arm, this one would move to wrong positions.
         """
         wrong = calibrations.differences(self._calibration, servos.read_calibration(bus))
         if wrong:
@@ -221,12 +223,13 @@ class So101Arm:
                 f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
             )
             raise UserError(
-                f"the servos do not hold this calibration ({listed}): pass the file made with this arm, "
-                f"or write this one to the servos: mtdit calibrate --port {bus.port} --import FILE"
+                f"the servos do not hold this calibration ({listed}): "
+                "pass the file made with this arm, or write this one to the servos: "
+                f"mtdit calibrate --port {bus.port} --import FILE"
             )
 
     def _configure(self, bus: Bus) -> None:
-        """What LeRobot's `configure` sets, in its order."""
+        """Set what LeRobot's `configure` sets, in the same order."""
         servos.unlock(bus)
         for name, value in {
             "Return_Delay_Time": 0,
@@ -245,17 +248,17 @@ class So101Arm:
             servos.ensure(bus, name, {IDS["gripper"]: value})
 
     def _energise(self, bus: Bus) -> None:
-        """Goal := present, and only then torque on: whatever goal the servos remember must not move
-        the arm.
+        """Set the goal to the present position, then torque on: a goal that the servos still
+        remember must not move the arm.
         """
         present = np.array(list(servos.read(bus, "Present_Position").values()))
         self._check_inside(present)
-        goal = np.clip(present, self._ranges.low, self._ranges.high)  # as the servo itself would
+        goal = np.clip(present, self._ranges.low, self._ranges.high)  # the servo does the same
         self._send_goal(goal)
         held = np.array(list(servos.read(bus, "Goal_Position").values()))
         if np.abs(held - goal).max() > _GOAL_TICKS:
             raise BusError(
-                f"the servos on {self._port} did not take their present position as goal"
+                f"the servos on {self._port} did not accept their present position as the goal"
             )
         servos.ensure(bus, "Torque_Enable", dict.fromkeys(SERVOS, 1))
         self._energised = True
@@ -264,20 +267,21 @@ class So101Arm:
     def _check_torque(self, limp: Sequence[int]) -> None:
         if limp and self._energised:
             raise BusError(
-                f"{servos.named(limp)} on {self._port} lost torque, it restarted or protects itself: "
-                "check the power supply and its cable, then start again"
+                f"{servos.named(limp)} on {self._port} lost torque because it restarted or "
+                "protects itself: check the power supply and its cable, then start again"
             )
 
     def _check_inside(self, present: Ticks) -> None:
-        """UserError for a joint far outside its range: with torque on it would swing to the nearest
-        limit.
+        """UserError for a joint far outside its range: with torque on it would move to the nearest
+        limit at once.
         """
         low, high = self._ranges.low, self._ranges.high
         for joint, ticks, lowest, highest in zip(JOINTS, present, low, high, strict=True):
             if not lowest - _OUTSIDE_TICKS <= ticks <= highest + _OUTSIDE_TICKS:
                 raise UserError(
-                    f"{joint} stands at {ticks} ticks, outside its calibrated range {lowest}..{highest}: "
-                    "move it inside by hand and connect again, or calibrate again"
+                    f"{joint} is at {ticks} ticks, outside its calibrated range "
+                    f"{lowest}..{highest}: move it inside by hand and connect again, "
+                    "or calibrate again"
                 )
 
     def _send_goal(self, ticks: Ticks) -> None:
@@ -288,13 +292,13 @@ class So101Arm:
 
 
 def _check_health(bus: Bus) -> None:
-    """UserError when a servo reports a fault, with torque already off (which releases what can be
-    released).
+    """UserError when a servo reports a fault. Torque is already off here, which clears the faults
+    that can be cleared.
     """
     for servo in SERVOS:
         words = bus.ping(servo)
         if words:
             raise UserError(
-                f"{servos.named([servo])} reports {' and '.join(words)}: "
-                "mend the cause (supply voltage, a blocked joint, heat), then switch the arm off and on"
+                f"{servos.named([servo])} reports {' and '.join(words)}: fix the cause (supply "
+                "voltage, a blocked joint, heat), then switch the arm off and on"
             )

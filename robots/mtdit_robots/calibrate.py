@@ -1,10 +1,7 @@
-"""Calibrating an SO-101, leader or follower: centre, sweep, write; and checking a calibration that
-exists.
+"""Calibrate an SO-101, leader or follower (centre, sweep, write), or check its calibration.
 
-Knows LeRobot's procedure step by step, which travel an SO-101 has, and what a bad sweep looks like.
-Refuses to know terminals: whoever asks the person to move the arm calls `centre`, `sample`,
-`finish`. Torque is off from the first step to the last. Source: LeRobot `so_follower.py`
-(calibrate), `motors_bus.py` (set_half_turn_homings).
+The caller talks to the user and calls `centre`, `sample` and `finish`. Torque is off throughout.
+Source: LeRobot `so_follower.py` (calibrate), `motors_bus.py` (set_half_turn_homings).
 """
 
 from __future__ import annotations
@@ -25,13 +22,12 @@ from mtdit_robots.sts3215 import TICKS_PER_TURN
 CENTRE_TICKS = 2047  # what LeRobot makes the centre pose read: int(4095 / 2)
 FULL_TURN = "wrist_roll"  # not swept: LeRobot gives it 0..4095
 SWEPT = tuple(joint for joint in JOINTS if joint != FULL_TURN)
-MIN_SHARE, MAX_SHARE = (
-    0.6,
-    1.4,
-)  # of the nominal travel; less: not moved to its stops, more: the horn has slipped
+# Fractions of the nominal travel. Below: the joint was not moved to its stops. Above: its horn has
+# slipped.
+MIN_SHARE, MAX_SHARE = 0.6, 1.4
 
-# Degrees between the end stops: TheRobotStudio SO101 "new calibration" model. Assembled arms differ
-# by some 15 %.
+# Degrees between the end stops, from TheRobotStudio's SO101 "new calibration" model. Assembled arms
+# differ by about 15 %.
 NOMINAL_TRAVEL_DEG = {
     "shoulder_pan": 220.0,
     "shoulder_lift": 200.0,
@@ -41,32 +37,30 @@ NOMINAL_TRAVEL_DEG = {
 }
 
 _DEG = 360 / TICKS_PER_TURN
-_MULTI_TURN = 0x10  # Phase bit: cleared, Present_Position stays in 0..4095
-_CENTRED_TICKS = 50  # 4 degrees: a limp joint creeps that much between two packets
-_OUTSIDE_TICKS = 100  # 9 degrees beyond the range: more than a stop gives way
+_MULTI_TURN = 0x10  # Phase bit; when it is 0, Present_Position stays in 0..4095
+_CENTRED_TICKS = 50  # 4 degrees: a limp joint may creep that much between two packets
+_OUTSIDE_TICKS = 100  # 9 degrees beyond the range: more than an end stop flexes
 
 
 class PoseError(UserError):
-    """The arm stands or was moved in a way that gives no calibration. It may be moved, and the step
-    tried again.
-    """
+    """The pose or the sweep does not allow a calibration. Move the arm and repeat the step."""
 
 
 @dataclass
 class Sweep:
-    """Extremes of each joint while a person moves it. All in ticks with the homing offset applied,
-    by joint name.
+    """The lowest and highest position of each joint while a person moves it.
+
+    Joint -> ticks with the homing offset applied. `wrapped` holds the joints that jumped by more
+    than half a turn, that is, crossed the encoder's wrap-around from 4095 to 0.
     """
 
     low: dict[str, int] = field(default_factory=dict)
     high: dict[str, int] = field(default_factory=dict)
     now: dict[str, int] = field(default_factory=dict)
-    wrapped: set[str] = field(
-        default_factory=set
-    )  # jumped by more than half a turn: crossed the encoder's seam
+    wrapped: set[str] = field(default_factory=set)
 
     def add(self, ticks: Mapping[str, int]) -> None:
-        """Take in one reading of all joints."""
+        """Add one reading of all joints."""
         for joint, tick in ticks.items():
             if joint != FULL_TURN and abs(tick - self.now.get(joint, tick)) > TICKS_PER_TURN // 2:
                 self.wrapped.add(joint)
@@ -75,38 +69,42 @@ class Sweep:
             self.high[joint] = max(tick, self.high.get(joint, tick))
 
     def span_deg(self, joint: str) -> float:
-        """How far the joint was moved."""
+        """How far the joint was moved, in degrees."""
         return (self.high[joint] - self.low[joint]) * _DEG if self.now else 0.0
 
     def enough(self, joint: str, min_share: float = MIN_SHARE) -> bool:
-        """Whether the joint has shown its travel."""
+        """Whether the joint has been swept far enough."""
         return joint == FULL_TURN or self.problem(joint, min_share) is None
 
     def problem(self, joint: str, min_share: float = MIN_SHARE) -> str | None:
-        """What is wrong with this joint's sweep and what to do about it; None when nothing is."""
-        span, wanted = self.span_deg(joint), min_share * NOMINAL_TRAVEL_DEG[joint]
+        """What is wrong with this joint's sweep and how to fix it; None when it is fine."""
+        span, nominal = self.span_deg(joint), NOMINAL_TRAVEL_DEG[joint]
         if joint in self.wrapped:
             return (
-                f"{joint} crossed the seam of its encoder: put it in the middle of its travel and centre again; "
-                "if it stays so, its horn sits half a turn off on the servo"
+                f"{joint} crossed its encoder's wrap-around from 4095 to 0: put it in the middle "
+                "of its travel and centre again; if that does not help, its horn is mounted half a "
+                "turn off on the servo"
             )
-        if span < wanted:
-            return f"{joint} moved {span:.0f} degrees, an SO-101 has {NOMINAL_TRAVEL_DEG[joint]:.0f}: move it stop to stop"
+        if span < min_share * nominal:
+            return (
+                f"{joint} moved {span:.0f} degrees, on an SO-101 it can move {nominal:.0f}: "
+                "move it from stop to stop"
+            )
         return None
 
     def problems(self, min_share: float = MIN_SHARE) -> list[str]:
-        """One line per joint that has not been swept well."""
+        """One line per joint whose sweep is not good."""
         return [problem for joint in SWEPT if (problem := self.problem(joint, min_share))]
 
 
 class Calibrator:
-    """One calibration over an open bus, as a context manager; `centre`, then `sample` many times,
+    """One calibration over an open bus, as a context manager: `centre`, then `sample` many times,
     then `finish`.
 
-    Entering greets the six servos and takes their torque away; it stays off. Leaving before
-    `finish` has succeeded gives the servos back the calibration they had. Either way the EEPROM is
-    locked, and `say` is told how the arm is left. min_share: the part of its nominal travel each
-    joint must show.
+    Entering checks the six servos and switches their torque off; it stays off. Leaving before
+    `finish` has succeeded restores the calibration the servos had. In both cases the EEPROM is
+    locked, and `say` reports the state of the arm. min_share: the fraction of its nominal travel
+    that each joint must be moved.
     """
 
     def __init__(
@@ -138,15 +136,15 @@ class Calibrator:
         self._leave()
 
     def positions(self) -> dict[str, int]:
-        """Joint -> Present_Position in ticks. BusError naming silent servos."""
+        """Joint -> Present_Position in ticks. BusError names servos that do not answer."""
         present = servos.read(self._bus, "Present_Position")
         return {joint: present[servo] for joint, servo in IDS.items()}
 
     def centre(self) -> dict[str, int]:
-        """Make the present pose read 2047 on every joint; returns the homing offsets, and starts
-        the sweep afresh.
+        """Make the present pose read 2047 on every joint, and start a new sweep. Returns the homing
+        offsets in ticks.
 
-        PoseError for a joint whose offset the servo cannot hold, or that was moved meanwhile.
+        PoseError for a joint whose offset the servo cannot hold, or that moved meanwhile.
         """
         self._offsets = {}
         for name, value in {
@@ -163,7 +161,8 @@ class Calibrator:
         for joint, tick in now.items():
             if abs(tick - CENTRE_TICKS) > _CENTRED_TICKS:
                 raise PoseError(
-                    f"{joint} reads {tick} after centring, not {CENTRE_TICKS}: keep it still, centre again"
+                    f"{joint} reads {tick} after centring, not {CENTRE_TICKS}: "
+                    "keep it still and centre again"
                 )
         self.sweep = Sweep()
         self.sweep.add(now)
@@ -171,19 +170,20 @@ class Calibrator:
         return dict(offsets)
 
     def sample(self) -> Sweep:
-        """Read all joints once into the sweep. BusError naming silent servos."""
+        """Add one reading of all joints. BusError names servos that do not answer."""
         self.sweep.add(self.positions())
         return self.sweep
 
     def finish(self, save: Callable[[Calibration], None]) -> dict[str, JointCalibration]:
         """Write the swept ranges to the servos, `save` them, and return them.
 
-        PoseError names every joint that was not swept well; nothing is written then, and the sweep
-        may go on. When `save` fails, leaving gives the servos their former calibration back.
+        PoseError names every joint whose sweep is not good; nothing is written then, and sweeping
+        may continue. When `save` fails, leaving restores the servos' former calibration.
         """
         if not self._offsets:
             raise PoseError(
-                "the arm has not been centred: put every joint in the middle of its travel, centre, sweep"
+                "the arm has not been centred: put every joint in the middle of its travel, "
+                "centre, then sweep"
             )
         problems = self.sweep.problems(self._min_share)
         if problems:
@@ -202,18 +202,19 @@ class Calibrator:
         return JointCalibration(IDS[joint], 0, self._offsets[joint], low, high)
 
     def _leave(self) -> None:
-        """Former calibration back unless done, torque off, locked; every step is tried whatever the
-        others do.
+        """Restore the former calibration unless done, torque off, lock. Each step is tried even
+        when another one fails.
         """
         with undisturbed():
             kept = self._done or self._restored()
             _leave_limp(self._bus, self._say)
         if not kept:
             self._say(
-                "their former calibration could not be given back: calibrate again, or --import this arm's file"
+                "the servos' former calibration could not be restored: calibrate again, "
+                "or write this arm's file with --import"
             )
         elif not self._done:
-            self._say("the servos hold the calibration they had before")
+            self._say("the servos have the calibration they had before")
 
     def _restored(self) -> bool:
         try:
@@ -225,10 +226,10 @@ class Calibrator:
 
 
 def write(bus: Bus, calibration: Calibration, say: Callable[[str], None] = print) -> None:
-    """Write a calibration to the servos, read it back, lock; torque is off from then on, and `say`
-    is told so.
+    """Write a calibration to the servos, read it back and lock. Torque is off afterwards; `say`
+    reports that.
 
-    UserError and BusError as `servos.write_calibration`; what was written until then stays.
+    Raises as `servos.write_calibration`; values written before the error stay written.
     """
     servos.handshake(bus)
     try:
@@ -250,24 +251,24 @@ def _leave_limp(bus: Bus, say: Callable[[str], None]) -> None:
 
 
 def homing_offsets(ticks: Mapping[str, int]) -> dict[str, int]:
-    """Offsets that make these encoder ticks read 2047. PoseError for one beyond the register's
-    +-2047.
+    """Joint -> the offset that makes its encoder ticks read 2047.
+
+    PoseError for an offset beyond the +-2047 that the register holds.
     """
     offsets = {joint: tick - CENTRE_TICKS for joint, tick in ticks.items()}
     for joint, offset in offsets.items():
         if abs(offset) > MAX_HOMING_OFFSET:
             raise PoseError(
-                f"{joint} stands at encoder tick {ticks[joint]}, which needs an offset of {offset}, and the servo "
-                f"holds +-{MAX_HOMING_OFFSET}: turn it by a degree or more, centre again"
+                f"{joint} is at encoder tick {ticks[joint]}, which needs an offset of {offset}, "
+                f"but the servo holds at most +-{MAX_HOMING_OFFSET}: "
+                "turn it by a degree or more and centre again"
             )
     return offsets
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What `inspect` found on one joint. status: ok, warn or fail; remedy is empty when there is
-    nothing to do.
-    """
+    """What `inspect` found on one joint. status: ok, warn or fail. remedy: the fix, if any."""
 
     joint: str
     status: str
@@ -276,11 +277,10 @@ class Finding:
 
 
 def inspect(bus: Bus, file: Calibration | None = None) -> list[Finding]:
-    """Compare the servos' EEPROM with `file`, with where the joints stand, and with an SO-101's
-    travel.
+    """Compare the servos' EEPROM with `file`, with the joints' positions, and with an SO-101's
+    travel. Returns one finding per joint.
 
-    Reads only: an arm that holds a pose keeps holding it. One finding per joint. UserError and
-    BusError as `handshake`.
+    Only reads: an arm that holds a pose keeps holding it. Raises as `servos.handshake`.
     """
     servos.handshake(bus)
     held = servos.read_calibration(bus)
@@ -294,7 +294,7 @@ def inspect(bus: Bus, file: Calibration | None = None) -> list[Finding]:
 def judge(
     joint: str, held: JointCalibration, present: int, file: JointCalibration | None = None
 ) -> Finding:
-    """The gravest thing about one joint: held against file, then the position, then the travel."""
+    """The most serious finding on one joint. Checked in this order: file, position, travel."""
     wrong = _mismatch(held, file) if file else ""
     if wrong:
         return Finding(
@@ -306,16 +306,19 @@ def judge(
     span = f"{held.range_min}..{held.range_max}"
     if held.range_max <= held.range_min:
         return Finding(
-            joint, "fail", f"range {span} is empty", "calibrate, or --import this arm's file"
+            joint,
+            "fail",
+            f"range {span} is empty",
+            "calibrate, or write this arm's file to the servos with --import",
         )
     if not held.range_min - _OUTSIDE_TICKS <= present <= held.range_max + _OUTSIDE_TICKS:
         return Finding(
             joint,
             "fail",
-            f"stands at {present}, outside {span}",
+            f"is at {present}, outside {span}",
             "move it inside by hand, or calibrate again",
         )
-    return _judge_travel(joint, held, f"{span}, stands at {present}")
+    return _judge_travel(joint, held, f"({span}), now at {present}")
 
 
 def _mismatch(held: JointCalibration, file: JointCalibration) -> str:
@@ -330,7 +333,7 @@ def _mismatch(held: JointCalibration, file: JointCalibration) -> str:
 
 def _judge_travel(joint: str, held: JointCalibration, finding: str) -> Finding:
     span = (held.range_max - held.range_min) * _DEG
-    finding = f"{span:.0f} degrees, {finding}"
+    finding = f"{span:.0f} degrees {finding}"
     if joint == FULL_TURN:
         if (held.range_min, held.range_max) == (0, MAX_TICK):
             return Finding(joint, "ok", finding)
@@ -338,31 +341,31 @@ def _judge_travel(joint: str, held: JointCalibration, finding: str) -> Finding:
             joint,
             "warn",
             f"{finding}; LeRobot gives it 0..{MAX_TICK} since 0.4.3",
-            "its zero differs: keep it only for old policies",
+            "its zero position differs: keep this range only for older policies",
         )
     nominal = NOMINAL_TRAVEL_DEG[joint]
     if span > MAX_SHARE * nominal:
         return Finding(
             joint,
             "warn",
-            f"{finding}; an SO-101 has {nominal:.0f}",
-            "check its horn, calibrate again",
+            f"{finding}; an SO-101 has {nominal:.0f} degrees",
+            "check its horn, then calibrate again",
         )
     if span < MIN_SHARE * nominal:
         return Finding(
             joint,
             "warn",
-            f"{finding}; an SO-101 has {nominal:.0f}",
-            "calibrate again, stop to stop",
+            f"{finding}; an SO-101 has {nominal:.0f} degrees",
+            "calibrate again and move it from stop to stop",
         )
     return Finding(joint, "ok", finding)
 
 
 @contextlib.contextmanager
 def opened(port: str, timeout_s: float = 0.05, bus: str = "own") -> Iterator[Bus]:
-    """An open bus that is patient, as LeRobot is while calibrating: a person shakes the cables.
+    """An open bus with 5 retries, as in LeRobot's calibration: moving the arm shakes the cables.
 
-    bus: "own" or "sdk". UserError for a port that does not open, and for servos that fall silent
+    bus: "own" or "sdk". UserError for a port that does not open, and for servos that stop answering
     inside the block.
     """
     try:

@@ -1,8 +1,7 @@
-"""LeRobot's calibration file, read and written unchanged.
+"""LeRobot's calibration files: find, read, check, write, and keep earlier versions.
 
-Knows the JSON, where LeRobot keeps it, what a sane one looks like, and the former versions it keeps
-beside it. Refuses to know the bus: whoever reads the servos' own values hands them over for
-comparison. Source: LeRobot `motors_bus.py` (MotorCalibration), `robot.py`.
+The values in the servos are read by `servos`; here they are only compared. Source: LeRobot
+`motors_bus.py` (MotorCalibration), `robot.py`.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from mtdit_robots.so101 import IDS, JOINTS, Ranges
 
 MAX_HOMING_OFFSET = 2047  # 11-bit magnitude in the servo
 MAX_TICK = 4095
-MIN_SPAN_TICKS = (
-    200  # 18 degrees: less than any joint moves, so the joint was not moved while recording
-)
-DIRECTORIES = ("so_follower", "so101_follower")  # LeRobot >= 0.4.3, and before
+# 18 degrees, less than any joint can move: a smaller range means the joint was not swept
+MIN_SPAN_TICKS = 200
+DIRECTORIES = ("so_follower", "so101_follower")  # since LeRobot 0.4.3, and before
 LEADER_DIRECTORIES = ("so_leader", "so101_leader")
-HISTORY = "history"  # the folder beside a file that keeps its former versions
+HISTORY = "history"  # the folder beside a calibration file that keeps its earlier versions
 
 
 @dataclass(frozen=True)
 class JointCalibration:
-    """One joint, as LeRobot stores it. Ranges are raw ticks with the homing offset applied;
-    drive_mode 1 reverses.
+    """One joint, as LeRobot stores it.
+
+    Ranges are raw ticks with the homing offset applied. drive_mode 1 reverses the joint.
     """
 
     id: int
@@ -50,15 +49,16 @@ _KEYS = tuple(field.name for field in fields(JointCalibration))
 
 
 def load(path: str | Path) -> dict[str, JointCalibration]:
-    """The calibration in a LeRobot JSON file, in joint order. UserError names the joint, the key
-    and the fix.
+    """The calibration in a LeRobot JSON file, in joint order.
+
+    UserError names the joint, the key and the fix.
     """
     path = Path(path)
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(
-            f"no calibration file {path}: run `mtdit calibrate`, or correct the path"
+            f"there is no calibration file {path}: run `mtdit calibrate`, or correct the path"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
@@ -71,9 +71,9 @@ def load(path: str | Path) -> dict[str, JointCalibration]:
 
 
 def save(calibration: Calibration, path: str | Path) -> None:
-    """Write LeRobot's JSON (4-space indent); a former file that differs goes to the history.
+    """Write LeRobot's JSON (4-space indent). A file there that differs moves to the history first.
 
-    Both files appear whole or not at all. OSError when the folder takes no files.
+    Both files are written atomically. OSError when the folder is not writable.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,9 +84,9 @@ def save(calibration: Calibration, path: str | Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """UserError when `save` could not write there: better told before an arm is swept than after."""
+    """UserError when `save` could not write `path`. Call it before the user sweeps the joints."""
     if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file in it, e.g. {path / 'my_arm.json'}")
+        raise UserError(f"{path} is a folder: give a file in it, e.g. {path / 'my_arm.json'}")
     probe = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,13 +94,13 @@ def check_place(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): choose another place with --file"
+            f"cannot write {path} ({error.strerror}): choose another file with --file"
         ) from error
 
 
 @dataclass(frozen=True)
 class Version:
-    """A former content of a calibration file. number 1 is the newest; replaced is when it was
+    """An earlier version of a calibration file. number: 1 is the newest. replaced: when it was
     replaced, UTC.
     """
 
@@ -110,14 +110,15 @@ class Version:
 
 
 def history(path: str | Path) -> list[Version]:
-    """The former versions of the file at `path`, newest first."""
+    """The earlier versions of the file at `path`, newest first."""
     kept = sorted(_history_folder(Path(path)).glob("*Z.json"), reverse=True)
     return [Version(n, file, _time_of(file)) for n, file in enumerate(kept, start=1)]
 
 
 def restore(path: str | Path, number: int = 1) -> Version:
-    """Put a former version back at `path`; what was there goes to the history. UserError names the
-    ones there are.
+    """Put an earlier version back at `path`; the present file moves to the history.
+
+    Raises as `former`.
     """
     version = former(path, number)
     save(load(version.path), path)
@@ -125,22 +126,24 @@ def restore(path: str | Path, number: int = 1) -> Version:
 
 
 def former(path: str | Path, number: int = 1) -> Version:
-    """The `number`-th newest former version of the file at `path`. UserError names the ones there
-    are.
+    """The `number`-th newest earlier version of the file at `path`.
+
+    UserError when there is none of that number.
     """
     versions = history(path)
     if not versions:
-        raise UserError(f"{path} has no former versions: nothing was ever replaced there")
+        raise UserError(f"{path} has no earlier versions: it was never replaced")
     if not 1 <= number <= len(versions):
         raise UserError(
-            f"{path} has former versions 1..{len(versions)}, no {number}: `--history` lists them"
+            f"{path} has no earlier version {number}, only 1..{len(versions)}: "
+            "`--history` lists them"
         )
     return versions[number - 1]
 
 
 def search_directories(leader: bool = False) -> tuple[Path, ...]:
-    """Where LeRobot keeps follower or leader calibrations: both of its directory names, below the
-    HF_* variables.
+    """Where LeRobot keeps follower or leader calibrations, under its present and its earlier
+    directory name. Follows the HF_* environment variables.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
     home = Path(os.environ.get("HF_HOME", cache / "huggingface"))
@@ -152,8 +155,8 @@ def search_directories(leader: bool = False) -> tuple[Path, ...]:
 
 
 def place_of(robot_id: str, leader: bool = False) -> Path:
-    """Where the calibration of this id is, or would be written: found under either name, else the
-    current one.
+    """The path of the calibration of this id: an existing file in either directory, else where
+    LeRobot would write it now.
     """
     _check_id(robot_id)
     places = [directory / f"{robot_id}.json" for directory in search_directories(leader)]
@@ -171,7 +174,7 @@ def find(robot_id: str, leader: bool = False) -> Path:
         if place.is_file():
             return place
     known = sorted({file.stem for place in places for file in place.parent.glob("*.json")})
-    near = _near(robot_id, known) or (f", there is {', '.join(known)}" if known else "")
+    near = _near(robot_id, known) or (f" (found: {', '.join(known)})" if known else "")
     folders = " or ".join(str(place.parent) for place in places)
     raise UserError(
         f"no calibration of a {'leader' if leader else 'robot'} {robot_id!r} in {folders}{near}: "
@@ -182,21 +185,20 @@ def find(robot_id: str, leader: bool = False) -> Path:
 def differences(
     calibration: Calibration, servos: Calibration, names: tuple[str, str] = ("file", "servo")
 ) -> list[str]:
-    """What the servos' EEPROM holds otherwise than the file: one line per joint and field, empty
-    when they agree.
+    """The differences between two calibrations, one line per joint and key; empty when they agree.
 
-    As LeRobot does, ids and drive modes are not compared. names: what the two sides are called.
+    As in LeRobot, ids and drive modes are not compared. names: what the lines call the two sides.
     """
     return [
-        f"{joint} {key}: {names[0]} {getattr(calibration[joint], key)}, {names[1]} {getattr(servos[joint], key)}"
+        f"{joint} {key}: {names[0]} {expected}, {names[1]} {held}"
         for joint in JOINTS
         for key in ("homing_offset", "range_min", "range_max")
-        if getattr(calibration[joint], key) != getattr(servos[joint], key)
+        if (expected := getattr(calibration[joint], key)) != (held := getattr(servos[joint], key))
     ]
 
 
 def check(calibration: Calibration) -> None:
-    """UserError unless all six joints are there with values an SO-101 can have."""
+    """UserError unless all six joints are present with values an SO-101 can have."""
     try:
         _check_names(calibration, JOINTS, "joint")
         for joint in JOINTS:
@@ -206,7 +208,7 @@ def check(calibration: Calibration) -> None:
 
 
 def ranges(calibration: Calibration, use_degrees: bool = True) -> Ranges:
-    """The arrays the unit conversions work on. UserError as `check`."""
+    """The arrays that the unit conversions use. Raises as `check`."""
     check(calibration)
     joints = [calibration[joint] for joint in JOINTS]
     return Ranges(
@@ -218,9 +220,12 @@ def ranges(calibration: Calibration, use_degrees: bool = True) -> Ranges:
 
 
 def _parse(content: object) -> dict[str, JointCalibration]:
-    """ValueError with what is wrong and what to do about it."""
+    """ValueError says what is wrong and what to do about it."""
     if not isinstance(content, dict):
-        raise ValueError("it holds no object of joints; use the file `mtdit calibrate` wrote")
+        raise ValueError(
+            "it is not a JSON object with one entry per joint; use the file that "
+            "`mtdit calibrate` wrote"
+        )
     _check_names(content, JOINTS, "joint")
     calibration = {joint: _parse_joint(joint, content[joint]) for joint in JOINTS}
     for joint in JOINTS:
@@ -231,7 +236,8 @@ def _parse(content: object) -> dict[str, JointCalibration]:
 def _parse_joint(joint: str, entry: object) -> JointCalibration:
     if not isinstance(entry, dict):
         raise ValueError(
-            f"{joint} holds no object with {', '.join(_KEYS)}; run `mtdit calibrate` again"
+            f"{joint} is not an object with the keys {', '.join(_KEYS)}; "
+            "run `mtdit calibrate` again"
         )
     _check_names(entry, _KEYS, f"key of {joint}")
     for key in _KEYS:
@@ -246,7 +252,7 @@ def _check_names(found: Iterable[str], wanted: tuple[str, ...], what: str) -> No
     found = tuple(found)
     for name in found:
         if name not in wanted:
-            hint = _near(name, wanted) or f", known: {', '.join(wanted)}"
+            hint = _near(name, wanted) or f", known are {', '.join(wanted)}"
             raise ValueError(f"unknown {what} {name!r}{hint}")
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -256,17 +262,15 @@ def _check_names(found: Iterable[str], wanted: tuple[str, ...], what: str) -> No
 def _check_values(joint: str, values: JointCalibration) -> None:
     span = f"range {values.range_min}..{values.range_max}"
     if values.id != IDS[joint]:
-        problem = f"id is {values.id}, an SO-101 has {IDS[joint]} there"
+        problem = f"has id {values.id}, but on an SO-101 it is {IDS[joint]}"
     elif values.drive_mode not in (0, 1):
-        problem = f"drive_mode is {values.drive_mode}, must be 0 or 1"
+        problem = f"has drive_mode {values.drive_mode}, must be 0 or 1"
     elif abs(values.homing_offset) > MAX_HOMING_OFFSET:
         problem = f"homing_offset {values.homing_offset} is beyond +-{MAX_HOMING_OFFSET}"
     elif values.range_min < 0 or values.range_max > MAX_TICK:
-        problem = f"{span} leaves 0..{MAX_TICK}"
+        problem = f"{span} is not within 0..{MAX_TICK}"
     elif values.range_max - values.range_min < MIN_SPAN_TICKS:
-        problem = (
-            f"{span} is narrower than {MIN_SPAN_TICKS} ticks, was the joint moved while recording?"
-        )
+        problem = f"{span} is narrower than {MIN_SPAN_TICKS} ticks, was it moved from stop to stop?"
     else:
         return
     raise ValueError(f"{joint} {problem}; run `mtdit calibrate` again")
@@ -275,7 +279,8 @@ def _check_values(joint: str, values: JointCalibration) -> None:
 def _check_id(robot_id: str) -> None:
     if not robot_id or Path(robot_id).name != robot_id:
         raise UserError(
-            f"{robot_id!r} is no id: use a plain name such as my_arm, or pass a path with --file"
+            f"{robot_id!r} is not a valid id: use a plain name such as my_arm, "
+            "or pass a path with --file"
         )
 
 
@@ -295,8 +300,8 @@ def _time_of(kept: Path) -> datetime:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Under a temporary name, to the disk, then renamed: a power cut leaves the old file or the new
-    one.
+    """Write to a temporary file, sync, then rename: after a power cut the file is either the old or
+    the new one.
     """
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
@@ -308,4 +313,4 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 def _near(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    return f" (did you mean {near[0]!r}?)" if near else ""

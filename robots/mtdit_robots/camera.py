@@ -1,8 +1,7 @@
-"""Cameras: the latest frame and how old it is.
+"""Cameras: capture frames, give the latest one as RGB with its age, reopen after a disconnect.
 
-Knows capture, colour order, and how to come back after a cable was out. Refuses to know resizing,
-encoding and what a frame is for: the policy's graphs take the camera's own pixels. OpenCV is
-imported where a camera is opened.
+Frames are not resized here: the policy's graphs take the camera's own pixels. OpenCV and PyAV are
+imported only when a camera is opened.
 """
 
 from __future__ import annotations
@@ -21,20 +20,19 @@ from mtdit_robots.errors import UserError
 
 Frame = NDArray[np.uint8]  # (H, W, 3) RGB
 
-_CLOSE_S = (
-    2.0  # a device that hangs keeps its thread for V4L2's 10 s or longer; nobody waits for that
-)
-# frames in a row: a damaged JPEG now and then is normal on USB, a camera that went away is not
+# Longest wait for the capture thread at close: a device that hangs blocks it for 10 s or more
+_CLOSE_S = 2.0
+# Failed reads in a row that mean "disconnected": a single damaged JPEG is normal on USB
 _MISSES = 10
-_REOPEN_S = 0.5  # between two attempts to find a camera that went away
+_REOPEN_S = 0.5  # between two attempts to reopen a camera
 FILE, DATASET = "file:", "dataset:"
 
 
 class Camera(Protocol):
     """An open camera. `read` never waits for a new frame; it may wait for the very first one.
 
-    A camera that stops goes on giving its last frame, older and older: whoever acts on frames
-    watches their age.
+    A camera that has stopped keeps returning its last frame with a growing age, so the caller must
+    check the age before it acts on a frame.
     """
 
     @property
@@ -47,8 +45,9 @@ class Camera(Protocol):
     def width(self) -> int: ...
 
     def read(self) -> tuple[Frame, float]:
-        """The latest frame (H, W, 3) uint8 RGB and its age in seconds. OSError when there has never
-        been one.
+        """The latest frame (H, W, 3) uint8 RGB and its age in seconds.
+
+        OSError when no frame has arrived yet.
         """
         ...
 
@@ -59,10 +58,10 @@ class Camera(Protocol):
 def open_camera(
     name: str, source: str, height: int = 480, width: int = 640, fps: float = 30.0
 ) -> OpenCvCamera | FilmCamera:
-    """A camera from what a user types: a device, an index, `file:clip.mp4` or
+    """Open the camera a user typed: a device path, an index, `file:clip.mp4` or
     `dataset:FOLDER:camera`.
 
-    UserError: cannot be opened, or delivers another size.
+    UserError when it cannot be opened or delivers another size.
     """
     if source.startswith(FILE):
         return FilmCamera(name, [Path(source.removeprefix(FILE))], height, width)
@@ -70,23 +69,21 @@ def open_camera(
         folder, colon, camera = source.removeprefix(DATASET).rpartition(":")
         if not colon:
             raise UserError(
-                f"camera {name!r}: {source} names no camera: write dataset:FOLDER:camera"
+                f"camera {name!r}: {source} does not name a camera: write dataset:FOLDER:camera"
             )
         return FilmCamera(name, _films(Path(folder), camera), height, width)
     return OpenCvCamera(name, int(source) if source.isdigit() else source, height, width, fps)
 
 
 class OpenCvCamera:
-    """A V4L2 camera, or anything else OpenCV opens, read by a thread of its own; only the latest
-    frame is kept.
+    """A V4L2 camera, or any other source OpenCV opens. A thread reads it and keeps the last frame.
 
-    A camera that goes away is opened again as soon as it is back: by the same path, so give one
-    from /dev/v4l/by-id. `arrived` counts its frames, `reopened` how often it had to be opened
-    again.
+    A camera that is unplugged is reopened when it is back, by the same path: pass one from
+    /dev/v4l/by-id, which does not change. `arrived` counts frames, `reopened` counts reconnects.
 
     name: the camera's name in the policy, e.g. "top". device: index (0 is /dev/video0) or path.
-    height, width, fps: asked of the device; UserError when it delivers another size, since the
-    policy was trained on one.
+    height, width, fps: requested from the device. UserError when it delivers another size, since
+    the policy was trained on one size.
     """
 
     def __init__(
@@ -103,7 +100,7 @@ class OpenCvCamera:
         self._device, self._fps = device, fps
         self._first_frame_s = first_frame_s
         self._capture = _open(name, device, height, width, fps)
-        self.pixel_format = _pixel_format(self._capture)  # as read back, "MJPG" on most USB cameras
+        self.pixel_format = _pixel_format(self._capture)  # as read back; "MJPG" on most USB cameras
         self._latest: tuple[Frame, float] | None = None  # frame, time.monotonic() of its arrival
         self._failure: str | None = None
         self._changed = threading.Condition()
@@ -155,10 +152,8 @@ class OpenCvCamera:
             self._fail(f"delivers {got}, not {wanted}; set it to that size")
             return
         with self._changed:
-            self._latest, self._failure = (
-                (np.ascontiguousarray(image[..., ::-1]), now_s),
-                None,
-            )  # BGR -> RGB
+            self._latest = (np.ascontiguousarray(image[..., ::-1]), now_s)  # BGR -> RGB
+            self._failure = None
             self.arrived += 1
             self._changed.notify_all()
 
@@ -168,24 +163,22 @@ class OpenCvCamera:
             self._changed.notify_all()
 
     def _reopen(self) -> None:
-        """Try until the camera is back or nobody wants it any more; meanwhile its last frame grows
-        old.
-        """
+        """Try until the camera is back or `close` is called."""
         self._capture.release()
         while not self._stop.wait(_REOPEN_S):
             try:
                 self._capture = _open(self.name, self._device, self.height, self.width, self._fps)
             except UserError:
-                continue  # still away; `read` goes on telling the age of the last frame
+                continue  # still gone; `read` returns the last frame with a growing age
             self.reopened += 1
             return
 
 
 class FilmCamera:
-    """Video files in the place of a camera, one after the other and over again, at their own rate.
+    """Plays video files in place of a camera, in a loop and at their own frame rate.
 
-    For trying things out without a camera: what was recorded once is seen again. UserError: no such
-    file, other size.
+    For trying things out without a camera. UserError when a file does not exist or has another
+    size.
     """
 
     pixel_format = "film"
@@ -202,12 +195,12 @@ class FilmCamera:
         if self._frame.shape != (height, width, 3):
             got = f"{self._frame.shape[1]}x{self._frame.shape[0]}"
             raise UserError(
-                f"camera {name!r}: {films[0]} is {got}, not {width}x{height}: ask for that size"
+                f"camera {name!r}: {films[0]} is {got}, not {width}x{height}: ask for {got}"
             )
         self._shown_s = time.monotonic()  # when the latest frame was due
 
     def read(self) -> tuple[Frame, float]:
-        """As `Camera`. A film nobody looked at for a second goes on from where it stopped."""
+        """As `Camera.read`. After a pause in reading, playback skips at most one second."""
         now_s, period_s = time.monotonic(), 1 / self._rate_hz
         self._shown_s = max(self._shown_s, now_s - 1.0)
         while self.arrived == 0 or now_s - self._shown_s >= period_s:
@@ -226,7 +219,7 @@ def _rate_hz(name: str, film: Path) -> float:
 
 
 def _frames_of(name: str, films: Sequence[Path]) -> Generator[Frame, None, None]:
-    """Every frame (H, W, 3) RGB of every film, for ever."""
+    """Every frame (H, W, 3) RGB of every file, in an endless loop."""
     while True:
         for film in films:
             with _opened(name, film) as video:
@@ -238,43 +231,47 @@ def _opened(name: str, film: Path) -> Any:
     try:
         import av
     except ImportError as error:
-        raise UserError('films as cameras need PyAV: pip install "mtdit[record]"') from error
+        raise UserError(
+            'using a video file as a camera needs PyAV: pip install "mtdit[record]"'
+        ) from error
     try:
         video = av.open(str(film))
     except (av.error.FFmpegError, OSError) as error:
         raise UserError(
-            f"camera {name!r}: {film} is no video ({error}): give another file"
+            f"camera {name!r}: {film} is not a video ({error}): choose another file"
         ) from error
     if not video.streams.video:
         video.close()
-        raise UserError(f"camera {name!r}: {film} has no pictures: give another file")
+        raise UserError(f"camera {name!r}: {film} has no video stream: choose another file")
     return video
 
 
 def _films(folder: Path, camera: str) -> list[Path]:
-    """The video files of a LeRobotDataset's camera. UserError lists the cameras there are."""
+    """The video files of one camera of a LeRobotDataset. UserError lists the cameras it has."""
     films = sorted((folder / "videos" / f"observation.images.{camera}").glob("chunk-*/file-*.mp4"))
     if not films:
         known = sorted(
             path.name.removeprefix("observation.images.") for path in (folder / "videos").glob("*")
         )
         raise UserError(
-            f"{folder} has no videos of a camera {camera!r}: it has {', '.join(known) or 'none at all'}"
+            f"{folder} has no videos of a camera {camera!r}: "
+            f"its cameras are: {', '.join(known) or 'none'}"
         )
     return films
 
 
 def _open(name: str, device: int | str, height: int, width: int, fps: float) -> Any:
-    """An opened cv2.VideoCapture of exactly this size. UserError otherwise."""
+    """An open cv2.VideoCapture that delivers exactly this size. UserError otherwise."""
     cv2 = _cv2()
     is_v4l2 = isinstance(device, int) or device.startswith("/dev/")
     capture = cv2.VideoCapture(device, cv2.CAP_V4L2 if is_v4l2 else cv2.CAP_ANY)
     if not capture.isOpened():
         raise UserError(
-            f"cannot open camera {name!r} ({device}): pick one of `mtdit find-cameras`, and close its other users"
+            f"cannot open camera {name!r} ({device}): choose one that `mtdit find-cameras` lists, "
+            "and close other programs that use it"
         )
-    # compressed in the camera: two raw streams do not fit on one USB 2 bus. Before the size, which
-    # it decides
+    # MJPG is compressed in the camera: two raw streams do not fit on one USB 2 bus. Set the format
+    # before the size, because the sizes on offer depend on it.
     if is_v4l2:
         capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
     capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
@@ -286,21 +283,20 @@ def _open(name: str, device: int | str, height: int, width: int, fps: float) -> 
         capture.release()
         raise UserError(
             f"camera {name!r} ({device}) delivers {got[0]}x{got[1]}, not {width}x{height}: "
-            "pick a size it offers, `mtdit find-cameras` lists them"
+            "choose a size it offers (`mtdit find-cameras` lists them)"
         )
     return capture
 
 
 def _pixel_format(capture: Any) -> str:
-    """The four letters of what the device really sends; empty where OpenCV cannot tell."""
+    """The four-letter code of the format the device sends; empty when OpenCV cannot tell."""
     code = int(capture.get(_cv2().CAP_PROP_FOURCC))
     return code.to_bytes(4, "little").decode("ascii", "replace").strip("\0 ") if code > 0 else ""
 
 
 def _cv2() -> Any:
-    os.environ.setdefault(
-        "OPENCV_LOG_LEVEL", "ERROR"
-    )  # its warnings would bury the one line that helps
+    # OpenCV's warnings would hide our error message
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     try:
         import cv2
     except ImportError as error:

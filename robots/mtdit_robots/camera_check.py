@@ -1,7 +1,5 @@
-"""What cameras deliver when all of them run at once: rate, age, format, light, and a picture of
-each.
-
-Knows how to watch open cameras for a few seconds. Refuses to know what a policy wants of them.
+"""Run all cameras at once for a few seconds and measure what they deliver: frame rate, frame age,
+format, exposure, and one frame of each.
 """
 
 from __future__ import annotations
@@ -18,28 +16,28 @@ from mtdit_robots.camera import FilmCamera, Frame, OpenCvCamera, open_camera
 from mtdit_robots.errors import UserError
 
 DEFAULT_SIZE = 480, 640  # (height, width)
-DARK, BRIGHT = 16, 239  # of 255: beyond these a picture shows next to nothing
-CLIPPED_SHARE = 0.5  # of the pixels, at either end
-_LOOK_S = 0.005  # between two looks
+DARK, BRIGHT = 16, 239  # of 255: a pixel or a mean beyond these shows almost no detail
+CLIPPED_SHARE = 0.5  # of all channel values
+_LOOK_S = 0.005  # between two reads
 
 
 @dataclass(frozen=True)
 class Watched:
-    """One camera after a few seconds. problem: empty when it delivered."""
+    """What one camera delivered. problem: empty when it delivered frames."""
 
     name: str
     source: str
     pixel_format: str = ""
     rate_hz: float = 0.0
-    oldest_s: float = 0.0  # the oldest a frame was when looked at
+    oldest_s: float = 0.0  # the largest age of a frame when read
     brightness: float = 0.0  # mean, 0..255
-    clipped: float = 0.0  # share of pixels that are black or white
+    clipped: float = 0.0  # fraction of channel values below DARK or above BRIGHT
     frame: Frame | None = None
     problem: str = ""
 
     @property
     def exposure(self) -> str:
-        """ "dark", "bright", or nothing to complain about."""
+        """ "dark", "bright", or empty when the exposure is fine."""
         if self.brightness < DARK or (self.clipped > CLIPPED_SHARE and self.brightness < 128):
             return "dark"
         return "bright" if self.brightness > BRIGHT or self.clipped > CLIPPED_SHARE else ""
@@ -51,10 +49,10 @@ def watch(
     fps: float = 30.0,
     seconds: float = 3.0,
 ) -> list[Watched]:
-    """Open all cameras (name -> source), watch them together for `seconds`, close them. Never
-    raises for a camera.
+    """Open all cameras (name -> source), read them together for `seconds`, close them.
 
-    sizes: name -> (height, width) asked of it; 480x640 where it is missing.
+    sizes: name -> (height, width) to request, 480x640 by default. A camera that fails raises
+    nothing; its `problem` says why.
     """
     opened: dict[str, OpenCvCamera | FilmCamera] = {}
     problems: dict[str, str] = {}
@@ -92,7 +90,7 @@ def _watched(
 ) -> Watched:
     if camera is None or problem:
         if camera is not None:
-            camera.close()  # else the kernel would answer "busy" to the next question
+            camera.close()  # otherwise the kernel would report "busy" to the next call
         started = v4l2.why_no_stream(source) if source.startswith("/dev/") else ""
         return Watched(name, source, problem=started or problem)
     frame = camera.read()[0]
@@ -114,14 +112,14 @@ def save_png(path: Path, frame: Frame) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), np.ascontiguousarray(frame[..., ::-1])):
-        raise UserError(f"cannot write {path}: choose another folder for the snapshots")
+        raise UserError(f"cannot write {path}: choose another folder for the images")
 
 
 def load_png(path: Path) -> Frame:
-    """(H, W, 3) RGB. UserError when it is no picture."""
+    """Read an image as (H, W, 3) RGB. UserError when it cannot be read."""
     import cv2
 
     image = cv2.imread(str(path))
     if image is None:
-        raise UserError(f"{path} is no picture: export the bundle again")
+        raise UserError(f"{path} is not a readable image: export the bundle again")
     return np.ascontiguousarray(image[..., ::-1])

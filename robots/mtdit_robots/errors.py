@@ -1,12 +1,9 @@
-"""The one exception a user is meant to read.
-
-Knows nothing about what went wrong; whoever raises it names the thing and the fix in one line.
-"""
+"""The one exception whose message is meant for the user."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message is one line and ends in what to do; the CLI prints
-    it and exits 2.
+    """A problem the user can fix. The message is one line that says what is wrong and what to do
+    about it; the CLI prints it and exits with code 2.
     """

@@ -1,9 +1,7 @@
-"""Feetech "protocol 0" (STS/SMS): packets over a byte stream, and the bus that exchanges them.
+"""Feetech "protocol 0" (STS/SMS): frames over a byte stream, and the bus that exchanges them.
 
-Knows frames, timeouts, retries and registers by name. Refuses to know joints, degrees and
-calibration. Frame: FF FF ID LEN CODE DATA.. CHECKSUM, where CODE is the instruction on the way out
-and the error bits on the way back, LEN = len(DATA) + 2 and CHECKSUM = ~(sum from ID) & 0xFF. Words
-are little-endian.
+Frame: FF FF ID LEN CODE DATA.. CHECKSUM, where CODE is the instruction in a request and the error
+bits in a reply, LEN = len(DATA) + 2 and CHECKSUM = ~(sum from ID) & 0xFF. Words are little-endian.
 """
 
 from __future__ import annotations
@@ -32,16 +30,14 @@ MAX_LENGTH = 250
 HEADER = b"\xff\xff"
 FRAME_OVERHEAD = 6  # bytes of a frame without data
 
-_ROOM = 8192  # bytes of the receive buffer; what waits in it unparsed is never longer than a frame
-_STALE_READS = 64  # of up to _ROOM bytes: a port that babbles without end must not keep us
+_ROOM = 8192  # bytes of the receive buffer; at most one frame of them is not parsed yet
+_STALE_READS = 64  # of up to _ROOM bytes each: limits the time for a port that never stops sending
 
 SomeBus = TypeVar("SomeBus", bound="Bus")
 
 
 class Frame(NamedTuple):
-    """One frame in either direction. `code` is the instruction of a request or the error bits of a
-    status reply.
-    """
+    """One frame. `code` is the instruction of a request, or the error bits of a status reply."""
 
     servo: int
     code: int
@@ -62,11 +58,11 @@ def find_frame(
     max_code: int = 0x7F,
     max_length: int = MAX_LENGTH,
 ) -> tuple[Frame | None, int]:
-    """The first whole, intact frame in buffer[begin:end], and where the bytes after it begin. None:
-    more are needed.
+    """The first complete, valid frame in buffer[begin:end], and the index of the byte after it.
 
-    Whatever cannot be a frame (id, code or length out of bounds, bad checksum) costs one byte, and
-    the search goes on behind it: a frame that follows garbage, or hides in it, is found.
+    The frame is None when more bytes are needed. Where the bytes cannot be a frame (id, code or
+    length out of bounds, bad checksum) the search continues one byte further, so a frame after or
+    inside garbage is found.
     """
     at = begin
     while True:
@@ -89,8 +85,9 @@ def find_frame(
 def take_frame(
     buffer: bytearray, max_id: int = MAX_ID, max_code: int = 0x7F, max_length: int = MAX_LENGTH
 ) -> Frame | None:
-    """Remove the first whole, intact frame from `buffer`, and everything before it. None: more
-    bytes are needed.
+    """Remove the first complete, valid frame from `buffer`, and everything before it.
+
+    None when more bytes are needed.
     """
     frame, behind = find_frame(buffer, 0, len(buffer), max_id, max_code, max_length)
     del buffer[:behind]
@@ -105,11 +102,11 @@ def take_replies(
     n_data: int,
     replies: dict[int, Frame],
 ) -> int:
-    """Put the replies of `servos` with `n_data` bytes found in buffer[begin:end] into `replies`, by
+    """Find replies of `servos` with `n_data` bytes in buffer[begin:end]; add them to `replies`, by
     servo id.
 
-    Everything else is passed over. Returns where a reply may still be on its way; the bytes before
-    it are done with.
+    All other bytes are skipped. Returns the index from which bytes must be kept, because an
+    incomplete reply may begin there.
     """
     while True:
         frame, begin = find_frame(buffer, begin, end, max_length=n_data + 2)
@@ -120,20 +117,20 @@ def take_replies(
 
 
 class BusError(OSError):
-    """The bus failed after connect: servos that stay silent, or a port that went away."""
+    """The bus failed: a servo does not answer, or the port was unplugged."""
 
 
 class Bus:
     """Registers of the servos on one serial port, read and written by name.
 
     Every exchange drops stale input, sends one request and waits at most `timeout_s` plus wire
-    time; what did not answer is asked again `retries` times. A servo that stayed silent through all
-    of that is asked but once per call until it answers again: from then on it costs one timeout,
-    not `retries` more. Time is spent in poll(2), never spinning. Not thread-safe: one owner.
+    time. Servos that did not answer are asked again up to `retries` times. A servo that did not
+    answer any of these is asked only once per call until it answers again, so it costs one timeout
+    per call and no retries. Waiting is done in poll(2), without spinning. Not thread-safe.
 
-    port: device path. baud: bits/s. timeout_s: 50 ms as in LeRobot; an operating system may stall
-    longer, so retry. errors: servo id -> how often it was silent ("no answer") and how often each
-    error bit came with a reply.
+    port: device path. baud: bits/s. timeout_s: 50 ms as in LeRobot; the operating system may stall
+    longer than that, hence the retries. errors: servo id -> counts of "no answer" and of each error
+    bit that came with a reply.
     """
 
     def __init__(
@@ -142,11 +139,11 @@ class Bus:
         self.port, self.timeout_s, self.retries = port, timeout_s, retries
         self.errors: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._byte_s = 10 / baud  # 8N1
-        self._silent: set[int] = set()  # asked in vain, retries and all
+        self._silent: set[int] = set()  # servos that did not answer, retries included
         self._input = bytearray(_ROOM)
         self._view = memoryview(self._input)
-        self._begin = self._end = 0  # what is received and not looked at yet
-        self._late = False  # past the deadline, last look taken
+        self._begin = self._end = 0  # bounds of the bytes received but not parsed yet
+        self._late = False  # the deadline has passed and the last poll is done
         self._serial = open_serial(port, baud)
         self._fd = self._serial.fileno()
         self._poll = select.poll()
@@ -163,7 +160,9 @@ class Bus:
         self.close()
 
     def ping(self, servo: int) -> tuple[str, ...]:
-        """Error words of the servo's status, usually none. BusError when it does not answer."""
+        """Names of the error bits the servo reports, usually none. BusError when it does not
+        answer.
+        """
         return error_words(self._ask_one(servo, PING).code)
 
     def read(self, servo: int, name: str) -> int:
@@ -182,10 +181,10 @@ class Bus:
         self._ask_one(servo, WRITE, bytes((register.address,)) + encode(register, value))
 
     def sync_read(self, name: str, servos: Collection[int]) -> dict[int, int]:
-        """One register of many servos in one exchange: id -> value, in the order asked.
+        """One register of many servos in one exchange: id -> value, in the order of `servos`.
 
-        A servo that stays silent is absent from the result and loses nobody else's reply; it costs
-        one timeout per attempt, and only the missing ones are asked again.
+        A servo that does not answer is missing from the result; the replies of the others are kept.
+        It costs one timeout per attempt, and only the missing servos are asked again.
         """
         register = find_register(name)
         replies = self._ask(
@@ -198,8 +197,9 @@ class Bus:
     def sync_read_many(
         self, names: Sequence[str], servos: Collection[int]
     ) -> dict[int, tuple[int, ...]]:
-        """Several registers of many servos in one exchange, everything between them included: id ->
-        values.
+        """Several registers of many servos in one exchange: id -> values, in the order of `names`.
+
+        The bytes between the registers are read too.
         """
         registers = [find_register(name) for name in names]
         first = min(register.address for register in registers)
@@ -215,7 +215,7 @@ class Bus:
         }
 
     def sync_write(self, name: str, values: Mapping[int, int]) -> None:
-        """One register of many servos in one packet. No servo replies to it."""
+        """Write one register of many servos in one packet: id -> value. Servos do not reply."""
         register = find_register(name)
         data = bytearray((register.address, register.width))
         for servo, value in values.items():
@@ -232,8 +232,8 @@ class Bus:
     def _ask(
         self, instruction: int, data: bytes, servos: Collection[int], n_data: int
     ) -> dict[int, Frame]:
-        """Status replies with `n_data` bytes by servo id. The missing are asked again, unless
-        silent before.
+        """Status replies with `n_data` bytes, by servo id. Missing servos are asked again, except
+        those that did not answer in earlier calls.
         """
         replies = self._exchange(_request(instruction, data, servos), servos, n_data)
         for _ in range(self.retries):
@@ -272,10 +272,10 @@ class Bus:
                 self.errors[servo].update(error_words(replies[servo].code))
 
     def _receive(self, deadline: float) -> bool:
-        """Take what arrives before `deadline`; False when that is nothing.
+        """Read bytes that arrive before `deadline`; False when none do.
 
-        After a stall it still looks once, the reply may already be there; then it is over, whoever
-        goes on talking.
+        After a stall beyond the deadline it polls once more, because the reply may already be
+        there. After that it returns False even when more bytes keep arriving.
         """
         left_s = deadline - time.monotonic()
         if left_s < 0 and self._late:
@@ -288,7 +288,7 @@ class Bus:
         return True
 
     def _make_room(self) -> None:
-        """Move what is left, less than a frame, to the front once the buffer is half full."""
+        """Once the buffer is half full, move the bytes not parsed yet to the front."""
         if self._end > _ROOM // 2:
             left = self._input[self._begin : self._end]
             self._input[: len(left)] = left
@@ -307,10 +307,10 @@ class Bus:
             n_bytes = os.readv(self._fd, (room,))
         except OSError as error:
             raise BusError(
-                f"{self.port} went away while reading ({error.strerror}): check the USB cable"
+                f"{self.port} disappeared while reading ({error.strerror}): check the USB cable"
             ) from error
         if not n_bytes:
-            raise BusError(f"{self.port} went away: check the USB cable")
+            raise BusError(f"{self.port} disappeared: check the USB cable")
         return n_bytes
 
     def _send(self, request: Frame) -> None:
@@ -321,19 +321,20 @@ class Bus:
             sent = os.write(self._fd, packet)
         except OSError as error:
             raise BusError(
-                f"{self.port} took no data ({error.strerror}): check the USB cable"
+                f"cannot write to {self.port} ({error.strerror}): check the USB cable"
             ) from error
         if sent != len(packet):
             raise BusError(
-                f"{self.port} took {sent} of {len(packet)} bytes: is another program using it?"
+                f"{self.port} accepted {sent} of {len(packet)} bytes: is another program using it?"
             )
 
 
 def open_bus(
     kind: str, port: str, baud: int = 1_000_000, timeout_s: float = 0.05, retries: int = 2
 ) -> Bus:
-    """A bus by name: "own", or "sdk" for the one over feetech-servo-sdk. UserError for another name
-    or a bad port.
+    """Open a bus. kind: "own" for `Bus`, "sdk" for the one over feetech-servo-sdk.
+
+    UserError for another kind, and for a port that does not open.
     """
     if kind == "own":
         return Bus(port, baud, timeout_s, retries)
@@ -352,7 +353,7 @@ def _request(instruction: int, data: bytes, servos: Collection[int]) -> Frame:
 
 
 def find_register(name: str) -> Register:
-    """The register called `name`. KeyError naming the nearest one."""
+    """The register called `name`. KeyError suggests the nearest name."""
     if name not in REGISTERS:
         near = difflib.get_close_matches(name, REGISTERS, n=1)
         raise KeyError(f"no register {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
@@ -362,8 +363,8 @@ def find_register(name: str) -> Register:
 def open_serial(port: str, baud: int) -> serial.Serial:
     """Open `port` exclusively, 8N1, non-blocking. UserError with the fix when that fails.
 
-    LeRobot and the SDK lock no port: who already has it open is looked up. Two programs on one wire
-    garble each other.
+    LeRobot and the SDK do not lock the port, so we also look for processes that have it open: the
+    packets of two programs would collide.
     """
     others = holders(os.path.realpath(port))
     if others:
@@ -373,7 +374,7 @@ def open_serial(port: str, baud: int) -> serial.Serial:
     except (OSError, ValueError) as error:
         raise UserError(_open_failure(port, error)) from error
     with contextlib.suppress(OSError, ValueError, NotImplementedError, AttributeError):
-        handle.set_low_latency_mode(True)  # FTDI adapters only; CDC-ACM and pseudo-terminals refuse
+        handle.set_low_latency_mode(True)  # FTDI only; fails on CDC-ACM and pseudo-terminals
     return handle
 
 
@@ -384,7 +385,10 @@ def _open_failure(port: str, error: Exception) -> str:
     if code in (errno.EACCES, errno.EPERM):
         return f"no permission for {port}: run `sudo usermod -aG dialout $USER`, then log in again"
     if code in (errno.EBUSY, errno.EAGAIN):
-        return f"{port} is in use by another program: stop it (`fuser {port}` shows which) and try again"
+        return (
+            f"{port} is in use by another program: stop it (`fuser {port}` shows which one) "
+            "and try again"
+        )
     return f"cannot open {port} as a serial port ({error}): {_candidates()}"
 
 
@@ -395,4 +399,4 @@ def _candidates() -> str:
     ]
     if ports:
         return f"found {', '.join(ports)}; pass one of these"
-    return "found no USB serial port at all; plug in the arm's USB cable and its power supply"
+    return "found no USB serial port; plug in the arm's USB cable and its power supply"

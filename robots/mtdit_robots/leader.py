@@ -1,7 +1,6 @@
-"""A leader arm: six limp servos that a person moves, read as positions for a follower.
+"""The SO-101 leader arm: six servos without torque that a person moves, read as positions.
 
-Knows how a leader is checked and kept without torque. Refuses to know followers, rates and
-recordings. Units are the follower's: both are calibrated, so mid-range reads 0 degrees on either.
+Units are those of the follower: both arms are calibrated, so mid-range reads 0 degrees on either.
 Source: LeRobot `so_leader.py` (configure).
 """
 
@@ -22,15 +21,16 @@ from mtdit_robots.so101 import JOINTS
 
 log = logging.getLogger(__name__)
 
-_LISTED = 3  # differences a message names
-_MULTI_TURN = 0x10  # Phase bit: cleared, Present_Position stays in 0..4095
+_LISTED = 3  # differences that a message lists
+_MULTI_TURN = 0x10  # Phase bit; when it is 0, Present_Position stays in 0..4095
 
 
 class So101Leader:
-    """An SO-101 leader on its serial port. It is never energised.
+    """An SO-101 leader on its serial port. Its torque is never switched on.
 
-    port: serial device. calibration: the leader's own, as LeRobot made it. timeout_s, retries: of
-    one bus exchange. bus: "own" driver, or "sdk" for Feetech's packets.
+    port: serial device. calibration: the leader's own, as LeRobot made it. use_degrees: body joints
+    in degrees, else -100..100. timeout_s, retries: for each bus exchange. bus: "own" for our
+    driver, "sdk" for Feetech's SDK.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class So101Leader:
 
     @property
     def errors(self) -> dict[str, Counter[str]]:
-        """Joint -> how often its servo gave "no answer" or reported an error bit, since connect."""
+        """Joint -> counts since connect: "no answer", and the faults its servo reported."""
         counts = self._bus.errors if self._bus is not None else {}
         return {JOINT_BY_ID[servo]: Counter(errors) for servo, errors in counts.items()}
 
     def connect(self) -> None:
-        """Open the port, greet the servos, release them, check the calibration. UserError names the
+        """Open the port, check the servos and their calibration, torque off. UserError names the
         fix.
         """
         if self._bus is not None:
@@ -84,15 +84,16 @@ class So101Leader:
             raise
 
     def read(self) -> Positions:
-        """Positions (6,), degrees, gripper 0..100, in one bus exchange. OSError when a servo is
-        silent.
+        """Positions (6,) in degrees, gripper 0..100, in one bus exchange.
+
+        OSError when a servo does not answer.
         """
         if self._bus is None:
             raise BusError(f"the leader on {self._port} is not connected")
         return self._ranges.positions(list(servos.read(self._bus, "Present_Position").values()))
 
     def close(self) -> None:
-        """Torque off, as it was all along, and close the port. Safe to call twice."""
+        """Write torque off once more and close the port. Safe to call twice."""
         if self._bus is None:
             return
         with undisturbed():
@@ -112,7 +113,7 @@ class So101Leader:
         self.close()
 
     def _configure(self, bus: Bus) -> None:
-        """What LeRobot's leader sets: no torque, quick replies, positions within one turn."""
+        """Set what LeRobot's leader sets: torque off, no reply delay, positions within one turn."""
         servos.unlock(bus)
         wrong = calibrations.differences(self._calibration, servos.read_calibration(bus))
         if wrong:
@@ -120,8 +121,9 @@ class So101Leader:
                 f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
             )
             raise UserError(
-                f"its servos do not hold this calibration ({listed}): pass the file made with this arm, "
-                f"or write this one to the servos: mtdit calibrate --port {bus.port} --leader --import FILE"
+                f"its servos do not hold this calibration ({listed}): "
+                "pass the file made with this arm, or write this one to the servos: "
+                f"mtdit calibrate --port {bus.port} --leader --import FILE"
             )
         for name, value in {"Return_Delay_Time": 0, "Operating_Mode": 0}.items():
             servos.ensure(bus, name, dict.fromkeys(SERVOS, value))

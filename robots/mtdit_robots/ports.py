@@ -1,9 +1,8 @@
-"""The serial ports of this computer, and which servos answer behind them.
+"""Find this computer's serial ports and the servos that answer on them, at every baud rate.
 
-Knows device folders, /proc, udev and how to ask at every rate. Refuses to guess which arm is which:
-it says ids and voltages (a leader runs on 5..7.4 V, a follower on 7.4 or 12 V). Reads only; no
-servo is changed or moved. Sources: Linux device naming (by-id links, ttyACM, ttyUSB), /proc/PID/fd,
-ModemManager's udev tags.
+Only reads: no servo is changed or moved. Which arm is which is left to the user, who sees ids and
+voltages (a leader runs on 5..7.4 V, a follower on 7.4 or 12 V). Sources: Linux device naming (by-id
+links, ttyACM, ttyUSB), /proc/PID/fd, ModemManager's udev tags.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from mtdit_robots.so101 import IDS
 from mtdit_robots.sts3215 import BAUD_CODES
 
 BAUDS = tuple(BAUD_CODES)  # fastest first: an arm that was set up answers at 1 Mbit/s
-BROADCAST_WAIT_S = 0.8  # servos take turns, some 3 ms per id; LeRobot waits as long
+BROADCAST_WAIT_S = 0.8  # servos reply one after the other, about 3 ms per id; as in LeRobot
 PING_WAIT_S = 0.05
-_USB_ADAPTER = ("1a86", "55d3")  # CH343, on the common servo boards; used where sysfs does not tell
+_USB_ADAPTER = ("1a86", "55d3")  # CH343 of the common servo boards; used when sysfs has no ids
 
 
 @dataclass(frozen=True)
 class Port:
-    """One serial device. path: the name to use, by-id where there is one. device: what it points
-    to.
+    """One serial device. path: the name to use, a by-id link where there is one. device: the device
+    file it points to.
     """
 
     path: str
@@ -50,7 +49,9 @@ class Port:
 
 @dataclass(frozen=True)
 class Servo:
-    """What a servo says of itself. baud: bits/s it answers at; faults: error words, usually none."""
+    """One servo that answered. baud: the bits/s it answers at. faults: names of the error bits it
+    reports, usually none.
+    """
 
     id: int
     baud: int
@@ -60,14 +61,17 @@ class Servo:
     faults: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        words = f"id {self.id} at {self.baud} baud, model {self.model}, firmware {self.firmware}, {self.voltage_v:.1f} V"
-        return f"{words}, reports {' and '.join(self.faults)}" if self.faults else words
+        text = (
+            f"id {self.id} at {self.baud} baud, model {self.model}, firmware {self.firmware}, "
+            f"{self.voltage_v:.1f} V"
+        )
+        return f"{text}, reports {' and '.join(self.faults)}" if self.faults else text
 
 
 @dataclass(frozen=True)
 class Report:
-    """A port and who answers there. problem: why nobody could be asked, and the fix; empty
-    otherwise.
+    """A port and the servos that answer there. problem: why they could not be asked, and the fix;
+    empty when they could.
     """
 
     port: Port
@@ -79,11 +83,11 @@ class Report:
 
 
 class CollisionError(UserError):
-    """Several servos talk at once: nobody can tell them apart, and nothing may be written to them."""
+    """Several servos answer at once. They cannot be told apart: nothing may be written to them."""
 
 
 def find_ports(dev: Path = Path("/dev")) -> list[Port]:
-    """Serial devices below `dev`: each once, under its by-id link when it has one."""
+    """The serial devices below `dev`, each listed once, with its by-id link when it has one."""
     links = [
         *sorted(dev.glob("serial/by-id/*")),
         *sorted(dev.glob("ttyACM*")),
@@ -103,8 +107,8 @@ def probe(
     every_id: bool = False,
     timeout_s: float = PING_WAIT_S,
 ) -> Report:
-    """Ask for servos at every rate until some answer: `ids`, or with `every_id` all of them, at all
-    rates.
+    """Ping the servos `ids` at one baud rate after the other until some answer; with `every_id`,
+    find all servos with any id at all rates.
 
     timeout_s: how long one servo may take to answer.
     """
@@ -121,9 +125,9 @@ def probe(
 
 
 def scan(path: str, baud: int, wait_s: float = BROADCAST_WAIT_S) -> list[Servo]:
-    """Every servo that answers a broadcast ping at this rate, by id.
+    """Every servo that answers a broadcast ping at this rate, sorted by id.
 
-    CollisionError when bytes come back that are no reply of one servo at a time: two share an id,
+    CollisionError when the bytes received are not one valid reply per id: two servos share an id,
     or the wire is bad. UserError when the port does not open.
     """
     frames, received = _broadcast_ping(path, baud, wait_s)
@@ -131,14 +135,14 @@ def scan(path: str, baud: int, wait_s: float = BROADCAST_WAIT_S) -> list[Servo]:
     if len(set(ids)) < len(ids) or received != FRAME_OVERHEAD * len(ids):
         raise CollisionError(
             f"several servos on {path} answer at once at {baud} baud, so two share an id: "
-            "connect one alone, with `mtdit setup-motors`"
+            "connect one at a time and run `mtdit setup-motors`"
         )
     with Bus(path, baud, retries=5) as bus:
         return [_identify(bus, baud, servo) for servo in ids]
 
 
 def _broadcast_ping(path: str, baud: int, wait_s: float) -> tuple[list[int], int]:
-    """Ids of the replies that arrived intact, and how many bytes arrived in all."""
+    """The ids of the valid replies, and the number of all bytes received."""
     received, ids = bytearray(), []
     handle = open_serial(path, baud)
     try:
@@ -148,7 +152,7 @@ def _broadcast_ping(path: str, baud: int, wait_s: float) -> tuple[list[int], int
         while select.select([handle], [], [], max(0.0, deadline - time.monotonic()))[0]:
             received += handle.read(4096)
     except OSError as error:
-        raise BusError(f"{path} went away: check the USB cable") from error
+        raise BusError(f"{path} disappeared: check the USB cable") from error
     finally:
         handle.close()
     n_bytes = len(received)
@@ -170,10 +174,10 @@ def _answers(bus: Bus, servo: int) -> bool:
 
 
 def _identify(bus: Bus, baud: int, servo: int) -> Servo:
-    """Read also what differs from servo to servo: two under one id answer a ping as one, and this
-    garbled.
+    """Read one servo's data. CollisionError when it answers a ping but cannot be read.
 
-    CollisionError when they do.
+    Two servos with one id send the same reply to a ping, so it reads fine. Their voltages and
+    positions differ, so those replies collide.
     """
     try:
         faults = bus.ping(servo)
@@ -185,22 +189,20 @@ def _identify(bus: Bus, baud: int, servo: int) -> Servo:
         bus.read(servo, "Present_Position")
     except BusError as error:
         raise CollisionError(
-            f"servo {servo} on {bus.port} answers a ping but cannot be read: if two servos share this id, connect one "
-            "alone; if not, check the cable"
+            f"servo {servo} on {bus.port} answers a ping but cannot be read: if two servos share "
+            "this id, connect only one of them; if not, check the cable"
         ) from error
     return Servo(servo, baud, model, f"{major}.{minor}", tenths / 10, faults)
 
 
 def modem_manager_runs() -> bool:
-    """Whether ModemManager is there; it opens every new serial port and talks to it for some
-    seconds.
-    """
+    """Whether ModemManager runs. It opens every new serial port and writes to it for seconds."""
     return processes.runs("ModemManager")
 
 
 def udev_rule(device: str, sys_class: Path = Path("/sys/class/tty")) -> str:
-    """The line for /etc/udev/rules.d/99-so101.rules: everyone in dialout may open it, ModemManager
-    leaves it alone.
+    """The line for /etc/udev/rules.d/99-so101.rules: users in the group dialout may open the
+    device, and ModemManager ignores it.
     """
     usb = (sys_class / Path(device).name / "device" / "..").resolve()
     vendor, product = _text(usb / "idVendor"), _text(usb / "idProduct")

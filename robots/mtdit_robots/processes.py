@@ -1,4 +1,4 @@
-"""Which programs run here, and which of them have a device open. Knows /proc; refuses to judge."""
+"""Find running programs and those that have a device open, through /proc."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _PROC = Path("/proc")
-_MULTIPLEXER = "/dev/ptmx"  # the end of a pseudo-terminal that its maker keeps
+_MULTIPLEXER = "/dev/ptmx"  # the master end, open in the program that made a pseudo-terminal
 
 
 def holders(device: str, proc: Path = _PROC) -> list[str]:
-    """Other programs that have `device` open, as "python (pid 123)". Those of other users need root
-    to be seen.
+    """Other programs that have `device` open, as "python (pid 123)". Programs of other users are
+    visible to root only.
 
-    Who made a pseudo-terminal is no user of it: the twin keeps both ends open.
+    The program that made a pseudo-terminal is not counted: the twin keeps both ends open.
     """
     others = [folder for folder in _processes(proc) if int(folder.name) != os.getpid()]
     files = {folder: set(_open_files(folder)) for folder in others}
@@ -28,7 +28,7 @@ def holders(device: str, proc: Path = _PROC) -> list[str]:
 
 
 def runs(name: str, proc: Path = _PROC) -> bool:
-    """Whether a program of this name is there."""
+    """Whether a program of this name is running."""
     return any(_name(folder) == name for folder in _processes(proc))
 
 

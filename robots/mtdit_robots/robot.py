@@ -1,7 +1,6 @@
-"""What the runtime may ask of a robot, and nothing more.
+"""The interface between the runtime and a robot: `Robot` and `Observation`.
 
-Knows joints, cameras, and calibrated positions. Refuses to know policies, normalisation, and
-control rates.
+Positions are calibrated; normalisation and the control rate are left to the runtime.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Frame = NDArray[np.uint8]  # (H, W, 3) RGB
 
 @dataclass(frozen=True)
 class Observation:
-    """One instant of the robot, as it was read.
+    """The robot's state as it was read at one instant.
 
     positions: (J,) degrees (gripper 0..100), in the robot's joint order.
     frames: camera name -> (H, W, 3) uint8 RGB, the latest one of each camera.
@@ -34,8 +33,8 @@ class Observation:
 
 
 class Robot(Protocol):
-    """An arm with cameras. Errors of bus and camera surface as `UserError` at connect and `OSError`
-    afterwards.
+    """An arm with cameras. Bus and camera errors are raised as `UserError` by `connect` and as
+    `OSError` afterwards.
     """
 
     @property
@@ -45,18 +44,16 @@ class Robot(Protocol):
     def cameras(self) -> tuple[str, ...]: ...
 
     def connect(self) -> None:
-        """Open everything, check it, and hold the present pose with torque on."""
+        """Open and check bus and cameras, then hold the present pose with torque on."""
 
     def observe(self) -> Observation: ...
 
     def command(self, positions: Positions) -> Positions:
-        """Send goal positions (J,) and return what was really sent after the robot's own limits."""
+        """Send goal positions (J,). Returns the positions sent, after the robot's own limits."""
         ...
 
     def hold(self) -> None:
-        """Keep the last commanded position; the arm stays energised."""
+        """Keep the last commanded position; torque stays on."""
 
     def close(self) -> None:
-        """Release torque on every servo that still answers, then close bus and cameras. Safe to
-        call twice.
-        """
+        """Torque off on every servo that answers; close bus and cameras. Safe to call twice."""

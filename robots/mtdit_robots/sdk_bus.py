@@ -1,10 +1,9 @@
-"""The same bus over Feetech's own `feetech-servo-sdk`: for whoever trusts the vendor's packets more
-than ours.
+"""`feetech.Bus` with the packets built and parsed by Feetech's own `feetech-servo-sdk`.
 
-Knows which of the SDK's calls send a request and read a reply, and gives it a port that mends its
-own: it sleeps instead of spinning, waits 50 ms instead of 34 (LeRobot mends that too), by a steady
-clock, and drops stale input before a request instead of taking it for the reply. Refuses to know
-registers, retries and counters: those are `feetech.Bus`.
+The SDK gets our port in place of its `PortHandler`, which fixes four problems of that one: ours
+sleeps instead of spinning, waits 50 ms instead of 34 (LeRobot patches that too), uses a monotonic
+clock, and drops stale input before a request instead of reading it as the reply. Registers, retries
+and counters stay in `feetech.Bus`.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ import scservo_sdk as scs
 
 from mtdit_robots.feetech import FRAME_OVERHEAD, Bus, BusError, Frame
 
-_CODE, _DATA = 4, 5  # where a packet has its instruction or error bits, and its data
+_CODE, _DATA = 4, 5  # index of the instruction or error bits in a packet, and of its data
 
 
 class SdkBus(Bus):
-    """`feetech.Bus` with the SDK between it and the wire: it builds every request and takes every
-    reply apart.
+    """`feetech.Bus` whose requests are built and whose replies are parsed by the SDK.
 
-    Interface, errors and patience are those of `Bus`.
+    Interface, errors, timeouts and retries are those of `Bus`.
     """
 
     def __init__(
@@ -52,22 +50,16 @@ class SdkBus(Bus):
         return replies
 
     def _send(self, request: Frame) -> None:
-        packet = [
-            0,
-            0,
-            request.servo,
-            len(request.data) + 2,
-            request.code,
-            *request.data,
-            0,
-        ]  # header, checksum: SDK
+        n_data = len(request.data) + 2
+        # the SDK fills in the header (the first two) and the checksum (the last)
+        packet = [0, 0, request.servo, n_data, request.code, *request.data, 0]
         self._link.is_using = self._link.timed_out = False
         result = self._packets.txPacket(self._link, packet)
         if result != scs.COMM_SUCCESS:
-            raise BusError(f"{self.port} took no data: {self._packets.getTxRxResult(result)}")
+            raise BusError(f"cannot write to {self.port}: {self._packets.getTxRxResult(result)}")
 
     def _take(self, n_bytes: int) -> bytes:
-        """`n_bytes` of what arrives before the deadline, or fewer."""
+        """Up to `n_bytes` of the bytes that arrive before the deadline."""
         while self._end - self._begin < n_bytes and self._receive(self._until):
             pass
         begin, self._begin = self._begin, min(self._begin + max(0, n_bytes), self._end)
@@ -76,7 +68,7 @@ class SdkBus(Bus):
 
 @dataclass
 class _Link:
-    """What the SDK's packet handler asks of a `PortHandler`, under its names."""
+    """The methods of a `PortHandler` that the SDK's packet handler calls."""
 
     discard: Callable[[], None]
     write: Callable[[bytes], None]

@@ -1,9 +1,8 @@
-"""The six servos of one SO-101, follower or leader, as one thing: greeted, read, written and
-released together.
+"""Operations on the six servos of one SO-101, follower or leader: check, read, write, release.
 
-Knows ids, which registers hold a calibration, and that every write is read back. Refuses to know
-units, cameras and in which order an arm is brought to life. Source of the order of writes: LeRobot
-`feetech.py` (disable_torque, read_calibration, write_calibration).
+Every write is read back. Units are left to `so101`, the order of connecting to `arm` and `leader`.
+Source of the order of writes: LeRobot `feetech.py` (disable_torque, read_calibration,
+write_calibration).
 """
 
 from __future__ import annotations
@@ -25,15 +24,16 @@ _CALIBRATED = {
     "range_max": "Max_Position_Limit",
     "homing_offset": "Homing_Offset",
 }
-_RELEASE_TRIES = 5  # a servo that was silent before gets one attempt of the bus each time
+_RELEASE_TRIES = 5  # the bus asks a servo that was silent before only once per call
 
 
 def handshake(bus: Bus) -> None:
-    """All six servos are there, are STS3215, and run the same firmware. UserError otherwise."""
+    """Check that all six servos answer, are STS3215 and run the same firmware; else UserError."""
     silent = [servo for servo in SERVOS if not answers(bus, servo)]
     if len(silent) == len(SERVOS):
         raise UserError(
-            f"no servo answers on {bus.port}: switch the arm's power on, and check that this is its port"
+            f"no servo answers on {bus.port}: switch on the arm's power, "
+            "and check that this is its port"
         )
     if silent:
         raise UserError(
@@ -44,7 +44,7 @@ def handshake(bus: Bus) -> None:
     if foreign:
         numbers = ", ".join(str(models[servo]) for servo in foreign)
         raise UserError(
-            f"{named(foreign)} is no STS3215 (model {numbers}, not {MODEL_NUMBER}): replace it"
+            f"{named(foreign)} is not an STS3215 (model {numbers}, not {MODEL_NUMBER}): replace it"
         )
     major, minor = read(bus, "Firmware_Major_Version"), read(bus, "Firmware_Minor_Version")
     versions = {servo: f"{major[servo]}.{minor[servo]}" for servo in SERVOS}
@@ -56,7 +56,7 @@ def handshake(bus: Bus) -> None:
 
 
 def answers(bus: Bus, servo: int) -> bool:
-    """Whether a ping comes back, whatever its error bits say."""
+    """Whether the servo answers a ping, with or without error bits."""
     try:
         bus.ping(servo)
     except BusError:
@@ -65,7 +65,7 @@ def answers(bus: Bus, servo: int) -> bool:
 
 
 def read(bus: Bus, name: str, servos: Collection[int] = SERVOS) -> dict[int, int]:
-    """One register of all these servos. BusError naming the silent ones."""
+    """One register of all these servos: id -> value. BusError names those that do not answer."""
     values = bus.sync_read(name, servos)
     _check_all(bus, servos, values)
     return values
@@ -74,22 +74,29 @@ def read(bus: Bus, name: str, servos: Collection[int] = SERVOS) -> dict[int, int
 def read_many(
     bus: Bus, names: Sequence[str], servos: Collection[int] = SERVOS
 ) -> dict[int, tuple[int, ...]]:
-    """Several registers of all these servos in one exchange. BusError naming the silent ones."""
+    """Several registers of all these servos in one exchange: id -> values, in the order of `names`.
+
+    BusError names those that do not answer.
+    """
     values = bus.sync_read_many(names, servos)
     _check_all(bus, servos, values)
     return values
 
 
 def ensure(bus: Bus, name: str, values: Mapping[int, int]) -> None:
-    """Write the registers that differ; EEPROM wears out, and most connects change nothing.
-    UserError as `write`.
+    """Write the registers that differ. EEPROM wears out, and most connects change nothing.
+
+    Raises as `write`.
     """
     held = read(bus, name, values.keys())
     write(bus, name, {servo: value for servo, value in values.items() if held[servo] != value})
 
 
 def write(bus: Bus, name: str, values: Mapping[int, int]) -> None:
-    """Write one register of these servos and read it back. UserError when a servo did not keep it."""
+    """Write one register of these servos and read it back.
+
+    UserError when a servo did not keep the value.
+    """
     for servo, value in values.items():
         bus.write(servo, name, value)
     held = read(bus, name, values.keys())
@@ -102,21 +109,21 @@ def write(bus: Bus, name: str, values: Mapping[int, int]) -> None:
 
 
 def unlock(bus: Bus) -> None:
-    """Torque off, EEPROM open. UserError and BusError as `ensure`."""
+    """Torque off and EEPROM unlocked. Raises as `ensure`."""
     ensure(bus, "Torque_Enable", dict.fromkeys(SERVOS, 0))
     ensure(bus, "Lock", dict.fromkeys(SERVOS, 0))
 
 
 def lock(bus: Bus) -> None:
-    """Close the EEPROM: what is written from now on is gone at power-off."""
+    """Lock the EEPROM: values written from now on are lost at power-off."""
     ensure(bus, "Lock", dict.fromkeys(SERVOS, 1))
 
 
 def release(bus: Bus) -> tuple[str, ...]:
-    """Torque off on every servo that can be reached; returns the joints that did not confirm it.
+    """Torque off on every servo that answers; returns the joints that did not confirm it.
 
-    One packet releases all at once, then each servo is asked to confirm: one that fails never keeps
-    the others on.
+    One packet releases all servos at once, then each one is asked to confirm, so one that fails
+    does not keep the torque of the others on.
     """
     with contextlib.suppress(OSError):
         bus.sync_write("Torque_Enable", dict.fromkeys(SERVOS, 0))
@@ -124,7 +131,7 @@ def release(bus: Bus) -> tuple[str, ...]:
 
 
 def read_calibration(bus: Bus) -> dict[str, JointCalibration]:
-    """What the EEPROM holds, in the file's terms; drive_mode, which no servo knows, is LeRobot's 0."""
+    """The calibration the EEPROM holds. Servos do not store drive_mode; it is 0, as in LeRobot."""
     held = {field: read(bus, register) for field, register in _CALIBRATED.items()}
     return {
         joint: JointCalibration(
@@ -135,11 +142,10 @@ def read_calibration(bus: Bus) -> dict[str, JointCalibration]:
 
 
 def write_calibration(bus: Bus, calibration: Calibration) -> None:
-    """Torque off, unlock, write all three registers of all servos, read back, lock. UserError,
-    BusError as `write`.
+    """Torque off, unlock, write all three registers of all servos, read back, lock.
 
-    Everything is written even where it reads right: a value written while locked reads right and is
-    gone at power-off.
+    Values that already read right are written too: one that was written while the EEPROM was locked
+    reads right and is lost at power-off. Raises as `write`.
     """
     unlock(bus)
     for field, register in _CALIBRATED.items():

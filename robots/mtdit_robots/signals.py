@@ -1,8 +1,4 @@
-"""The signals that end a program, and stretches of time in which they mean something else.
-
-Knows Ctrl-C, a supervisor's SIGTERM and a lost terminal's SIGHUP. Refuses to know what is being
-ended.
-"""
+"""Handle the signals that end a program: SIGINT (Ctrl-C), SIGTERM, and SIGHUP (terminal lost)."""
 
 from __future__ import annotations
 
@@ -18,8 +14,10 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Only the main thread may handle signals; elsewhere nothing changes. What `nohup` ignores
-    stays ignored.
+    """Within the block, `handler` receives the ending signals. Signals ignored by `nohup` stay
+    ignored.
+
+    Only the main thread can set handlers; in other threads nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -37,8 +35,8 @@ def handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Pass those signals over while an arm is let go: who hits Ctrl-C three times must not keep
-    half of it stiff.
+    """Ignore the ending signals within the block. Used while the torque is switched off: pressing
+    Ctrl-C several times must not leave half of the servos with torque on.
     """
     with handled_by(lambda _signal, _frame: None):
         yield

@@ -1,9 +1,8 @@
-"""The SO-101's joints and units: calibrated positions from servo ticks and back.
+"""The SO-101's joints, servo ids, nominal limits, and the conversion of ticks to units and back.
 
-Knows joint order, ids, nominal limits and LeRobot's exact arithmetic. Refuses to know buses and
-files. Source: LeRobot `motors_bus.py`, `_normalize` and `_unnormalize`: degrees divide by 4095,
-`int()` truncates toward zero and a round trip may lose one tick. The order of operations is theirs
-too, so results are equal to the last bit.
+Source: LeRobot `motors_bus.py`, `_normalize` and `_unnormalize`: degrees divide by 4095, `int()`
+truncates toward zero, and a round trip may lose one tick. The order of operations is LeRobot's too,
+so results are equal to the last bit.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 IDS = {joint: number for number, joint in enumerate(JOINTS, start=1)}
 
-# Degrees (gripper 0..100) from mid-range, the model's joint limits: TheRobotStudio SO101 "new
-# calibration".
+# Joint limits in degrees from mid-range (gripper 0..100), from TheRobotStudio's SO101 "new
+# calibration" model.
 NOMINAL_LIMITS = {
     "shoulder_pan": (-110.0, 110.0),
     "shoulder_lift": (-100.0, 100.0),
@@ -36,36 +35,36 @@ Flags = NDArray[np.bool_]
 
 
 def degrees_from_ticks(ticks: ArrayLike, low: Ticks, high: Ticks) -> Values:
-    """Degrees from the middle of the range. Not clamped; drive mode plays no part."""
+    """Degrees from the middle of the range. Not clamped; the drive mode is not used."""
     return (_values(ticks) - (low + high) / 2) * 360 / _MAX_TICK
 
 
 def ticks_from_degrees(degrees: ArrayLike, low: Ticks, high: Ticks) -> Ticks:
-    """Not clamped: may leave the range, and go negative."""
+    """Ticks, not clamped: they may lie outside the range and be negative."""
     return _truncated(_values(degrees) * _MAX_TICK / 360 + (low + high) / 2)
 
 
 def signed_percent_from_ticks(ticks: ArrayLike, low: Ticks, high: Ticks, reverse: Flags) -> Values:
-    """-100..100 over the range, clamped to it."""
+    """-100..100 over the range; ticks are clamped to the range."""
     percent = (np.clip(_values(ticks), low, high) - low) / (high - low) * 200 - 100
     return np.where(reverse, -percent, percent)
 
 
 def ticks_from_signed_percent(percent: ArrayLike, low: Ticks, high: Ticks, reverse: Flags) -> Ticks:
-    """From -100..100, clamped to it."""
+    """Ticks for -100..100; percent are clamped to that."""
     values = _values(percent)
     bounded = np.clip(np.where(reverse, -values, values), -100.0, 100.0)
     return _truncated((bounded + 100) / 200 * (high - low) + low)
 
 
 def percent_from_ticks(ticks: ArrayLike, low: Ticks, high: Ticks, reverse: Flags) -> Values:
-    """0..100 over the range, clamped to it."""
+    """0..100 over the range; ticks are clamped to the range."""
     percent = (np.clip(_values(ticks), low, high) - low) / (high - low) * 100
     return np.where(reverse, 100 - percent, percent)
 
 
 def ticks_from_percent(percent: ArrayLike, low: Ticks, high: Ticks, reverse: Flags) -> Ticks:
-    """From 0..100, clamped to it."""
+    """Ticks for 0..100; percent are clamped to that."""
     values = _values(percent)
     bounded = np.clip(np.where(reverse, 100 - values, values), 0.0, 100.0)
     return _truncated(bounded / 100 * (high - low) + low)
@@ -81,11 +80,10 @@ def _truncated(ticks: Values) -> Ticks:
 
 @dataclass(frozen=True)
 class Ranges:
-    """The calibrated ranges of the six joints and the unit of the body joints, as arrays in joint
-    order.
+    """The calibrated ranges of the six joints, as arrays in joint order.
 
-    low, high: (6,) ticks. reverse: (6,) bool, LeRobot's drive_mode. The gripper is always 0..100,
-    the body joints are degrees or -100..100 as LeRobot's `use_degrees` says.
+    low, high: (6,) ticks. reverse: (6,) bool, LeRobot's drive_mode. use_degrees: body joints in
+    degrees, else -100..100, as in LeRobot. The gripper is always 0..100.
     """
 
     low: Ticks
@@ -103,7 +101,7 @@ class Ranges:
         return np.sort([self.positions(self.low), self.positions(self.high)], axis=0)
 
     def positions(self, ticks: ArrayLike) -> Values:
-        """Positions (..., 6) of raw ticks (..., 6)."""
+        """Positions (..., 6) for raw ticks (..., 6)."""
         if self.use_degrees:
             body = degrees_from_ticks(ticks, self.low, self.high)
         else:
@@ -113,9 +111,7 @@ class Ranges:
         )
 
     def ticks(self, positions: ArrayLike) -> Ticks:
-        """Raw ticks (..., 6) of positions (..., 6); body joints in degrees are not clamped to the
-        range.
-        """
+        """Raw ticks (..., 6) for positions (..., 6). Body joints in degrees are not clamped."""
         if self.use_degrees:
             body = ticks_from_degrees(positions, self.low, self.high)
         else:

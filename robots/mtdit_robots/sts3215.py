@@ -1,8 +1,7 @@
-"""The Feetech STS3215 as a table: registers, their rights and units, baud codes, error bits.
+"""The Feetech STS3215's registers with their access rights and units, baud codes and error bits.
 
-Knows how one value looks in bytes. Refuses to know how bytes reach a servo, and what a joint is.
-Sources: Feetech STS/SMS memory table; names as in LeRobot's `motors/feetech/tables.py`, so both
-mean the same thing.
+Also encodes and decodes register values. Sources: Feetech STS/SMS memory table; register names are
+those of LeRobot's `motors/feetech/tables.py`.
 """
 
 from __future__ import annotations
@@ -29,9 +28,7 @@ ERROR_BITS = {1: "voltage", 2: "angle sensor", 4: "overheat", 8: "over-current",
 
 @dataclass(frozen=True)
 class Register:
-    """One register: little-endian, sign-magnitude when `sign_bit` is set, kept in EEPROM or in
-    SRAM.
-    """
+    """One register, little-endian, in EEPROM or SRAM. Sign-magnitude when `sign_bit` is given."""
 
     name: str
     address: int
@@ -122,11 +119,11 @@ REGISTERS: dict[str, Register] = {register.name: register for register in _TABLE
 
 
 def encode(register: Register, value: int) -> bytes:
-    """`value` as the register's bytes. ValueError when it does not fit (Homing_Offset: +-2047)."""
+    """`value` in the register's bytes. ValueError when it does not fit (Homing_Offset: +-2047)."""
     bits = 8 * register.width if register.sign_bit is None else register.sign_bit
     if abs(value) >= 1 << bits or (value < 0 and register.sign_bit is None):
         low = 0 if register.sign_bit is None else 1 - (1 << bits)
-        raise ValueError(f"{register.name} takes {low}..{(1 << bits) - 1}, not {value}")
+        raise ValueError(f"{register.name} must be {low}..{(1 << bits) - 1}, not {value}")
     sign = 1 << bits if value < 0 else 0
     return (abs(value) | sign).to_bytes(register.width, "little")
 
@@ -141,7 +138,7 @@ def decode(register: Register, data: bytes) -> int:
 
 
 def error_words(bits: int) -> tuple[str, ...]:
-    """The names of the error bits set in a status byte; a bit the datasheet does not name reads
-    "bit 0x40".
+    """The names of the error bits set in a status byte. A bit that the datasheet does not name is
+    returned as, for example, "bit 0x40".
     """
     return tuple(ERROR_BITS.get(1 << n, f"bit {1 << n:#04x}") for n in range(8) if bits >> n & 1)

@@ -1,8 +1,8 @@
-"""Which V4L2 cameras there are and what they offer, asked of the kernel by ioctl.
+"""Find V4L2 cameras and their formats, sizes and rates by ioctl, and say why a stream does not
+start.
 
-Knows the device folder, names that survive a reboot, formats, sizes and rates, and why a stream
-does not start. Refuses to capture. Source: linux/videodev2.h; layouts are those of 64-bit kernels,
-the structures used here have no pointers and are the same on 32 bits.
+Capturing is left to `camera`. Source: linux/videodev2.h. Struct layouts are those of 64-bit
+kernels; the structs used here have no pointers and are the same on 32 bits.
 """
 
 from __future__ import annotations
@@ -17,37 +17,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_QUERYCAP = (
-    0x80685600,
-    struct.Struct("16s32s32s3I12x"),
-)  # driver, card, bus, version, capabilities, device's own
-_ENUM_FMT = (
-    0xC0405602,
-    struct.Struct("3I32sI16x"),
-)  # index, type, flags, description, pixel format
-_ENUM_FRAMESIZES = (
-    0xC02C564A,
-    struct.Struct("3I6I8x"),
-)  # index, pixel format, kind, width, height ...
-_ENUM_FRAMEINTERVALS = (
-    0xC034564B,
-    struct.Struct("5I6I8x"),
-)  # index, pixel format, width, height, kind, n, d ...
-_REQBUFS = (0xC0145608, struct.Struct("4I4x"))  # count, type, memory
+# ioctl code and struct layout of each request, with the fields of the struct
+# driver, card, bus, version, capabilities, device capabilities
+_QUERYCAP = (0x80685600, struct.Struct("16s32s32s3I12x"))
+# index, type, flags, description, pixel format
+_ENUM_FMT = (0xC0405602, struct.Struct("3I32sI16x"))
+# index, pixel format, kind, width, height ...
+_ENUM_FRAMESIZES = (0xC02C564A, struct.Struct("3I6I8x"))
+# index, pixel format, width, height, kind, numerator, denominator ...
+_ENUM_FRAMEINTERVALS = (0xC034564B, struct.Struct("5I6I8x"))
+# count, type, memory
+_REQBUFS = (0xC0145608, struct.Struct("4I4x"))
 _STREAMON, _STREAMOFF = 0x40045612, 0x40045613
 _CAPTURE, _STREAMING, _DEVICE_CAPS = 0x1, 0x0400_0000, 0x8000_0000
 _VIDEO_CAPTURE, _MMAP, _DISCRETE = 1, 1, 1
 
 BANDWIDTH = (
-    "the USB bus has no bandwidth left for another camera: plug one into another port (not the same hub), "
-    "or ask for a smaller size or rate"
+    "the USB bus has no bandwidth left for another camera: plug one into another port "
+    "(not the same hub), or use a smaller size or a lower frame rate"
 )
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One format and size a camera offers, with its rates, highest first; (0, 0) when it takes any
-    size.
+    """One format and size a camera offers, with its frame rates, highest first. height and width
+    are 0 when it supports any size.
     """
 
     pixel_format: str
@@ -58,20 +52,20 @@ class Mode:
 
 @dataclass(frozen=True)
 class Device:
-    """A camera as the kernel knows it. path: the name to use; by-id where there is one, as it
-    survives a reboot.
+    """A camera as the kernel reports it. path: the name to use, a by-id link where there is one,
+    because it stays the same after a reboot. node: /dev/videoN. card: the product name.
     """
 
     path: str
     node: str
     card: str = ""
-    bus: str = ""  # two cameras whose bus starts alike share a USB controller
+    bus: str = ""  # cameras on one USB controller have the same beginning here
     modes: tuple[Mode, ...] = ()
-    problem: str = ""  # why it could not be asked
+    problem: str = ""  # why it could not be queried
 
 
 def find_devices(dev: Path = Path("/dev")) -> list[Device]:
-    """Every capture device below `dev`, by-id names first. A node that only carries metadata is
+    """Every capture device below `dev`, with its by-id link where there is one. Metadata nodes are
     left out.
     """
     named = {
@@ -95,7 +89,7 @@ def _device(node: str, path: str) -> Device | None:
             return None
         return Device(path, node, _text(card), _text(bus), tuple(_modes(fd)))
     except OSError as error:
-        return Device(path, node, problem=f"is no camera ({error.strerror})")
+        return Device(path, node, problem=f"is not a camera ({error.strerror})")
     finally:
         os.close(fd)
 
@@ -115,7 +109,7 @@ def _sizes(fd: int, pixel_format: int) -> Iterator[Mode]:
     for _, _, kind, width, height, *_ in _each(
         fd, _ENUM_FRAMESIZES, lambda n: (n, pixel_format, *[0] * 7)
     ):
-        if kind != _DISCRETE:  # from .. to .. in steps: any size
+        if kind != _DISCRETE:  # a stepwise range: any size
             yield Mode(fourcc(pixel_format), 0, 0, ())
             return
         yield Mode(fourcc(pixel_format), height, width, _rates(fd, pixel_format, width, height))
@@ -133,8 +127,8 @@ def _rates(fd: int, pixel_format: int, width: int, height: int) -> tuple[float, 
 def _each(
     fd: int, request: tuple[int, struct.Struct], question: Callable[[int], tuple[Any, ...]]
 ) -> Iterator[tuple[Any, ...]]:
-    """Answers to an enumeration, one index after the other, until the driver says EINVAL."""
-    for index in range(256):  # no camera offers more; a broken driver might never end
+    """Replies to an enumeration ioctl, index by index, until the driver returns EINVAL."""
+    for index in range(256):  # more than any camera offers; a broken driver might never end
         try:
             yield _ask(fd, request, question(index))
         except OSError as error:
@@ -154,9 +148,9 @@ def _ask(
 
 
 def why_no_stream(node: str) -> str:
-    """What the kernel says when this camera is started while the others run: empty when it starts.
+    """Why this camera does not start streaming while the others run; empty when it starts.
 
-    ENOSPC ("No space left on device") is USB's way of saying that the bus has no bandwidth left.
+    ENOSPC ("No space left on device") means that the USB bus has no bandwidth left.
     """
     try:
         fd = os.open(node, os.O_RDWR | os.O_NONBLOCK)
@@ -175,16 +169,16 @@ def why_no_stream(node: str) -> str:
 
 
 def explain(error: OSError) -> str:
-    """A start that failed, in words."""
+    """Why a stream did not start, and the fix."""
     if error.errno == errno.ENOSPC:
         return BANDWIDTH
     if error.errno == errno.EBUSY:
-        return "another program uses it: close that one"
+        return "another program uses it: close that program"
     return f"does not start ({error.strerror}): unplug it and plug it in again"
 
 
 def fourcc(code: int) -> str:
-    """ "MJPG" of 0x47504A4D."""
+    """The four letters of a pixel format: "MJPG" for 0x47504A4D."""
     return code.to_bytes(4, "little").decode("ascii", "replace").strip()
 
 

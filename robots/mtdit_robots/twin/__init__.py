@@ -1,3 +1,3 @@
-"""A simulated SO-101 and its table, behind a virtual servo bus: the driver's own bytes cross a
-pseudo-terminal.
+"""The digital twin: a simulated SO-101 at a table, which the real driver reaches over a virtual
+servo bus (a pseudo-terminal).
 """

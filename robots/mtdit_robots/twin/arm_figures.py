@@ -1,12 +1,11 @@
-"""The SO-101's figures: links, inertias, ranges, and the primitive shapes that stand for its
-printed parts.
+"""The SO-101's dimensions: links, inertias, joint ranges, and primitive shapes for its parts.
 
-Knows numbers only. Refuses to know MJCF, MuJoCo, and the table the arm stands on.
+Only numbers; `scene` turns them into MJCF.
 
-Every frame is world-aligned (x forward, y left, z up) when all joints are zero ("new calibration":
-each joint at mid-range). Kinematics and inertias are those of TheRobotStudio/SO-ARM100
-`Simulation/SO101/so101_new_calib.xml`; the shapes are our own primitives, fitted to that arm's
-outline. Lengths in the tables are millimetres.
+Every frame is aligned with the world (x forward, y left, z up) when all joints are zero ("new
+calibration": each joint at mid-range). Kinematics and inertias are those of
+TheRobotStudio/SO-ARM100 `Simulation/SO101/so101_new_calib.xml`; the shapes are our own primitives,
+fitted to that arm's outline. Lengths in the tables are in millimetres.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ STEEL: Rgb = (0.78, 0.79, 0.82)
 
 @dataclass(frozen=True)
 class Shape:
-    """One primitive. `role`: look (never touches), solid (touches the world), pad (a finger's
-    gripping face).
+    """One primitive. role: look (visual only), solid (collides with the world), pad (the gripping
+    face of a finger).
     """
 
     kind: str  # box | cylinder | capsule
@@ -39,8 +38,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Link:
-    """One body of the arm's chain, hung on the previous one by `joint`. Inertia is about the centre
-    of mass.
+    """One body of the arm's chain, attached to the previous one by `joint`. Inertia is about the
+    centre of mass.
     """
 
     name: str
@@ -55,26 +54,20 @@ class Link:
     roll_rad: float = 0.0  # frame rotation about the parent's x
 
 
-SIDE = 18.28  # the arm's plane, seen from the frames that sit on one side of it
-ACROSS: Vec3 = (math.pi / 2, 0.0, 0.0)  # turns a cylinder's axis to y
+SIDE = 18.28  # y of the arm's plane in the frames that lie to one side of it
+ACROSS: Vec3 = (math.pi / 2, 0.0, 0.0)  # euler angles that turn a cylinder's axis to y
 
-WRIST_CAMERA_MM: Vec3 = (
-    45.0,
-    55.0,
-    0.0,
-)  # in the gripper frame, looking forward and inwards by the tilt
+# In the gripper frame; the camera looks forward, tilted inwards
+WRIST_CAMERA_MM: Vec3 = (45.0, 55.0, 0.0)
 WRIST_CAMERA_TILT_RAD = 0.57
 GRIPPER_ROLL_RAD = 0.0486795
-TCP_MM: Vec3 = (95.5, 0.0, -0.2)  # between the closed fingers' faces
-GRIPPERFRAME_MM: Vec3 = (
-    98.13,
-    -0.22,
-    -7.9,
-)  # the official tool point, on the fixed jaw's inner face
+TCP_MM: Vec3 = (95.5, 0.0, -0.2)  # between the faces of the closed fingers
+GRIPPERFRAME_MM: Vec3 = (98.13, -0.22, -7.9)  # official tool point, inner face of the fixed jaw
 
 ARM: tuple[Link, ...] = (
     Link(
-        "base", (0, 0, 0), 0.147, (13.72, -0.05, 33.48), (114.7, 136.1, 130.4, -0.46, 4.97, 0.10),
+        "base", (0, 0, 0), 0.147, (13.72, -0.05, 33.48),
+        (114.7, 136.1, 130.4, -0.46, 4.97, 0.10),
         shapes=(
             Shape("box", (43.5, 55, 6), (21, 0, 6), role="look"),
             Shape("box", (36, 27, 25), (12, 0, 36), role="look"),
@@ -83,7 +76,8 @@ ARM: tuple[Link, ...] = (
         ),
     ),
     Link(
-        "shoulder", (38.84, 0, 62.40), 0.100, (30.76, -0.02, 25.27), (83.8, 81.0, 24.0, -0.08, -1.16, -0.15),
+        "shoulder", (38.84, 0, 62.40), 0.100, (30.76, -0.02, 25.27),
+        (83.8, 81.0, 24.0, -0.08, -1.16, -0.15),
         joint="shoulder_pan", axis=(0, 0, -1), range_rad=(-1.91986, 1.91986),
         shapes=(
             Shape("cylinder", (24, 4), (0, 0, 4), STEEL, "look"),
@@ -93,7 +87,8 @@ ARM: tuple[Link, ...] = (
         ),
     ),
     Link(
-        "upper_arm", (30.40, -SIDE, 54.20), 0.103, (8.38, 18.41, 89.85), (147.3, 142.5, 40.8, -0.01, -19.8, 0.04),
+        "upper_arm", (30.40, -SIDE, 54.20), 0.103, (8.38, 18.41, 89.85),
+        (147.3, 142.5, 40.8, -0.01, -19.8, 0.04),
         joint="shoulder_lift", axis=(0, 1, 0), range_rad=(-1.74533, 1.74533),
         shapes=(
             Shape("cylinder", (15, 25), (0, SIDE, 0), euler=ACROSS),
@@ -103,7 +98,8 @@ ARM: tuple[Link, ...] = (
         ),
     ),
     Link(
-        "lower_arm", (28.00, 0, 112.57), 0.104, (98.07, 18.28, 3.24), (28.7, 145.3, 159.8, -1.26, -7.41, -0.05),
+        "lower_arm", (28.00, 0, 112.57), 0.104, (98.07, 18.28, 3.24),
+        (28.7, 145.3, 159.8, -1.26, -7.41, -0.05),
         joint="elbow_flex", axis=(0, 1, 0), range_rad=(-1.69, 1.69),
         shapes=(
             Shape("cylinder", (15, 25), (0, SIDE, 0), euler=ACROSS),
@@ -113,7 +109,8 @@ ARM: tuple[Link, ...] = (
         ),
     ),
     Link(
-        "wrist", (134.90, 0, 5.20), 0.079, (38.61, 28.12, 0.10), (25.4, 21.0, 36.8, -3.64, 0.02, 0.05),
+        "wrist", (134.90, 0, 5.20), 0.079, (38.61, 28.12, 0.10),
+        (25.4, 21.0, 36.8, -3.64, 0.02, 0.05),
         joint="wrist_flex", axis=(0, 1, 0), range_rad=(-1.65806, 1.65806),
         shapes=(
             Shape("cylinder", (13, 23), (0, SIDE, 0), euler=ACROSS),
@@ -123,8 +120,10 @@ ARM: tuple[Link, ...] = (
         ),
     ),
     Link(
-        "gripper", (61.10, 18.10, 0), 0.087, (25.19, 0.25, 0.21), (34.5, 43.4, 27.5, 0.05, 5.74, -0.34),
-        joint="wrist_roll", axis=(-1, 0, 0), range_rad=(-2.74385, 2.84121), roll_rad=GRIPPER_ROLL_RAD,
+        "gripper", (61.10, 18.10, 0), 0.087, (25.19, 0.25, 0.21),
+        (34.5, 43.4, 27.5, 0.05, 5.74, -0.34),
+        joint="wrist_roll", axis=(-1, 0, 0), range_rad=(-2.74385, 2.84121),
+        roll_rad=GRIPPER_ROLL_RAD,
         shapes=(
             Shape("box", (18.5, 23, 30), (20.5, 0, -2.5)),
             Shape("cylinder", (17, 3), (1, 0, 0), STEEL, "look", (0, math.pi / 2, 0)),
@@ -139,7 +138,8 @@ ARM: tuple[Link, ...] = (
         ),
     ),
     Link(
-        "jaw", (23.40, 18.80, 20.20), 0.012, (30.02, -19.28, -1.57), (1.89, 5.29, 6.61, -0.11, 0.32, 0.01),
+        "jaw", (23.40, 18.80, 20.20), 0.012, (30.02, -19.28, -1.57),
+        (1.89, 5.29, 6.61, -0.11, 0.32, 0.01),
         joint="gripper", axis=(0, -1, 0), range_rad=(-0.17453, 1.74533),
         shapes=(
             Shape("box", (16, 20, 9), (8, -18.9, 0)),

@@ -1,8 +1,8 @@
-"""A servo bus without servos: a pseudo-terminal whose far end answers as a chain of STS3215 would.
+"""A virtual servo bus: a pseudo-terminal that answers as a chain of STS3215 servos would.
 
-Knows packets, who answers what, baud rates and wire time. Refuses to know physics: two callbacks
-tell the owner that goals were written and that somebody is about to read. Linux only
-(pseudo-terminals, TCGETS2).
+Handles packets, baud rates and wire time. Physics is left to the owner of the bus; callbacks tell
+it that goals were written and that registers are about to be read. Linux only (pseudo-terminals,
+TCGETS2).
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ from mtdit_robots.twin.faults import Faults
 from mtdit_robots.twin.registers import ServoRegisters
 
 _TCGETS2 = 0x802C542A
-_TERMIOS2 = struct.Struct(
-    "4I20s2I"
-)  # flags, line and control characters, input speed, output speed
+# flags, line and control characters, input speed, output speed
+_TERMIOS2 = struct.Struct("4I20s2I")
 
 
 def _nothing() -> None:
@@ -49,15 +48,15 @@ def _nothing() -> None:
 
 
 class VirtualBus:
-    """Servos behind a pseudo-terminal; any serial client may open `path`.
+    """Simulated servos behind a pseudo-terminal; any serial client may open `path`.
 
-    servos: the servos on the chain; which one answers is decided by their ID register, the keys are
-    the owner's. on_goal: called once per packet that wrote Goal_Position, after every servo has it.
-    before_read: called before READ and SYNC_READ are answered, to bring the present registers up to
-    date. wire_time: hold replies back for as long as request, return delays and replies occupy a
-    real wire, which the next request finds busy until then. link: a symbolic link to `path`,
-    removed at close. log: when a list is given, every request that arrived intact is appended to
-    it. faults: what goes wrong on the way back, nothing at first.
+    servos: the servos on the chain. Their ID registers decide which one answers; the keys of the
+    mapping are not used. on_goal: called once per packet that wrote Goal_Position, after all servos
+    have taken it. before_read: called before READ and SYNC_READ are answered, to update the present
+    registers. wire_time: delay replies by the time that request, return delays and replies would
+    take on a real wire; the next request waits for that too. link: path of a symbolic link to
+    `path`, removed at close. log: if given, every valid request is appended to it. The attribute
+    `faults` holds faults of the replies, none at first.
     """
 
     def __init__(
@@ -75,8 +74,8 @@ class VirtualBus:
         self._arrived_s = self._wire_free_s = 0.0
         self.faults = Faults()
         self._input = bytearray()
-        # The slave end stays open here: were it closed with the client, the master would report a
-        # hang-up.
+        # Keep the slave end open: if only the client had it open, the master would report a hang-up
+        # when the client closes it.
         self._master, self._slave = pty.openpty()
         tty.setraw(self._slave)
         os.set_blocking(self._master, False)
@@ -90,8 +89,9 @@ class VirtualBus:
         return self._master
 
     def serve(self, timeout_s: float = 0.0) -> int:
-        """Answer what has arrived, waiting at most `timeout_s` for it. Returns the number of
-        requests handled.
+        """Answer the requests that have arrived, waiting at most `timeout_s` for one.
+
+        Returns the number of requests handled.
         """
         if not self._poll.poll(timeout_s * 1000):
             return 0
@@ -108,9 +108,7 @@ class VirtualBus:
 
     @contextlib.contextmanager
     def serve_in_thread(self) -> Iterator[VirtualBus]:
-        """Serve from a thread of this process until the block ends, then close: for tests and small
-        tools.
-        """
+        """Serve from a thread until the block ends, then close. For tests and small tools."""
         stop = threading.Event()
 
         def loop() -> None:
@@ -127,7 +125,7 @@ class VirtualBus:
             self.close()
 
     def close(self) -> None:
-        """Take the port away. Safe to call twice."""
+        """Remove the port. Safe to call twice."""
         if self._master < 0:
             return
         if self._link is not None:
@@ -146,17 +144,17 @@ class VirtualBus:
             place.symlink_to(self.path)
         except OSError as error:
             raise UserError(
-                f"cannot make the link {place} ({error.strerror}): choose another --link path"
+                f"cannot create the link {place} ({error.strerror}): choose another --link path"
             ) from error
         return place
 
     def _client_baud(self) -> int:
-        """Bits/s the client set, exact also for rates that have no termios constant."""
+        """Bits/s the client set, exact even for rates without a termios constant."""
         answer = fcntl.ioctl(self._slave, _TCGETS2, bytes(_TERMIOS2.size))
         return int(_TERMIOS2.unpack(answer)[-1])
 
     def _handle(self, request: Frame) -> None:
-        """Let every servo that hears the request act, then send the replies."""
+        """Let every servo that receives the request act on it, then send the replies."""
         if self._log is not None:
             self._log.append(request)
         baud = self._client_baud()
@@ -184,7 +182,7 @@ class VirtualBus:
         if not heard:
             return
         time.sleep(max(0.0, self._wire_free_s - time.monotonic()) + self.faults.late_s)
-        with contextlib.suppress(BlockingIOError):  # nobody reads: as on a wire, the bytes are gone
+        with contextlib.suppress(BlockingIOError):  # no reader: the bytes are lost, as on a wire
             os.write(self._master, heard)
 
 
@@ -193,7 +191,7 @@ def _status(servo: ServoRegisters, servo_id: int, data: bytes = b"") -> tuple[fl
 
 
 def _sync_write(servos: list[ServoRegisters], data: bytes) -> bool:
-    """Write each servo's share of a SYNC_WRITE. True when goals were written."""
+    """Write each servo's part of a SYNC_WRITE. True when goals were written."""
     if len(data) < 2:
         return False
     address, width = data[:2]
@@ -207,7 +205,7 @@ def _sync_write(servos: list[ServoRegisters], data: bytes) -> bool:
 
 
 def _sync_read(servos: list[ServoRegisters], data: bytes) -> list[tuple[float, bytes]]:
-    """Replies to a SYNC_READ, in the order asked; a servo that is not there leaves a gap."""
+    """Replies to a SYNC_READ, in the order requested. Missing servos are left out."""
     if len(data) < 2:
         return []
     address, width = data[:2]
@@ -222,7 +220,10 @@ def _sync_read(servos: list[ServoRegisters], data: bytes) -> list[tuple[float, b
 def _unicast(
     servos: list[ServoRegisters], request: Frame
 ) -> tuple[list[tuple[float, bytes]], bool]:
-    """PING, READ, WRITE, REG_WRITE, ACTION to one servo, or to all: (replies, goals were written)."""
+    """PING, READ, WRITE, REG_WRITE or ACTION to one servo, or to all of them.
+
+    Returns the replies, and whether goals were written.
+    """
     addressed = [servo for servo in servos if request.servo in (servo.servo_id, BROADCAST)]
     replies, wrote_goal = [], False
     for servo in addressed:

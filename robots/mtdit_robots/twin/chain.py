@@ -1,7 +1,5 @@
-"""The twin's six servos as register files: their calibration, and the traffic between registers and
-physics.
-
-Knows which register feeds which setting of `Servos` and back. Refuses to know packets and MuJoCo.
+"""The twin's six servos as register files: their calibration, and the copying of values between
+registers and physics (`Servos`).
 """
 
 from __future__ import annotations
@@ -20,15 +18,16 @@ from mtdit_robots.twin.arm_figures import RANGES_RAD
 from mtdit_robots.twin.registers import ServoRegisters
 from mtdit_robots.twin.servos import FOLLOWER_P, GRIPPER_TORQUE, Servos
 
-MIDDLE_TICKS = 2047  # what LeRobot's homing makes every mid-range pose read
+MIDDLE_TICKS = 2047  # what every mid-range pose reads after LeRobot's homing
 
 
 def twin_calibration() -> dict[str, JointCalibration]:
-    """The twin's calibration as `lerobot-calibrate` would have made it: degrees are the model's
-    joint angles.
+    """The twin's calibration, as `lerobot-calibrate` would make it: degrees are the model's joint
+    angles.
 
-    Degrees divide by 4095 where the encoder has 4096 ticks, so they read 0.024 % large; wrist_roll
-    keeps LeRobot's full range 0..4095, whose middle is half a tick (0.04 degrees) off.
+    Two small errors are LeRobot's own: degrees divide by 4095 although the encoder has 4096 ticks,
+    so they read 0.024 % too large, and the middle of wrist_roll's full range 0..4095 is half a tick
+    (0.04 degrees) off.
     """
     return {joint: _joint_calibration(joint) for joint in JOINTS}
 
@@ -43,8 +42,8 @@ def _joint_calibration(joint: str) -> JointCalibration:
 
 
 def twin_registers() -> dict[int, ServoRegisters]:
-    """Six servos as they come out of calibration: EEPROM written, torque off, other registers as
-    from the factory.
+    """Servo id -> registers of the six servos after calibration: EEPROM written, torque off, other
+    registers at factory values.
     """
     return {IDS[joint]: _calibrated(values) for joint, values in twin_calibration().items()}
 
@@ -60,9 +59,7 @@ def _calibrated(values: JointCalibration) -> ServoRegisters:
 
 
 def energise(registers: Mapping[int, ServoRegisters]) -> None:
-    """Settings and torque switch as the driver leaves them after `connect()`: for worlds used
-    without a bus.
-    """
+    """Set gains, limits and torque as the driver's `connect()` does. For worlds without a bus."""
     for servo in registers.values():
         servo.set("P_Coefficient", int(FOLLOWER_P))
         servo.set("Torque_Enable", 1)
@@ -70,7 +67,7 @@ def energise(registers: Mapping[int, ServoRegisters]) -> None:
 
 
 def carry_out(registers: Mapping[int, ServoRegisters], servos: Servos) -> None:
-    """Registers to physics: goals, gains, limits, switches."""
+    """Copy goals, gains, torque limits and torque switches from the registers to the physics."""
     chain = list(registers.values())
     servos.goal_rad = servo_model.angle_of(
         np.array([float(servo.goal_actual_ticks) for servo in chain])
@@ -82,7 +79,9 @@ def carry_out(registers: Mapping[int, ServoRegisters], servos: Servos) -> None:
 
 
 def report(servos: Servos, registers: Mapping[int, ServoRegisters]) -> None:
-    """Physics to registers: position, velocity, load, temperature, voltage, current."""
+    """Copy position, velocity, load, temperature, voltage and current from the physics to the
+    registers.
+    """
     ticks = servo_model.ticks_of(servos.angles_rad)
     velocities = servos.velocities_rad_s * servo_model.TICKS_PER_RAD
     columns = (ticks, velocities, servos.load, servos.temperature_c, servos.currents_a)
@@ -92,7 +91,9 @@ def report(servos: Servos, registers: Mapping[int, ServoRegisters]) -> None:
 
 
 def set_goals(registers: Mapping[int, ServoRegisters], goal_ticks: NDArray[np.int64]) -> None:
-    """Goals (6,) in present ticks, in joint order, as one SYNC_WRITE would."""
+    """Set goals (6,) in ticks as Present_Position reads them, in joint order, as one SYNC_WRITE
+    would.
+    """
     for servo, goal in zip(registers.values(), goal_ticks, strict=True):
         servo.set("Goal_Position", int(goal))
 

@@ -1,8 +1,7 @@
-"""The twin as its user sees it: a port to open, cameras to read, a table to lay.
+"""The twin from outside: start its process, open its port, read its cameras, reset its scene.
 
-Knows how to start the twin's process, talk to it and end it. Refuses to know physics and rendering:
-mujoco is never imported here. `robot()` is the real driver on the twin's port; nothing in it knows
-that the servos are simulated.
+MuJoCo is never imported here; physics and rendering run in the twin's process. `robot()` is the
+real driver on the twin's port and is unaware that the servos are simulated.
 """
 
 from __future__ import annotations
@@ -30,21 +29,22 @@ from mtdit_robots.twin.server import Control, Settings
 from mtdit_robots.twin.world import CAMERAS, OVERVIEW
 
 CLOCKS = ("real", "lockstep")
-START_TIMEOUT_S = 120.0  # the first start tries renderers, on a busy machine
+START_TIMEOUT_S = 120.0  # the first start tries several renderers, which is slow on a busy computer
 REPLY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
-BUS_TIMEOUT_S = 0.5  # the simulated servos may be kept waiting by a busy computer
-LOCKSTEP_BUS_TIMEOUT_S = 10.0  # replies wait for physics and pictures
+BUS_TIMEOUT_S = 0.5  # a busy computer delays the simulated servos
+LOCKSTEP_BUS_TIMEOUT_S = 10.0  # replies wait for physics and rendering
 
 
 class Twin:
-    """A simulated SO-101 in a process of its own. Use it as a context manager, or call `close`.
+    """A simulated SO-101 in its own process. Use it as a context manager, or call `close`.
 
-    clock: "real", or "lockstep": one goal write is one tick of 1/30 s, deterministic and faster
-    than real time. image_size: (height, width) of every camera. link: a name that shall point to
-    the port, e.g. /tmp/ttySIM0. wire_time: let packets take as long as on a 1 Mbit/s wire. Raises
-    UserError: unknown clock, mujoco missing, link impossible. OSError when the process does not
-    start.
+    clock: "real", or "lockstep" (one goal write is one tick of 1/30 s; deterministic and faster
+    than real time). image_size: (height, width) of every camera. link: path of a symbolic link to
+    the port, e.g. /tmp/ttySIM0. wire_time: let packets take as long as on a 1 Mbit/s wire.
+
+    UserError when the clock is unknown, mujoco is missing or the link cannot be created. OSError
+    when the process does not start.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Twin:
         settings = Settings(
             theirs.fileno(), memory, clock, image_size, str(link) if link else None, wire_time
         )
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (what the process says on stderr, while it lives)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (stderr of the process)
         self._process = _start(settings, self._errors)
         theirs.close()
         os.close(memory)
@@ -80,10 +80,9 @@ class Twin:
         self.renderer: str = hello["renderer"]["name"]
 
     def robot(self, bus: str = "own") -> So101Arm:
-        """The driver on the twin's port, with its cameras; not connected yet. Make a new one after
-        closing it.
+        """The driver on the twin's port, with the twin's cameras, not connected yet.
 
-        bus: as of `So101Arm`.
+        After closing it, make a new one. bus: as for `So101Arm`.
         """
         lockstep = self.clock == "lockstep"
         cameras = [TwinCamera(name, self._frames, lockstep) for name in CAMERAS]
@@ -91,8 +90,9 @@ class Twin:
         return So101Arm(self.port, self.calibration, cameras, timeout_s=timeout_s, bus=bus)
 
     def reset(self, task: str, seed: int = 0) -> None:
-        """Lay the table for the instruction; the arm is put at rest. UserError names the nearest
-        known instruction.
+        """Reset the scene for the instruction and put the arm in its rest pose.
+
+        UserError for an unknown instruction; it suggests the nearest known one.
         """
         self._ask("reset", task=task, seed=int(seed))
 
@@ -101,16 +101,17 @@ class Twin:
         return bool(self._ask("success")["success"])
 
     def status(self) -> dict[str, Any]:
-        """task, seed, tick, positions, drawer_m, cube_m, success, and late_s: how far real time ran
-        away.
+        """task, seed, tick, positions, drawer_m, cube_m, success, and late_s: how many seconds of
+        real time the physics has skipped.
         """
         return self._ask("status")
 
     def picture(
         self, camera: str = OVERVIEW, height: int = 480, width: int = 640, fine: bool = False
     ) -> Frame:
-        """(height, width, 3) uint8 RGB from any camera. fine: with shadows and smooth edges, 10
-        times slower.
+        """An image (height, width, 3) uint8 RGB from any camera.
+
+        fine: with shadows and smooth edges, 10 times slower.
         """
         reply = self._ask("picture", camera=camera, height=height, width=width, fine=fine)
         pixels = self._control.receive_bytes(reply["bytes"])
@@ -119,7 +120,7 @@ class Twin:
         return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
 
     def close(self) -> None:
-        """End the process, by force if need be. Safe to call twice."""
+        """End the process, by force if necessary. Safe to call twice."""
         if self._process.poll() is None:
             with contextlib.suppress(OSError):
                 self._control.send({"do": "stop"})
@@ -151,7 +152,7 @@ class Twin:
         except TimeoutError as error:
             self.close()
             raise OSError(
-                "the twin's process does not answer: the computer may be overloaded, try again"
+                "the twin's process does not answer: the computer may be overloaded; try again"
             ) from error
         if message is None:
             raise self._death()
@@ -167,20 +168,22 @@ class Twin:
             self._process.wait()
 
     def _death(self) -> OSError:
-        """What the process said last, as an error."""
+        """An error with the last line of the process's stderr."""
         if self._errors.closed:
             return OSError("the twin was closed: start a new one")
         self._await_end()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        last_words = lines[-1] if lines else "it said nothing"
+        last_line = lines[-1] if lines else "it printed no error"
         return OSError(
-            f"the twin's process ended with code {self._process.returncode}: {last_words}"
+            f"the twin's process ended with code {self._process.returncode}: {last_line}"
         )
 
 
 def _start(settings: Settings, errors: Any) -> subprocess.Popen[bytes]:
-    """In a session of its own: Ctrl-C reaches us first, and the arm is released in order."""
+    """Start the process in its own session, so that Ctrl-C reaches only ours, which then releases
+    the arm in order.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "mtdit_robots.twin.server", json.dumps(asdict(settings))],
         pass_fds=(settings.control_fd, settings.frames_fd),

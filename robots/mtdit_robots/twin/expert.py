@@ -1,8 +1,8 @@
-"""A scripted expert: walks a task's way-points at 30 Hz, as a careful person with a leader arm
-would.
+"""A scripted expert that moves through a task's way-points at 30 Hz, as a careful person with a
+leader arm would.
 
-Knows how to get smoothly from one tool pose to the next and to lean against gravity. Refuses to
-step the world, record, or judge: whoever iterates it observes, sends and steps.
+It moves smoothly from one tool pose to the next and compensates for gravity. Observing, sending the
+commands and stepping the world are left to the caller.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 ATTEMPTS = 2  # the first and one retry
 INTEGRAL_GAIN = 0.04  # of the tracking error, per tick
 INTEGRAL_LIMIT_RAD = 0.20
-NOISE_MEMORY = math.exp(
-    -TICK_S / 0.15
-)  # noise forgets itself over 0.15 s, else the servo filters it away
+# Per-tick correlation of the noise: a time constant of 0.15 s, as the servo filters faster noise
+# out
+NOISE_MEMORY = math.exp(-TICK_S / 0.15)
 
 Vector = NDArray[np.float64]  # (6,)
 Mixed = TypeVar("Mixed", float, NDArray[np.float64])
@@ -36,11 +36,11 @@ Mixed = TypeVar("Mixed", float, NDArray[np.float64])
 
 @dataclass(frozen=True)
 class Step:
-    """One tick's command in the driver's units (degrees, gripper 0..100).
+    """One tick's command (6,) in the driver's units (degrees, gripper 0..100).
 
-    action: what the expert means, to be recorded. sent: the same with noise, to be commanded.
-    Recording the clean action in states the noise leads to teaches a policy to come back (DART,
-    Laskey et al. 2017).
+    action: the expert's action, to be recorded. sent: the same with noise, to be commanded.
+    Recording the clean action in states reached by noise teaches a policy to recover (DART, Laskey
+    et al. 2017).
     """
 
     action: Vector
@@ -48,11 +48,11 @@ class Step:
 
 
 def demonstrate(world: World, noise_rad: float = 0.0, seed: int | None = None) -> Iterator[Step]:
-    """The commands for the world's task. Before asking for the next one, send it and let one tick
-    pass.
+    """Yield the commands for the world's task. Send each one and let one tick pass before taking
+    the next.
 
-    noise_rad: sigma of the noise on the arm joints. seed: of the noise, the world's own by default.
-    Ends after the plan, or after a second attempt if the first failed.
+    noise_rad: sigma of the noise on the arm joints. seed: of the noise, by default the world's.
+    Ends after the plan, or after a second attempt if the first one failed.
     """
     hand = _Hand(world, noise_rad, np.random.default_rng([world.seed if seed is None else seed, 1]))
     for _ in range(ATTEMPTS):
@@ -63,21 +63,19 @@ def demonstrate(world: World, noise_rad: float = 0.0, seed: int | None = None) -
 
 
 class _Hand:
-    """Where the expert's hand is, what it leans on, and its tremor."""
+    """The state of the expert: the pose reached, the correction of tracking errors, and the noise."""
 
     def __init__(self, world: World, noise_rad: float, rng: np.random.Generator) -> None:
         self._world, self._noise_rad, self._rng = world, noise_rad, rng
         angles = world.servos.angles_rad
         self._pose, self._grip_rad = tool_pose(angles), float(angles[5])
         self._wanted: Vector = angles
-        self._expected: Vector = (
-            angles.copy()
-        )  # where servos that follow `_wanted` should be by now
+        self._expected: Vector = angles.copy()  # where servos that follow `_wanted` should be now
         self._lean: Vector = np.zeros(6)
         self._tremor: Vector = np.zeros(6)
 
     def move(self, waypoint: Waypoint) -> Iterator[Step]:
-        """Minimum-jerk from here to the way-point."""
+        """Minimum-jerk motion from the present pose to the way-point."""
         start, start_grip = self._pose, self._grip_rad
         n_ticks = max(2, round(waypoint.seconds / TICK_S))
         for k in range(1, n_ticks + 1):
@@ -98,7 +96,7 @@ class _Hand:
         return Step(action=units(goal), sent=units(goal + noise))
 
     def _against_gravity(self) -> Vector:
-        """How far the goal must lie beyond the wanted angle for the servo's spring to carry the
+        """How far beyond the wanted angle the goal must be for the servo's stiffness to carry the
         arm's weight.
         """
         return np.append((self._world.gravity_nm(self._wanted) / self._stiffness())[:5], 0.0)
@@ -107,7 +105,7 @@ class _Hand:
         return servo_model.stiffness_nm_rad(1.0) * self._world.servos.p_coefficient
 
     def _lean_on_error(self) -> None:
-        """Slowly push where the arm is not where its servos' lag explains: friction, contact, a
+        """Integrate the tracking error that the servos' lag does not explain: friction, contact, a
         wrong weight.
         """
         lag_s = servo_model.DAMPING_NMS / self._stiffness()
@@ -130,7 +128,7 @@ def _between(start: ToolPose, end: ToolPose, share: float, swing: bool) -> ToolP
 
 
 def _arc(start: NDArray[np.float64], end: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """Bearing, radius and height from the pan axis, each mixed."""
+    """Interpolate bearing, radius and height about the pan axis."""
     bearing = _mix(azimuth(start), azimuth(end), share)
     radius = _mix(
         math.hypot(start[0] - PAN_X_M, start[1]), math.hypot(end[0] - PAN_X_M, end[1]), share

@@ -1,8 +1,7 @@
-"""What can go wrong between a servo and its client, switched on and off while the virtual bus runs.
+"""Faults of the wire between servos and client, which can be changed while the virtual bus runs.
 
-Knows replies as bytes. Refuses to know why a wire misbehaves, and what a servo does to itself: a
-brown-out is `ServoRegisters.power_cycle`, a fault of its own `ServoRegisters.error`, an unplugged
-servo one taken from the chain.
+Faults of a servo are elsewhere: for a brown-out call `ServoRegisters.power_cycle`, for error bits
+set `ServoRegisters.error`, for an unplugged servo remove it from the bus's `servos`.
 """
 
 from __future__ import annotations
@@ -16,21 +15,22 @@ _ID = 2  # where a frame has its servo's id
 
 @dataclass
 class Faults:
-    """No fault at first. Fields may be changed at any time."""
+    """The present faults, none at first. Fields may be changed at any time.
 
-    silent: set[int] = field(
-        default_factory=set
-    )  # servos that hear and act, but whose replies are lost
-    corrupt: Counter[int] = field(
-        default_factory=Counter
-    )  # servo -> how many of its next replies lose a bit
-    noise: bytes = b""  # bytes before every reply
-    reverse: bool = False  # the last servo asked replies first
-    repeat: bool = False  # every reply arrives twice
-    late_s: float = 0.0  # all replies come this much later
+    silent: servos that act on requests but whose replies are lost. corrupt: servo -> how many of
+    its next replies have one flipped bit. noise: bytes before every reply. reverse: replies come in
+    reverse order. repeat: every reply arrives twice. late_s: delay of all replies.
+    """
+
+    silent: set[int] = field(default_factory=set)
+    corrupt: Counter[int] = field(default_factory=Counter)
+    noise: bytes = b""
+    reverse: bool = False
+    repeat: bool = False
+    late_s: float = 0.0
 
     def distort(self, replies: Iterable[bytes]) -> bytes:
-        """What arrives of these replies."""
+        """The bytes that arrive of these replies."""
         heard = [self._received(reply) for reply in replies if reply[_ID] not in self.silent]
         if self.reverse:
             heard.reverse()

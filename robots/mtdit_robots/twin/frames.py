@@ -1,8 +1,7 @@
-"""Camera frames in memory that two processes share, without locks and without files.
+"""Camera frames in memory that two processes share, without locks and files.
 
-Knows where a frame lies and how to read one that is not being overwritten. Refuses to know
-rendering and clocks. Each camera has two slots that are written in turns: the newest frame stays
-whole while the next one is drawn.
+Each camera has two slots that are written alternately, so the newest frame stays intact while the
+next one is written.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ FIRST_FRAME_S = 30.0
 
 
 def new_memory() -> int:
-    """A descriptor of anonymous memory; it vanishes with the last process that holds it."""
+    """A file descriptor of anonymous memory, freed with the last process that holds it."""
     return os.memfd_create("mtdit-twin-frames")
 
 
 class SharedFrames:
-    """The frames of some cameras, all of one size. One process publishes, any number read.
+    """The frames of several cameras of one size. One process publishes, any number may read.
 
     fd: from `new_memory`, possibly inherited. image_size: (height, width).
     """
@@ -44,8 +43,8 @@ class SharedFrames:
         self._records: NDArray[Any] = np.frombuffer(mmap.mmap(fd, size), layout)
 
     def publish(self, camera: str, pixels: Frame, tick: int, time_s: float) -> None:
-        """Make a frame the latest one. time_s: `time.monotonic()` of its capture, the same clock in
-        every process.
+        """Make this frame the latest one. time_s: `time.monotonic()` of its capture, which is the
+        same clock in every process.
         """
         record = self._records[self.cameras.index(camera)]
         count = int(record["count"])
@@ -53,8 +52,9 @@ class SharedFrames:
         record["count"] = count + 1
 
     def read(self, camera: str) -> tuple[Frame, int, float]:
-        """The latest frame, its tick and its time. Waits for the very first one; OSError if none
-        comes.
+        """The latest frame, its tick and its capture time.
+
+        Waits for the very first frame; OSError if none arrives.
         """
         record = self._records[self.cameras.index(camera)]
         deadline_s = time.monotonic() + FIRST_FRAME_S
@@ -64,14 +64,14 @@ class SharedFrames:
                 time.sleep(0.005)
                 continue
             slot = record["slots"][(count - 1) % 2].copy()
-            if int(record["count"]) == count:  # else the writer may have come round to this slot
+            if int(record["count"]) == count:  # otherwise the writer may be in this slot again
                 return slot["pixels"], int(slot["tick"]), float(slot["time_s"])
         raise OSError(f"twin camera {camera!r} gave no frame within {FIRST_FRAME_S:g} s")
 
 
 class TwinCamera:
-    """A `Camera` on shared frames. In lock-step the world waits for the reader, so a frame is never
-    old.
+    """A `Camera` that reads shared frames. In lock-step the age is 0, because the simulation waits
+    for the client.
     """
 
     def __init__(self, name: str, frames: SharedFrames, lockstep: bool) -> None:
@@ -84,4 +84,4 @@ class TwinCamera:
         return pixels, 0.0 if self._lockstep else time.monotonic() - time_s
 
     def close(self) -> None:
-        """Nothing to release: the memory is the twin's."""
+        """Nothing to release: the memory belongs to the twin."""

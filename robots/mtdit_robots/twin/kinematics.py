@@ -1,10 +1,9 @@
-"""Where the tool is for given joints, and the joints for a wanted tool pose, in closed form.
-
-Knows the arm's link lengths (from the figures). Refuses to know MuJoCo, tasks and time.
+"""Forward and inverse kinematics of the arm in closed form.
 
 The two sideways offsets of the arm (18.28 and 18.10 mm) cancel to 0.2 mm, so the tool moves in a
-plane through the pan axis: pan turns the plane, lift and elbow are a planar two-link arm, flex sets
-the pitch and roll the jaw's direction.
+plane through the pan axis: shoulder_pan turns the plane, shoulder_lift and elbow_flex are a planar
+two-link arm, wrist_flex sets the pitch and wrist_roll the direction of the jaw. Link lengths come
+from `arm_figures`.
 """
 
 from __future__ import annotations
@@ -23,9 +22,8 @@ SHOULDER_R_M = float(_POS_M["upper_arm"][0])  # from the pan axis
 SHOULDER_Z_M = float(_POS_M["shoulder"][2] + _POS_M["upper_arm"][2])
 UPPER_M = math.hypot(_POS_M["lower_arm"][0], _POS_M["lower_arm"][2])
 FORE_M = math.hypot(_POS_M["wrist"][0], _POS_M["wrist"][2])
-UPPER_RISE_RAD = math.atan2(
-    _POS_M["lower_arm"][2], _POS_M["lower_arm"][0]
-)  # elevation at joint zero
+# Elevations of the two links when the joints are zero
+UPPER_RISE_RAD = math.atan2(_POS_M["lower_arm"][2], _POS_M["lower_arm"][0])
 FORE_RISE_RAD = math.atan2(_POS_M["wrist"][2], _POS_M["wrist"][0])
 TOOL_M = float(_POS_M["gripper"][0]) + TCP_MM[0] / 1000  # wrist_flex axis to the tool centre
 
@@ -35,8 +33,8 @@ _LOW, _HIGH = np.array(list(RANGES_RAD.values()))[:5].T
 
 @dataclass(frozen=True)
 class ToolPose:
-    """position (3,) m of the tool centre; pitch_rad: 0 forward, pi/2 straight down; yaw_rad: world
-    direction, seen from above, in which the moving jaw lies from the fixed one.
+    """position: (3,) m, the tool centre. pitch_rad: 0 is forward, pi/2 straight down. yaw_rad:
+    world direction from the fixed jaw to the moving one, seen from above.
     """
 
     position: NDArray[np.float64]
@@ -45,13 +43,14 @@ class ToolPose:
 
 
 def azimuth(position: NDArray[np.float64]) -> float:
-    """Direction of a point seen from the pan axis; radians, left positive."""
+    """Direction of a point from the pan axis, in radians, positive to the left."""
     return math.atan2(position[1], position[0] - PAN_X_M)
 
 
 def solve(pose: ToolPose) -> NDArray[np.float64]:
-    """Joint angles (5,) in radians, elbow up. Out of reach: as far as the links stretch; limits are
-    not applied.
+    """Joint angles (5,) in radians for a tool pose, elbow up.
+
+    For a pose out of reach the arm is stretched towards it. Joint limits are not applied.
     """
     r, z = math.hypot(pose.position[0] - PAN_X_M, pose.position[1]), pose.position[2]
     wrist_r = r - TOOL_M * math.cos(pose.pitch_rad) - SHOULDER_R_M
@@ -70,14 +69,14 @@ def solve(pose: ToolPose) -> NDArray[np.float64]:
 
 
 def reachable(pose: ToolPose) -> bool:
-    """Whether the links reach that far and every joint stays inside its range."""
+    """Whether the pose is in reach with every joint inside its range."""
     angles = solve(pose)
     inside = (angles > _LOW + LIMIT_MARGIN_RAD).all() and (angles < _HIGH - LIMIT_MARGIN_RAD).all()
     return bool(inside and np.allclose(tool_pose(angles).position, pose.position, atol=1e-4))
 
 
 def tool_pose(angles: NDArray[np.float64]) -> ToolPose:
-    """The pose of joint angles (5,) or (6,), the inverse of `solve`."""
+    """The tool pose for joint angles (5,) or (6,); the inverse of `solve`."""
     pan, lift, elbow, flex, roll = angles[:5]
     upper, fore, pitch = UPPER_RISE_RAD - lift, FORE_RISE_RAD - lift - elbow, lift + elbow + flex
     r = (
@@ -100,7 +99,7 @@ def tool_pose(angles: NDArray[np.float64]) -> ToolPose:
 
 
 def _roll(pose: ToolPose, pan: float) -> float:
-    """Wrist roll that lays the jaw's direction, projected across the tool, along yaw."""
+    """The wrist roll that turns the direction of the jaw, seen from above, to the pose's yaw."""
     off = pose.yaw_rad - pan
     return math.atan2(math.sin(off), math.sin(pose.pitch_rad) * math.cos(off)) + GRIPPER_ROLL_RAD
 

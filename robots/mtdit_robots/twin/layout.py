@@ -1,7 +1,7 @@
-"""Where everything stands at the start of an episode: one random distribution for every task.
+"""Random start positions of arm, cabinet, cube and bowl, from one distribution for all tasks.
 
-Knows the free space each task needs. Refuses to know MuJoCo and what the task is: a picture of the
-start must not tell which instruction will be given, only whether the drawer is open.
+A layout leaves the free space that every task needs. It does not depend on the task, except for the
+opening of the drawer, so an image of the start does not reveal the instruction.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from numpy.typing import NDArray
 
 from mtdit_robots.twin.kinematics import PAN_X_M
 
-# Arm at rest: turned to the right and folded, so that the top camera sees the whole table. Jitter
+# Rest pose: turned to the right and folded, so that the top camera sees the whole table. The jitter
 # is one sigma.
 REST_RAD = np.array([1.2, -1.2, 1.0, 1.1, 0.0, 0.2])
 REST_JITTER_RAD = np.array([0.10, 0.04, 0.04, 0.04, 0.06, 0.04])
 
 CUBE_ROOM_M = 0.024  # radius
 BOWL_ROOM_M = 0.056
-PUSH_ROOM_M = 0.10  # free table to either side of the cube
-FINGERS_ROOM_M = 0.035  # half-width of what travels behind the cube
-JAW_ROOM_M = 0.045  # what the open jaw takes around the cube
-HAND_ROOM_M = 0.045  # the gripper's body, which passes above the bowl but not above the cabinet
+PUSH_ROOM_M = 0.10  # free space on either side of the cube
+FINGERS_ROOM_M = 0.035  # half the width of the fingers that push the cube
+JAW_ROOM_M = 0.045  # space that the open jaw needs around the cube
+HAND_ROOM_M = 0.045  # the gripper's body, which passes over the bowl but not over the cabinet
 DRAWER_SWEEP_M = 0.15  # in front of the closed drawer
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Metres and radians. cabinet, cube, bowl: (x, y, yaw). drawer_m: how far it stands open.
-    arm_rad: (6,).
+    """A start, in metres and radians. cabinet, cube, bowl: (x, y, yaw). drawer_m: how far the
+    drawer is open. arm_rad: (6,) joint angles.
     """
 
     cabinet: tuple[float, float, float]
@@ -42,7 +42,7 @@ class Layout:
 
 
 def draw_layout(seed: int, drawer_range_m: tuple[float, float]) -> Layout:
-    """The layout of a seed; only the drawer depends on the task."""
+    """The layout for a seed. drawer_range_m: lowest and highest opening, which depend on the task."""
     rng = np.random.default_rng(seed)
     while True:
         cabinet = (rng.uniform(0.265, 0.285), rng.uniform(0.105, 0.145), rng.uniform(0.10, 0.45))
@@ -65,8 +65,8 @@ def _free(
     cube: tuple[float, float, float],
     bowl: tuple[float, float, float],
 ) -> bool:
-    """Cube and bowl clear of the drawer's sweep and of each other, and the cube can be pushed both
-    ways.
+    """Whether cube and bowl are clear of the drawer's path and of each other, and the cube can be
+    pushed both ways.
     """
     ends = [(cube[0], cube[1] + side * PUSH_ROOM_M) for side in (-1, 0, 1)]
     bowl_off_the_push = abs(bowl[0] - cube[0]) > BOWL_ROOM_M + FINGERS_ROOM_M or (
@@ -84,7 +84,9 @@ def _free(
 def _clear(
     cabinet: tuple[float, float, float], point: tuple[float, ...], room_m: float, front_m: float
 ) -> bool:
-    """Whether a disc of that radius misses the cabinet and `front_m` before it."""
+    """Whether a disc of radius `room_m` at `point` is clear of the cabinet and of `front_m` metres
+    in front of it.
+    """
     dx, dy, (c, s) = (
         point[0] - cabinet[0],
         point[1] - cabinet[1],

@@ -1,7 +1,6 @@
-"""How a task is done, as way-points of the tool: looked at once, from the world as it stands.
+"""Plans for the tasks as way-points of the tool, computed once from the present state of the world.
 
-Knows where to grasp, push and let go. Refuses to know joints' dynamics and ticks: `expert` walks
-the way-points.
+`expert` turns the way-points into joint commands.
 """
 
 from __future__ import annotations
@@ -20,20 +19,18 @@ from mtdit_robots.twin.scene import CUBE_HALF_M
 if TYPE_CHECKING:
     from mtdit_robots.twin.world import World
 
-PITCHES_RAD = np.radians(
-    range(90, 40, -5)
-)  # straight down is best seen from above; a tilt reaches farther
-SHUT_RAD = -0.14  # a goal beyond the closed jaw: the torque limit sets the grip
-FIXED_FACE_M = 0.0079  # fixed jaw's inner face from the tool centre
+# Straight down first: the top camera then sees most; a tilted tool reaches farther
+PITCHES_RAD = np.radians(range(90, 40, -5))
+SHUT_RAD = -0.14  # a goal beyond the closed jaw, so that the torque limit sets the grip force
+FIXED_FACE_M = 0.0079  # from the tool centre to the fixed jaw's inner face
 Point = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Waypoint:
-    """Be at `pose` with the jaw at `grip_rad`, `seconds` after the last way-point.
+    """Be at `pose` with the jaw at `grip_rad`, `seconds` after the previous way-point.
 
-    The way there is straight, or with `swing` an arc about the pan axis that keeps clear of the
-    base.
+    The path is straight, or with `swing` an arc about the pan axis that stays clear of the base.
     """
 
     pose: ToolPose
@@ -46,7 +43,7 @@ Plan = list[Waypoint]
 
 
 def open_drawer(world: World) -> Plan:
-    """Straddle the handle, close, pull, let go."""
+    """Put the jaws around the handle, close, pull, let go."""
     inwards = _direction(world.yaw("cabinet"))
     grip = world.handle() - 0.004 * inwards + _up(-0.006)
     pull = max(0.0, 0.088 - world.drawer_m())
@@ -64,7 +61,7 @@ def open_drawer(world: World) -> Plan:
 
 
 def close_drawer(world: World) -> Plan:
-    """Put the closed fingers before the handle and push it home."""
+    """Put the closed fingers in front of the handle and push the drawer shut."""
     inwards, yaw = _direction(world.yaw("cabinet")), world.yaw("cabinet")
     touch = world.handle() + _up(-0.008)
     before = touch - 0.035 * inwards
@@ -80,8 +77,8 @@ def close_drawer(world: World) -> Plan:
 
 
 def push_cube(world: World, side: int) -> Plan:
-    """Put the fingers beside the cube and sweep it sideways (side +1: left), pushing with both of
-    them.
+    """Put the fingers beside the cube and push it sideways with both of them. side: +1 left, -1
+    right.
     """
     cube = world.position("cube")
     sweep = np.array([0.0, float(side), 0.0])
@@ -90,10 +87,8 @@ def push_cube(world: World, side: int) -> Plan:
     travel = 0.075 - side * (cube[1] - world.start["cube"][1])
     end = cube + (max(travel, 0.0) - CUBE_HALF_M - 0.008) * sweep + height
     pitch = _pitch([beside, beside + _up(0.05), end, end + _up(0.04)])
-    grip_rad, yaw = (
-        0.02,
-        0.0,
-    )  # one finger behind the other: two contacts keep the cube from turning
+    # One finger behind the other: two contacts keep the cube from turning
+    grip_rad, yaw = 0.02, 0.0
     return [
         Waypoint(ToolPose(beside + _up(0.05), pitch, yaw), grip_rad, 1.2, swing=True),
         Waypoint(ToolPose(beside, pitch, yaw), grip_rad, 0.5),
@@ -103,11 +98,13 @@ def push_cube(world: World, side: int) -> Plan:
 
 
 def put_cube_in_bowl(world: World) -> Plan:
-    """Grasp across the cube's nearest faces, carry it over the bowl, let go."""
+    """Grasp the cube at the pair of faces that needs the least roll, carry it over the bowl, let
+    go.
+    """
     cube, bowl = world.position("cube"), world.position("bowl")
     yaw = _nearest_face(world.yaw("cube"), azimuth(cube))
-    # The fixed finger comes down 5 mm clear of its face, and the cube sits that much towards the
-    # moving one.
+    # The fixed finger comes down 5 mm away from the cube, so the cube is that much closer to the
+    # moving finger.
     grasp = np.array([cube[0], cube[1], 0.014]) - (CUBE_HALF_M - FIXED_FACE_M + 0.005) * _direction(
         yaw
     )
@@ -127,7 +124,7 @@ def put_cube_in_bowl(world: World) -> Plan:
 
 
 def _pitch(points: Sequence[Point]) -> float:
-    """The steepest pitch at which every point is in reach; the flattest if none is."""
+    """The steepest pitch at which all points are in reach; the flattest one if there is none."""
     for pitch in PITCHES_RAD:
         if all(reachable(ToolPose(point, pitch, azimuth(point))) for point in points):
             return float(pitch)
@@ -135,7 +132,7 @@ def _pitch(points: Sequence[Point]) -> float:
 
 
 def _nearest_face(cube_yaw: float, bearing: float) -> float:
-    """Of the cube's four faces, the one that asks for the least wrist roll."""
+    """The yaw of the cube's face that needs the least wrist roll."""
     quarter = math.pi / 2
     return cube_yaw + quarter * round((bearing - cube_yaw) / quarter)
 

@@ -1,8 +1,8 @@
-"""One simulated STS3215 as its register file: what can be read and written, and what a write does.
+"""The register file of one simulated STS3215.
 
-Knows access rights, EEPROM and its lock, limits, homing offset, factory values and the servo's
-guards against itself. Refuses to know packets and physics: the bus reads and writes bytes, the
-physics reads goals and gains and reports the present state.
+Models access rights, EEPROM and its lock, position limits, homing offset, factory values and the
+servo's protections. The bus reads and writes its bytes; the physics reads goals and gains and
+reports the present state.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _BAUD_BY_CODE = {code: baud for baud, code in BAUD_CODES.items()}
 
 
 def _addresses(**rights: bool) -> frozenset[int]:
-    """Every address whose register has these `writable` / `eeprom` rights."""
+    """Every address whose register has these values of `writable` or `eeprom`."""
     chosen = [
         r
         for r in REGISTERS.values()
@@ -72,7 +72,7 @@ _WRITABLE = _addresses(writable=True)
 _EEPROM = _addresses(eeprom=True)
 _GOAL = frozenset((42, 43))
 _VOLTAGE, _OVERHEAT, _OVER_CURRENT, _OVERLOAD = 1, 4, 8, 32  # sts3215.ERROR_BITS
-_GUARD_TICK_S = 0.01  # unit of the protection times
+_GUARD_TICK_S = 0.01  # unit of the protection time registers
 
 
 class ServoRegisters:
@@ -80,8 +80,7 @@ class ServoRegisters:
 
     The bus uses `read`, `write`, `stage`, `action`, `servo_id`, `baud`, `error`, `answers_writes`,
     `return_delay_s`. The physics uses the properties below and reports back through `set_present`.
-    Actual ticks are those of the encoder; every register speaks of Present = Actual -
-    Homing_Offset.
+    "Actual ticks" are the encoder's; registers hold Present = Actual - Homing_Offset.
     """
 
     def __init__(self, servo_id: int) -> None:
@@ -89,24 +88,25 @@ class ServoRegisters:
         self._staged: tuple[int, bytes] | None = None
         self._actual_ticks = 2048.0
         self._injected = self._guards = 0  # error bits
-        self._overload_s = self._over_current_s = 0.0  # how long already
+        self._overload_s = self._over_current_s = 0.0  # how long each has lasted
         for name, value in _FACTORY.items():
             self.set(name, value)
         self.set("ID", servo_id)
-        self._eeprom = bytes(self._memory)  # what a power cycle brings back
+        self._eeprom = bytes(self._memory)  # what is restored by a power cycle
         self.power_cycle()
 
-    # what the bus needs
+    # For the bus
 
     def read(self, address: int, length: int) -> bytes:
-        """Raw bytes; addresses beyond the register file read 0."""
+        """Raw bytes. Addresses beyond the register file read as 0."""
         return bytes(self._memory[address : address + length]).ljust(length, b"\0")
 
     def write(self, address: int, data: bytes) -> bool:
-        """Write raw bytes as a client would; read-only bytes stay. True when Goal_Position was
-        written.
+        """Write raw bytes as a client does; read-only bytes do not change. Returns whether
+        Goal_Position was written.
 
-        EEPROM bytes always take effect, and last over `power_cycle` only when Lock is 0.
+        EEPROM bytes always take effect, but survive a `power_cycle` only if written while Lock is
+        0.
         """
         locked = self.get("Lock") != 0
         touched = set(range(address, address + len(data))) & _WRITABLE
@@ -118,16 +118,16 @@ class ServoRegisters:
         return bool(touched & _GOAL)
 
     def stage(self, address: int, data: bytes) -> None:
-        """REG_WRITE: keep a write until `action`."""
+        """REG_WRITE: store a write until `action`."""
         self._staged = (address, data)
 
     def action(self) -> bool:
-        """ACTION: carry out the staged write, if any. True when it wrote Goal_Position."""
+        """ACTION: do the stored write, if any. Returns whether it wrote Goal_Position."""
         staged, self._staged = self._staged, None
         return staged is not None and self.write(*staged)
 
     def power_cycle(self) -> None:
-        """Off and on again: EEPROM as persisted, SRAM as after power-up, torque off."""
+        """Switch off and on: EEPROM as saved, SRAM as after power-up, torque off."""
         self._memory[:] = self._eeprom
         self._staged = None
         self._injected, self._overload_s, self._over_current_s = 0, 0.0, 0.0
@@ -143,14 +143,14 @@ class ServoRegisters:
             kept[at] = self._memory[at]
         return bytes(kept)
 
-    # registers by name, ignoring access rights: for the physics, for faults and for tests
+    # Registers by name, without access rights: for the physics, for faults and for tests
 
     def get(self, name: str) -> int:
         register = REGISTERS[name]
         return decode(register, self.read(register.address, register.width))
 
     def set(self, name: str, value: int) -> None:
-        """Set a register behind the client's back; RAM only, read-only registers included."""
+        """Set a register directly, read-only ones too. The value is not saved to EEPROM."""
         register = REGISTERS[name]
         self._memory[register.address : register.address + register.width] = encode(register, value)
 
@@ -160,7 +160,7 @@ class ServoRegisters:
 
     @property
     def baud(self) -> int | None:
-        """Bits/s, or None when Baud_Rate holds no known code: nobody can reach such a servo."""
+        """Bits/s, or None when Baud_Rate holds an unknown code: such a servo cannot be reached."""
         return _BAUD_BY_CODE.get(self.get("Baud_Rate"))
 
     @property
@@ -169,13 +169,13 @@ class ServoRegisters:
 
     @property
     def return_delay_s(self) -> float:
-        """Pause before a reply."""
+        """Delay before a reply."""
         return self.get("Return_Delay_Time") * 2e-6
 
     @property
     def error(self) -> int:
-        """Error bits sent with every reply (sts3215.ERROR_BITS); the Status register. Bits set stay
-        till power-off.
+        """Error bits sent with every reply (sts3215.ERROR_BITS), as in the Status register. Bits
+        set here stay until power-off.
         """
         return self.get("Status")
 
@@ -184,7 +184,7 @@ class ServoRegisters:
         self._injected = bits
         self._show_errors(self._guards)
 
-    # what the physics needs
+    # For the physics
 
     @property
     def torque_enabled(self) -> bool:
@@ -192,8 +192,8 @@ class ServoRegisters:
 
     @property
     def torque_limit(self) -> float:
-        """Fraction 0..1 of the stall torque: the lower of Torque_Limit and Max_Torque_Limit; less
-        once overloaded.
+        """Fraction 0..1 of the stall torque: the lower of Torque_Limit and Max_Torque_Limit, or
+        Protective_Torque after an overload if that is lower.
         """
         limit = min(self.get("Torque_Limit"), self.get("Max_Torque_Limit"), 1000) / 1000
         overloaded = self._guards & self.get("Unloading_Condition") & _OVERLOAD
@@ -217,20 +217,20 @@ class ServoRegisters:
 
     @property
     def goal_velocity_ticks_s(self) -> int:
-        """Speed limit of the way to the goal; 0: none."""
+        """Speed limit on the way to the goal; 0: none."""
         return abs(self.get("Goal_Velocity"))
 
     @property
     def acceleration_ticks_s2(self) -> int:
-        """Acceleration limit of the way to the goal; 0: none."""
+        """Acceleration limit on the way to the goal; 0: none."""
         return self.get("Acceleration") * 100
 
     @property
     def goal_actual_ticks(self) -> int:
-        """Where the servo steers to, in encoder ticks: the goal within the position limits, plus
-        the homing offset.
+        """The servo's target in encoder ticks: the goal clipped to the position limits, plus the
+        homing offset.
 
-        Both limits 0 mean "no limit", as on the real servo.
+        As on the real servo, there is no limit when both limits are 0.
         """
         low, high = self.get("Min_Position_Limit"), self.get("Max_Position_Limit")
         goal = self.get("Goal_Position")
@@ -249,9 +249,9 @@ class ServoRegisters:
     ) -> None:
         """Report the state of the simulated servo.
 
-        actual_ticks: encoder position, may run beyond one turn. velocity_ticks_s: signed. load:
-        -1..1 of the stall torque. current: ampere. Values beyond what a register holds are clipped
-        to it.
+        actual_ticks: encoder position, may be beyond one turn. velocity_ticks_s: signed. load:
+        -1..1 of the stall torque. current: ampere. Values are clipped to what their register can
+        hold.
         """
         self._actual_ticks = actual_ticks
         self._refresh_position()
@@ -263,12 +263,13 @@ class ServoRegisters:
         self.set("Moving", int(abs(velocity_ticks_s) > _MOVING_THRESHOLD_TICKS_S))
 
     def protect(self, seconds: float) -> None:
-        """Let time pass for the guards. They set error bits; those in Unloading_Condition also take
-        torque away.
+        """Update the protections after `seconds`. They set error bits; those in Unloading_Condition
+        also reduce or remove torque.
 
-        Voltage and temperature count at once, load and current when they have lasted. An overload
-        leaves Protective_Torque until the load is below it or torque is switched off; the others
-        switch torque off. Source: Feetech memory table, addresses 13..15, 19, 28, 34..36, 38.
+        Voltage and temperature act at once, load and current after their protection time. An
+        overload limits the torque to Protective_Torque until the load is below that or torque is
+        switched off; the others switch torque off. Source: Feetech memory table, addresses 13..15,
+        19, 28, 34..36, 38.
         """
         volts, load = self.get("Present_Voltage"), abs(self.get("Present_Load")) / 10
         self._overload_s = self._overload_s + seconds if load > self.get("Overload_Torque") else 0.0
@@ -297,7 +298,9 @@ class ServoRegisters:
         self.set("Status", self._injected | guards)
 
     def _refresh_position(self) -> None:
-        """Present = Actual - Homing_Offset, within one turn unless Phase says otherwise."""
+        """Present = Actual - Homing_Offset, within one turn unless the multi-turn bit of Phase is
+        set.
+        """
         present = round(self._actual_ticks) - self.get("Homing_Offset")
         if not self.get("Phase") & _PHASE_MULTI_TURN:
             present %= TICKS_PER_TURN

@@ -1,13 +1,10 @@
-"""Pictures of the world, with whatever the machine has: a GPU or Mesa through EGL, OSMesa, or plain
-ray casting.
+"""Find a renderer that works on this computer and draw with it: EGL (GPU or Mesa), OSMesa, or ray
+casting on the CPU.
 
-Knows how to find a renderer that works and how to draw with it. Refuses to know what is in the
-scene.
-
-MuJoCo binds its GL library when it is imported, and without a display its default fails late and
-cryptically. So nothing in the twin imports mujoco at module level: everyone calls `load_mujoco()`,
-which chooses first. A GL stack that is only half there can abort the process, hence each candidate
-is tried in a process of its own.
+MuJoCo chooses its GL library when it is imported, and its default fails late and with an unclear
+error when there is no display. So no module of the twin imports mujoco at its top; all call
+`load_mujoco()`, which chooses the renderer first. An incomplete GL installation can abort the
+process, so each candidate is tried in its own process.
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
 with mujoco.Renderer(model, 16, 16) as renderer:
     renderer.update_scene(data)
-    assert renderer.render().any(), "the picture is empty"
+    assert renderer.render().any(), "the image is empty"
     from OpenGL import GL
     print("GL:", GL.glGetString(GL.GL_RENDERER).decode())
 """
@@ -50,8 +47,8 @@ with mujoco.Renderer(model, 16, 16) as renderer:
 
 @dataclass(frozen=True)
 class RendererChoice:
-    """Which renderer draws, why, and the command that would give a faster one (None if there is
-    nothing to mend).
+    """The renderer in use, the reason, and the command that installs a faster one (None if there is
+    nothing to fix).
     """
 
     name: str  # egl | osmesa | ray
@@ -60,10 +57,10 @@ class RendererChoice:
 
 
 class Renderer(Protocol):
-    """Draws a state of the model it was made for."""
+    """Draws images of one model."""
 
     def render(self, data: Any, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """(height, width, 3) uint8 RGB."""
+        """The state `data` seen by `camera`, as (height, width, 3) uint8 RGB."""
         ...
 
     def close(self) -> None: ...
@@ -71,17 +68,17 @@ class Renderer(Protocol):
 
 @lru_cache(maxsize=1)
 def choose_renderer() -> RendererChoice:
-    """The best renderer that really draws on this machine; MTDIT_RENDERER=egl|osmesa|ray overrides
-    the search.
+    """The best renderer that draws on this computer. MTDIT_RENDERER=egl|osmesa|ray skips the
+    search.
 
-    Raises UserError for an unknown override and when mujoco is not installed.
+    UserError for another value of MTDIT_RENDERER, and when mujoco is not installed.
     """
     _require_mujoco()
     wanted = os.environ.get(OVERRIDE)
     if wanted:
         if wanted not in NAMES:
-            raise UserError(f"{OVERRIDE}={wanted} is not a renderer; use one of {', '.join(NAMES)}")
-        return RendererChoice(wanted, f"{OVERRIDE} says so", None)
+            raise UserError(f"{OVERRIDE}={wanted} is not a renderer: use one of {', '.join(NAMES)}")
+        return RendererChoice(wanted, f"set by {OVERRIDE}", None)
     failures = []
     for name in ("egl", "osmesa"):
         works, detail = _probe(name)
@@ -89,32 +86,29 @@ def choose_renderer() -> RendererChoice:
             return RendererChoice(name, detail, None)
         failures.append(f"{name}: {detail}")
     return RendererChoice(
-        "ray", "no GL here (" + "; ".join(failures) + "), so rays are cast on the CPU", APT_FIX
+        "ray", f"GL does not work here ({'; '.join(failures)}): ray casting on the CPU", APT_FIX
     )
 
 
 def load_mujoco() -> Any:
-    """Import mujoco with its GL library bound to the chosen renderer. Raises UserError if it is not
-    installed.
-    """
+    """Import mujoco with the GL library of the chosen renderer. UserError if it is not installed."""
     if "mujoco" not in sys.modules:
         choice = choose_renderer()
         os.environ["MUJOCO_GL"] = "disable" if choice.name == "ray" else choice.name
-        os.environ.setdefault(
-            "LP_NUM_THREADS", "1"
-        )  # more do not help at these sizes and steal the policy's core
+        # More threads do not help at these image sizes and take CPU time from the policy
+        os.environ.setdefault("LP_NUM_THREADS", "1")
     return importlib.import_module("mujoco")
 
 
 def make_renderer(model: Any) -> Renderer:
-    """A renderer for the model, of the chosen kind. Use it from one thread and close it."""
+    """A renderer of the chosen kind for the model. Use it from one thread, and close it."""
     if choose_renderer().name == "ray":
         return RayRenderer(model)
     return GlRenderer(model)
 
 
 class GlRenderer:
-    """MuJoCo's classic OpenGL renderer, one context per picture size."""
+    """MuJoCo's OpenGL renderer, one context per image size."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -133,9 +127,7 @@ class GlRenderer:
 
     def _add_context(self, height: int, width: int) -> Any:
         context = load_mujoco().Renderer(self._model, height, width)
-        if (
-            not self._contexts
-        ):  # MuJoCo ends GL at exit; a context that is still open then complains
+        if not self._contexts:  # contexts still open when MuJoCo ends GL at exit print errors
             atexit.register(_close_all, self._contexts)
         self._contexts[height, width] = context
         return context
@@ -148,7 +140,7 @@ def _close_all(contexts: dict[tuple[int, int], Any]) -> None:
 
 
 class RayRenderer:
-    """One ray per pixel, Lambert shading from one lamp: no GL at all. 5 to 10 times slower than
+    """One ray per pixel with Lambert shading from one lamp, without GL. 5 to 10 times slower than
     software GL.
     """
 
@@ -163,9 +155,8 @@ class RayRenderer:
         colours = model.geom_rgba[:, :3].copy()
         for geom in np.flatnonzero(model.geom_matid >= 0):
             colours[geom] = _mean_colour(model, int(model.geom_matid[geom]))
-        self._colours = np.vstack(
-            [colours, self.SKY]
-        )  # (G + 1, 3); a missed ray's geom id -1 picks the sky
+        # (G + 1, 3); a ray that hits nothing has geom id -1, which indexes the sky
+        self._colours = np.vstack([colours, self.SKY])
         self._groups = np.ones(6, np.uint8)
         self._rays: dict[tuple[int, int, int], NDArray[np.float64]] = {}
 
@@ -173,9 +164,8 @@ class RayRenderer:
         number = self._model.camera(camera).id
         eye = data.cam_xpos[number].copy()
         axes = data.cam_xmat[number].reshape(3, 3)
-        rays = np.ascontiguousarray(
-            self._rays_of(number, height, width) @ axes.T
-        )  # (N, 3) world frame
+        # (N, 3), world frame
+        rays = np.ascontiguousarray(self._rays_of(number, height, width) @ axes.T)
         geoms, distances, normals = self._cast(data, eye, rays)
         to_lamp = self.LAMP_M - (eye + rays * distances[:, None])
         to_lamp /= np.linalg.norm(to_lamp, axis=1, keepdims=True)
@@ -213,7 +203,7 @@ class RayRenderer:
 
 
 def _mean_colour(model: Any, material: int) -> NDArray[np.float64]:
-    """A textured material seen from far away."""
+    """The mean RGB of a material's texture, or its own colour when it has none."""
     textures = [t for t in np.ravel(model.mat_texid[material]) if t >= 0]
     if not textures:
         return np.array(model.mat_rgba[material, :3])
@@ -226,8 +216,8 @@ def _mean_colour(model: Any, material: int) -> NDArray[np.float64]:
 
 
 def _probe(name: str) -> tuple[bool, str]:
-    """Draw one small picture in a process of its own: (works, what GL calls itself or how it
-    failed).
+    """Draw one small image in a new process. Returns whether it worked, and GL's name for itself or
+    the error.
     """
     env = {**os.environ, "MUJOCO_GL": name, "LP_NUM_THREADS": "1"}
     try:
@@ -239,14 +229,14 @@ def _probe(name: str) -> tuple[bool, str]:
             timeout=PROBE_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        return False, f"no picture within {PROBE_TIMEOUT_S} s"
+        return False, f"no image within {PROBE_TIMEOUT_S} s"
     for line in done.stdout.splitlines():
         if line.startswith("GL:"):
             return True, line[3:].strip()
     errors = done.stderr.strip().splitlines()
-    return False, errors[-1].partition(". ")[0][
-        :120
-    ] if errors else f"died with code {done.returncode}"
+    if not errors:
+        return False, f"the process ended with code {done.returncode}"
+    return False, errors[-1].partition(". ")[0][:120]
 
 
 def _require_mujoco() -> None:

@@ -1,8 +1,7 @@
-"""The twin's world as MJCF text, generated from the arm's figures.
+"""The twin's world as MJCF text for `MjModel.from_xml_string`, generated from `arm_figures`.
 
-Knows where furniture, objects, lights and cameras are, and how contacts and pictures are set up.
-Refuses to know MuJoCo's API, servos over time, tasks, and random placements: it only writes text
-for `MjModel.from_xml_string`.
+Contains the arm, furniture, objects, lights and cameras, and the settings of contacts and images.
+Placement at the start of an episode is left to `world`.
 
 World frame: origin on the table under the arm's base, x forward, y to the robot's left, z up;
 metres.
@@ -48,9 +47,9 @@ BLUE: Rgb = (0.16, 0.42, 0.82)
 def build_mjcf(*, fine: bool = False) -> str:
     """The whole scene as MJCF.
 
-    fine=False is the fast picture that policies see: no shadow, no multisampling, coarse cylinders
-    (7 to 10 times faster on a software rasteriser). fine=True is for people: same bodies and geoms
-    in the same order, so a state of one model can be copied to the other.
+    fine=False is for the images that policies see: no shadow, no multisampling, coarse cylinders (7
+    to 10 times faster on a software rasteriser). fine=True is for people. Bodies and geoms are the
+    same in the same order, so the state of one model can be copied to the other.
     """
     root = ET.Element("mujoco", model="mtdit_so101_twin")
     _add(root, "compiler", angle="radian", autolimits="true", eulerseq="XYZ")
@@ -96,7 +95,9 @@ def _add_visual(root: ET.Element, fine: bool) -> None:
 
 
 def _add_defaults(root: ET.Element) -> None:
-    """Contacts: arm (1) meets world (2), world meets world, the arm never meets itself."""
+    """Default classes. Contacts: the arm (1) collides with the world (2) but not with itself;
+    things of the world collide with each other.
+    """
     default = _add(root, "default")
     servo = {
         "damping": f"{DAMPING_NMS:.4f}",
@@ -108,8 +109,8 @@ def _add_defaults(root: ET.Element) -> None:
         "look": {"contype": "0", "conaffinity": "0", "mass": "0"},
         "solid": {"contype": "1", "conaffinity": "2", "mass": "0", "friction": "0.6"},
         "pad": {
-            "contype": "1", "conaffinity": "2", "mass": "0", "friction": "1.2 0.01 0.002", "condim": "4",
-            "priority": "1", "solref": "0.008 1", "solimp": "0.95 0.99 0.001",
+            "contype": "1", "conaffinity": "2", "mass": "0", "friction": "1.2 0.01 0.002",
+            "condim": "4", "priority": "1", "solref": "0.008 1", "solimp": "0.95 0.99 0.001",
         },
         "thing": {"contype": "2", "conaffinity": "3"},
     }  # fmt: skip
@@ -239,8 +240,8 @@ def _add_bowl(world: ET.Element, sides: int = 12, wall_m: float = 0.003) -> None
 
 
 def _add_cabinet(world: ET.Element) -> None:
-    """A box, open to the robot's side (local -x), with one drawer. Origin: below the middle of the
-    drawer's front.
+    """A box with one drawer, open on the robot's side (local -x). Its origin is below the middle of
+    the drawer's front.
     """
     depth, half_width, half_height, board = 0.12, 0.065, 0.035, 0.003
     body = _add(world, "body", name="cabinet", pos="0.275 0.12 0")
@@ -322,14 +323,16 @@ def _add_thing(
     mass: float = 0.0,
     **more: str,
 ) -> None:
-    """A geom that touches everything; lengths in metres. Without a mass MuJoCo's density gives one."""
+    """A geom that collides with everything; lengths in metres. By default its mass follows from
+    MuJoCo's density.
+    """
     weight = {"mass": repr(mass)} if mass else {}
     place = {"size": _numbers(size), "pos": _numbers(pos), "rgba": _rgba(rgb)}
     _add(body, "geom", of="thing", type=kind, **place, **weight, **more)
 
 
 def _add_servos(root: ET.Element) -> None:
-    """One position actuator per joint, in joint order; `Servos` sets the gains from the registers."""
+    """One position actuator per joint, in joint order. `Servos` sets their gains later."""
     actuator = _add(root, "actuator")
     force = _numbers((-STALL_NM, STALL_NM))
     for joint, span in RANGES_RAD.items():

@@ -1,17 +1,15 @@
-"""The twin's own process: the world behind a virtual servo bus, its cameras in shared memory, and a
-control channel.
+"""The twin's process: runs the world with a virtual servo bus, camera frames in shared memory, and
+a control channel.
 
-Knows how bus, physics, cameras and control share one thread, and the two clocks:
-- real: physics follows the wall clock in steps of 1/240 s; the bus is served between any two steps
-  and pictures.
-- lockstep: time passes only when a goal is written to an energised arm: one packet, one tick of
-  1/30 s. Cameras are
-  drawn before anything else is answered, so equal commands give equal positions and frames, bit for
-  bit.
-Refuses to know who is at the other end of the port.
+Bus, physics, cameras and control share one thread. There are two clocks:
+- real: physics follows the wall clock in steps of 1/240 s. The bus is served between steps and
+  between images.
+- lockstep: time passes only when a goal is written while torque is on: one packet is one tick of
+  1/30 s. Cameras are drawn before anything else is answered, so equal commands give equal positions
+  and frames, bit for bit.
 
-Started by `client.Twin`; ends when told to or when the control channel closes, that is, with its
-parent.
+Started by `client.Twin`. Ends on request, or when the control channel closes because the parent has
+ended.
 """
 
 from __future__ import annotations
@@ -33,12 +31,12 @@ from mtdit_robots.twin.render import choose_renderer
 from mtdit_robots.twin.scene import SUBSTEP_S, SUBSTEPS
 from mtdit_robots.twin.world import CAMERAS, World
 
-CATCH_UP_S = 0.1  # physics that is later than this skips ahead instead of rushing
+CATCH_UP_S = 0.1  # when physics lags more than this, it skips the lag instead of catching up
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the parent decides. control_fd, frames_fd: inherited descriptors."""
+    """The parent's settings. control_fd, frames_fd: inherited file descriptors."""
 
     control_fd: int
     frames_fd: int
@@ -73,7 +71,7 @@ class Server:
         self._show_all()
 
     def run(self) -> None:
-        """Until told to stop or the parent is gone."""
+        """Serve until asked to stop or the parent has ended."""
         self._control.send({"port": self._bus.path, "renderer": asdict(choose_renderer())})
         try:
             if self._lockstep:
@@ -107,19 +105,17 @@ class Server:
                 self._show(to_draw.popleft())
 
     def _on_goal(self) -> None:
-        """In lock-step a goal is what makes time pass; a limp arm gives no goals, so connecting
-        costs no tick.
+        """In lock-step, advance one tick. Not while all torque is off, so that connecting, which
+        writes a goal, takes no time.
         """
         if self._lockstep and any(servo.torque_enabled for servo in self._world.registers.values()):
             self._world.step_tick()
             self._show_all()
 
-    # What others ask for
+    # Requests
 
     def _listen(self, timeout_s: float | None) -> None:
-        """Serve bus and control as soon as one of them speaks, or return after the timeout. The bus
-        goes first.
-        """
+        """Wait for data from bus or control until the timeout, then serve both, the bus first."""
         ready = {fd for fd, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1000)}
         if not ready:
             return
@@ -150,7 +146,7 @@ class Server:
             return {"success": self._world.success()}
         if request["do"] == "status":
             return self._status()
-        raise UserError(f"the twin knows no request {request['do']!r}")
+        raise UserError(f"the twin has no request {request['do']!r}")
 
     def _status(self) -> dict[str, Any]:
         world = self._world
@@ -179,7 +175,9 @@ class Server:
 
 
 class Control:
-    """JSON objects over a socket, one per line, raw bytes after it where the line says so."""
+    """Messages over a socket: one JSON object per line, followed by raw bytes if the message gives
+    their number.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -192,7 +190,7 @@ class Control:
         self._socket.sendall(json.dumps(message).encode() + b"\n" + payload)
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message; None when the other side is gone, be it in mid-sentence."""
+        """The next message. None when the other side has closed, even within a message."""
         try:
             line = self._reader.readline()
         except ConnectionResetError:
@@ -209,7 +207,7 @@ class Control:
 
 
 def main() -> None:
-    """`python -m mtdit_robots.twin.server SETTINGS`, settings as JSON."""
+    """`python -m mtdit_robots.twin.server SETTINGS`, where SETTINGS is JSON."""
     settings = Settings.from_json(sys.argv[1])
     control = Control(socket.socket(fileno=settings.control_fd))
     try:

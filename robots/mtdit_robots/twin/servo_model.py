@@ -1,11 +1,9 @@
-"""The identified STS3215: figures and the few formulas between registers and torque.
-
-Knows one servo's constants and units. Refuses to know MuJoCo, joints, and the bus.
+"""The physical model of one STS3215: identified constants, and formulas from registers to torque.
 
 Source: Rhoban/bam `feetech_sts3215_7_4V/m1` (pendulum bench and oscilloscope). The firmware drives
 the motor with a duty cycle proportional to the position error, so a position-controlled STS3215 is
-a spring of stiffness kt/R * V * P * DUTY_PER_RAD with the motor's back-EMF as its damper, and it
-sags under load as the real one does.
+a spring of stiffness kt/R * V * P * DUTY_PER_RAD with the motor's back-EMF as its damper. It sags
+under load as the real one does.
 """
 
 from __future__ import annotations
@@ -25,9 +23,7 @@ COULOMB_NM = 0.0524
 ROTOR_INERTIA_KGM2 = 0.0284  # reflected through the 1/345 gear
 DUTY_PER_RAD = 0.166  # per unit of P_Coefficient
 MAX_DUTY = 0.97
-SLEW_RAD_S = (
-    3400 * 2 * math.pi / 4096
-)  # how fast the firmware lets its own set-point run: 5.2 rad/s
+SLEW_RAD_S = 3400 * 2 * math.pi / 4096  # the firmware's speed limit of its set-point: 5.2 rad/s
 SUPPLY_V = 7.4
 
 DAMPING_NMS = TORQUE_PER_AMPERE**2 / RESISTANCE_OHM + VISCOUS_NMS
@@ -36,17 +32,15 @@ STALL_NM = MAX_DUTY * TORQUE_PER_AMPERE / RESISTANCE_OHM * SUPPLY_V  # 3.25
 TICKS_PER_RAD = 4096 / (2 * math.pi)
 CENTRE_TICKS = 2048  # the actual position that reads as joint angle zero
 
-# Thermal: copper loss warms a body of this capacity that leaks to the room. Plausible figures, not
-# identified ones.
+# Thermal model: copper loss heats a body of this capacity, which loses heat to the room. Plausible
+# values, not identified ones.
 ROOM_C = 25.0
 HEAT_CAPACITY_J_K = 35.0
 LEAK_W_K = 0.12
 
 
 def stiffness_nm_rad(p_coefficient: float, supply_v: float = SUPPLY_V) -> float:
-    """Torque per radian of position error: 8.9 N m/rad at P = 16, LeRobot's setting, and 17.8 at P
-    = 32.
-    """
+    """Torque per radian of position error: 8.9 N m/rad at P = 16 (LeRobot's setting), 17.8 at 32."""
     return TORQUE_PER_AMPERE / RESISTANCE_OHM * supply_v * p_coefficient * DUTY_PER_RAD
 
 
@@ -61,8 +55,8 @@ def angle_of(actual_ticks: Values) -> Values:
 
 
 def current_a(torque_nm: Values, velocity_rad_s: Values) -> Values:
-    """Winding current; `torque_nm` is the stall torque of the duty applied, back-EMF takes its
-    share of it.
+    """Winding current in ampere. torque_nm: the stall torque at the applied duty cycle; back-EMF
+    reduces the current.
     """
     return torque_nm / TORQUE_PER_AMPERE - TORQUE_PER_AMPERE * velocity_rad_s / RESISTANCE_OHM
 

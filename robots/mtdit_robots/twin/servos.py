@@ -1,7 +1,7 @@
-"""Six STS3215 servos acting on the model's position actuators, in joint order.
+"""Six STS3215 servos that drive the model's position actuators, in joint order and SI units.
 
-Knows how settings (gain, torque limit, torque switch, goal) turn into actuator gains and a slewing
-set-point, and what a servo would report. Refuses to know registers, bytes and units other than SI.
+Settings (gain, torque limit, torque switch, goal) become actuator gains and a set-point with
+limited speed. Registers are left to `chain`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ Vector = NDArray[np.float64]  # (6,)
 
 
 class Servos:
-    """Settings are plain arrays in joint order: write them, then `apply_settings()`.
+    """The physics of the six servos.
 
-    goal_rad, p_coefficient, torque_limit (0..1), torque_enabled; temperature_c is the state of the
+    Settings are arrays (6,) in joint order: goal_rad, p_coefficient, torque_limit (0..1) and
+    torque_enabled. Change them, then call `apply_settings`. temperature_c (6,) is that of the
     windings.
     """
 
@@ -50,12 +51,12 @@ class Servos:
 
     @property
     def torques_nm(self) -> Vector:
-        """Stall torque of the duty applied; zero while torque is off."""
+        """Stall torque at the applied duty cycle; zero while torque is off."""
         return self._data.actuator_force.copy()
 
     @property
     def load(self) -> Vector:
-        """Signed fraction of full duty, as Present_Load reports it."""
+        """Signed fraction of the full duty cycle, as Present_Load reports it."""
         return np.asarray(self.torques_nm / servo_model.STALL_NM * servo_model.MAX_DUTY)
 
     @property
@@ -65,16 +66,14 @@ class Servos:
         )
 
     def hold_still(self, angles_rad: Vector) -> None:
-        """Put the joints there at rest, goals and set-points included."""
+        """Set the joints to these angles at zero velocity, with goals and set-points there too."""
         self._data.qpos[self._qpos] = angles_rad
         self._data.qvel[self._qvel] = 0
         self._data.ctrl[:] = angles_rad
         self.goal_rad = np.array(angles_rad, dtype=float)
 
     def apply_settings(self) -> None:
-        """Carry gains, limits and switches into the model. A servo switched on starts from where it
-        is.
-        """
+        """Copy gains, limits and switches to the model."""
         stiffness = servo_model.stiffness_nm_rad(1.0) * self.p_coefficient * self.torque_enabled
         self._model.actuator_gainprm[:, 0] = stiffness
         self._model.actuator_biasprm[:, 1] = -stiffness
@@ -82,15 +81,17 @@ class Servos:
         self._model.actuator_forcerange[:] = np.stack([-limit, limit], axis=1)
 
     def slew(self) -> None:
-        """Move every set-point one physics step towards its goal, as fast as the firmware does."""
+        """Move every set-point towards its goal for one physics step, at most at the firmware's
+        speed. While torque is off, the set-point follows the joint.
+        """
         step = servo_model.SLEW_RAD_S * SUBSTEP_S
         moved = self._data.ctrl + np.clip(self.goal_rad - self._data.ctrl, -step, step)
         self._data.ctrl[:] = np.where(self.torque_enabled, moved, self._data.qpos[self._qpos])
 
     def cool_down(self) -> None:
-        """As after a night switched off."""
+        """Set the windings to room temperature."""
         self.temperature_c = np.full(6, servo_model.ROOM_C)
 
     def warm(self, seconds: float) -> None:
-        """Copper loss over `seconds` at the present currents."""
+        """Heat the windings by `seconds` of copper loss at the present currents."""
         self.temperature_c = servo_model.warmed_c(self.temperature_c, self.currents_a, seconds)

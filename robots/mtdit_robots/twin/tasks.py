@@ -1,8 +1,7 @@
-"""The instructions the twin understands: how the table is laid, when a task is done, how the expert
-does it.
+"""The twin's tasks: instruction, start of the drawer, success criterion, and the expert's plan.
 
-Knows words and thresholds. Refuses to know physics and motion in time. All tasks share one scene
-and one distribution of layouts; left and right are the robot's own (left is +y).
+All tasks share one scene and one distribution of layouts. Left and right are the robot's (left is
++y).
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 
 OPEN_M, CLOSED_M = 0.06, 0.01  # drawer
 PUSHED_M = 0.05
-LYING_TOLERANCE_M = 0.008  # cube's height above where it lies flat
-IN_BOWL_M, IN_BOWL_HEIGHT_M = 0.035, 0.040  # cube's centre from the bowl's
+LYING_TOLERANCE_M = 0.008  # of the cube's height when it lies flat
+IN_BOWL_M, IN_BOWL_HEIGHT_M = 0.035, 0.040  # from the bowl's centre to the cube's
 
 SHUT = (0.0, 0.0)
 AJAR = (0.04, 0.07)
@@ -33,11 +32,11 @@ AJAR = (0.04, 0.07)
 
 @dataclass(frozen=True)
 class Task:
-    """One instruction and what it means.
+    """One task.
 
-    name: the words a policy is given. drawer_range_m: how far the drawer may stand open at the
-    start. done: whether the world shows it done. plan: the expert's way-points for the world as it
-    stands.
+    name: the instruction for the policy. drawer_range_m: lowest and highest opening of the drawer
+    at the start. done: whether the task is done in the present state of the world. plan: the
+    expert's way-points for the present state.
     """
 
     name: str
@@ -55,8 +54,8 @@ def _closed(world: World) -> bool:
 
 
 def _pushed(world: World, side: int) -> bool:
-    """The cube lies on the table, PUSHED_M or more to that side (+1 left, -1 right) of where it
-    started.
+    """Whether the cube lies on the table, more than PUSHED_M to that side (+1 left, -1 right) of
+    its start.
     """
     cube = world.position("cube")
     on_table = abs(cube[2] - CUBE_HALF_M) < LYING_TOLERANCE_M
@@ -89,7 +88,7 @@ TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def find_task(text: str) -> Task:
-    """The task of an instruction. UserError names the nearest known one."""
+    """The task of an instruction. UserError for an unknown one; it suggests the nearest."""
     if text in TASKS:
         return TASKS[text]
     near = difflib.get_close_matches(text, TASKS, n=1, cutoff=0.4)
@@ -98,4 +97,4 @@ def find_task(text: str) -> Task:
         if near
         else "use one of: " + ", ".join(repr(name) for name in TASKS)
     )
-    raise UserError(f"the twin knows no task {text!r}; {hint}")
+    raise UserError(f"the twin has no task {text!r}: {hint}")

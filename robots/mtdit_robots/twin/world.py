@@ -1,9 +1,8 @@
-"""The simulated arm and table: physics, servos, layout and pictures, in this process.
+"""The simulated arm and table, in this process: physics, servos, layout and images.
 
-Knows how a tick passes and what stands where. Refuses to know packets, clocks and other processes:
-the server puts a bus in front of this, data generation and experts use it directly. Both command it
-through the same servo registers, so a position means the same either way. Everything follows from
-(task, seed, commands): no clock, no hidden randomness.
+`server` puts a bus in front of it; data generation and the expert use it directly. Both command it
+through the same servo registers, so a position has the same meaning in both. The result depends
+only on (task, seed, commands): there is no clock and no hidden randomness.
 """
 
 from __future__ import annotations
@@ -31,10 +30,9 @@ COARSE, FINE = False, True
 
 
 class World:
-    """One arm, one table. Starts as `reset(first task, seed 0)` with torque off, unless reset
-    again.
+    """One arm at one table. Starts as after `reset(first task, seed 0)`, with torque off.
 
-    Raises UserError when mujoco is not installed.
+    UserError when mujoco is not installed.
     """
 
     def __init__(self) -> None:
@@ -54,12 +52,12 @@ class World:
     # Episodes
 
     def reset(self, task: str, seed: int) -> None:
-        """Lay the table for the instruction and put the arm at rest. UserError for an unknown
-        instruction.
+        """Reset the scene for the instruction and put the arm in its rest pose. UserError for an
+        unknown instruction.
 
-        Settings of the servos (gains, torque) stay as they are; only goals move to the new pose. An
-        arm without torque is propped up there until it is switched on, else it would have fallen
-        among the objects by then.
+        The servos keep their settings (gains, torque); their goals are set to the new pose. An arm
+        without torque is held there until torque comes on; otherwise it would fall onto the
+        objects.
         """
         self.task: Task = find_task(task)
         self.seed = seed
@@ -82,20 +80,20 @@ class World:
         return self.task.done(self)
 
     def energise(self) -> None:
-        """Torque on and gains as the driver sets them; only for worlds without a bus."""
+        """Torque on, with the gains the driver sets. Only for worlds without a bus."""
         chain.energise(self.registers)
 
     # Time
 
     def step_tick(self) -> None:
-        """Let one control period (1/30 s) pass with the present goals."""
+        """Simulate one control period (1/30 s) with the present goals."""
         self.carry_out()
         for _ in range(SUBSTEPS):
             self.step_substep()
         self.end_tick()
 
     def carry_out(self) -> None:
-        """Take goals and settings over from the registers."""
+        """Apply goals and settings of the registers to the physics."""
         chain.carry_out(self.registers, self.servos)
         if self.servos.torque_enabled.any():
             self._prop_rad = None
@@ -108,7 +106,7 @@ class World:
             self.servos.hold_still(self._prop_rad)
 
     def end_tick(self) -> None:
-        """Count the tick and bring registers and everything that is drawn up to date."""
+        """Count the tick and update temperatures, registers, protections and what is drawn."""
         self.tick += 1
         self.servos.warm(SUBSTEP_S * SUBSTEPS)
         self._mujoco.mj_kinematics(self.model, self.data)
@@ -118,18 +116,18 @@ class World:
             servo.protect(SUBSTEP_S * SUBSTEPS)
 
     def report(self) -> None:
-        """Bring the servos' present registers up to date."""
+        """Update the servos' present registers."""
         chain.report(self.servos, self.registers)
 
     # The arm, in the driver's units
 
     def positions(self) -> NDArray[np.float64]:
-        """(6,) degrees, gripper 0..100, as the driver would read them: whole ticks."""
+        """(6,) degrees, gripper 0..100, rounded to whole ticks as the driver would read them."""
         return self._ranges.positions(self._present_ticks())
 
     def command(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Goals (6,) in the driver's units, through the driver's conversion; returns them after its
-        limits.
+        """Set goals (6,) in the driver's units, with the driver's conversion and limits. Returns
+        the goals after the limits.
         """
         ranges = self._ranges
         bounds = ranges.positions(ranges.low), ranges.positions(ranges.high)
@@ -138,12 +136,12 @@ class World:
         return sent
 
     def positions_of(self, angles_rad: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Joint angles (6,) rad in the driver's units, between ticks too."""
+        """Joint angles (6,) rad in the driver's units, not rounded to ticks."""
         homing = np.array([self.calibration[joint].homing_offset for joint in JOINTS])
         return self._ranges.positions(servo_model.ticks_of(angles_rad) - homing)
 
     def gravity_nm(self, angles_rad: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Torque (6,) that holds the arm still at those angles."""
+        """Torque (6,) that holds the arm still at angles (6,)."""
         self._scratch.qpos[:6] = angles_rad
         self._mujoco.mj_kinematics(self.model, self._scratch)
         self._mujoco.mj_comPos(self.model, self._scratch)
@@ -160,15 +158,15 @@ class World:
         return self.data.body(body).xpos.copy()
 
     def yaw(self, body: str) -> float:
-        """Turn about the vertical."""
+        """Rotation of the body about the vertical, in radians."""
         return math.atan2(self.data.body(body).xmat[3], self.data.body(body).xmat[0])
 
     def handle(self) -> NDArray[np.float64]:
-        """(3,) middle of the drawer's handle."""
+        """(3,) position of the middle of the drawer's handle."""
         return self.data.site("handle").xpos.copy()
 
     def drawer_m(self) -> float:
-        """How far the drawer stands open."""
+        """How far the drawer is open."""
         return float(self.data.joint("drawer").qpos[0])
 
     def _place(self, layout: Layout) -> None:
@@ -188,13 +186,13 @@ class World:
         height = self.model.body(body).pos[2]
         self.data.qpos[start : start + 7] = (place[0], place[1], height, *_turn(place[2]))
 
-    # Pictures
+    # Images
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """What a policy's camera sees: (height, width, 3) uint8 RGB. camera: "top", "wrist",
+        """The image a policy sees: (height, width, 3) uint8 RGB. camera: "top", "wrist" or
         "overview".
 
-        UserError for another camera or an impossible size.
+        UserError for another camera, and for a size that cannot be rendered.
         """
         _check_view(camera, height, width)
         if COARSE not in self._renderers:
@@ -204,7 +202,7 @@ class World:
     def picture(
         self, camera: str = OVERVIEW, height: int = 480, width: int = 640
     ) -> NDArray[np.uint8]:
-        """The same view for people: shadows and smooth edges, 10 times slower."""
+        """The same as `render`, with shadows and smooth edges for people; 10 times slower."""
         _check_view(camera, height, width)
         if self._fine is None:
             model = self._mujoco.MjModel.from_xml_string(build_mjcf(fine=True))
@@ -217,7 +215,7 @@ class World:
         return self._renderers[FINE].render(data, camera, height, width)
 
     def close(self) -> None:
-        """Give the GL contexts back."""
+        """Free the GL contexts."""
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers.clear()
@@ -231,7 +229,8 @@ def _check_view(camera: str, height: int, width: int) -> None:
         )
     if not (0 < height <= LARGEST_PICTURE[0] and 0 < width <= LARGEST_PICTURE[1]):
         raise UserError(
-            f"a picture of {width}x{height} cannot be drawn: at most {LARGEST_PICTURE[1]}x{LARGEST_PICTURE[0]}"
+            f"an image of {width}x{height} cannot be rendered: "
+            f"the largest size is {LARGEST_PICTURE[1]}x{LARGEST_PICTURE[0]}"
         )
 
 
