@@ -143,7 +143,7 @@ def test_calibrate_in_a_terminal(arm: Arm, terminal: Start, tmp_path: Path) -> N
     screen.expect("middle of its travel: ENTER")
     arm.pose({"elbow_flex": 4095})  # nobody can hold that offset
     screen.send(ENTER)
-    screen.expect("elbow_flex stands at encoder tick 4095")
+    screen.expect("elbow_flex is at encoder tick 4095")
     screen.expect("middle of its travel: ENTER")
     arm.pose(CENTRE)
     screen.send(ENTER)
@@ -154,11 +154,11 @@ def test_calibrate_in_a_terminal(arm: Arm, terminal: Start, tmp_path: Path) -> N
     arm.sweep("shoulder_pan")
     screen.expect("220 of 220 degrees  ✓")
     screen.send("x" + ENTER)
-    screen.expect("shoulder_lift moved 0 degrees, an SO-101 has 200: move it stop to stop")
+    screen.expect("shoulder_lift moved only 0 of 200 degrees: move it from stop to stop")
     for beyond in (1200, 2200):  # its horn slips, and the travel runs over the seam
         arm.pose({"elbow_flex": CENTRE["elbow_flex"] + beyond})
         arm.await_reads(2)
-    screen.expect("crossed the seam")
+    screen.expect("crossed its encoder's wrap-around")
     arm.pose(CENTRE)
     arm.await_reads(2)
     screen.send("c")
@@ -207,7 +207,7 @@ def test_leaving_puts_everything_back(
     if moment == "goes limp now":  # nothing was sent yet: the arm holds its pose
         assert all(servo.torque_enabled for servo in arm.servos.values())
     else:
-        assert "the servos hold the calibration they had before" in screen.screen
+        assert "the servos still have their former calibration" in screen.screen
         assert arm.is_limp_and_locked()
     assert arm.holds() == before
     assert not file.exists()
@@ -303,7 +303,7 @@ def test_a_sweep_that_shows_nothing(arm: Arm, tmp_path: Path) -> None:
         "1",
         "--yes",
     )
-    assert_one_line(done, "shoulder_pan moved 0 degrees, an SO-101 has 220", "gripper moved 0")
+    assert_one_line(done, "shoulder_pan moved only 0 of 220 degrees", "gripper moved only 0")
     assert "torque is off" in done.stdout
     assert arm.holds() == before
     assert not file.exists()
@@ -327,8 +327,8 @@ def test_a_sweep_that_shows_nothing(arm: Arm, tmp_path: Path) -> None:
         (("--import", "missing.json"), ("no calibration file missing.json",)),
         (("--import", str(EXAMPLE), "--yes"), ("--port",)),
         (("--diff", str(EXAMPLE)), ("--id", "--file")),
-        (("--file", "missing.json", "--restore", "1"), ("has no former versions",)),
-        (("--id", "../x", "--history"), ("is no id",)),
+        (("--file", "missing.json", "--restore", "1"), ("has no earlier versions",)),
+        (("--id", "../x", "--history"), ("is not a valid id",)),
     ],
 )
 def test_mistakes(
@@ -357,10 +357,11 @@ def test_a_place_that_takes_no_file_is_told_before_the_arm_goes_limp(
         "--yes",
         "--file",
     )
-    assert f"{tmp_path} is a folder: name a file in it" in refused(*scripted, str(tmp_path))
-    assert "/proc/arm.json cannot be written" in refused(*scripted, "/proc/arm.json")
+    assert f"{tmp_path} is a folder: give a file in it" in refused(*scripted, str(tmp_path))
+    assert "cannot write /proc/arm.json" in refused(*scripted, "/proc/arm.json")
     (tmp_path / "file").write_text("")
-    assert "arm.json cannot be written" in refused(*scripted, str(tmp_path / "file" / "arm.json"))
+    below_a_file = str(tmp_path / "file" / "arm.json")
+    assert f"cannot write {below_a_file}" in refused(*scripted, below_a_file)
     assert all(servo.torque_enabled for servo in arm.servos.values())
 
 

@@ -87,8 +87,7 @@ class Sweep:
             )
         if span < min_share * nominal:
             return (
-                f"{joint} moved {span:.0f} degrees, on an SO-101 it can move {nominal:.0f}: "
-                "move it from stop to stop"
+                f"{joint} moved only {span:.0f} of {nominal:.0f} degrees: move it from stop to stop"
             )
         return None
 
@@ -214,7 +213,7 @@ class Calibrator:
                 "or write this arm's file with --import"
             )
         elif not self._done:
-            self._say("the servos have the calibration they had before")
+            self._say("the servos still have their former calibration")
 
     def _restored(self) -> bool:
         try:

@@ -246,7 +246,7 @@ def test_no_servo_answers(chain: Chain, calibration: Calibration) -> None:
     fails_to_connect(
         chain,
         calibration,
-        "no servo answers on .*: switch the arm's power on",
+        "no servo answers on .*: switch on the arm's power",
         timeout_s=0.02,
         retries=0,
     )
@@ -262,7 +262,7 @@ def test_one_servo_does_not_answer(chain: Chain, calibration: Calibration) -> No
 def test_a_foreign_model_is_named(chain: Chain, calibration: Calibration) -> None:
     chain.servos[6].set("Model_Number", 2825)
     fails_to_connect(
-        chain, calibration, r"gripper \(servo 6\) is no STS3215 \(model 2825, not 777\)"
+        chain, calibration, r"gripper \(servo 6\) is not an STS3215 \(model 2825, not 777\)"
     )
 
 
@@ -285,7 +285,7 @@ def test_a_joint_far_outside_its_range_is_not_energised(
     fails_to_connect(
         chain,
         calibration,
-        r"shoulder_lift stands at 4000 ticks, outside its calibrated range 902\.\.3178",
+        r"shoulder_lift is at 4000 ticks, outside its calibrated range 902\.\.3178",
     )
 
 
@@ -326,7 +326,7 @@ def test_a_servo_that_lost_its_torque_is_noticed(
     for _ in range(2):
         with pytest.raises(
             OSError,
-            match=rf"{joint} \(servo {IDS[joint]}\) on .* lost torque, .*check the power supply",
+            match=rf"{joint} \(servo {IDS[joint]}\) on .* lost torque .*check the power supply",
         ):
             arm.observe()
     arm.hold()

@@ -203,13 +203,13 @@ def attempt(
 
 
 def refused(chain: Chain, act: Callable[[Calibrator], object], message: str) -> None:
-    """Leaving by the PoseError that `act` raises puts the former calibration back and says so."""
+    """Leaving by the PoseError that `act` raises restores the former calibration and says so."""
     before, said = eeprom(chain), list[str]()
     with pytest.raises(PoseError, match=message) as raised:
         attempt(chain, act, said)
     assert "\n" not in str(raised.value)
     assert eeprom(chain) == before
-    assert said == ["torque is off", "the servos hold the calibration they had before"]
+    assert said == ["torque is off", "the servos still have their former calibration"]
 
 
 def no_save(made: Calibration) -> None:
@@ -228,7 +228,7 @@ def test_joints_that_were_not_moved_are_named_with_their_span(chain: Chain) -> N
     refused(
         chain,
         spoil,
-        r"shoulder_pan moved 66 degrees, an SO-101 has 220: move it stop to stop; shoulder_lift moved",
+        "shoulder_pan moved only 66 of 220 degrees: move it from stop to stop; shoulder_lift moved",
     )
 
 
@@ -239,7 +239,9 @@ def test_a_joint_that_crosses_the_seam_is_named(chain: Chain) -> None:
         sweep(chain, calibrator)
         calibrator.finish(no_save)
 
-    refused(chain, spoil, "elbow_flex crossed the seam of its encoder: put it in the middle")
+    refused(
+        chain, spoil, "elbow_flex crossed its encoder's wrap-around from 4095 to 0: put it in the"
+    )
 
 
 def test_an_offset_beyond_the_register_is_named(chain: Chain) -> None:
@@ -250,7 +252,7 @@ def test_an_offset_beyond_the_register_is_named(chain: Chain) -> None:
     refused(
         chain,
         spoil,
-        r"wrist_flex stands at encoder tick 4095, which needs an offset of 2048, .* \+-2047: turn it",
+        r"wrist_flex is at encoder tick 4095, which needs an offset of 2048, .* \+-2047: turn it",
     )
 
 
@@ -288,7 +290,7 @@ def test_a_file_that_cannot_be_written_leaves_the_servos_as_they_were(
     with pytest.raises(OSError, match="file"):
         attempt(chain, act, said)
     assert eeprom(chain) == before
-    assert "the servos hold the calibration they had before" in said
+    assert "the servos still have their former calibration" in said
 
 
 def test_a_servo_that_dies_midway_is_told_with_what_became_of_the_others(chain: Chain) -> None:
@@ -304,7 +306,7 @@ def test_a_servo_that_dies_midway_is_told_with_what_became_of_the_others(chain: 
     ):
         attempt(chain, act, said, timeout_s=0.3)
     assert said[0] == "gripper did not confirm torque off: cut the arm's power"
-    assert "could not be given back" in said[1]
+    assert "could not be restored" in said[1]
     assert not any(servo.torque_enabled for servo in chain.servos.values())
 
 
@@ -321,7 +323,7 @@ def test_every_centre_pose_but_one_has_an_offset(seed: int) -> None:
     print(f"seed {seed}")
     ticks = {joint: random.Random(seed).randrange(4095) for joint in JOINTS}
     assert all(abs(offset) <= 2047 for offset in homing_offsets(ticks).values())
-    with pytest.raises(PoseError, match="gripper stands at encoder tick 4095"):
+    with pytest.raises(PoseError, match="gripper is at encoder tick 4095"):
         homing_offsets({**ticks, "gripper": 4095})
 
 
@@ -345,7 +347,7 @@ GOOD = JointCalibration(3, 0, 10, 941, 3145)
 @pytest.mark.parametrize(
     ("held", "present", "file", "status", "words"),
     [
-        (GOOD, 2047, GOOD, "ok", r"194 degrees, 941\.\.3145, stands at 2047"),
+        (GOOD, 2047, GOOD, "ok", r"194 degrees \(941\.\.3145\), now at 2047"),
         (GOOD, 2047, None, "ok", "194 degrees"),
         (GOOD, 2047, dataclasses.replace(GOOD, id=5, drive_mode=1), "ok", "194 degrees"),
         (
@@ -355,22 +357,22 @@ GOOD = JointCalibration(3, 0, 10, 941, 3145)
             "fail",
             "servo holds homing_offset 10, file 0",
         ),
-        (GOOD, 3300, GOOD, "fail", r"stands at 3300, outside 941\.\.3145"),
-        (GOOD, 800, GOOD, "fail", "stands at 800, outside"),
+        (GOOD, 3300, GOOD, "fail", r"is at 3300, outside 941\.\.3145"),
+        (GOOD, 800, GOOD, "fail", "is at 800, outside"),
         (dataclasses.replace(GOOD, range_max=900), 900, None, "fail", r"range 941\.\.900 is empty"),
         (
             dataclasses.replace(GOOD, range_max=1900),
             1000,
             None,
             "warn",
-            "84 degrees, .*an SO-101 has 194",
+            "84 degrees .*; an SO-101 has 194 degrees",
         ),
         (
             dataclasses.replace(GOOD, range_max=4095),
             1000,
             None,
             "warn",
-            "277 degrees, .*an SO-101 has 194",
+            "277 degrees .*; an SO-101 has 194 degrees",
         ),
     ],
 )

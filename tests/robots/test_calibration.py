@@ -64,19 +64,22 @@ def dropped(joint: str, key: str) -> Callable[[Any], Any]:
     [
         (
             renamed("wrist_flex", "wrist_flx"),
-            "unknown joint 'wrist_flx', did you mean 'wrist_flex'?",
+            "unknown joint 'wrist_flx' (did you mean 'wrist_flex'?)",
         ),
-        (renamed("wrist_flex", "xyz"), "unknown joint 'xyz', known: shoulder_pan, shoulder_lift"),
+        (
+            renamed("wrist_flex", "xyz"),
+            "unknown joint 'xyz', known are shoulder_pan, shoulder_lift",
+        ),
         (
             lambda c: {j: v for j, v in c.items() if j != "gripper"},
             "missing joint: gripper; run `mtdit calibrate`",
         ),
         (lambda c: {**c, "left_arm": c["gripper"]}, "unknown joint 'left_arm'"),
-        (lambda c: list(c), "holds no object of joints"),
-        (lambda c: {**c, "gripper": 5}, "gripper holds no object with id, drive_mode"),
+        (lambda c: list(c), "is not a JSON object with one entry per joint"),
+        (lambda c: {**c, "gripper": 5}, "gripper is not an object with the keys id, drive_mode"),
         (
             changed("gripper", rang_min=3),
-            "unknown key of gripper 'rang_min', did you mean 'range_min'?",
+            "unknown key of gripper 'rang_min' (did you mean 'range_min'?)",
         ),
         (dropped("elbow_flex", "range_max"), "missing key of elbow_flex: range_max"),
         (
@@ -91,11 +94,11 @@ def dropped(joint: str, key: str) -> Callable[[Any], Any]:
             changed("elbow_flex", drive_mode=True),
             "elbow_flex drive_mode is True, must be an integer",
         ),
-        (changed("elbow_flex", drive_mode=2), "elbow_flex drive_mode is 2, must be 0 or 1"),
-        (changed("gripper", id=5), "gripper id is 5, an SO-101 has 6 there"),
+        (changed("elbow_flex", drive_mode=2), "elbow_flex has drive_mode 2, must be 0 or 1"),
+        (changed("gripper", id=5), "gripper has id 5, but on an SO-101 it is 6"),
         (changed("gripper", homing_offset=-2048), "gripper homing_offset -2048 is beyond +-2047"),
-        (changed("gripper", range_max=4096), "gripper range 2021..4096 leaves 0..4095"),
-        (changed("gripper", range_min=-1), "gripper range -1..3487 leaves 0..4095"),
+        (changed("gripper", range_max=4096), "gripper range 2021..4096 is not within 0..4095"),
+        (changed("gripper", range_min=-1), "gripper range -1..3487 is not within 0..4095"),
         (changed("gripper", range_min=3400), "gripper range 3400..3487 is narrower than 200 ticks"),
         (changed("gripper", range_min=3500), "gripper range 3500..3487 is narrower than 200 ticks"),
     ],
@@ -145,7 +148,7 @@ def test_find_looks_in_both_of_lerobots_folders(
     assert find("blue") == new / "blue.json"
     with pytest.raises(UserError, match=r"no calibration of a robot 'bleu' .*did you mean 'blue'"):
         find("bleu")
-    with pytest.raises(UserError, match=r"no calibration of a robot 'xyz' .*there is blue: run"):
+    with pytest.raises(UserError, match=r"no calibration of a robot 'xyz' .*\(found: blue\): run"):
         find("xyz")
 
 
@@ -172,7 +175,7 @@ def test_find_follows_the_hf_variables(
 @pytest.mark.parametrize("robot_id", ["", "../blue", "a/b"])
 def test_an_id_is_no_path(robot_id: str) -> None:
     for look in (find, place_of):
-        with pytest.raises(UserError, match="is no id: use a plain name"):
+        with pytest.raises(UserError, match="is not a valid id: use a plain name"):
             look(robot_id)
 
 
@@ -214,13 +217,13 @@ def test_every_save_keeps_the_former_file(tmp_path: Path, calibration: Calibrati
 
 def test_a_version_that_is_not_there(tmp_path: Path, calibration: Calibration) -> None:
     place = tmp_path / "arm.json"
-    with pytest.raises(UserError, match="has no former versions"):
+    with pytest.raises(UserError, match="has no earlier versions"):
         restore(place)
     save(with_offset(calibration, 1), place)
     save(with_offset(calibration, 2), place)
     for number in (0, 2, -1):
         with pytest.raises(
-            UserError, match=rf"former versions 1\.\.1, no {number}: `--history` lists them"
+            UserError, match=rf"no earlier version {number}, only 1\.\.1: `--history` lists them"
         ):
             restore(place, number)
     history(place)[0].path.write_text("{")

@@ -160,17 +160,18 @@ def test_a_datasets_camera(film: Path, tmp_path: Path) -> None:
     camera = open_camera("front", f"dataset:{tmp_path / 'set'}:top", HEIGHT, WIDTH)
     assert (camera.name, camera.read()[0].shape) == ("front", (HEIGHT, WIDTH, 3))
     camera.close()
-    with pytest.raises(UserError, match="has no videos of a camera 'wrist': it has top"):
+    with pytest.raises(UserError, match="has no videos of a camera 'wrist': its cameras are: top"):
         open_camera("front", f"dataset:{tmp_path / 'set'}:wrist", HEIGHT, WIDTH)
     with pytest.raises(UserError, match="write dataset:FOLDER:camera"):
         open_camera("front", "dataset:nothing", HEIGHT, WIDTH)
 
 
 def test_a_film_that_is_none(film: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"is {WIDTH}x{HEIGHT}, not 640x480: ask for that size"):
+    size = f"{WIDTH}x{HEIGHT}"
+    with pytest.raises(UserError, match=f"is {size}, not 640x480: ask for {size}"):
         open_camera("top", f"file:{film}")
     (tmp_path / "text.mp4").write_text("no film")
-    with pytest.raises(UserError, match=r"text\.mp4 is no video"):
+    with pytest.raises(UserError, match=r"text\.mp4 is not a video"):
         open_camera("top", f"file:{tmp_path / 'text.mp4'}")
     with pytest.raises(UserError, match="there is no file"):
         open_camera("top", "file:nowhere.mp4")
@@ -190,7 +191,7 @@ def test_closing_does_not_wait_for_a_device_that_hangs(stream: Stream) -> None:
 
 def test_another_size_is_refused(stream: Stream) -> None:
     with pytest.raises(
-        UserError, match=f"camera 'top' .* delivers {WIDTH}x{HEIGHT}, not 640x480: pick a size"
+        UserError, match=f"camera 'top' .* delivers {WIDTH}x{HEIGHT}, not 640x480: choose a size"
     ):
         OpenCvCamera("top", stream.url)
 
@@ -198,7 +199,8 @@ def test_another_size_is_refused(stream: Stream) -> None:
 @pytest.mark.parametrize("device", [63, "/dev/video63", "nothing.avi"])
 def test_a_camera_that_is_not_there(device: int | str) -> None:
     with pytest.raises(
-        UserError, match=r"cannot open camera 'wrist' \(.*\): pick one of `mtdit find-cameras`"
+        UserError,
+        match=r"cannot open camera 'wrist' \(.*\): choose one that `mtdit find-cameras` lists",
     ):
         OpenCvCamera("wrist", device)
 

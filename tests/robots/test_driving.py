@@ -155,7 +155,7 @@ def test_a_servo_that_loses_torque_in_mid_run_ends_it_and_is_named(words: Words)
     assert process.returncode == 1, output
     told = " ".join(output.split())
     assert "ended bus: elbow_flex (servo 3)" in told
-    assert "lost torque, it restarted or protects itself: check the power supply" in told
+    assert "lost torque because it restarted or protects itself: check the power supply" in told
     assert "Traceback" not in output
     assert_limp(words.leader, words.follower)
 
@@ -456,4 +456,4 @@ def test_find_cameras(film: Path, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "video0").write_text("")
     done = mtdit("find-cameras", "--dev", str(tmp_path))
     assert done.returncode == 1
-    assert "is no camera" in done.stdout
+    assert "is not a camera" in done.stdout

@@ -201,7 +201,7 @@ def test_a_cycle_is_one_read_and_one_write(chain: Chain, kind: type[Bus]) -> Non
 def test_a_value_that_does_not_fit_is_not_sent(chain: Chain, kind: type[Bus]) -> None:
     with (
         kind(chain.port, timeout_s=PATIENT_S) as bus,
-        pytest.raises(ValueError, match=r"takes -2047\.\.2047, not 2048"),
+        pytest.raises(ValueError, match=r"must be -2047\.\.2047, not 2048"),
     ):
         bus.write(1, "Homing_Offset", 2048)
     assert not chain.log

@@ -122,10 +122,14 @@ def test_a_whole_arm_one_after_the_other() -> None:
 
 def test_nothing_is_written_to_none_or_two() -> None:
     with wire() as chain:
-        with pytest.raises(UserError, match=r"no servo answers on .* at any rate: check its cable"):
+        message = r"no servo answers on .* at any baud rate: check its cable"
+        with pytest.raises(UserError, match=message):
             only_servo(chain.port, chain.find())
         chain.plug(servo(1), servo(6, 115_200))
-        message = r"2 servos answer on .* \(id 1 at 1000000 baud, id 6 at 115200 baud\), nothing is changed: connect one"
+        message = (
+            r"2 servos answer on .* \(id 1 at 1000000 baud, id 6 at 115200 baud\), "
+            "nothing was changed: connect only one"
+        )
         with pytest.raises(UserError, match=message):
             only_servo(chain.port, chain.find())
         chain.plug(servo(1), servo(1))
@@ -139,7 +143,7 @@ def test_another_model_is_refused() -> None:
     foreign.set("Model_Number", 2825)
     with (
         wire(foreign) as chain,
-        pytest.raises(UserError, match=r"servo 1 is no STS3215 \(model 2825, not 777\)"),
+        pytest.raises(UserError, match=r"servo 1 is not an STS3215 \(model 2825, not 777\)"),
     ):
         only_servo(chain.port, chain.find())
 
@@ -158,7 +162,10 @@ def test_a_servo_that_does_not_take_its_id_is_told() -> None:
             return address != 5 and super().write(address, data)
 
     with wire(Stubborn(1)) as chain:
-        message = r"wrist_flex: servo 4 on .* does not answer after its id and rate were written: switch the power off"
+        message = (
+            r"wrist_flex: servo 4 on .* does not answer after its id and baud rate were written: "
+            "switch the power off"
+        )
         with pytest.raises(UserError, match=message):
             set_up(chain.port, NEW, "wrist_flex", 0.2)
 
@@ -166,7 +173,7 @@ def test_a_servo_that_does_not_take_its_id_is_told() -> None:
 def test_a_servo_that_is_gone_before_anything_was_written_is_told_so() -> None:
     with (
         wire() as chain,
-        pytest.raises(UserError, match=r"gripper: servo 1 .* its id and rate are as they were"),
+        pytest.raises(UserError, match=r"gripper: servo 1 .* its id and baud rate are unchanged"),
     ):
         set_up(chain.port, NEW, "gripper", 0.1)
 

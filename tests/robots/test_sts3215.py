@@ -50,7 +50,7 @@ def test_what_fits_comes_back_and_the_rest_is_refused(name: str, value: int) -> 
     if lowest <= value < limit:
         assert decode(register, encode(register, value)) == value
     else:
-        with pytest.raises(ValueError, match=f"{name} takes {lowest}..{limit - 1}, not {value}"):
+        with pytest.raises(ValueError, match=f"{name} must be {lowest}..{limit - 1}, not {value}"):
             encode(register, value)
 
 

@@ -57,7 +57,7 @@ def test_devices_go_by_their_lasting_name(tmp_path: Path) -> None:
         "video10",
     ]
     assert [Path(device.node).name for device in found] == ["video2", "video10"]
-    assert all(device.problem.startswith("is no camera") for device in found)
+    assert all(device.problem.startswith("is not a camera") for device in found)
     assert v4l2.find_devices(tmp_path / "nowhere") == []
     assert v4l2.why_no_stream(str(tmp_path / "video2")).startswith("does not start")
     assert (

@@ -63,7 +63,7 @@ def demonstrate(world: World, noise_rad: float = 0.0, seed: int | None = None) -
 
 
 class _Hand:
-    """The state of the expert: the pose reached, the correction of tracking errors, and the noise."""
+    """The expert's state: the pose reached, the correction of tracking errors, and the noise."""
 
     def __init__(self, world: World, noise_rad: float, rng: np.random.Generator) -> None:
         self._world, self._noise_rad, self._rng = world, noise_rad, rng

@@ -42,7 +42,7 @@ class Layout:
 
 
 def draw_layout(seed: int, drawer_range_m: tuple[float, float]) -> Layout:
-    """The layout for a seed. drawer_range_m: lowest and highest opening, which depend on the task."""
+    """The layout for a seed. drawer_range_m: lowest and highest opening, which the task decides."""
     rng = np.random.default_rng(seed)
     while True:
         cabinet = (rng.uniform(0.265, 0.285), rng.uniform(0.105, 0.145), rng.uniform(0.10, 0.45))

@@ -91,7 +91,7 @@ def choose_renderer() -> RendererChoice:
 
 
 def load_mujoco() -> Any:
-    """Import mujoco with the GL library of the chosen renderer. UserError if it is not installed."""
+    """Import mujoco with the chosen renderer's GL library. UserError if it is not installed."""
     if "mujoco" not in sys.modules:
         choice = choose_renderer()
         os.environ["MUJOCO_GL"] = "disable" if choice.name == "ray" else choice.name

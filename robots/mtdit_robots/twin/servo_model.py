@@ -40,7 +40,7 @@ LEAK_W_K = 0.12
 
 
 def stiffness_nm_rad(p_coefficient: float, supply_v: float = SUPPLY_V) -> float:
-    """Torque per radian of position error: 8.9 N m/rad at P = 16 (LeRobot's setting), 17.8 at 32."""
+    """Torque per radian of position error, N m/rad: 8.9 at P = 16 (LeRobot's), 17.8 at P = 32."""
     return TORQUE_PER_AMPERE / RESISTANCE_OHM * supply_v * p_coefficient * DUTY_PER_RAD
 
 

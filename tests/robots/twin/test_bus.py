@@ -268,7 +268,7 @@ def test_a_link_does_not_replace_a_file(tmp_path: Path) -> None:
     place = tmp_path / "precious"
     place.touch()
     with pytest.raises(
-        UserError, match=r"cannot make the link .*precious .*: choose another --link"
+        UserError, match=r"cannot create the link .*precious .*: choose another --link"
     ):
         VirtualBus({}, link=place)
     assert place.exists()

@@ -85,7 +85,7 @@ def test_an_unknown_override_is_refused() -> None:
         **{OVERRIDE: "vulkan"},
     )
     assert done.returncode != 0
-    assert "vulkan is not a renderer; use one of egl, osmesa, ray" in done.stderr
+    assert "vulkan is not a renderer: use one of egl, osmesa, ray" in done.stderr
 
 
 def test_a_gl_that_cannot_draw_leads_to_rays_with_the_fix() -> None:

@@ -209,7 +209,9 @@ def test_an_unknown_clock_is_refused() -> None:
 def test_an_impossible_picture_is_the_users_mistake(lockstep: Twin) -> None:
     with pytest.raises(UserError, match="no camera 'front': use one of top, wrist, overview"):
         lockstep.picture("front")
-    with pytest.raises(UserError, match="4000x3000 cannot be drawn: at most 1280x960"):
+    with pytest.raises(
+        UserError, match="4000x3000 cannot be rendered: the largest size is 1280x960"
+    ):
         Twin(image_size=(3000, 4000))
 
 
