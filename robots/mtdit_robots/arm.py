@@ -133,8 +133,8 @@ class So101Arm:
     def command(self, positions: Positions) -> Positions:
         """Send goals (6,), clipped to the calibrated ranges, in one packet that has no reply.
 
-        Returns the clipped positions; the servo goes to the nearest whole tick, less than 0.1
-        degree away. ValueError for a position that is not finite.
+        Returns the clipped positions; the servo goes to a whole tick less than 0.1 degree from
+        them. ValueError for a position that is not finite.
         """
         if not np.all(np.isfinite(positions)):
             raise ValueError(f"positions {positions} are not all finite: nothing sent")
@@ -296,9 +296,9 @@ def _check_health(bus: Bus) -> None:
     that can be cleared.
     """
     for servo in SERVOS:
-        words = bus.ping(servo)
-        if words:
+        faults = bus.ping(servo)
+        if faults:
             raise UserError(
-                f"{servos.named([servo])} reports {' and '.join(words)}: fix the cause (supply "
+                f"{servos.named([servo])} reports {' and '.join(faults)}: fix the cause (supply "
                 "voltage, a blocked joint, heat), then switch the arm off and on"
             )

@@ -127,12 +127,12 @@ class Calibrator:
             )
             servos.ensure(bus, "Operating_Mode", dict.fromkeys(servos.SERVOS, 0))
         except BaseException:
-            self._leave()
+            self._end()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._leave()
+        self._end()
 
     def positions(self) -> dict[str, int]:
         """Joint -> Present_Position in ticks. BusError names servos that do not answer."""
@@ -200,14 +200,14 @@ class Calibrator:
         )
         return JointCalibration(IDS[joint], 0, self._offsets[joint], low, high)
 
-    def _leave(self) -> None:
+    def _end(self) -> None:
         """Restore the former calibration unless done, torque off, lock. Each step is tried even
         when another one fails.
         """
         with undisturbed():
-            kept = self._done or self._restored()
-            _leave_limp(self._bus, self._say)
-        if not kept:
+            servos_ok = self._done or self._restored()
+            _release(self._bus, self._say)
+        if not servos_ok:
             self._say(
                 "the servos' former calibration could not be restored: calibrate again, "
                 "or write this arm's file with --import"
@@ -235,10 +235,10 @@ def write(bus: Bus, calibration: Calibration, say: Callable[[str], None] = print
         servos.write_calibration(bus, calibration)
     finally:
         with undisturbed():
-            _leave_limp(bus, say)
+            _release(bus, say)
 
 
-def _leave_limp(bus: Bus, say: Callable[[str], None]) -> None:
+def _release(bus: Bus, say: Callable[[str], None]) -> None:
     energised = servos.release(bus)
     with contextlib.suppress(OSError, UserError):
         servos.lock(bus)

@@ -79,7 +79,9 @@ def save(calibration: Calibration, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps({joint: asdict(calibration[joint]) for joint in JOINTS}, indent=4).encode()
     if path.is_file() and (before := path.read_bytes()) != content:
-        _keep(path, before)
+        folder = _history_folder(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(folder / datetime.now(timezone.utc).strftime(f"{_STAMP}.json"), before)
     _write_whole(path, content)
 
 
@@ -112,7 +114,10 @@ class Version:
 def history(path: str | Path) -> list[Version]:
     """The earlier versions of the file at `path`, newest first."""
     kept = sorted(_history_folder(Path(path)).glob("*Z.json"), reverse=True)
-    return [Version(n, file, _time_of(file)) for n, file in enumerate(kept, start=1)]
+    return [
+        Version(n, file, datetime.strptime(file.stem, _STAMP).replace(tzinfo=timezone.utc))
+        for n, file in enumerate(kept, start=1)
+    ]
 
 
 def restore(path: str | Path, number: int = 1) -> Version:
@@ -286,17 +291,6 @@ def _check_id(robot_id: str) -> None:
 
 def _history_folder(path: Path) -> Path:
     return path.parent / HISTORY / path.stem
-
-
-def _keep(path: Path, content: bytes) -> None:
-    stamp = datetime.now(timezone.utc).strftime(_STAMP)
-    folder = _history_folder(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / f"{stamp}.json", content)
-
-
-def _time_of(kept: Path) -> datetime:
-    return datetime.strptime(kept.stem, _STAMP).replace(tzinfo=timezone.utc)
 
 
 def _write_whole(path: Path, content: bytes) -> None:

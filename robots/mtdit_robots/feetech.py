@@ -30,8 +30,8 @@ MAX_LENGTH = 250
 HEADER = b"\xff\xff"
 FRAME_OVERHEAD = 6  # bytes of a frame without data
 
-_ROOM = 8192  # bytes of the receive buffer; at most one frame of them is not parsed yet
-_STALE_READS = 64  # of up to _ROOM bytes each: limits the time for a port that never stops sending
+_BUFFER_BYTES = 8192  # receive buffer; the bytes in it that are not parsed yet are at most a frame
+_MAX_STALE_READS = 64  # so that a port that never stops sending does not block us
 
 SomeBus = TypeVar("SomeBus", bound="Bus")
 
@@ -140,7 +140,7 @@ class Bus:
         self.errors: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._byte_s = 10 / baud  # 8N1
         self._silent: set[int] = set()  # servos that did not answer, retries included
-        self._input = bytearray(_ROOM)
+        self._input = bytearray(_BUFFER_BYTES)
         self._view = memoryview(self._input)
         self._begin = self._end = 0  # bounds of the bytes received but not parsed yet
         self._late = False  # the deadline has passed and the last poll is done
@@ -283,13 +283,13 @@ class Bus:
         self._late = left_s < 0
         if not self._poll.poll(max(0.0, left_s) * 1000):
             return False
-        self._make_room()
+        self._compact()
         self._end += self._read_into(self._view[self._end :])
         return True
 
-    def _make_room(self) -> None:
+    def _compact(self) -> None:
         """Once the buffer is half full, move the bytes not parsed yet to the front."""
-        if self._end > _ROOM // 2:
+        if self._end > _BUFFER_BYTES // 2:
             left = self._input[self._begin : self._end]
             self._input[: len(left)] = left
             self._begin, self._end = 0, len(left)
@@ -297,14 +297,14 @@ class Bus:
     def _discard_input(self) -> None:
         self._begin = self._end = 0
         self._late = False
-        for _ in range(_STALE_READS):
+        for _ in range(_MAX_STALE_READS):
             if not self._poll.poll(0):
                 break
             self._read_into(self._view)
 
-    def _read_into(self, room: memoryview) -> int:
+    def _read_into(self, target: memoryview) -> int:
         try:
-            n_bytes = os.readv(self._fd, (room,))
+            n_bytes = os.readv(self._fd, (target,))
         except OSError as error:
             raise BusError(
                 f"{self.port} disappeared while reading ({error.strerror}): check the USB cable"

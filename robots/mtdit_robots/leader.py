@@ -97,10 +97,10 @@ class So101Leader:
         if self._bus is None:
             return
         with undisturbed():
-            stiff = servos.release(self._bus)
-            if stiff:
+            unconfirmed = servos.release(self._bus)
+            if unconfirmed:
                 log.warning(
-                    "leader: %s did not confirm torque off: cut its power", ", ".join(stiff)
+                    "leader: %s did not confirm torque off: cut its power", ", ".join(unconfirmed)
                 )
             self._bus.close()
             self._bus = None

@@ -108,8 +108,9 @@ def _make_writable(bus: Bus, servo: Servo, joint: str) -> None:
 
 
 def _write_both(bus: Bus, servo: Servo, target: Servo) -> None:
-    """Write the id, then the baud rate. The reply may carry the old or the new id and arrive at the
-    old or the new rate, so a missing reply is ignored here; `_prove` checks the result.
+    """Write the id, then the baud rate, which takes effect at once. The reply may carry the old or
+    the new id and arrive at the old or the new rate, so a missing reply is ignored here; `_prove`
+    checks the result.
     """
     if servo.id != target.id:
         with contextlib.suppress(BusError):

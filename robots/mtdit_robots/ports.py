@@ -7,7 +7,6 @@ links, ttyACM, ttyUSB), /proc/PID/fd, ModemManager's udev tags.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import time
@@ -28,6 +27,7 @@ from mtdit_robots.feetech import (
     open_serial,
     take_frame,
 )
+from mtdit_robots.servos import answers
 from mtdit_robots.so101 import IDS
 from mtdit_robots.sts3215 import BAUD_CODES
 
@@ -163,14 +163,7 @@ def _broadcast_ping(path: str, baud: int, wait_s: float) -> tuple[list[int], int
 
 def _ping(path: str, baud: int, ids: Collection[int], timeout_s: float) -> list[Servo]:
     with Bus(path, baud, timeout_s, retries=1) as bus:
-        return [_identify(bus, baud, servo) for servo in ids if _answers(bus, servo)]
-
-
-def _answers(bus: Bus, servo: int) -> bool:
-    with contextlib.suppress(BusError):
-        bus.ping(servo)
-        return True
-    return False
+        return [_identify(bus, baud, servo) for servo in ids if answers(bus, servo)]
 
 
 def _identify(bus: Bus, baud: int, servo: int) -> Servo:

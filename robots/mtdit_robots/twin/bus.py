@@ -158,16 +158,16 @@ class VirtualBus:
         if self._log is not None:
             self._log.append(request)
         baud = self._client_baud()
-        hearing = [servo for servo in self.servos.values() if servo.baud == baud]
+        reachable = [servo for servo in self.servos.values() if servo.baud == baud]
         if request.code in (READ, SYNC_READ):
             self._before_read()
         if request.code == SYNC_WRITE:
             replies: list[tuple[float, bytes]] = []
-            wrote_goal = _sync_write(hearing, request.data)
+            wrote_goal = _sync_write(reachable, request.data)
         elif request.code == SYNC_READ:
-            replies, wrote_goal = _sync_read(hearing, request.data), False
+            replies, wrote_goal = _sync_read(reachable, request.data), False
         else:
-            replies, wrote_goal = _unicast(hearing, request)
+            replies, wrote_goal = _unicast(reachable, request)
         if wrote_goal:
             self._on_goal()
         self._reply(request, replies, baud)

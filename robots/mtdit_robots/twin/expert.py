@@ -54,15 +54,17 @@ def demonstrate(world: World, noise_rad: float = 0.0, seed: int | None = None) -
     noise_rad: sigma of the noise on the arm joints. seed: of the noise, by default the world's.
     Ends after the plan, or after a second attempt if the first one failed.
     """
-    hand = _Hand(world, noise_rad, np.random.default_rng([world.seed if seed is None else seed, 1]))
+    motion = _Motion(
+        world, noise_rad, np.random.default_rng([world.seed if seed is None else seed, 1])
+    )
     for _ in range(ATTEMPTS):
         for waypoint in world.task.plan(world):
-            yield from hand.move(waypoint)
+            yield from motion.move(waypoint)
         if world.success():
             return
 
 
-class _Hand:
+class _Motion:
     """The expert's state: the pose reached, the correction of tracking errors, and the noise."""
 
     def __init__(self, world: World, noise_rad: float, rng: np.random.Generator) -> None:
@@ -71,8 +73,8 @@ class _Hand:
         self._pose, self._grip_rad = tool_pose(angles), float(angles[5])
         self._wanted: Vector = angles
         self._expected: Vector = angles.copy()  # where servos that follow `_wanted` should be now
-        self._lean: Vector = np.zeros(6)
-        self._tremor: Vector = np.zeros(6)
+        self._correction: Vector = np.zeros(6)
+        self._noise: Vector = np.zeros(6)
 
     def move(self, waypoint: Waypoint) -> Iterator[Step]:
         """Minimum-jerk motion from the present pose to the way-point."""
@@ -83,19 +85,18 @@ class _Hand:
             arm = solve(_between(start, waypoint.pose, share, waypoint.swing))
             self._wanted = np.append(arm, _mix(start_grip, waypoint.grip_rad, share))
             yield self._step()
-            self._lean_on_error()
+            self._correct_error()
         self._pose, self._grip_rad = waypoint.pose, waypoint.grip_rad
 
     def _step(self) -> Step:
-        goal = self._wanted + self._lean + self._against_gravity()
-        self._tremor = NOISE_MEMORY * self._tremor + math.sqrt(
-            1 - NOISE_MEMORY**2
-        ) * self._rng.standard_normal(6)
-        noise = self._noise_rad * self._tremor * [1, 1, 1, 1, 1, 0]
+        goal = self._wanted + self._correction + self._gravity_offset()
+        fresh = math.sqrt(1 - NOISE_MEMORY**2) * self._rng.standard_normal(6)
+        self._noise = NOISE_MEMORY * self._noise + fresh
+        noise = self._noise_rad * self._noise * [1, 1, 1, 1, 1, 0]
         units = self._world.positions_of
         return Step(action=units(goal), sent=units(goal + noise))
 
-    def _against_gravity(self) -> Vector:
+    def _gravity_offset(self) -> Vector:
         """How far beyond the wanted angle the goal must be for the servo's stiffness to carry the
         arm's weight.
         """
@@ -104,7 +105,7 @@ class _Hand:
     def _stiffness(self) -> Vector:
         return servo_model.stiffness_nm_rad(1.0) * self._world.servos.p_coefficient
 
-    def _lean_on_error(self) -> None:
+    def _correct_error(self) -> None:
         """Integrate the tracking error that the servos' lag does not explain: friction, contact, a
         wrong weight.
         """
@@ -112,8 +113,8 @@ class _Hand:
         self._expected += (self._wanted - self._expected) * (1 - np.exp(-TICK_S / lag_s))
         error = self._expected - self._world.servos.angles_rad
         error[5] = 0.0
-        self._lean = np.clip(
-            self._lean + INTEGRAL_GAIN * error, -INTEGRAL_LIMIT_RAD, INTEGRAL_LIMIT_RAD
+        self._correction = np.clip(
+            self._correction + INTEGRAL_GAIN * error, -INTEGRAL_LIMIT_RAD, INTEGRAL_LIMIT_RAD
         )
 
 

@@ -68,7 +68,7 @@ class Server:
         self._running = True
         self._late_s = 0.0
         self._next_step_s = time.monotonic()
-        self._show_all()
+        self._draw_all()
 
     def run(self) -> None:
         """Serve until asked to stop or the parent has ended."""
@@ -76,7 +76,7 @@ class Server:
         try:
             if self._lockstep:
                 while self._running:
-                    self._listen(None)
+                    self._serve(None)
             else:
                 self._real_time()
         finally:
@@ -89,7 +89,7 @@ class Server:
         self._next_step_s = time.monotonic()
         substep, to_draw = 0, deque[str]()
         while self._running:
-            self._listen(max(0.0, self._next_step_s - time.monotonic()))
+            self._serve(max(0.0, self._next_step_s - time.monotonic()))
             behind_s = time.monotonic() - self._next_step_s
             if behind_s > CATCH_UP_S:
                 self._late_s += behind_s
@@ -102,7 +102,7 @@ class Server:
                     self._world.end_tick()
                     to_draw = deque(CAMERAS)
             if to_draw and self._next_step_s - time.monotonic() > 0:
-                self._show(to_draw.popleft())
+                self._draw(to_draw.popleft())
 
     def _on_goal(self) -> None:
         """In lock-step, advance one tick. Not while all torque is off, so that connecting, which
@@ -110,11 +110,11 @@ class Server:
         """
         if self._lockstep and any(servo.torque_enabled for servo in self._world.registers.values()):
             self._world.step_tick()
-            self._show_all()
+            self._draw_all()
 
     # Requests
 
-    def _listen(self, timeout_s: float | None) -> None:
+    def _serve(self, timeout_s: float | None) -> None:
         """Wait for data from bus or control until the timeout, then serve both, the bus first."""
         ready = {fd for fd, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1000)}
         if not ready:
@@ -132,14 +132,14 @@ class Server:
             if request["do"] == "picture":
                 self._send_picture(request)
             else:
-                self._control.send(self._done(request))
+                self._control.send(self._handle(request))
         except UserError as error:
             self._control.send({"user_error": str(error)})
 
-    def _done(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _handle(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["do"] == "reset":
             self._world.reset(request["task"], request["seed"])
-            self._show_all()
+            self._draw_all()
             self._next_step_s = time.monotonic()
             return {}
         if request["do"] == "success":
@@ -163,11 +163,11 @@ class Server:
 
     # Cameras
 
-    def _show_all(self) -> None:
+    def _draw_all(self) -> None:
         for camera in CAMERAS:
-            self._show(camera)
+            self._draw(camera)
 
-    def _show(self, camera: str) -> None:
+    def _draw(self, camera: str) -> None:
         time_s = time.monotonic()
         self._frames.publish(
             camera, self._world.render(camera, *self._frames.image_size), self._world.tick, time_s

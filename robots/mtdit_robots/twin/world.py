@@ -63,7 +63,7 @@ class World:
         self.seed = seed
         layout = draw_layout(seed, self.task.drawer_range_m)
         self._place(layout)
-        self._prop_rad: NDArray[np.float64] | None = layout.arm_rad
+        self._held_rad: NDArray[np.float64] | None = layout.arm_rad
         for _ in range(SETTLE_STEPS):
             self.step_substep()
         self.tick = 0
@@ -96,14 +96,14 @@ class World:
         """Apply goals and settings of the registers to the physics."""
         chain.carry_out(self.registers, self.servos)
         if self.servos.torque_enabled.any():
-            self._prop_rad = None
+            self._held_rad = None
 
     def step_substep(self) -> None:
         """1/240 s of physics."""
         self.servos.slew()
         self._mujoco.mj_step(self.model, self.data)
-        if self._prop_rad is not None:
-            self.servos.hold_still(self._prop_rad)
+        if self._held_rad is not None:
+            self.servos.hold_still(self._held_rad)
 
     def end_tick(self) -> None:
         """Count the tick and update temperatures, registers, protections and what is drawn."""
