@@ -158,7 +158,7 @@ def test_calibrate_in_a_terminal(arm: Arm, terminal: Start, tmp_path: Path) -> N
     for beyond in (1200, 2200):  # its horn slips, and the travel runs over the seam
         arm.pose({"elbow_flex": CENTRE["elbow_flex"] + beyond})
         arm.await_reads(2)
-    screen.expect("crossed its encoder's wrap-around")
+    screen.expect("crossed the seam")
     arm.pose(CENTRE)
     arm.await_reads(2)
     screen.send("c")
