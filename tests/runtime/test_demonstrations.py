@@ -406,8 +406,8 @@ def test_every_half_done_commit_reads_and_goes_on(tmp_path: Path) -> None:
         recording = Killed(root, layout(), resume=True, wait=True)
         recording.steps = steps
         recording.keep(fill(recording, 2, 9))
-        # the process is gone: the kernel lets go of its lock, nothing else is tidied
-        recording._alone.close()
+        # the process is gone: the kernel releases its lock, nothing else is cleaned up
+        recording._lock.close()
         dataset = lerobot(root)
         counted = 3 if steps == n_moves else 2
         assert dataset.meta.total_episodes == counted, steps
