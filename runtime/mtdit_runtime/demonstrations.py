@@ -155,14 +155,14 @@ class Recording:
         self._info = _new_info(layout)
         self._resumed_at = 0
         _check_folder(root, resume)
-        self._aside = root / ASIDE
+        self._staging = root / ASIDE
         with ExitStack() as lock:
             lock.enter_context(_locked(root))
             if (root / INFO).is_file():
                 with _damage_named(root):
                     self._resume()
-            shutil.rmtree(self._aside, ignore_errors=True)
-            self._aside.mkdir()
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging.mkdir()
             self._lock = lock.pop_all()
 
     @property
@@ -221,7 +221,7 @@ class Recording:
 
     def close(self) -> None:
         """Remove unfinished files, and the folder itself if it is empty. Releases the lock."""
-        shutil.rmtree(self._aside, ignore_errors=True)
+        shutil.rmtree(self._staging, ignore_errors=True)
         if self.root.is_dir() and not any(self.root.iterdir()):
             self.root.rmdir()
         self._lock.close()
@@ -248,7 +248,9 @@ class Recording:
         height, width = self.layout.cameras[camera]
         if not self.layout.video:
             return PngSink(height, width)
-        return VideoSink(self._aside / f"{camera}.mp4", self.layout.fps, height, width, self._codec)
+        return VideoSink(
+            self._staging / f"{camera}.mp4", self.layout.fps, height, width, self._codec
+        )
 
     def _staged(
         self,
@@ -262,13 +264,13 @@ class Recording:
 
         Returns (temporary path, final path) in the order in which they must be renamed.
         """
-        pq, aside = _parquet(), self._aside
-        pq.write_table(data, aside / "data.parquet", compression="snappy")
-        pq.write_table(_task_table(tasks), aside / "tasks.parquet")
-        pq.write_table(_row_table(row, stats), aside / "episode.parquet", compression="snappy")
+        pq, staging = _parquet(), self._staging
+        pq.write_table(data, staging / "data.parquet", compression="snappy")
+        pq.write_table(_task_table(tasks), staging / "tasks.parquet")
+        pq.write_table(_row_table(row, stats), staging / "episode.parquet", compression="snappy")
         merged = dataset_stats.to_lists(_merged([*self._stats, stats]))
-        (aside / "stats.json").write_text(_json(merged))
-        (aside / "info.json").write_text(_json(info))
+        (staging / "stats.json").write_text(_json(merged))
+        (staging / "info.json").write_text(_json(info))
         moves = [
             *((f"{key.removeprefix(IMAGES)}.mp4", self._path(VIDEO_PATH, row, f"videos/{key}"))
               for key in self._video_keys()),
@@ -279,8 +281,8 @@ class Recording:
             ("info.json", self.root / INFO),
         ]  # fmt: skip
         for name, _ in moves:
-            _flush(aside / name)
-        return [(aside / name, place) for name, place in moves]
+            _flush(staging / name)
+        return [(staging / name, place) for name, place in moves]
 
     def _path(self, pattern: str, row: Mapping[str, Any], columns: str) -> Path:
         """Path of the file of this episode. columns: the kind of file, as in the row's columns."""
@@ -327,10 +329,10 @@ class Recording:
         return {**self._info, "features": features, **dict(zip(_COUNTERS, counters, strict=True))}
 
     def _write_json(self, name: str, value: Any) -> None:
-        aside = self._aside / "rewritten.json"
-        aside.write_text(_json(value))
-        _flush(aside)
-        os.replace(aside, self.root / name)
+        staging = self._staging / "rewritten.json"
+        staging.write_text(_json(value))
+        _flush(staging)
+        os.replace(staging, self.root / name)
 
 
 # -- reading

@@ -307,27 +307,27 @@ class _Loop:
         now_s = self.clock.now_s()
         queue, safety = self.queue, self.safety
         with self.ledger.time("observe"):
-            seen = self.robot.observe()
+            observation = self.robot.observe()
         if self.start_pose is None:
-            self.start_pose = seen.positions.copy()
+            self.start_pose = observation.positions.copy()
             safety.begin(self.start_pose)
         self._check_success()
-        cameras = [name for name in queue.policy.cameras if name in seen.frame_age_s]
-        fresh = safety.frames_fresh({name: seen.frame_age_s[name] for name in cameras}, now_s)
+        ages_s, cameras = observation.frame_age_s, queue.policy.cameras
+        fresh = safety.frames_fresh({c: ages_s[c] for c in cameras if c in ages_s}, now_s)
         wanted, origin = safety.last, (-1, -1, -1)
         if fresh:
             with self.ledger.time("policy"), _as_stop("policy error", UserError):
-                wanted = queue.step(seen.positions, seen.frames)
+                wanted = queue.step(observation.positions, observation.frames)
             origin = (queue.chunk, queue.row, queue.requested)
         if fresh and queue.adopted > 0:
-            command = safety.command(wanted, seen.positions, now_s)
+            command = safety.command(wanted, observation.positions, now_s)
         else:
-            command = safety.hold(seen.positions, now_s)
+            command = safety.hold(observation.positions, now_s)
         with self.ledger.time("command"):
             sent = self.robot.command(command)
         safety.accepted(sent)
         time_s, work_s = now_s - self.start_s, time.perf_counter() - began
-        return Tick(self.ticks, time_s, seen, wanted, sent, *origin, fresh, work_s)
+        return Tick(self.ticks, time_s, observation, wanted, sent, *origin, fresh, work_s)
 
     def _after_command(self, tick: Tick) -> None:
         """The work of a tick that can wait until the command has been sent."""
