@@ -1,9 +1,8 @@
-"""How fast a bundle is on this computer: per stage, per chunk, from cold, and how far two equal
-runs differ.
+"""Measures how fast a bundle runs on this computer: per stage, per tick and from a cold start.
 
-Knows how to drive a policy with made-up observations, and how fast this computer multiplies and
-copies. Refuses to know robots and success rates; noise frames cost an encoder exactly what real
-ones do.
+No robot is needed: the observations are made up (an encoder takes as long for noise frames as for
+real ones). On a CPU, two probes measure what the processor can multiply and copy, as the bound to
+compare with.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from mtdit_runtime.policy import BundlePolicy
 
 PERCENTILES = (50, 95, 99)
 WARM_UP = 3
-PROBE_SIDE = 1024  # of the matrices multiplied
-PROBE_FLOATS = 1 << 24  # copied: 64 MB, more than a cache holds
+PROBE_SIDE = 1024  # the multiplied matrices are PROBE_SIDE x PROBE_SIDE
+PROBE_FLOATS = 1 << 24  # copied float32 values: 64 MB, more than a cache holds
 PROBE_REPEATS = 7
 
 
 def bench(folder: Path, backend: str = "auto", repeats: int = 50, seed: int = 0) -> dict[str, Any]:
     """Measure one bundle on one backend.
 
-    "tick" is the critical path of a chunk: one new observation per camera is encoded, the older
-    ones are remembered, the text is cached, "history" was computed the tick before. Every figure is
-    measured in two halves, A and B; their ratio says how much is noise. "of_bound" is the least
-    time that this processor needs for a stage's products and weights, over its median; it is
-    missing on a GPU, which the probe does not measure.
+    "tick" is the critical path of a chunk: one new frame per camera is encoded, the features of
+    older frames and the text are cached, "history" was computed in the tick before. The runs are
+    split in two halves, A and B; the ratio of their medians shows how noisy the figures are.
+    "of_bound" is the least time that this processor needs for a stage's multiplications and weights
+    over the stage's median; it is missing on a GPU, which the probe does not measure.
     """
     if repeats < 2:
         raise UserError(f"--repeats {repeats} is too few: use at least 2")
@@ -80,14 +79,11 @@ def bench(folder: Path, backend: str = "auto", repeats: int = 50, seed: int = 0)
 
 
 def machine_speed() -> dict[str, float]:
-    """What this processor can do at its best: {gflops, gb_per_s}, of one matrix product and of
-    copying.
-    """
+    """The peak speed of this processor, {gflops, gb_per_s}, from a matrix product and a copy."""
     a = np.random.default_rng(0).standard_normal((PROBE_SIDE, PROBE_SIDE), np.float32)
     source, target = np.ones(PROBE_FLOATS, np.float32), np.empty(PROBE_FLOATS, np.float32)
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     parts = list(zip(np.array_split(target, cores), np.array_split(source, cores), strict=True))
     with ThreadPoolExecutor(cores) as pool:
         product_s = min(_seconds(lambda: a @ a) for _ in range(PROBE_REPEATS))
@@ -105,7 +101,7 @@ def machine_speed() -> dict[str, float]:
 def _achieved(
     bundle: Bundle, stage: str, median_ms: float, able: dict[str, float]
 ) -> dict[str, float]:
-    """Rates of a stage that is a graph, and how near they are to what the processor is able to do."""
+    """FLOP/s and bytes/s of a stage that is a graph, and how close they are to the bound."""
     graph = bundle.manifest.graphs.get(stage)
     if graph is None or not graph.flops:
         return {}
@@ -133,7 +129,7 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def report(result: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
-    """What `bench` found, for people: column heads, rows, and the lines below them."""
+    """The result of `bench` for the terminal: column heads, rows, and the lines below them."""
     rows = [
         [
             name,
@@ -142,25 +138,25 @@ def report(result: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str
         for name, figures in result["stages"].items()
     ]
     machine, cold = result["machine"], result["cold_ms"]
-    parts = f"open {cold['open']:.0f}, engines {cold['engines']:.0f}, first chunk {cold['first_chunk']:.0f}"
+    parts = ", ".join(f"{part.replace('_', ' ')} {ms:.0f}" for part, ms in cold.items())
     lines = [
-        "tick: one new frame per camera, then a chunk; history is done a tick ahead",
-        "B/A: the second half of the runs over the first",
-        f"cold start {result['cold_start_ms']:.0f} ms ({parts}), peak memory {result['peak_memory_mb']} MB",
-        f"a chunk lasts {result['budget_ms']:.0f} ms on the robot",
+        "tick: one new frame per camera, then a chunk; history is computed a tick ahead",
+        "B/A: median of the second half of the runs over that of the first half",
+        f"cold start {result['cold_start_ms']:.0f} ms ({parts})",
+        f"peak memory {result['peak_memory_mb']} MB",
+        f"the actions of a chunk take {result['budget_ms']:.0f} ms on the robot",
     ]
     if "gflops" in machine:
-        lines.append(
-            f"this processor: {machine['gflops']:.0f} GFLOP/s in a product, {machine['gb_per_s']:.0f} GB/s copied"
-        )
+        product, copy = f"{machine['gflops']:.0f} GFLOP/s", f"{machine['gb_per_s']:.0f} GB/s"
+        lines.append(f"this processor: {product} in a matrix product, {copy} in a copy")
     if machine["power"]:
         lines.append(f"power {machine['power']}")
     return ["stage", *(head for head, _ in COLUMNS.values())], rows, lines
 
 
 class _Scene:
-    """Observations of the right shapes: uniform noise frames, positions in the middle of the
-    training range.
+    """Made-up observations: frames of uniform noise, joints in the middle of their range in
+    training.
     """
 
     def __init__(self, bundle: Bundle, seed: int) -> None:

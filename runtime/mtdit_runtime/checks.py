@@ -1,6 +1,4 @@
-"""One finding of the doctor: what was looked at, how it is, and what to do about it. Knows nothing
-else.
-"""
+"""One check of the doctor: what was checked, its status, the finding and the fix."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table. `remedy` is empty when there is nothing to do."""
+    """One row of the table. `remedy` is empty when there is nothing to do."""
 
     id: str
     status: str  # ok | warn | fail
@@ -22,12 +20,12 @@ class Check:
 
 
 def judged(name: str, bad: bool, finding: str, remedy: str, status: str = WARN) -> Check:
-    """`status` and the remedy when `bad`, else OK without one."""
+    """A check with `status` and `remedy` if `bad`, else with status OK and no remedy."""
     return Check(name, status, finding, remedy) if bad else Check(name, OK, finding)
 
 
 def healthy(checks: Sequence[Check]) -> bool:
-    """Whether nothing that the asked robot needs is broken."""
+    """Whether no check failed."""
     return all(check.status != FAIL for check in checks)
 
 

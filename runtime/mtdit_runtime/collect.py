@@ -1,9 +1,7 @@
-"""Recording demonstrations while an arm is driven: episodes, the pauses between them, and the keys
-that steer both.
+"""A recording session: episodes, the pauses between them, and the keys that control both.
 
-Knows phases and what becomes of an episode. Refuses to know who drives, what a key looks like and
-how a dataset is laid out. Everything slow (finishing an episode, words for the user) happens in a
-thread beside the control loop.
+`teleoperate` drives the arm and `demonstrations` writes the dataset. Everything slow (saving an
+episode, messages for the user) happens in a thread beside the control loop.
 """
 
 from __future__ import annotations
@@ -19,21 +17,17 @@ from mtdit_runtime.loop import Tick
 from mtdit_runtime.safety import Stop
 
 NEXT, AGAIN, STOP = ("right", "enter", "n"), ("left", "r"), ("escape", "q")
-KEYS = "right or ENTER: on to the next   left or r: once more   q or ESC: enough"
-READY_S = (
-    3.0  # before the first episode: the follower's way to the leader's pose is no demonstration
-)
-SHORTEST_S = 0.3  # a key that was hit twice is no episode
-SLOWEST_SHARE = 0.95  # of the rate the frames are marked with; a late tick now and then is nothing
+KEYS = "ENTER/right: finish episode, r/left: re-record, q/ESC: stop after this episode"
+READY_S = 3.0  # before the first episode: the follower moves to the leader's pose
+SHORTEST_S = 0.3  # shorter episodes come from a key that was hit twice
+SLOWEST_SHARE = 0.95  # of the dataset's fps: a slower loop is reported, a few late ticks are not
 
-Key = Callable[[], str | None]  # the key hit since it was last asked, if any
+Key = Callable[[], str | None]  # the key pressed since the last call, or None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be recorded. UserError for a task without words, and for episodes that are over
-    before they begin.
-    """
+    """What to record. ready_s: pause before the first episode; reset_s: before the others."""
 
     task: str
     episodes: int
@@ -45,37 +39,36 @@ class Plan:
         return max(FEWEST_FRAMES, math.ceil(SHORTEST_S * fps))
 
     def check(self, fps: int) -> None:
-        """UserError for a plan of which nothing would be kept."""
+        """Raise UserError for an empty task, and for episodes too short to be saved."""
         if not self.task.strip():
             raise UserError(
-                'an empty task teaches nothing: say what is shown, e.g. --task "open the drawer"'
+                'the task is empty: describe the demonstration, e.g. --task "open the drawer"'
             )
         if round(self.episode_s * fps) < self.fewest_frames(fps):
             raise UserError(
-                f"{self.episode_s:g} s at {fps} frames a second are no episode: use --episode-seconds "
-                f"{self.fewest_frames(fps) / fps:g} or more"
+                f"an episode of {self.episode_s:g} s at {fps} Hz is too short: "
+                f"use --episode-seconds {self.fewest_frames(fps) / fps:g} or more"
             )
 
 
 @dataclass
 class Outcome:
-    """What became of a session."""
+    """The counts of a session."""
 
-    kept: int = 0
+    kept: int = 0  # saved episodes
     frames: int = 0
     discarded: int = 0
-    repeated: dict[str, int] = field(
-        default_factory=dict
-    )  # camera -> pictures shown twice, encoder too slow
-    stale_frames: int = 0  # kept rows whose pictures were old: the arm held meanwhile
-    slow_episodes: int = 0  # kept, though the loop was slower than their frames say
-    interrupted: bool = False  # an episode was under way when the run ended
+    # camera -> frames replaced by the frame before, because the encoder was too slow
+    repeated: dict[str, int] = field(default_factory=dict)
+    stale_frames: int = 0  # saved frames whose images were stale; the arm held its pose meanwhile
+    slow_episodes: int = 0  # saved, though the loop was slower than the dataset's fps
+    interrupted: bool = False  # the run ended in the middle of an episode
 
 
 class Session:
-    """An `on_tick` that records. After the run call `close`: it waits for what is being written.
+    """An `on_tick` that records. Call `close` after the run: it waits for the last episode.
 
-    key: asked once per tick. say: called from another thread, never from the loop.
+    key: called once per tick. say: called from another thread, never from the loop.
     """
 
     def __init__(
@@ -91,13 +84,14 @@ class Session:
         self._writer = ThreadPoolExecutor(1, "recording")
         self._writing: Future[bool] | None = None
         self._episode: Episode | None = None
-        self._stale = 0  # rows of the episode under way
-        self._again = self._enough = False
+        self._stale = 0  # stale frames in the current episode
+        self._rerecord = self._stop = False  # what the keys in a pause asked for
         self._since_s, self._pause_s, self._now_s = 0.0, plan.ready_s, 0.0
-        self._say(f"{recording.n_episodes} episodes so far; recording begins in {plan.ready_s:g} s")
+        n_episodes = recording.n_episodes
+        self._say(f"the dataset has {n_episodes} episodes; recording starts in {plan.ready_s:g} s")
 
     def __call__(self, tick: Tick) -> None:
-        """Raises Stop when it is enough, UserError when the disk takes no more."""
+        """Raises Stop when the session is complete, UserError when the disk is full."""
         self._now_s = tick.time_s
         key = self._key()
         if self._episode is None:
@@ -106,27 +100,29 @@ class Session:
         try:
             self._record(self._episode, tick, key)
         except OSError as error:
-            raise self._no_room(error) from error
+            raise self._cannot_write(error) from error
 
     def status(self) -> str:
         """One line for the screen."""
         number, elapsed_s = self.outcome.kept + 1, self._now_s - self._since_s
         if self._episode is not None:
-            return f"RECORDING episode {number} of {self.plan.episodes}   {elapsed_s:.1f} / {self.plan.episode_s:g} s"
+            clock = f"{elapsed_s:.1f} / {self.plan.episode_s:g} s"
+            return f"RECORDING episode {number} of {self.plan.episodes}   {clock}"
         if self._writing is not None:
-            return "pause, the last episode is being written"
+            return "pause, saving the last episode"
         return f"pause before episode {number}   {max(0.0, self._pause_s - elapsed_s):.1f} s left"
 
     def close(self) -> None:
-        """Discard what was not finished, wait for what was, leave the dataset in order. Raises what
-        writing raised.
+        """Discard an unfinished episode and wait until the finished one is saved.
+
+        Raises what saving raised.
         """
         try:
             if self._episode is not None:
                 self._episode.discard()
                 self._episode, self.outcome.interrupted = None, True
             if self._writing is not None:
-                self._written()
+                self._finish_saving()
         finally:
             self._writer.shutdown()
             self.recording.close()
@@ -138,23 +134,23 @@ class Session:
         self._stale += not tick.fresh
         n_wanted = round(self.plan.episode_s * self.recording.layout.fps)
         if key in AGAIN:
-            self._throw_away(episode, "once more")
+            self._discard(episode, "it will be recorded again")
         elif key in STOP or key in NEXT or len(episode) >= n_wanted:
-            self._enough |= key in STOP
+            self._stop |= key in STOP
             self._end(episode)
 
     def _end(self, episode: Episode) -> None:
         if len(episode) < self.plan.fewest_frames(self.recording.layout.fps):
-            self._throw_away(episode, f"{len(episode)} frames are too few")
+            self._discard(episode, f"{len(episode)} frames are too few")
             return
         rate_hz = len(episode) / (self._now_s - self._since_s)
-        self._writing = self._writer.submit(self._keep, episode, self._stale, rate_hz)
+        self._writing = self._writer.submit(self._save, episode, self._stale, rate_hz)
         self._begin_pause(self.plan.reset_s)
 
-    def _throw_away(self, episode: Episode, why: str) -> None:
+    def _discard(self, episode: Episode, why: str) -> None:
         self.outcome.discarded += 1
         self._writer.submit(episode.discard)
-        self._say(f"episode {self.outcome.kept + 1} not kept: {why}")
+        self._say(f"episode {self.outcome.kept + 1} discarded: {why}")
         self._begin_pause(self.plan.reset_s)
 
     def _begin_pause(self, pause_s: float) -> None:
@@ -164,55 +160,51 @@ class Session:
 
     def _pause(self, key: str | None) -> None:
         if self._writing is not None and self._writing.done():
-            self._written()
-        self._enough |= key in STOP
-        self._again |= key in AGAIN and self._since_s > 0
+            self._finish_saving()
+        is_first = self._since_s == 0.0
+        self._stop |= key in STOP
+        self._rerecord |= key in AGAIN and not is_first
         if self._writing is not None:
             return
-        if self._again:
-            self._take_back()
-        elif self._enough or self.outcome.kept >= self.plan.episodes:
+        # Before the first episode no key shortens the pause: the arm is still moving.
+        is_over = self._now_s - self._since_s >= self._pause_s or (key in NEXT and not is_first)
+        if self._rerecord:
+            self._delete_last()
+        elif self._stop or self.outcome.kept >= self.plan.episodes:
             raise Stop("duration")
-        elif self._over(key):
+        elif is_over:
             self._begin()
 
-    def _over(self, key: str | None) -> bool:
-        """Before the first episode a key must wait too: the arm is still on its way."""
-        is_first = self._since_s == 0.0
-        return self._now_s - self._since_s >= self._pause_s or (key in NEXT and not is_first)
-
     def _begin(self) -> None:
-        self._episode, self._stale, self._since_s = (
-            self.recording.begin(self.plan.task),
-            0,
-            self._now_s,
-        )
+        self._episode = self.recording.begin(self.plan.task)
+        self._stale, self._since_s = 0, self._now_s
         self._say(f"episode {self.outcome.kept + 1} of {self.plan.episodes}: {self.plan.task!r}")
 
-    def _take_back(self) -> None:
-        self._again = False
+    def _delete_last(self) -> None:
+        self._rerecord = False
         if self.outcome.kept and self.recording.drop_last():
             self.outcome.kept -= 1
             self.outcome.discarded += 1
-            self._say(f"episode {self.outcome.kept + 1} taken out again")
+            self._say(f"episode {self.outcome.kept + 1} deleted: it will be recorded again")
 
     # -- in the writer's thread
 
-    def _keep(self, episode: Episode, stale: int, rate_hz: float) -> bool:
+    def _save(self, episode: Episode, stale: int, rate_hz: float) -> bool:
         self.recording.keep(episode)
         fps = self.recording.layout.fps
         seconds = len(episode) / fps
-        lines = [f"episode {self.outcome.kept + 1} kept: {seconds:.1f} s, {len(episode)} frames"]
+        lines = [f"episode {self.outcome.kept + 1} saved: {seconds:.1f} s, {len(episode)} frames"]
         for camera, n in episode.repeated.items():
             lines.append(
-                f"{n} frames of {camera} were too many for the encoder, the ones before are shown instead"
+                f"the encoder was too slow: {n} frames of {camera} repeat the frame before"
             )
             self.outcome.repeated[camera] = self.outcome.repeated.get(camera, 0) + n
         if stale:
-            lines.append(f"{stale} frames were old when the arm saw them: check the cameras")
+            lines.append(f"{stale} frames were stale: check the cameras")
         if rate_hz < SLOWEST_SHARE * fps:
             lines.append(
-                f"only {rate_hz:.1f} of {fps} ticks a second: a policy learns it that much faster"
+                f"the loop ran at {rate_hz:.1f} Hz instead of {fps} Hz: "
+                "a policy will learn the motion faster than it was"
             )
             self.outcome.slow_episodes += 1
         self.outcome.stale_frames += stale
@@ -220,19 +212,18 @@ class Session:
         self._tell("; ".join(lines))
         return True
 
-    def _written(self) -> None:
-        """Take the writer's answer. Raises Stop when the dataset cannot grow: going on would record
-        for nothing.
-        """
+    def _finish_saving(self) -> None:
+        """Count the saved episode. Raises UserError when it could not be written."""
         writing, self._writing = self._writing, None
         try:
             self.outcome.kept += bool(writing and writing.result())
         except OSError as error:
-            raise self._no_room(error) from error
+            raise self._cannot_write(error) from error
 
-    def _no_room(self, error: OSError) -> UserError:
+    def _cannot_write(self, error: OSError) -> UserError:
         return UserError(
-            f"{self.recording.root} cannot be written ({error}): make room, then --resume"
+            f"cannot write to {self.recording.root} ({error}): "
+            "free some disk space, then continue with --resume"
         )
 
     def _say(self, line: str) -> None:

@@ -1,10 +1,9 @@
-"""Statistics of a recording, as LeRobot keeps them beside every dataset: per episode, and merged
-over episodes.
+"""Statistics of a dataset as LeRobot stores them: per episode, and merged over episodes.
 
-Knows min, max, mean, std, count and five quantiles, of vectors and of pictures. Refuses to know
-files. Pictures are counted, not kept: 256 bins a channel say all of it. Source: LeRobot
-`datasets/compute_stats.py`; its quantiles come from 5000 bins, these are exact within one episode;
-over episodes both are count-weighted averages of them.
+They are min, max, mean, std, count and five quantiles, of vectors and of images. Images are not
+kept: 256 bins per channel hold all that is needed. Source: LeRobot `datasets/compute_stats.py`.
+Its quantiles come from 5000 bins, these are exact within one episode; over episodes both are
+averages of the episodes' quantiles, weighted by count.
 """
 
 from __future__ import annotations
@@ -14,18 +13,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Stats = dict[
-    str, NDArray[np.float64]
-]  # min, max, mean, std, q01 .. q99 of one shape, and count (1,)
-Counts = NDArray[np.int64]  # (3, 256) how many pixels of a channel have each value
+# min, max, mean, std and q01 .. q99, all of one shape, and count (1,)
+Stats = dict[str, NDArray[np.float64]]
+Counts = NDArray[np.int64]  # (3, 256) per channel, how many pixels have each value
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 NAMES = ("min", "max", "mean", "std", "count", *QUANTILES)
-LONG_SIDE, SHORT_TARGET = 300, 150  # pixels: a larger picture is looked at in steps
+LONG_SIDE, SHORT_TARGET = 300, 150  # pixels: larger images are subsampled
 
 
 def vector_stats(rows: ArrayLike) -> Stats:
-    """Of (N, D) or (N,) numbers, each statistic (D,) or (1,)."""
+    """Statistics of (N, D) or (N,) numbers; each of shape (D,) or (1,)."""
     table = np.asarray(rows, np.float64).reshape(len(np.asarray(rows)), -1)  # (N, D)
     low, high = table.min(0), table.max(0)
     stats = {
@@ -35,12 +33,12 @@ def vector_stats(rows: ArrayLike) -> Stats:
         "std": table.std(0),
         "count": np.array([len(table)]),
     }
-    marks = np.quantile(table, list(QUANTILES.values()), axis=0, method="inverted_cdf")
-    return stats | dict(zip(QUANTILES, marks, strict=True))
+    quantiles = np.quantile(table, list(QUANTILES.values()), axis=0, method="inverted_cdf")
+    return stats | dict(zip(QUANTILES, quantiles, strict=True))
 
 
 def pixel_counts(frame: NDArray[np.uint8]) -> Counts:
-    """(H, W, 3) -> (3, 256). Large pictures are thinned as LeRobot thins them."""
+    """Histogram per channel, (H, W, 3) -> (3, 256). Large images are subsampled as in LeRobot."""
     height, width = frame.shape[:2]
     if max(height, width) >= LONG_SIDE:
         step = (width if width > height else height) // SHORT_TARGET
@@ -51,34 +49,36 @@ def pixel_counts(frame: NDArray[np.uint8]) -> Counts:
 
 
 def sampled_rows(n_frames: int) -> list[int]:
-    """Which frames of an episode stand for it: all of a short one, LeRobot's share of a long one."""
+    """Frames used for the statistics: all of a short episode, LeRobot's sample of a long one."""
     n_samples = max(min(n_frames, 100), min(int(n_frames**0.75), 10_000))
     return [int(row) for row in np.round(np.linspace(0, n_frames - 1, n_samples))]
 
 
 def image_stats(counts: Sequence[Counts]) -> Stats:
-    """Of one episode's frames, (3, 1, 1) each, in 0..1. count is the number of frames looked at."""
+    """Statistics of one episode's frames, each (3, 1, 1), in 0..1. count: sampled frames."""
     rows = sampled_rows(len(counts))
     histogram = np.sum([counts[row] for row in rows], axis=0)  # (3, 256)
-    channels = [_of_histogram(channel) for channel in histogram]
+    channels = [_histogram_stats(channel) for channel in histogram]
     stats = {name: np.array([c[name] for c in channels]).reshape(3, 1, 1) for name in channels[0]}
     return stats | {"count": np.array([len(rows)])}
 
 
-def _of_histogram(histogram: NDArray[np.int64]) -> dict[str, float]:
+def _histogram_stats(histogram: NDArray[np.int64]) -> dict[str, float]:
     values = np.arange(256) / 255
     total, seen = histogram.sum(), np.flatnonzero(histogram)
     mean = float(histogram @ values / total)
+    std = float(np.sqrt(histogram @ (values - mean) ** 2 / total))
     below = np.cumsum(histogram)
-    marks = {
+    quantiles = {
         name: values[np.searchsorted(below, share * total)] for name, share in QUANTILES.items()
     }
-    std = float(np.sqrt(histogram @ (values - mean) ** 2 / total))
-    return {"min": values[seen[0]], "max": values[seen[-1]], "mean": mean, "std": std, **marks}
+    return {"min": values[seen[0]], "max": values[seen[-1]], "mean": mean, "std": std, **quantiles}
 
 
 def merged(parts: Sequence[Stats]) -> Stats:
-    """Of several episodes: exact min, max, mean and std, weighted quantiles."""
+    """Statistics of several episodes: min, max, mean and std are exact, quantiles are averages
+    weighted by count.
+    """
     count = np.array([float(part["count"][0]) for part in parts])
 
     def weighted(name: str) -> NDArray[np.float64]:
@@ -101,7 +101,7 @@ def merged(parts: Sequence[Stats]) -> Stats:
 
 
 def to_lists(stats: Mapping[str, Stats]) -> dict[str, dict[str, list[object]]]:
-    """For JSON and parquet: counts are whole numbers, everything else is floating."""
+    """As lists for JSON and parquet: count as int, everything else as float."""
     return {
         feature: {
             name: np.asarray(values[name], np.int64 if name == "count" else np.float64).tolist()

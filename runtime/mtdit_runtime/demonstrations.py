@@ -1,11 +1,10 @@
-"""Recordings on disk: a LeRobotDataset v3, written one finished episode at a time, without torch or
-LeRobot.
+"""Writes and reads LeRobotDataset v3 folders (meta/, data/, videos/) without torch or LeRobot.
 
-Knows the folder (meta/, data/, videos/), its tables, and the order of renames that makes an episode
-appear. Refuses to know robots, keys and clocks. Every episode has files of its own: written aside,
-flushed to disk, renamed one after the other, its row in meta/episodes before the last two. A kill
-at any moment costs the episode under way and no other; what is then left over is overwritten by the
-next session. Source of the format: LeRobot `datasets/` (codebase_version v3.0).
+Episodes are saved one at a time, each in its own files: they are written to a temporary folder,
+flushed to disk and renamed one after the other, the row in meta/episodes third to last. A process
+that is killed at any moment loses only the episode it was recording; files that it leaves behind
+are overwritten by the next session. Source of the format: LeRobot `datasets/` (codebase_version
+v3.0).
 """
 
 from __future__ import annotations
@@ -32,17 +31,22 @@ from mtdit_runtime.dataset_stats import Stats
 from mtdit_runtime.encode import INSTALL, Codec, Encoding, PngSink, Sink, VideoSink, find_codec
 
 ACTION, STATE, IMAGES = "action", "observation.state", "observation.images."
-ROBOT_TYPE = "so_follower"  # LeRobot's name of an SO-100 or SO-101 follower
+ROBOT_TYPE = "so_follower"  # LeRobot's name for an SO-100 or SO-101 follower
 INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-ASIDE = ".recording"  # what is not finished yet; readers never look there
+ASIDE = ".recording"  # temporary folder of unfinished episodes; readers ignore it
 CHUNKS_SIZE = 1000
-FEWEST_FRAMES = 2  # one frame has no spread: statistics, and any policy, need two
+FEWEST_FRAMES = 2  # the statistics of one frame have no spread
 
-_INDICES = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64",
-            "task_index": "int64"}  # fmt: skip
+_INDICES = {
+    "timestamp": "float32",
+    "frame_index": "int64",
+    "episode_index": "int64",
+    "index": "int64",
+    "task_index": "int64",
+}
 _COUNTERS = ("total_episodes", "total_frames", "total_tasks", "splits")
 
 log = logging.getLogger(__name__)
@@ -50,16 +54,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layout:
-    """What every frame of a recording looks like."""
+    """The features of a dataset: what every frame contains."""
 
     fps: int
     joints: tuple[str, ...]
     cameras: Mapping[str, tuple[int, int]]  # name -> (height, width)
-    video: bool = True  # False: PNG pictures inside the tables, exact and 20 times larger
+    video: bool = True  # False: PNG images in the tables, lossless and 20 times larger
     robot_type: str = ROBOT_TYPE
 
     def features(self) -> dict[str, dict[str, Any]]:
-        """As LeRobot describes them, in the order its recorder writes them."""
+        """The features as in info.json, in the order that LeRobot's recorder writes."""
         names = [f"{joint}.pos" for joint in self.joints]
         vector = {"dtype": "float32", "shape": [len(names)], "names": names}
         pictures = {
@@ -76,32 +80,34 @@ class Layout:
         return {ACTION: vector, STATE: dict(vector), **pictures, **numbers}
 
     def check(self) -> None:
-        """UserError for what cannot be recorded."""
+        """Raise UserError for features that cannot be recorded."""
         if self.fps < 1:
-            raise UserError(f"{self.fps} frames a second is nothing to record: use --fps 30")
+            raise UserError(f"--fps {self.fps} is too low: use --fps 30")
         for camera, (height, width) in self.cameras.items():
             if "/" in camera or not camera:
                 raise UserError(
-                    f"camera name {camera!r} cannot name a feature: use letters, digits and _"
+                    f"camera name {camera!r} cannot be a feature name: use letters, digits and _"
                 )
             if self.video and (height % 2 or width % 2):
                 raise UserError(
-                    f"camera {camera!r} is {width}x{height}, video needs even sides: choose another size"
+                    f"camera {camera!r} is {width}x{height}, "
+                    "video needs an even width and height: choose another size"
                 )
 
 
 @dataclass
 class Episode:
-    """One episode while it is recorded: `add` its frames, then `Recording.keep` or `discard` it."""
+    """An episode that is being recorded: `add` frames, then `Recording.keep` or `discard` it."""
 
     task: str
-    encodings: Mapping[str, Encoding]  # camera -> its frames
-    states: list[Positions] = field(default_factory=list)
-    actions: list[Positions] = field(default_factory=list)
+    encodings: Mapping[str, Encoding]  # camera -> the encoder of its frames
+    states: list[Positions] = field(default_factory=list)  # (J,) per frame
+    actions: list[Positions] = field(default_factory=list)  # (J,) per frame
 
     def add(self, state: Positions, action: Positions, frames: Mapping[str, Frame]) -> None:
-        """One tick: what was seen and what the arm was then told. Frames are encoded elsewhere;
-        this never waits.
+        """Add one tick: measured positions (J,), the command (J,), camera -> (H, W, 3) uint8 RGB.
+
+        Frames are encoded in another thread; this does not wait for it.
         """
         for camera, encoding in self.encodings.items():
             encoding.add(frames[camera])
@@ -113,24 +119,22 @@ class Episode:
 
     @property
     def repeated(self) -> dict[str, int]:
-        """Camera -> frames that the encoder was too slow for; the one before is shown instead."""
-        return {
-            camera: encoding.repeated
-            for camera, encoding in self.encodings.items()
-            if encoding.repeated
-        }
+        """Camera -> frames replaced by the frame before, because the encoder was too slow."""
+        return {name: e.repeated for name, e in self.encodings.items() if e.repeated}
 
     def discard(self) -> None:
+        """Stop the encoders; nothing of the episode is saved."""
         for encoding in self.encodings.values():
             encoding.abandon()
 
 
 class Recording:
-    """A dataset folder that grows by whole episodes.
+    """A dataset folder to which whole episodes are added.
 
-    root: a new folder, or one to go on with if `resume`. codec: h264 or av1. wait: let the encoder
-    hold up whoever adds frames (lock-step) instead of repeating pictures. UserError: not empty,
-    another layout, PyAV or pyarrow missing.
+    root: a new folder, or an existing dataset if `resume`. codec: h264 or av1. wait: when the
+    encoder is slow, wait for it (lock-step) instead of repeating frames. Raises UserError when the
+    folder is not empty, its dataset has another layout, another program records into it, or PyAV
+    or pyarrow is not installed.
     """
 
     def __init__(
@@ -147,19 +151,19 @@ class Recording:
         _parquet()
         self.tasks: list[str] = []
         self._rows: list[dict[str, Any]] = []  # of meta/episodes, without statistics
-        self._stats: list[dict[str, Stats]] = []  # per episode; before a resume all in one
+        self._stats: list[dict[str, Stats]] = []  # per episode; those before a resume are merged
         self._info = _new_info(layout)
         self._resumed_at = 0
-        _check_room(root, resume)
-        self._aside = root / ASIDE
-        with ExitStack() as alone:
-            alone.enter_context(_only_writer(root))
+        _check_folder(root, resume)
+        self._staging = root / ASIDE
+        with ExitStack() as lock:
+            lock.enter_context(_locked(root))
             if (root / INFO).is_file():
-                with _whole(root):
+                with _damage_named(root):
                     self._resume()
-            shutil.rmtree(self._aside, ignore_errors=True)
-            self._aside.mkdir()
-            self._alone = alone.pop_all()
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging.mkdir()
+            self._lock = lock.pop_all()
 
     @property
     def n_episodes(self) -> int:
@@ -176,16 +180,15 @@ class Recording:
         )
 
     def keep(self, episode: Episode) -> None:
-        """Finish the encoders and make the episode part of the dataset. Takes a while: not for the
-        control loop.
+        """Save the episode: finish its encoders and add it to the dataset.
 
-        UserError when there is too little of it. OSError when the disk is full; the dataset is as
-        it was.
+        This takes too long for the control loop. Raises UserError when the episode is too short,
+        and OSError when the disk is full; the dataset is then unchanged.
         """
         if len(episode) < FEWEST_FRAMES:
             episode.discard()
             raise UserError(
-                f"an episode of {len(episode)} frames is no demonstration: record a longer one"
+                f"an episode of {len(episode)} frames is too short: record a longer one"
             )
         for encoding in episode.encodings.values():
             encoding.finish()
@@ -201,14 +204,13 @@ class Recording:
         self._stats.append(stats)
 
     def drop_last(self) -> bool:
-        """Take the last episode of this session out again. False when there is none."""
+        """Delete the last episode of this session. False when there is none."""
         if self.n_episodes <= self._resumed_at:
             return False
         row = self._rows.pop()
         self._stats.pop()
-        self._path(
-            EPISODES_PATH, row, "meta/episodes"
-        ).unlink()  # from here on it is not part of the dataset
+        # First its row: from then on the episode is not part of the dataset.
+        self._path(EPISODES_PATH, row, "meta/episodes").unlink()
         self._info = self._info_with(self._rows, self.tasks)
         self._write_json(STATS, dataset_stats.to_lists(_merged(self._stats)))
         self._write_json(INFO, self._info)
@@ -218,16 +220,18 @@ class Recording:
         return True
 
     def close(self) -> None:
-        """Remove what was not finished, and the folder itself if nothing came of it."""
-        shutil.rmtree(self._aside, ignore_errors=True)
+        """Remove unfinished files, and the folder itself if it is empty. Releases the lock."""
+        shutil.rmtree(self._staging, ignore_errors=True)
         if self.root.is_dir() and not any(self.root.iterdir()):
             self.root.rmdir()
-        self._alone.close()
+        self._lock.close()
 
-    # -- going on with an earlier session
+    # -- continuing an earlier session
 
     def _resume(self) -> None:
-        """Read what is there; counters and statistics are made good from the episodes themselves."""
+        """Read the existing dataset. Counters and statistics are computed from its episodes, since
+        stats.json and info.json may be one episode behind.
+        """
         pq = _parquet()
         self._info = read_info(self.root)
         _check_same(self._info, self.layout, self.root)
@@ -244,7 +248,9 @@ class Recording:
         height, width = self.layout.cameras[camera]
         if not self.layout.video:
             return PngSink(height, width)
-        return VideoSink(self._aside / f"{camera}.mp4", self.layout.fps, height, width, self._codec)
+        return VideoSink(
+            self._staging / f"{camera}.mp4", self.layout.fps, height, width, self._codec
+        )
 
     def _staged(
         self,
@@ -254,16 +260,17 @@ class Recording:
         tasks: Sequence[str],
         info: Mapping[str, Any],
     ) -> list[tuple[Path, Path]]:
-        """Write everything aside and flush it: (there, where it belongs), in the order in which it
-        may appear.
+        """Write all files of an episode to the temporary folder and flush them.
+
+        Returns (temporary path, final path) in the order in which they must be renamed.
         """
-        pq, aside = _parquet(), self._aside
-        pq.write_table(data, aside / "data.parquet", compression="snappy")
-        pq.write_table(_task_table(tasks), aside / "tasks.parquet")
-        pq.write_table(_row_table(row, stats), aside / "episode.parquet", compression="snappy")
+        pq, staging = _parquet(), self._staging
+        pq.write_table(data, staging / "data.parquet", compression="snappy")
+        pq.write_table(_task_table(tasks), staging / "tasks.parquet")
+        pq.write_table(_row_table(row, stats), staging / "episode.parquet", compression="snappy")
         merged = dataset_stats.to_lists(_merged([*self._stats, stats]))
-        (aside / "stats.json").write_text(_json(merged))
-        (aside / "info.json").write_text(_json(info))
+        (staging / "stats.json").write_text(_json(merged))
+        (staging / "info.json").write_text(_json(info))
         moves = [
             *((f"{key.removeprefix(IMAGES)}.mp4", self._path(VIDEO_PATH, row, f"videos/{key}"))
               for key in self._video_keys()),
@@ -274,18 +281,18 @@ class Recording:
             ("info.json", self.root / INFO),
         ]  # fmt: skip
         for name, _ in moves:
-            _flush(aside / name)
-        return [(aside / name, place) for name, place in moves]
+            _flush(staging / name)
+        return [(staging / name, place) for name, place in moves]
 
     def _path(self, pattern: str, row: Mapping[str, Any], columns: str) -> Path:
-        """Where this episode's file of one kind lies."""
+        """Path of the file of this episode. columns: the kind of file, as in the row's columns."""
         chunk, file = row[f"{columns}/chunk_index"], row[f"{columns}/file_index"]
         return self.root / pattern.format(
             video_key=columns.removeprefix("videos/"), chunk_index=chunk, file_index=file
         )
 
     def _new_row(self, episode: Episode) -> dict[str, Any]:
-        """The episode's line in meta/episodes: which rows and which files are its own."""
+        """The episode's row in meta/episodes: its frames and its files."""
         first = self.n_frames
         row: dict[str, Any] = {
             "episode_index": self.n_episodes,
@@ -303,15 +310,12 @@ class Recording:
         return row | self._next_file("meta/episodes")
 
     def _next_file(self, columns: str) -> dict[str, int]:
-        """The file after the last one of its kind."""
-        size = int(self._info["chunks_size"])
-        last = (
-            self._rows[-1]
-            if self._rows
-            else {f"{columns}/chunk_index": 0, f"{columns}/file_index": -1}
-        )
-        number = int(last[f"{columns}/chunk_index"]) * size + int(last[f"{columns}/file_index"]) + 1
-        return {f"{columns}/chunk_index": number // size, f"{columns}/file_index": number % size}
+        """Chunk and file index of the next file of one kind."""
+        chunk, file = f"{columns}/chunk_index", f"{columns}/file_index"
+        size, number = int(self._info["chunks_size"]), 0
+        if self._rows:
+            number = int(self._rows[-1][chunk]) * size + int(self._rows[-1][file]) + 1
+        return {chunk: number // size, file: number % size}
 
     def _video_keys(self) -> list[str]:
         return [IMAGES + camera for camera in self.layout.cameras] if self.layout.video else []
@@ -325,10 +329,10 @@ class Recording:
         return {**self._info, "features": features, **dict(zip(_COUNTERS, counters, strict=True))}
 
     def _write_json(self, name: str, value: Any) -> None:
-        aside = self._aside / "rewritten.json"
-        aside.write_text(_json(value))
-        _flush(aside)
-        os.replace(aside, self.root / name)
+        staging = self._staging / "rewritten.json"
+        staging.write_text(_json(value))
+        _flush(staging)
+        os.replace(staging, self.root / name)
 
 
 # -- reading
@@ -336,7 +340,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One episode as it was recorded, without pictures."""
+    """One recorded episode, without its images."""
 
     fps: int
     joints: tuple[str, ...]
@@ -346,33 +350,33 @@ class Recorded:
 
 
 def read_episode(root: Path, number: int) -> Recorded:
-    """Episode `number` of a LeRobotDataset v3. UserError: no dataset, no such episode, other
-    features.
+    """Read episode `number` of a LeRobotDataset v3.
+
+    Raises UserError when there is no dataset or no such episode, or when its tables are damaged.
     """
     pq, info = _parquet(), read_info(root)
-    with _whole(root):
+    with _damage_named(root):
         rows = list(_episode_rows(root))
         if not 0 <= number < len(rows):
-            there = f"0 to {len(rows) - 1}" if rows else "none"
-            raise UserError(f"{root} has no episode {number}: it has {there}")
+            numbers = f"episodes 0 to {len(rows) - 1}" if rows else "no episodes"
+            raise UserError(f"{root} has no episode {number}: it has {numbers}")
         row = rows[number]
         pattern = info.get("data_path") or DATA_PATH
-        path = root / pattern.format(
-            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
-        )
+        indices = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
         table = pq.read_table(
-            path, columns=[ACTION, STATE, "episode_index"], filters=[("episode_index", "=", number)]
+            root / pattern.format(**indices),
+            columns=[ACTION, STATE, "episode_index"],
+            filters=[("episode_index", "=", number)],
         )
         states, actions = (np.array(table[key].to_pylist(), np.float64) for key in (STATE, ACTION))
-        joints = tuple(
-            str(name).removesuffix(".pos") for name in info["features"][ACTION].get("names") or []
-        )
+        names = info["features"][ACTION].get("names") or []
+        joints = tuple(str(name).removesuffix(".pos") for name in names)
         return Recorded(int(info["fps"]), joints, row["tasks"][0], states, actions)
 
 
 @contextmanager
-def _whole(root: Path) -> Iterator[None]:
-    """UserError where a dataset's tables are not what its format says, whatever was damaged."""
+def _damage_named(root: Path) -> Iterator[None]:
+    """Raise UserError for any error that a damaged table causes in the block."""
     try:
         yield
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -383,12 +387,12 @@ def _whole(root: Path) -> Iterator[None]:
 
 
 def read_info(root: Path) -> dict[str, Any]:
-    """meta/info.json. UserError when there is no v3 dataset."""
+    """Read meta/info.json. Raises UserError when `root` is not a v3 dataset."""
     try:
         info = json.loads((root / INFO).read_text())
     except FileNotFoundError as error:
         raise UserError(
-            f"{root} is no dataset, it has no {INFO}: give the folder that contains meta/"
+            f"{root} is not a dataset, it has no {INFO}: give the folder that contains meta/"
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(
@@ -397,13 +401,14 @@ def read_info(root: Path) -> dict[str, Any]:
     version = info.get("codebase_version") if isinstance(info, dict) else None
     if not str(version).startswith("v3."):
         raise UserError(
-            f"{root} is a dataset of version {version}, v3.x is needed: convert it with LeRobot's script"
+            f"{root} is a dataset of version {version}, mtdit needs v3.x: "
+            "convert it with LeRobot's script"
         )
     return dict(info)
 
 
 def _episode_rows(root: Path) -> Iterator[dict[str, Any]]:
-    """Lines of meta/episodes without their statistics, in order."""
+    """The rows of meta/episodes without their statistics, in order."""
     pq, rows = _parquet(), []
     for file in sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet")):
         columns = [name for name in pq.read_schema(file).names if not name.startswith("stats/")]
@@ -415,7 +420,7 @@ def _episode_rows(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def _frame_table(episode: Episode, layout: Layout, row: Mapping[str, Any], task_index: int) -> Any:
-    """The episode's rows of data/: everything but the videos."""
+    """The episode's table in data/: one row per frame, everything except the videos."""
     import pyarrow as pa
 
     n, first = len(episode), row["dataset_from_index"]
@@ -427,7 +432,7 @@ def _frame_table(episode: Episode, layout: Layout, row: Mapping[str, Any], task_
     columns = {ACTION: vectors(episode.actions), STATE: vectors(episode.states)}
     for camera, encoding in episode.encodings.items():
         if isinstance(encoding.sink, PngSink):
-            columns[IMAGES + camera] = _pictures(encoding.sink.images)
+            columns[IMAGES + camera] = _image_column(encoding.sink.images)
     columns |= {
         "timestamp": pa.array((np.arange(n) / layout.fps).astype(np.float32)),
         "frame_index": pa.array(np.arange(n, dtype=np.int64)),
@@ -438,8 +443,8 @@ def _frame_table(episode: Episode, layout: Layout, row: Mapping[str, Any], task_
     return pa.table(columns)
 
 
-def _pictures(images: Sequence[bytes]) -> Any:
-    """PNG bytes as Hugging Face's Image feature stores them."""
+def _image_column(images: Sequence[bytes]) -> Any:
+    """PNG bytes in the form of Hugging Face's Image feature."""
     import pyarrow as pa
 
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -449,7 +454,7 @@ def _pictures(images: Sequence[bytes]) -> Any:
 
 
 def _row_table(row: Mapping[str, Any], stats: Mapping[str, Stats]) -> Any:
-    """One line of meta/episodes, statistics included, columns in LeRobot's order."""
+    """One row of meta/episodes with its statistics, columns in LeRobot's order."""
     import pyarrow as pa
 
     lists = dataset_stats.to_lists(stats)
@@ -465,7 +470,7 @@ def _row_table(row: Mapping[str, Any], stats: Mapping[str, Stats]) -> Any:
 
 
 def _task_table(tasks: Sequence[str]) -> Any:
-    """The tasks as pandas would have written them: LeRobot looks instructions up in the index."""
+    """The tasks as pandas writes them, with the instruction as index: LeRobot looks it up there."""
     import pyarrow as pa
 
     def column(name: str | None, kind: str, dtype: str, metadata: Any = None) -> dict[str, Any]:
@@ -515,13 +520,12 @@ def _merged(parts: Sequence[Mapping[str, Stats]]) -> dict[str, Stats]:
 
 
 def _stats_so_far(root: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Stats]:
-    """Merged from the episodes' own statistics; from stats.json where a writer kept none."""
+    """Merged from the statistics of the episodes; from stats.json if those have none."""
     pq, parts = _parquet(), list[dict[str, Stats]]()
     for file in sorted({EPISODES_PATH.format(**_place(row)) for row in rows}):
         table = pq.read_table(root / file)
         names = [name for name in table.column_names if name.startswith("stats/")]
-        for line in table.select(names).to_pylist():
-            parts.append(_unflattened(line))
+        parts += [_unflattened(line) for line in table.select(names).to_pylist()]
     if parts and all(parts):
         return _merged(parts)
     kept = json.loads((root / STATS).read_text()) if (root / STATS).is_file() else {}
@@ -583,47 +587,44 @@ def _video_info(layout: Layout, key: str, codec: Codec) -> dict[str, Any]:
 
 
 @contextmanager
-def _only_writer(root: Path) -> Iterator[None]:
-    """Hold the folder, new or not; a process that dies lets go of it. UserError while another one
-    holds it.
+def _locked(root: Path) -> Iterator[None]:
+    """Create the folder and lock it; the lock ends with the process. Raises UserError while another
+    process holds the lock.
     """
     root.mkdir(parents=True, exist_ok=True)
     folder = os.open(root, os.O_RDONLY)
     try:
-        _lock(folder, root)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another program records into {root}: wait for it, or choose another --out"
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            log.debug("%s cannot be locked: %s", root, error)
         yield
     finally:
         os.close(folder)
 
 
-def _lock(folder: int, root: Path) -> None:
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"another program records into {root}: wait for it, or choose another --out"
-        ) from error
-    except OSError as error:  # a network folder may know no locks
-        log.debug("%s cannot be locked: %s", root, error)
-
-
-def _check_room(root: Path, resume: bool) -> None:
-    """UserError for a folder that holds something else, or an earlier session nobody asked to
-    continue.
-    """
+def _check_folder(root: Path, resume: bool) -> None:
+    """Raise UserError for a folder that holds something else, or a dataset without `resume`."""
     if root.exists() and not root.is_dir():
         raise UserError(f"{root} is not a folder: choose another --out")
     found = {path.name for path in root.iterdir()} - {ASIDE} if root.is_dir() else set()
     if found and not (root / INFO).is_file():
-        raise UserError(f"{root} holds {sorted(found)[0]} and no dataset: choose another --out")
+        raise UserError(
+            f"{root} contains {sorted(found)[0]} but is not a dataset: choose another --out"
+        )
     if found and not resume:
         raise UserError(
-            f"{root} holds a recording already: add --resume to go on with it, or choose another --out"
+            f"{root} already contains a dataset: add --resume to continue it, "
+            "or choose another --out"
         )
 
 
 def _check_same(info: Mapping[str, Any], layout: Layout, root: Path) -> None:
-    """UserError naming the first thing in which the recording differs from what is to be added."""
+    """Raise UserError with the first feature in which the dataset differs from `layout`."""
     asked = _new_info(layout)
     for name in ("fps", "robot_type"):
         if info.get(name) != asked[name]:
@@ -632,7 +633,7 @@ def _check_same(info: Mapping[str, Any], layout: Layout, root: Path) -> None:
             )
     for key in dict.fromkeys([*asked["features"], *info["features"]]):
         ours, theirs = (
-            _essence(features.get(key)) for features in (asked["features"], info["features"])
+            _feature_text(features.get(key)) for features in (asked["features"], info["features"])
         )
         if ours != theirs:
             raise UserError(
@@ -640,15 +641,13 @@ def _check_same(info: Mapping[str, Any], layout: Layout, root: Path) -> None:
             )
 
 
-def _essence(feature: Mapping[str, Any] | None) -> str:
+def _feature_text(feature: Mapping[str, Any] | None) -> str:
+    """dtype, shape and names of a feature, for the comparison and the message."""
     if feature is None:
         return "nothing"
-    names = (
-        f" of {', '.join(feature['names'])}"
-        if feature["dtype"] == "float32" and feature["names"]
-        else ""
-    )
-    return f"{feature['dtype']} {'x'.join(map(str, feature['shape']))}{names}"
+    text = f"{feature['dtype']} {'x'.join(map(str, feature['shape']))}"
+    has_names = feature["dtype"] == "float32" and feature["names"]
+    return f"{text} of {', '.join(feature['names'])}" if has_names else text
 
 
 def _json(value: Any) -> str:
@@ -656,7 +655,7 @@ def _json(value: Any) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Onto the disk, so that a rename never reveals an empty file after a power cut."""
+    """Flush a file to the disk, so that it is not empty after a rename and a power cut."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

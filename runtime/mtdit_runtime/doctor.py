@@ -1,9 +1,8 @@
-"""What works on this computer, what does not, and the line that mends it.
+"""Checks this computer, arm and cameras, and gives the fix for each problem.
 
-Knows how to look: Python, extras, backends, the Jetson's releases and power modes, disk and clock;
-the arm and the cameras have modules of their own. Refuses to change or move anything. Every check
-is a small function that gives one or more `Check`s. Files of the system are read below a root that
-tests may choose.
+This module checks Python, extras, backends, a Jetson's release and power mode, disk and clock;
+`doctor_arm` and `doctor_cameras` check the rest. Nothing is changed or moved. Every check is a
+small function that gives one or more `Check`s. System files are read below `root`, which tests set.
 """
 
 from __future__ import annotations
@@ -33,11 +32,10 @@ from mtdit_runtime.words import plain
 __all__ = ["Check", "Questions", "doctor", "healthy", "to_dict"]
 
 MIN_FREE_GB = 2.0
-MAX_BEHIND_S = (
-    24 * 3600.0
-)  # a clock behind its own software: nothing has set it since the computer was switched on
+# How far the clock may be behind the date of mtdit's own files; more means that it was never set.
+MAX_BEHIND_S = 24 * 3600.0
 
-# extra -> a module of each package it brings
+# extra -> one module of each package in it
 EXTRAS = {
     "runtime": ("onnxruntime", "cv2", "tokenizers"),
     "record": ("pyarrow", "av"),
@@ -46,19 +44,27 @@ EXTRAS = {
     "export": ("onnx", "onnxscript"),
 }
 
-# L4T release -> what people know it by, and what is wrong with it. Source: NVIDIA's release notes,
-# community reports.
+# L4T release -> JetPack version. Source: NVIDIA's release notes.
 JETPACKS = {
-    "36.4.0": "JetPack 6.1", "36.4.3": "JetPack 6.2", "36.4.4": "JetPack 6.2.1", "36.4.7": "JetPack 6.2.1",
-    "36.5.0": "JetPack 6.2.2", "36.5.2": "JetPack 6.2.3", "38.2.0": "JetPack 7.0", "38.4.0": "JetPack 7.1",
-    "39.2.0": "JetPack 7.2", "39.2.1": "JetPack 7.2.1",
-}  # fmt: skip
-BAD_L4T = {
-    "36.4.7": "CUDA fails to allocate memory that is free: sudo apt update && sudo apt dist-upgrade to 36.5.0"
+    "36.4.0": "JetPack 6.1",
+    "36.4.3": "JetPack 6.2",
+    "36.4.4": "JetPack 6.2.1",
+    "36.4.7": "JetPack 6.2.1",
+    "36.5.0": "JetPack 6.2.2",
+    "36.5.2": "JetPack 6.2.3",
+    "38.2.0": "JetPack 7.0",
+    "38.4.0": "JetPack 7.1",
+    "39.2.0": "JetPack 7.2",
+    "39.2.1": "JetPack 7.2.1",
 }
-OLDEST_L4T = (36, 4)  # TensorRT 10.3, the oldest our graphs are built with
+# L4T release -> its problem and the fix. Source: NVIDIA's release notes, community reports.
+BAD_L4T = {
+    "36.4.7": "CUDA cannot allocate memory although it is free: "
+    "sudo apt update && sudo apt dist-upgrade (to 36.5.0)"
+}
+OLDEST_L4T = (36, 4)  # has TensorRT 10.3, the oldest version that builds our graphs
 
-# y = x + x as ONNX, opset 17: the smallest graph that proves that a backend runs
+# y = x + x as ONNX, opset 17: the smallest graph that shows whether a backend runs
 DOUBLE = base64.b64decode(
     b"CAg6NQoOCgF4CgF4EgF5IgNBZGQSAWdaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAR"
 )
@@ -66,7 +72,7 @@ DOUBLE = base64.b64decode(
 
 @dataclass(frozen=True)
 class Questions:
-    """What is to be looked at. port, calibration, cameras (name -> source): of a real arm; bundle:
+    """What to check. port, calibration and cameras (name -> source) belong to a real arm; bundle is
     the policy.
     """
 
@@ -76,15 +82,15 @@ class Questions:
     cameras: Mapping[str, str] = field(default_factory=dict)
     bundle: Path | None = None
     servo_volts: float | None = None  # 7.4 or 12, as printed on the servos
-    cycles: int = 1000  # bus exchanges whose errors are counted
-    camera_s: float = 3.0
-    patience_s: float = 0.05  # of a servo
-    bus: str = "own"  # or sdk
+    cycles: int = 1000  # bus reads in which lost replies are counted
+    camera_s: float = 3.0  # how long each camera is watched
+    patience_s: float = 0.05  # how long to wait for a servo's reply
+    bus: str = "own"  # own | sdk
     root: Path = Path("/")
 
 
 def doctor(asked: Questions | None = None) -> list[Check]:
-    """Run every check that applies, the computer's first."""
+    """Run all checks that apply, those of the computer first."""
     q = asked or Questions()
     checks = [
         check_python(),
@@ -116,16 +122,15 @@ def check_python() -> Check:
     version = platform.python_version()
     if (3, 10) <= sys.version_info[:2] <= (3, 13):
         return Check("python", OK, f"{version} on {platform.machine()}")
-    return Check("python", WARN, f"{version} is untested", "use Python 3.10 to 3.13")
+    return Check("python", WARN, f"{version} is not tested", "use Python 3.10 to 3.13")
 
 
 def check_cpu() -> Check:
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     finding = f"{cores} cores, load {os.getloadavg()[0]:.1f}"
-    late = "stop other programs before a run: late ticks make the arm jerk"
-    return judged("cpu", os.getloadavg()[0] >= cores, finding, late)
+    remedy = "stop other programs before a run: late ticks make the arm jerk"
+    return judged("cpu", os.getloadavg()[0] >= cores, finding, remedy)
 
 
 def check_disk(folder: Path) -> Check:
@@ -134,61 +139,57 @@ def check_disk(folder: Path) -> Check:
 
 
 def check_clock(root: Path, now_s: float | None = None) -> Check:
-    """A computer without a battery wakes up in the past: certificates fail, and logs lie."""
+    """A computer without a clock battery starts with an old date: certificates fail, and the times
+    in logs are wrong.
+    """
     now_s = time.time() if now_s is None else now_s
     behind_s = Path(__file__).stat().st_mtime - now_s
     date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now_s))
     remedy = "connect to a network, then `sudo timedatectl set-ntp true`"
     if behind_s > MAX_BEHIND_S:
-        return Check("clock", FAIL, f"{date}, which is before this program was installed", remedy)
+        return Check("clock", FAIL, f"{date}, which is before mtdit was installed", remedy)
     timesync = root / "run/systemd/timesync"
     waiting = timesync.is_dir() and not (timesync / "synchronized").exists()
-    return judged("clock", waiting, date + (", not synchronised yet" if waiting else ""), remedy)
+    return judged("clock", waiting, f"{date}, not synchronised yet" if waiting else date, remedy)
 
 
 def check_jetson(root: Path) -> Iterator[Check]:
-    """Release and power mode; nothing on another computer."""
+    """Release and power mode of a Jetson; no check on other computers."""
     try:
         text = (root / "etc/nv_tegra_release").read_text()
     except OSError:
         return
     match = re.search(r"R(\d+) \(release\), REVISION: (\d+)\.(\d+)", text)
     if match is None:
-        yield Check(
-            "jetpack",
-            WARN,
-            f"unknown release {text[:40]!r}",
-            "compare with NVIDIA's list of L4T releases",
-        )
+        remedy = "compare with NVIDIA's list of L4T releases"
+        yield Check("jetpack", WARN, f"unknown release {text[:40]!r}", remedy)
         return
     release = ".".join(match.groups())
-    finding = f"L4T {release} ({JETPACKS.get(release, 'a JetPack unknown here')})"
+    finding = f"L4T {release} ({JETPACKS.get(release, 'unknown JetPack version')})"
     if release in BAD_L4T:
         yield Check("jetpack", FAIL, finding, BAD_L4T[release])
     else:
         old = tuple(map(int, match.groups()[:2])) < OLDEST_L4T
-        yield judged(
-            "jetpack", old, finding, "flash JetPack 6.1 or later: TensorRT is too old here"
-        )
+        remedy = "flash JetPack 6.1 or later: the TensorRT of this release is too old"
+        yield judged("jetpack", old, finding, remedy)
     yield _power_mode(root)
 
 
 def power_mode(root: Path = Path("/")) -> str | None:
-    """A Jetson's power mode, in words; None on another computer."""
+    """The power mode of a Jetson as text; None on other computers."""
     return _power_mode(root).finding if (root / "etc/nv_tegra_release").is_file() else None
 
 
 def _power_mode(root: Path) -> Check:
-    """nvpmodel's own files: the number of the mode, and the modes' names."""
+    """Reads nvpmodel's files: the number of the current mode, and the names of all modes."""
     try:
         number = re.search(r"pmode:(\d+)", (root / "var/lib/nvpmodel/status").read_text())
         names = dict(
             re.findall(r"POWER_MODEL ID=(\d+) NAME=(\S+)", (root / "etc/nvpmodel.conf").read_text())
         )
     except OSError as error:
-        return Check(
-            "power", WARN, f"unknown ({error.filename} cannot be read)", "see `sudo nvpmodel -q`"
-        )
+        finding = f"unknown (cannot read {error.filename})"
+        return Check("power", WARN, finding, "see `sudo nvpmodel -q`")
     mode = str(int(number[1])) if number else "?"
     fastest = next((n for n, name in names.items() if name.startswith("MAXN")), "0")
     slow = not names.get(mode, "").startswith("MAXN")
@@ -197,21 +198,18 @@ def _power_mode(root: Path) -> Check:
 
 
 def check_extras(robot: str) -> Iterator[Check]:
-    """Which extras are complete. Looks modules up without importing them: torch alone takes seconds
-    to load.
-    """
+    """Which extras are complete. Modules are looked up, not imported: torch alone takes seconds."""
     needed = {"twin": ("runtime", "twin"), "so101": ("runtime",)}.get(robot, ())
     for extra, modules in EXTRAS.items():
         missing = [m for m in modules if importlib.util.find_spec(m) is None]
-        finding = f"without {', '.join(missing)}" if missing else "installed"
+        finding = f"missing {', '.join(missing)}" if missing else "installed"
         status = FAIL if missing and extra in needed else OK
-        yield Check(
-            f"extra {extra}", status, finding, f'pip install "mtdit[{extra}]"' if missing else ""
-        )
+        remedy = f'pip install "mtdit[{extra}]"' if missing else ""
+        yield Check(f"extra {extra}", status, finding, remedy)
 
 
 def check_backends() -> Iterator[Check]:
-    """What ONNX Runtime and TensorRT offer, and which of it really runs a graph here."""
+    """Which backends of ONNX Runtime and TensorRT are available, and which run a graph here."""
     if importlib.util.find_spec("onnxruntime") is not None:
         yield _check_onnxruntime()
     yield _check_tensorrt()
@@ -225,43 +223,37 @@ def _check_onnxruntime() -> Check:
     ]
     tried = [name for name in offered if name in ("CPU", "CUDA")]
     broken = {name: problem for name in tried if (problem := _cannot_run(onnxruntime, name))}
-    finding = f"{onnxruntime.__version__}, runs on {', '.join(n for n in tried if n not in broken) or 'nothing'}"
+    working = ", ".join(name for name in tried if name not in broken) or "nothing"
+    finding = f"{onnxruntime.__version__}, runs on {working}"
     if not broken:
         return Check("onnxruntime", OK, finding)
     finding += "; not on " + "; ".join(f"{name} ({problem})" for name, problem in broken.items())
     status = FAIL if "CPU" in broken else WARN
-    return Check(
-        "onnxruntime",
-        status,
-        finding,
-        'pip install --force-reinstall "mtdit[gpu]", and check `nvidia-smi`',
-    )
+    remedy = 'pip install --force-reinstall "mtdit[gpu]", and check `nvidia-smi`'
+    return Check("onnxruntime", status, finding, remedy)
 
 
 def _cannot_run(ort: Any, name: str) -> str:
-    """Why a provider does not double a number; empty when it does. An offered provider may fall
-    back to the CPU.
+    """Why a provider cannot run a graph; empty if it can.
+
+    An available provider may still fall back to the CPU.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # its complaints are what we report ourselves
+    options.log_severity_level = 4  # errors are in the result, not on the console
     try:
         session = ort.InferenceSession(DOUBLE, options, providers=[f"{name}ExecutionProvider"])
         (doubled,) = session.run(None, {"x": np.array([21], np.float32)})
     except Exception as error:  # whatever its C++ side raises
         return (str(error).splitlines() or [type(error).__name__])[0][:120]
     if session.get_providers()[0] != f"{name}ExecutionProvider":
-        return "its libraries do not load, it falls back to the CPU"
-    return "" if doubled[0] == 42 else f"it says that 21 + 21 is {doubled[0]}"
+        return "its libraries cannot be loaded, it falls back to the CPU"
+    return "" if doubled[0] == 42 else f"it computes 21 + 21 = {doubled[0]}"
 
 
 def _check_tensorrt() -> Check:
     if importlib.util.find_spec("tensorrt") is None:
-        return Check(
-            "tensorrt",
-            OK,
-            "not installed",
-            "for NVIDIA GPUs; on a Jetson: apt install python3-libnvinfer",
-        )
+        remedy = "for NVIDIA GPUs; on a Jetson: apt install python3-libnvinfer"
+        return Check("tensorrt", OK, "not installed", remedy)
     from mtdit_runtime.engine import this_device
 
     try:
@@ -271,17 +263,13 @@ def _check_tensorrt() -> Check:
         tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
     except (UserError, ImportError, RuntimeError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        return Check(
-            "tensorrt",
-            WARN,
-            f"installed, does not run: {reason}",
-            "check `nvidia-smi` and the driver",
-        )
+        finding = f"installed, but does not run: {reason}"
+        return Check("tensorrt", WARN, finding, "check `nvidia-smi` and the driver")
     return Check("tensorrt", OK, f"{tensorrt.__version__} on {name}")
 
 
 def _bundle(folder: Path | None) -> tuple[Bundle | None, list[Check]]:
-    """The bundle, and whether this computer runs it."""
+    """The bundle if this computer can run it, and the check of it."""
     if folder is None:
         return None, []
     from mtdit_runtime.engine import choose_engines
@@ -296,49 +284,32 @@ def _bundle(folder: Path | None) -> tuple[Bundle | None, list[Check]]:
     m = bundle.manifest
     too_slow = latency_s * m.fps > m.n_action_steps / 2
     finding = f"{plain(m.name)}: a chunk takes {latency_s * 1e3:.0f} ms, {engines.reason}"
-    return bundle, [
-        judged("bundle", too_slow, finding, "too slow for its rate: export with fewer --steps")
-    ]
+    remedy = f"too slow for {m.fps} Hz: export with fewer denoising steps (--steps)"
+    return bundle, [judged("bundle", too_slow, finding, remedy)]
 
 
 def check_renderer(needed: bool) -> Check:
-    """Which renderer draws the twin's cameras, and how to get a quicker one."""
+    """Which renderer draws the twin's cameras, and how to get a faster one."""
     if importlib.util.find_spec("mujoco") is None:
-        return Check(
-            "renderer",
-            FAIL if needed else OK,
-            "the twin is not installed",
-            'pip install "mtdit[twin]"',
-        )
+        status, remedy = FAIL if needed else OK, 'pip install "mtdit[twin]"'
+        return Check("renderer", status, "the twin is not installed", remedy)
     from mtdit_robots.twin.render import choose_renderer
 
     choice = choose_renderer()
-    return Check(
-        "renderer", WARN if choice.fix else OK, f"{choice.name}: {choice.reason}", choice.fix or ""
-    )
+    status = WARN if choice.fix else OK
+    return Check("renderer", status, f"{choice.name}: {choice.reason}", choice.fix or "")
 
 
 def _no_port() -> Check:
-    ports = [
-        *glob.glob("/dev/serial/by-id/*"),
-        *glob.glob("/dev/ttyACM*"),
-        *glob.glob("/dev/ttyUSB*"),
-    ]
-    found = (
-        f"pass --port {sorted(ports)[0]}"
-        if ports
-        else "plug in the arm's USB cable, then pass --port"
-    )
-    return Check("port", FAIL, "no port was given", found)
+    patterns = ("/dev/serial/by-id/*", "/dev/ttyACM*", "/dev/ttyUSB*")
+    ports = sorted(port for pattern in patterns for port in glob.glob(pattern))
+    plug_in = "plug in the arm's USB cable, then pass --port"
+    return Check("port", FAIL, "no port was given", f"pass --port {ports[0]}" if ports else plug_in)
 
 
 def _no_cameras(manifest: Manifest) -> Check:
-    words = " ".join(
+    options = " ".join(
         f"--camera {camera.name}=/dev/video{i}" for i, camera in enumerate(manifest.cameras)
     )
-    return Check(
-        "cameras",
-        WARN,
-        "none was given, the policy needs them",
-        f"pass {words}; see `mtdit find-cameras`",
-    )
+    finding = "no cameras were given, the policy needs them"
+    return Check("cameras", WARN, finding, f"pass {options}; see `mtdit find-cameras`")

@@ -1,6 +1,6 @@
-"""What six servos say of themselves, against what an SO-101, its calibration and a policy expect.
+"""Checks an arm: the values in its six servos against an SO-101, its calibration and a policy.
 
-Knows registers by name and what their values mean for a user. Refuses to write or move anything.
+Nothing is written to the servos and nothing moves.
 """
 
 from __future__ import annotations
@@ -17,22 +17,16 @@ from mtdit_robots.sts3215 import BAUD_CODES, MODEL_NUMBER
 from mtdit_runtime.bundle import Manifest
 from mtdit_runtime.checks import FAIL, OK, WARN, Check, judged
 
-MAX_SERVO_C = (
-    55  # the servo protects itself at 70; a gripper that idles this hot is squeezing something
-)
-MAX_IDLE_LOAD = 0.2  # of the stall torque, at rest
-MAX_VOLTAGE_SPREAD_V = 0.6  # along the chain; more is a bad plug or a thin cable
-VOLTAGE_SHARE = 0.15  # a supply may be so far from what the servos are made for
-MAX_ERROR_RATE = 0.001  # of the exchanges; with two retries a run does not notice that
-GAINS = {
-    "P_Coefficient": 16,
-    "I_Coefficient": 0,
-    "D_Coefficient": 32,
-}  # LeRobot's, set at every connect
-MAX_IN_A_ROW = 20  # exchanges without any answer: the power is off
-BEYOND = 5.0  # degrees a policy may go beyond an arm's range unnoticed: the guards allow as much
-OUTSIDE_TICKS = 100  # as `arm.py` refuses
-_PROBE_S = 0.02  # per id and rate, when nobody answers
+MAX_SERVO_C = 55  # the servo switches off at 70; a gripper this hot at rest squeezes something
+MAX_IDLE_LOAD = 0.2  # part of the stall torque, at rest
+MAX_VOLTAGE_SPREAD_V = 0.6  # between servos; more means a bad plug or a thin cable
+VOLTAGE_SHARE = 0.15  # how far the supply may be from the servos' nominal voltage
+MAX_ERROR_RATE = 0.001  # lost replies; with two retries a run does not notice fewer
+GAINS = {"P_Coefficient": 16, "I_Coefficient": 0, "D_Coefficient": 32}  # LeRobot sets these
+MAX_IN_A_ROW = 20  # reads in a row without any reply: the power is off
+BEYOND = 5.0  # degrees that a policy may exceed the arm's range: the guards allow as much
+OUTSIDE_TICKS = 100  # outside the calibrated range; `arm.py` refuses more
+_PROBE_S = 0.02  # timeout per id and baud rate, when no servo answers at 1 Mbit/s
 
 
 def check_arm(
@@ -44,13 +38,15 @@ def check_arm(
     patience_s: float = 0.05,
     kind: str = "own",
 ) -> Iterator[Check]:
-    """Every check of an arm on its port. cycles: bus exchanges whose errors are counted. kind: of
-    bus, own or sdk.
+    """All checks of the arm at `port`.
+
+    cycles: bus reads in which lost replies are counted. patience_s: timeout of a reply. kind: the
+    bus implementation, own or sdk.
     """
     try:
         bus = open_bus(kind, port, timeout_s=patience_s)
     except UserError as error:
-        yield Check("port", FAIL, f"{port} does not open", str(error))
+        yield Check("port", FAIL, f"cannot open {port}", str(error))
         return
     with bus:
         yield Check("port", OK, f"{port} at 1 Mbit/s")
@@ -71,150 +67,127 @@ def _check_bus(
     servo_volts: float | None,
     cycles: int,
 ) -> Iterator[Check]:
-    there = [servo for servo in IDS.values() if servos.answers(bus, servo)]
+    ids = [servo for servo in IDS.values() if servos.answers(bus, servo)]
     for joint, servo in IDS.items():
-        yield _check_servo(bus, joint, servo) if servo in there else _silent(joint, servo)
-    if not there:
+        if servo in ids:
+            yield _check_servo(bus, joint, servo)
+        else:
+            remedy = "check its cable, its id, and the power supply"
+            yield Check(f"servo {servo} {joint}", FAIL, "no answer", remedy)
+    if not ids:
         return
-    yield _check_firmware(bus, there)
-    yield _check_voltage(bus, there, servo_volts)
-    yield _check_gains(bus, there)
-    yield _check_errors(bus, there, cycles)
-    if len(there) == len(IDS):
+    yield _check_firmware(bus, ids)
+    yield _check_voltage(bus, ids, servo_volts)
+    yield _check_gains(bus, ids)
+    yield _check_errors(bus, ids, cycles)
+    if len(ids) == len(IDS):
         yield _check_calibration(bus, calibration)
         if manifest is not None:
             yield _check_reach(bus, manifest)
 
 
-def _silent(joint: str, servo: int) -> Check:
-    return Check(
-        f"servo {servo} {joint}", FAIL, "no answer", "check its cable, its id, and the power supply"
-    )
-
-
 def _check_servo(bus: Bus, joint: str, servo: int) -> Check:
     name = f"servo {servo} {joint}"
     model, tenths = bus.read(servo, "Model_Number"), bus.read(servo, "Present_Voltage")
-    heat_c, load = (
-        bus.read(servo, "Present_Temperature"),
-        abs(bus.read(servo, "Present_Load")) / 1000,
-    )
-    words = bus.ping(servo)
+    heat_c = bus.read(servo, "Present_Temperature")
+    load = abs(bus.read(servo, "Present_Load")) / 1000
+    faults = bus.ping(servo)
     finding = f"model {model}, {tenths / 10:.1f} V, {heat_c} C, load {load:.0%}"
     if model != MODEL_NUMBER:
         return Check(name, FAIL, finding, f"an SO-101 has STS3215 servos (model {MODEL_NUMBER})")
-    if words:
-        return Check(
-            name,
-            FAIL,
-            f"{finding}, reports {', '.join(words)}",
-            _FAULTS.get(words[0], _POWER_CYCLE),
-        )
+    if faults:
+        remedy = _FAULTS.get(faults[0], _POWER_CYCLE)
+        return Check(name, FAIL, f"{finding}, reports {', '.join(faults)}", remedy)
     if heat_c > MAX_SERVO_C:
-        return Check(name, WARN, finding, "let it cool")
-    return judged(
-        name,
-        load > MAX_IDLE_LOAD,
-        finding,
-        "something pulls at the joint: free it, or support the arm",
-    )
+        return Check(name, WARN, finding, "let it cool down")
+    remedy = "something pulls on the joint: free it, or support the arm"
+    return judged(name, load > MAX_IDLE_LOAD, finding, remedy)
 
 
 _POWER_CYCLE = "switch the arm's power off and on"
 _FAULTS = {
     "voltage": "check the power supply's voltage and plug, then switch the arm off and on",
-    "overheat": "let it cool, then switch the arm off and on",
+    "overheat": "let it cool down, then switch the arm off and on",
     "overload": "free the joint, then switch the arm off and on",
     "over-current": "free the joint, then switch the arm off and on",
-    "angle sensor": "switch the arm off and on; if it comes back, replace the servo",
+    "angle sensor": "switch the arm off and on; if the error returns, replace the servo",
 }
 
 
-def _check_firmware(bus: Bus, there: list[int]) -> Check:
+def _check_firmware(bus: Bus, ids: list[int]) -> Check:
     major, minor = (
-        servos.read(bus, f"Firmware_{part}_Version", there) for part in ("Major", "Minor")
+        servos.read(bus, f"Firmware_{part}_Version", ids) for part in ("Major", "Minor")
     )
-    versions = {servo: f"{major[servo]}.{minor[servo]}" for servo in there}
+    versions = {servo: f"{major[servo]}.{minor[servo]}" for servo in ids}
     finding = ", ".join(sorted(set(versions.values())))
     if len(set(versions.values())) > 1:
         finding = ", ".join(
             f"{servos.JOINT_BY_ID[servo]} {version}" for servo, version in versions.items()
         )
-    remedy = "LeRobot refuses mixed firmware: update them all with Feetech's FD software"
+    remedy = "LeRobot refuses mixed firmware: update all servos with Feetech's FD software"
     return judged("firmware", len(set(versions.values())) > 1, finding, remedy, FAIL)
 
 
-def _check_voltage(bus: Bus, there: list[int], servo_volts: float | None) -> Check:
-    """Against what the servos themselves allow, against their type if it is known, and along the
-    chain.
+def _check_voltage(bus: Bus, ids: list[int], servo_volts: float | None) -> Check:
+    """Compare with the limits stored in the servos, with `servo_volts` if given, and between the
+    servos of the chain.
     """
-    volts = {
-        servo: value / 10 for servo, value in servos.read(bus, "Present_Voltage", there).items()
-    }
-    low, high = (servos.read(bus, f"{end}_Voltage_Limit", there) for end in ("Min", "Max"))
+    tenths = servos.read(bus, "Present_Voltage", ids)
+    volts = {servo: value / 10 for servo, value in tenths.items()}
+    low, high = (servos.read(bus, f"{end}_Voltage_Limit", ids) for end in ("Min", "Max"))
     finding = f"{min(volts.values()):.1f} to {max(volts.values()):.1f} V"
     for servo, value in volts.items():
         if not low[servo] / 10 <= value <= high[servo] / 10:
             limits = f"{low[servo] / 10:.1f} to {high[servo] / 10:.1f} V"
-            return Check(
-                "voltage", FAIL, f"{finding}, {servos.named([servo])} is made for {limits}", _SUPPLY
-            )
+            finding = f"{finding}, {servos.named([servo])} is made for {limits}"
+            return Check("voltage", FAIL, finding, _SUPPLY)
     mean = sum(volts.values()) / len(volts)
     if servo_volts is not None and abs(mean - servo_volts) > VOLTAGE_SHARE * servo_volts:
-        return Check("voltage", FAIL, f"{finding}, the servos are {servo_volts:g} V ones", _SUPPLY)
-    spread = max(volts.values()) - min(volts.values()) > MAX_VOLTAGE_SPREAD_V
-    return judged(
-        "voltage",
-        spread,
-        finding,
-        "it drops along the chain: check the plugs, use a stronger supply",
-    )
+        finding = f"{finding}, but these are {servo_volts:g} V servos"
+        return Check("voltage", FAIL, finding, _SUPPLY)
+    drops = max(volts.values()) - min(volts.values()) > MAX_VOLTAGE_SPREAD_V
+    remedy = "the voltage drops along the chain: check the plugs, use a stronger power supply"
+    return judged("voltage", drops, finding, remedy)
 
 
-_SUPPLY = (
-    "use the power supply that belongs to the servos (7.4 V types: 5 to 7.4 V, 12 V types: 12 V)"
-)
+_SUPPLY = "use the power supply for these servos (7.4 V types: 5 to 7.4 V, 12 V types: 12 V)"
 
 
-def _check_gains(bus: Bus, there: list[int]) -> Check:
-    """What the servos hold now. Not compared with a bundle: LeRobot's datasets, and so bundles,
-    keep no gains.
+def _check_gains(bus: Bus, ids: list[int]) -> Check:
+    """The gains in the servos now; always OK.
 
-    Recordings are made with what LeRobot's follower sets at every connect, and so do we: no fault
-    of the arm.
+    LeRobot's follower sets its gains at every connect, and so does ours, so other gains do no harm.
+    They cannot be compared with a bundle: LeRobot's datasets, and so bundles, store no gains.
     """
-    held = {name: set(servos.read(bus, name, there).values()) for name in GAINS}
+    gains = {name: set(servos.read(bus, name, ids).values()) for name in GAINS}
     finding = ", ".join(
-        f"{name[0]} {'/'.join(map(str, sorted(values)))}" for name, values in held.items()
+        f"{name[0]} {'/'.join(map(str, sorted(values)))}" for name, values in gains.items()
     )
-    same = all(values == {GAINS[name]} for name, values in held.items())
-    wanted = "LeRobot's, with which demonstrations are recorded"
-    return Check(
-        "gains",
-        OK,
-        f"{finding}: {wanted}" if same else f"{finding}; at connect P 16, I 0, D 32: {wanted}",
-    )
+    lerobot = "the gains of LeRobot, used for recording demonstrations"
+    if all(values == {GAINS[name]} for name, values in gains.items()):
+        return Check("gains", OK, f"{finding}: {lerobot}")
+    return Check("gains", OK, f"{finding}; connecting sets P 16, I 0, D 32: {lerobot}")
 
 
-def _check_errors(bus: Bus, there: list[int], cycles: int) -> Check:
-    """Replies that did not come, in plain exchanges without a retry."""
+def _check_errors(bus: Bus, ids: list[int], cycles: int) -> Check:
+    """Count lost replies in reads without retries."""
     retries, bus.retries = bus.retries, 0
     try:
-        lost, in_a_row = dict.fromkeys(there, 0), 0
+        lost, in_a_row = dict.fromkeys(ids, 0), 0
         for _ in range(cycles):
-            answers = bus.sync_read("Present_Position", there)
+            answers = bus.sync_read("Present_Position", ids)
             in_a_row = 0 if answers else in_a_row + 1
             if in_a_row > MAX_IN_A_ROW:
-                raise BusError(f"nobody on {bus.port} answers any more")
-            for servo in there:
+                raise BusError(f"no servo on {bus.port} answers any more")
+            for servo in ids:
                 lost[servo] += servo not in answers
     finally:
         bus.retries = retries
-    total, asked = sum(lost.values()), cycles * len(there)
+    total, asked = sum(lost.values()), cycles * len(ids)
     named = ", ".join(f"{servos.JOINT_BY_ID[servo]} {n}" for servo, n in lost.items() if n)
-    finding = f"{total} of {asked} replies lost in {cycles} cycles" + (
-        f" ({named})" if named else ""
-    )
+    finding = f"{total} of {asked} replies lost in {cycles} cycles"
+    if named:
+        finding = f"{finding} ({named})"
     remedy = (
         "check the plugs at these servos, keep USB and motor cables apart, try another USB port"
     )
@@ -222,74 +195,61 @@ def _check_errors(bus: Bus, there: list[int], cycles: int) -> Check:
 
 
 def _check_calibration(bus: Bus, path: Path | None) -> Check:
-    """File against EEPROM, and the pose against both."""
-    held = servos.read_calibration(bus)
+    """Compare the file with the servos' EEPROM, and the pose with the calibrated ranges."""
+    stored = servos.read_calibration(bus)
     if path is None:
-        return Check(
-            "calibration", WARN, "not compared, no file was given", "pass --calibration FILE"
-        )
+        finding = "not compared, no file was given"
+        return Check("calibration", WARN, finding, "pass --calibration FILE")
     try:
         wanted = calibrations.load(path)
     except UserError as error:
-        return Check("calibration", FAIL, f"{path} cannot be used", str(error))
-    wrong = calibrations.differences(wanted, held)
+        return Check("calibration", FAIL, f"cannot use {path}", str(error))
+    wrong = calibrations.differences(wanted, stored)
     if wrong:
-        remedy = f"pass this arm's own file, or: mtdit calibrate --port {bus.port} --import {path}"
-        return Check(
-            "calibration", FAIL, f"{len(wrong)} values differ: {'; '.join(wrong[:3])}", remedy
-        )
+        finding = f"{len(wrong)} values differ: {'; '.join(wrong[:3])}"
+        remedy = f"pass the file of this arm, or: mtdit calibrate --port {bus.port} --import {path}"
+        return Check("calibration", FAIL, finding, remedy)
     ticks = servos.read(bus, "Present_Position")
-    outside = [
-        joint
-        for joint in JOINTS
-        if not wanted[joint].range_min - OUTSIDE_TICKS
-        <= ticks[IDS[joint]]
-        <= wanted[joint].range_max + OUTSIDE_TICKS
-    ]
-    remedy = "move it inside by hand; if it cannot be, calibrate again"
-    finding = (
-        f"{', '.join(outside)} outside its range"
-        if outside
-        else "file and servos agree, the pose is inside"
-    )
-    return judged("calibration", bool(outside), finding, remedy, FAIL)
+    outside = []
+    for joint in JOINTS:
+        low, high = wanted[joint].range_min, wanted[joint].range_max
+        if not low - OUTSIDE_TICKS <= ticks[IDS[joint]] <= high + OUTSIDE_TICKS:
+            outside.append(joint)
+    if not outside:
+        finding = "file and servos agree, every joint is inside its range"
+        return Check("calibration", OK, finding)
+    remedy = "move it into its range by hand; if that is not possible, calibrate again"
+    return Check("calibration", FAIL, f"outside the calibrated range: {', '.join(outside)}", remedy)
 
 
 def _check_reach(bus: Bus, manifest: Manifest) -> Check:
-    """Whether this arm can go where the policy was trained to go."""
+    """Whether the arm's calibrated ranges contain the joint ranges of the training data."""
     try:
         low, high = calibrations.ranges(servos.read_calibration(bus)).bounds()
     except UserError as error:
-        return Check("reach", WARN, "not compared, the servos hold no calibration", str(error))
+        return Check("reach", WARN, "not compared, the servos are not calibrated", str(error))
     reach = {joint: (low[i], high[i]) for i, joint in enumerate(JOINTS)}
     short = [
-        f"{joint.name} {joint.low:.0f} to {joint.high:.0f}, here {lowest:.0f} to {highest:.0f}"
+        f"{joint.name} {joint.low:.0f} to {joint.high:.0f}, this arm {lowest:.0f} to {highest:.0f}"
         for joint in manifest.joints
         for lowest, highest in [reach.get(joint.name, (joint.low, joint.high))]
         if joint.low < lowest - BEYOND or joint.high > highest + BEYOND
     ]
-    finding = (
-        f"the policy goes {'; '.join(short)}"
-        if short
-        else "the policy's joint ranges lie within this arm's"
-    )
-    remedy = "calibrate over each joint's whole travel, as the arm was that it learnt from"
-    return judged("reach", bool(short), finding, remedy)
+    if not short:
+        return Check("reach", OK, "the policy's joint ranges are within those of this arm")
+    finding = f"the policy moves {'; '.join(short)}"
+    remedy = "calibrate each joint over its whole travel, as on the arm of the training data"
+    return Check("reach", WARN, finding, remedy)
 
 
 def _other_baud(port: str) -> Check:
-    """Nobody answers at 1 Mbit/s: somebody may at another rate."""
+    """No servo answers at 1 Mbit/s: try the other baud rates."""
     for baud in list(BAUD_CODES)[1:]:
         with Bus(port, baud, timeout_s=_PROBE_S, retries=0) as bus:
             found = [servo for servo in IDS.values() if servos.answers(bus, servo)]
         if found:
             finding = f"ids {', '.join(map(str, found))} answer at {baud} bit/s"
-            return Check(
-                "baud", FAIL, finding, f"set them to 1 Mbit/s: mtdit setup-motors --port {port}"
-            )
-    return Check(
-        "baud",
-        FAIL,
-        "nobody answers at any rate",
-        "switch the arm's power on, and check that this is its port",
-    )
+            remedy = f"set them to 1 Mbit/s: mtdit setup-motors --port {port}"
+            return Check("baud", FAIL, finding, remedy)
+    remedy = "switch the arm's power on, and check that this is its port"
+    return Check("baud", FAIL, "no servo answers at any baud rate", remedy)

@@ -1,6 +1,6 @@
-"""What the cameras deliver, against what a policy was trained on: rate, age, light, and the view.
+"""Checks the cameras: frame rate, age, exposure, and the view compared with the training data.
 
-Knows a picture's shift against a reference by phase correlation. Refuses to judge what is in it.
+The shift of a frame against the bundle's reference image is measured by phase correlation.
 """
 
 from __future__ import annotations
@@ -14,27 +14,23 @@ from mtdit_robots.camera import Frame
 from mtdit_robots.camera_check import Watched, load_png, watch
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import REFERENCE, Bundle
-from mtdit_runtime.checks import FAIL, OK, Check, judged
+from mtdit_runtime.checks import FAIL, OK, WARN, Check, judged
 
-SLOW_SHARE = 0.9  # of the asked rate
-STALE_S = 0.2  # as `safety.py` holds
-MAX_SHIFT_SHARE = 0.02  # of the width: 13 pixels of 640, what a policy shrugs off
-MIN_LIKENESS = 0.05  # of the correlation: below it there is no common picture, so no shift either
+SLOW_SHARE = 0.9  # lowest part of the requested frame rate
+STALE_S = 0.2  # `SafetyConfig.stale_hold_s`: the arm holds while frames are older
+MAX_SHIFT_SHARE = 0.02  # part of the width, 13 pixels of 640: a policy tolerates that
+MIN_LIKENESS = 0.05  # response of the correlation; below it the images show different things
 _ASSUMED_FPS = 30.0
 
 
 def check_cameras(
     sources: Mapping[str, str], bundle: Bundle | None, seconds: float = 3.0
 ) -> Iterator[Check]:
-    """All cameras at once. bundle: brings sizes, rate and reference pictures."""
+    """Check all cameras at the same time. bundle: gives sizes, frame rate and reference images."""
     cameras = {camera.name: camera for camera in bundle.manifest.cameras} if bundle else {}
     for name in cameras.keys() - sources.keys():
-        yield Check(
-            f"camera {name}",
-            FAIL,
-            "not given",
-            f"the policy needs it: add --camera {name}=/dev/video0",
-        )
+        remedy = f"the policy needs it: add --camera {name}=/dev/video0"
+        yield Check(f"camera {name}", FAIL, "not given", remedy)
     fps = float(bundle.manifest.fps) if bundle else _ASSUMED_FPS
     sizes = {name: (camera.height, camera.width) for name, camera in cameras.items()}
     for one in watch(sources, sizes, fps, seconds):
@@ -44,26 +40,17 @@ def check_cameras(
 def _check_camera(one: Watched, fps: float, bundle: Bundle | None) -> Iterator[Check]:
     name = f"camera {one.name}"
     if one.problem or one.frame is None:
-        yield Check(name, FAIL, f"{one.source} gives no picture", one.problem)
+        yield Check(name, FAIL, f"{one.source} gives no frames", one.problem)
         return
-    rate = f"{one.rate_hz:.1f} Hz {one.pixel_format}, of {fps:g} asked".replace(" ,", ",")
-    yield judged(
-        f"{name} rate",
-        one.rate_hz < SLOW_SHARE * fps,
-        rate,
-        "more light, a smaller size, or another USB port",
-    )
+    rate = f"{one.rate_hz:.1f} Hz {one.pixel_format}, {fps:g} Hz requested".replace(" ,", ",")
+    remedy = "use more light, a smaller frame size, or another USB port"
+    yield judged(f"{name} rate", one.rate_hz < SLOW_SHARE * fps, rate, remedy)
     age = f"frames up to {one.oldest_s * 1e3:.0f} ms old"
-    yield judged(
-        f"{name} age",
-        one.oldest_s > STALE_S,
-        age,
-        "check its cable; the arm holds while a frame is that old",
-    )
+    remedy = "check its cable; the arm holds its pose while a frame is that old"
+    yield judged(f"{name} age", one.oldest_s > STALE_S, age, remedy)
     light = f"mean {one.brightness:.0f} of 255" + (f", too {one.exposure}" if one.exposure else "")
-    yield judged(
-        f"{name} exposure", bool(one.exposure), light, "change the light, or the camera's exposure"
-    )
+    remedy = "change the light, or the exposure of the camera"
+    yield judged(f"{name} exposure", bool(one.exposure), light, remedy)
     if bundle is not None:
         yield _check_view(name, one.frame, bundle, one.name)
 
@@ -71,42 +58,41 @@ def _check_camera(one: Watched, fps: float, bundle: Bundle | None) -> Iterator[C
 def _check_view(name: str, frame: Frame, bundle: Bundle, camera: str) -> Check:
     path = bundle.path(f"{REFERENCE}/{camera}.png")
     if not path.is_file():
-        return Check(f"{name} view", OK, "not compared, the bundle has no reference picture")
+        return Check(f"{name} view", OK, "not compared, the bundle has no reference image")
     try:
         reference = load_png(path)
     except UserError as error:
         return Check(f"{name} view", FAIL, "not compared", str(error))
     if reference.shape != frame.shape:
-        return Check(f"{name} view", OK, "not compared, the reference has another size")
+        return Check(f"{name} view", OK, "not compared, the reference image has another size")
     (right, down), likeness = shift(reference, frame)
     if likeness < MIN_LIKENESS:
-        finding = f"unlike training (likeness {likeness:.2f})"
-        return judged(
-            f"{name} view",
-            True,
-            finding,
-            f"compare it with {path}: right camera, right place, right light?",
-        )
+        finding = f"does not look like the training data (similarity {likeness:.2f})"
+        remedy = f"compare it with {path}: right camera, right place, right light?"
+        return Check(f"{name} view", WARN, finding, remedy)
     far = max(abs(right), abs(down)) > MAX_SHIFT_SHARE * frame.shape[1]
-    finding = f"{round(right):+d} px right, {round(down):+d} px down of training (likeness {likeness:.2f})"
+    shifted = f"{round(right):+d} px right, {round(down):+d} px down"
+    finding = f"{shifted} compared with the training data (similarity {likeness:.2f})"
     return judged(
-        f"{name} view", far, finding, f"turn the camera back until it shows what {path} shows"
+        f"{name} view", far, finding, f"turn the camera until it shows the view of {path}"
     )
 
 
 def shift(reference: Frame, frame: Frame) -> tuple[tuple[float, float], float]:
-    """How far `frame` shows things further (right, down) than `reference`, in pixels, and how alike
-    they are, 0..1.
+    """Shift of `frame` against `reference`, both (H, W, 3) uint8, and their similarity.
+
+    The shift is (right, down) in pixels: positive when things appear further right or further down
+    than in the reference. The similarity is 0..1.
     """
     import cv2
 
-    ours, theirs = (_edges(picture) for picture in (frame, reference))
+    ours, theirs = (_grey(picture) for picture in (frame, reference))
     window = cv2.createHanningWindow((frame.shape[1], frame.shape[0]), cv2.CV_64F)
     (right, down), likeness = cv2.phaseCorrelate(theirs, ours, window)
     return (float(right), float(down)), float(likeness)
 
 
-def _edges(frame: Frame) -> NDArray[np.float64]:
-    """Grey, without its mean: light that changed is no shift."""
+def _grey(frame: Frame) -> NDArray[np.float64]:
+    """Grey values minus their mean, (H, W): a change of brightness must not look like a shift."""
     grey = frame.astype(np.float64).mean(axis=2)
     return grey - grey.mean()

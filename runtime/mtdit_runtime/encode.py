@@ -1,9 +1,7 @@
-"""One camera's frames of one episode, encoded by a thread of their own while the control loop goes
-on.
+"""Encodes one camera's frames of one episode, as MP4 or PNG, in a thread beside the control loop.
 
-Knows MP4 at a constant rate, PNG, and what to do when the encoder falls behind: the picture before
-is shown once more, so that frame i stays frame i, and it is counted, never hidden. Refuses to know
-datasets. PyAV is imported where used.
+When the encoder falls behind, the frame before is repeated, so that frame i stays frame i; these
+frames are counted and reported. PyAV is imported where it is used.
 """
 
 from __future__ import annotations
@@ -22,17 +20,18 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame
 from mtdit_runtime.dataset_stats import Counts, pixel_counts
 
-WAITING = 90  # frames: three seconds of an encoder that hangs; 80 MB of a 640x480 camera
+WAITING = 90  # most frames in the queue: three seconds, 80 MB of a 640x480 camera
 INSTALL = 'recording needs pyarrow and PyAV: pip install "mtdit[record]"'
 
 
 @dataclass(frozen=True)
 class Codec:
-    """An encoder of FFmpeg and its settings. A key frame every second frame keeps LeRobot's random
-    access cheap.
+    """An FFmpeg encoder and its settings.
+
+    A key frame every second frame keeps LeRobot's random access fast.
     """
 
-    name: str  # as the stream calls itself
+    name: str  # the codec name in the stream
     encoder: str
     crf: int
     preset: str
@@ -40,16 +39,11 @@ class Codec:
 
     @property
     def options(self) -> dict[str, str]:
-        return {
-            "g": str(self.g),
-            "crf": str(self.crf),
-            "preset": self.preset,
-            "bf": "0",
-        }  # no reordering: pts from 0
+        # bf 0: no frame is reordered, so pts starts at 0
+        return {"g": str(self.g), "crf": str(self.crf), "preset": self.preset, "bf": "0"}
 
 
-# H.264 costs a third of AV1's time, which a robot computer has better uses for; AV1 is LeRobot's
-# own choice.
+# H.264 takes a third of the time of AV1 and leaves CPU to the control loop; LeRobot uses AV1.
 CODECS = {
     "h264": Codec("h264", "libx264", 21, "veryfast"),
     "av1": Codec("av1", "libsvtav1", 30, "12"),
@@ -57,7 +51,7 @@ CODECS = {
 
 
 class Sink(Protocol):
-    """Where frames go, one after the other."""
+    """Takes frames, (H, W, 3) uint8 RGB, one after the other."""
 
     def write(self, frame: Frame) -> None: ...
 
@@ -65,7 +59,7 @@ class Sink(Protocol):
 
 
 class VideoSink:
-    """An MP4 file, yuv420p, frame i at i / fps."""
+    """An MP4 file, yuv420p, frame i at i / fps seconds."""
 
     def __init__(self, path: Path, fps: int, height: int, width: int, codec: Codec) -> None:
         import av
@@ -76,7 +70,7 @@ class VideoSink:
         self._file = av.open(str(path), "w", format="mp4")
         stream: Any = self._file.add_stream(codec.encoder, rate=fps, options=codec.options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.thread_count = 1  # the loop and the other cameras want the rest
+        stream.codec_context.thread_count = 1  # leaves cores to the loop and the other cameras
         self._stream = stream
 
     def write(self, frame: Frame) -> None:
@@ -94,7 +88,7 @@ class VideoSink:
 
 
 class PngSink:
-    """PNG bytes in memory, for datasets that keep their pictures in the tables."""
+    """PNG bytes in memory, for datasets that store images in their tables."""
 
     def __init__(self, height: int, width: int) -> None:
         import av
@@ -105,16 +99,12 @@ class PngSink:
     def write(self, frame: Frame) -> None:
         encoder: Any = self._av.CodecContext.create("png", "w")
         encoder.width, encoder.height = self._size
-        encoder.pix_fmt, encoder.time_base, encoder.options = (
-            "rgb24",
-            Fraction(1, 30),
-            {"compression_level": "1"},
-        )
+        encoder.pix_fmt, encoder.time_base = "rgb24", Fraction(1, 30)
+        encoder.options = {"compression_level": "1"}
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture.pts = 0
-        self.images.append(
-            b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode(None)])
-        )
+        packets = [*encoder.encode(picture), *encoder.encode(None)]
+        self.images.append(b"".join(bytes(packet) for packet in packets))
 
     def close(self) -> None:
         return None
@@ -128,10 +118,11 @@ class _Item:
 
 @dataclass
 class Encoding:
-    """The encoding of one camera's frames: `add` each of them, then `finish`, or `abandon`.
+    """Encodes the frames of one camera: `add` each of them, then `finish` or `abandon`.
 
-    open_sink: called in the encoder's thread, opening takes longer than a tick may. wait: when the
-    encoder lags, wait for it (lock-step) instead of repeating the frame before (`repeated` counts).
+    open_sink: called in the encoder's thread, because opening takes longer than a tick. wait: when
+    the encoder is slow, wait for it (lock-step) instead of repeating the frame before. waiting:
+    size of the queue in frames. repeated: how many frames were replaced by the frame before.
     """
 
     open_sink: Callable[[], Sink]
@@ -140,7 +131,7 @@ class Encoding:
     repeated: int = 0
     counts: list[Counts] = field(default_factory=list)  # (3, 256) per frame
     sink: Sink | None = None
-    _owed: int = 0  # frames that found no room and are shown as the one before
+    _owed: int = 0  # frames that found the queue full: the frame before must be repeated for them
     _error: Exception | None = None
 
     def __post_init__(self) -> None:
@@ -151,7 +142,7 @@ class Encoding:
         self._thread.start()
 
     def add(self, frame: Frame) -> None:
-        """Hand over the next frame. Never waits, unless `wait`. Raises what encoding raised."""
+        """Queue the next frame; does not wait unless `wait`. Raises what encoding raised."""
         if self._error is not None:
             raise self._error
         if self._owed and self._last is not None and not self._put(_Item(self._last, self._owed)):
@@ -164,7 +155,7 @@ class Encoding:
             self._owe()
 
     def finish(self) -> None:
-        """Encode what waits and close the file. Raises what encoding raised."""
+        """Encode the queued frames and close the file. Raises what encoding raised."""
         if self._owed and self._last is not None:
             self._todo.put(_Item(self._last, self._owed))
         self._todo.put(None)
@@ -173,7 +164,7 @@ class Encoding:
             raise self._error
 
     def abandon(self) -> None:
-        """Stop as soon as may be; whatever was written is of no use."""
+        """Stop as soon as possible. The file is incomplete then."""
         self._abandoned.set()
         self._todo.put(None)
         self._thread.join()
@@ -194,7 +185,7 @@ class Encoding:
             if self._error is None and not self._abandoned.is_set():
                 try:
                     self._encode(item)
-                except Exception as error:  # handed to whoever adds or finishes
+                except Exception as error:  # raised by the next `add` or `finish`
                     self._error = error
         try:
             if self.sink is not None:
@@ -211,15 +202,17 @@ class Encoding:
 
 
 def find_codec(name: str) -> Codec:
-    """The codec called `name`. UserError: unknown, or this PyAV was built without its encoder."""
+    """The codec called `name`.
+
+    Raises UserError when it is unknown, or PyAV is missing or was built without its encoder.
+    """
     if name not in CODECS:
-        raise UserError(f"there is no codec {name!r}: use {' or '.join(CODECS)}")
+        raise UserError(f"unknown codec {name!r}: use {' or '.join(CODECS)}")
     try:
         import av
     except ImportError as error:
         raise UserError(INSTALL) from error
     if CODECS[name].encoder not in av.codecs_available:
-        raise UserError(
-            f"this PyAV cannot encode {name}: use --codec {' or '.join(n for n in CODECS if n != name)}"
-        )
+        others = " or ".join(other for other in CODECS if other != name)
+        raise UserError(f"this PyAV cannot encode {name}: use --codec {others}")
     return CODECS[name]

@@ -1,7 +1,6 @@
-"""Closed-loop success on the twin, in lock-step, for anything that is a Policy.
+"""Success rate of a policy in closed loop on the twin, in lock-step.
 
-Knows episodes, seeds and the confidence of a rate. Refuses to know what computes the policy: a
-checkpoint and a bundle meet exactly the same scenes with the same noise.
+Works with any Policy: a checkpoint and a bundle get exactly the same scenes and the same noise.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any, Protocol
@@ -21,14 +21,12 @@ from mtdit_runtime.loop import LockstepClock, LoopConfig, RunReport, Tick, check
 from mtdit_runtime.policy import Policy, check_robot
 from mtdit_runtime.safety import Limits, Safety, SafetyConfig
 
-FIRST_SEED = (
-    1_000_000  # demonstrations use small seeds: no scene of an evaluation was ever trained on
-)
-SEED_STRIDE = 10_000  # most episodes of one evaluation
+FIRST_SEED = 1_000_000  # demonstrations use smaller seeds: no evaluated scene is a training scene
+SEED_STRIDE = 10_000  # the most episodes of one evaluation
 
 
 class TwinLike(Protocol):
-    """What an evaluation needs of the twin, `mtdit_robots.twin.client.Twin` in lock-step."""
+    """The part of `mtdit_robots.twin.client.Twin` (in lock-step) that an evaluation uses."""
 
     def robot(self) -> Robot: ...
 
@@ -39,6 +37,8 @@ class TwinLike(Protocol):
 
 @dataclass(frozen=True)
 class Episode:
+    """One evaluated episode."""
+
     seed: int
     success: bool
     duration_s: float  # simulated
@@ -48,16 +48,16 @@ class Episode:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """A success rate with its 95 % Wilson interval, and every episode behind it."""
+    """A success rate with its 95 % Wilson interval, and the episodes that it comes from."""
 
-    task: str  # whose success was measured
-    instruction: str  # what the policy was told
+    task: str  # the task whose success was measured
+    instruction: str  # the instruction given to the policy
     successes: int
     episodes: int
     rate: float
     low: float
     high: float
-    mean_success_s: float | None  # simulated time of the successful ones
+    mean_success_s: float | None  # mean simulated time of the successful episodes
     wall_s: float
     each: tuple[Episode, ...]
 
@@ -65,14 +65,16 @@ class EvalReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        told = "" if self.instruction == self.task else f" (told: {self.instruction!r})"
-        interval = f"{self.low:.0%} to {self.high:.0%}"
-        return f"{self.task!r}{told}: {self.successes}/{self.episodes} = {self.rate:.0%}, 95 % interval {interval}"
+        other = f" (instruction: {self.instruction!r})" if self.instruction != self.task else ""
+        interval = f"95 % interval {self.low:.0%} to {self.high:.0%}"
+        count = f"{self.successes}/{self.episodes} = {self.rate:.0%}"
+        return f"{self.task!r}{other}: {count}, {interval}"
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a rate. Source: Wilson 1927, JASA 22:209; good for small n and rates near 0
-    or 1.
+    """Score interval of a rate; good for small n and for rates near 0 or 1.
+
+    Source: Wilson 1927, JASA 22:209.
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"{successes} successes of {n}")
@@ -84,7 +86,9 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
 
 def episode_seed(seed: int, episode: int) -> int:
-    """The scene and noise of an episode: the same for every policy, never one of a demonstration."""
+    """The seed of an episode's scene and noise: the same for all policies, never that of a
+    demonstration.
+    """
     return FIRST_SEED + SEED_STRIDE * seed + episode
 
 
@@ -102,13 +106,13 @@ def evaluate(
     on_episode: Callable[[Episode, int], None] | None = None,
     on_tick: Callable[[Tick], None] | None = None,
 ) -> EvalReport:
-    """Run `episodes` scenes of `task`; one ends at success held for `success_ticks`, or after
-    `max_s` simulated.
+    """Run `episodes` scenes of `task`. An episode ends when success has lasted `success_ticks`, or
+    after `max_s` of simulated time.
 
-    instruction: what the policy is told, if not the task: following another instruction must not
-    succeed. joints: limits to keep, as on a robot; None measures the policy as it is.
-    on_episode(episode, index) after each. Raises UserError: bad counts, a rate that is not the
-    twin's, a twin that lacks a joint or camera, an unknown task. OSError: the twin died.
+    instruction: given to the policy instead of the task, as a control: the success rate should then
+    be low. joints: apply their limits, as on a robot; None applies none. on_episode(episode, index)
+    is called after each. Raises UserError for a bad number of episodes, a policy whose rate is not
+    the twin's, a missing joint or camera, or an unknown task; OSError if the twin stops answering.
     """
     if not 1 <= episodes <= SEED_STRIDE:
         raise UserError(f"--episodes {episodes}: choose 1 to {SEED_STRIDE}")
@@ -121,10 +125,11 @@ def evaluate(
     try:
         for index in range(episodes):
             twin.reset(task, episode_seed(seed, index))
-            queue = ChunkQueue(policy, prefetch_ticks)
-            queue.reset(instruction or task, episode_seed(seed, index))
             config = LoopConfig(policy.fps, duration_s=max_s, success_ticks=success_ticks)
-            report = _episode(robot, queue, _safety(policy, joints), config, twin.success, on_tick)
+            safety, clock = _safety(policy, joints), LockstepClock()
+            with closing(ChunkQueue(policy, prefetch_ticks)) as queue:
+                queue.reset(instruction or task, episode_seed(seed, index))
+                report = run(robot, queue, safety, config, clock, twin.success, on_tick)
             each.append(_outcome(report, episode_seed(seed, index)))
             if on_episode is not None:
                 on_episode(each[-1], index)
@@ -135,39 +140,25 @@ def evaluate(
     return _report(task, instruction or task, each, time.monotonic() - began)
 
 
-def _episode(
-    robot: Robot,
-    queue: ChunkQueue,
-    safety: Safety,
-    config: LoopConfig,
-    success: Callable[[], bool],
-    on_tick: Callable[[Tick], None] | None,
-) -> RunReport:
-    try:
-        return run(robot, queue, safety, config, LockstepClock(), success, on_tick)
-    finally:
-        queue.close()
-
-
 def _safety(policy: Policy, joints: Sequence[Joint] | None) -> Safety:
-    config = SafetyConfig(
-        ramp_s=0.0, stale_hold_s=math.inf
-    )  # lock-step frames are always this tick's
-    limits = (
-        Limits.none(len(policy.joints)) if joints is None else Limits.of(joints, policy.fps, config)
-    )
+    # In lock-step every frame is from the current tick, so none is stale.
+    config = SafetyConfig(ramp_s=0.0, stale_hold_s=math.inf)
+    if joints is None:
+        limits = Limits.none(len(policy.joints))
+    else:
+        limits = Limits.of(joints, policy.fps, config)
     return Safety(policy.joints, limits, config)
 
 
 def _outcome(report: RunReport, seed: int) -> Episode:
-    """A failing bus or policy says nothing about the success rate: it ends the evaluation."""
+    """The episode's result. A failure of bus or policy is not a failed episode: it is raised."""
     if report.reason == "bus":
         raise OSError(
             f"the twin stopped answering in the episode with seed {seed}: {report.detail}"
         )
     if report.reason == "policy error":
         raise UserError(
-            f"the policy failed in the episode with seed {seed}: {report.detail}: check the export"
+            f"the policy failed in the episode with seed {seed} ({report.detail}): check the export"
         )
     return Episode(
         seed, report.reason == "success", report.duration_s, report.reason, report.detail

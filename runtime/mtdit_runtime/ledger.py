@@ -1,7 +1,4 @@
-"""How long things took: a bounded list of durations per stage.
-
-Knows seconds and percentiles. Refuses to know what was timed, and never prints.
-"""
+"""Timings: a bounded list of durations per stage, and their percentiles."""
 
 from __future__ import annotations
 
@@ -12,11 +9,11 @@ from contextlib import contextmanager
 
 import numpy as np
 
-KEEP = 4096  # durations per stage; 20 minutes of chunks at the default policy
+KEEP = 4096  # durations kept per stage: 20 minutes of chunks of the default policy
 
 
 class Ledger:
-    """Stage -> its last durations. `add` is one deque append, so any thread may call it."""
+    """Stage -> its last durations. Any thread may call `add`: it is one append to a deque."""
 
     def __init__(self) -> None:
         self._durations_s: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=KEEP))

@@ -1,9 +1,8 @@
-"""The control loop: observe, act, wait for the next deadline; and why the run ended.
+"""The control loop: observe, act, wait for the next deadline, and report why the run ended.
 
-Knows ticks, deadlines, signals and errors in a row. Refuses to know how actions are made
-(`chunks`), what is safe (`safety`), and how a robot is opened: whoever connected it closes it.
-Deadlines are absolute: a late tick is counted, the periods it swallowed are dropped, and the next
-tick starts on the grid again. Nothing is printed meanwhile.
+Actions come from `chunks`, limits from `safety`; the caller connects the robot and closes it.
+Deadlines are absolute: a late tick is counted, the periods that it overran are dropped, and the
+next tick starts on the grid again. The loop prints nothing while it runs.
 """
 
 from __future__ import annotations
@@ -30,11 +29,12 @@ from mtdit_runtime.safety import Safety, Stop
 if TYPE_CHECKING:
     from rich.table import Table
 
-REASONS = (
-    "duration", "success", "interrupted", "stale camera", "bus", "leader", "policy error", "blocked", "recording"
-)  # fmt: skip
 GOOD_REASONS = ("duration", "success", "interrupted")
-UNSAFE_TO_MOVE = ("bus", "blocked")  # no ride home after these
+REASONS = (
+    *GOOD_REASONS,
+    *("stale camera", "bus", "leader", "policy error", "blocked", "recording"),
+)
+UNSAFE_TO_MOVE = ("bus", "blocked")  # after these the arm does not return to its start pose
 LOCKSTEP_FPS = round(1 / TICK_S)
 
 
@@ -45,7 +45,7 @@ class Clock(Protocol):
 
 
 class Driver(Protocol):
-    """Whose actions they are: joints in order, and the cameras without which it cannot act."""
+    """What produces the actions: its joints in order, and the cameras that it needs to act."""
 
     @property
     def joints(self) -> tuple[str, ...]: ...
@@ -55,15 +55,16 @@ class Driver(Protocol):
 
 
 class Source(Protocol):
-    """What says the next action: a policy's `ChunkQueue`, a person's leader arm, a recorded
-    episode.
+    """What gives the next action: a policy's `ChunkQueue`, a leader arm or a recorded episode.
+
+    The fields are those of `ChunkQueue`; they go into the ticks and the report.
     """
 
     ledger: Ledger
     chunk: int
     row: int
     requested: int
-    adopted: int  # 0: nothing to act on yet
+    adopted: int  # chunks so far; 0: no action yet, the arm holds
     prefetch_ticks: int
     stalls: int
     continued: int
@@ -81,7 +82,7 @@ class Source(Protocol):
 
 
 class RealClock:
-    """The machine's monotonic clock."""
+    """The computer's monotonic clock."""
 
     def now_s(self) -> float:
         return time.monotonic()
@@ -91,7 +92,7 @@ class RealClock:
 
 
 class LockstepClock:
-    """Time that passes only by waiting: for a twin that advances one tick per command."""
+    """A clock that advances only in `wait_until`: for a twin that advances one tick per command."""
 
     def __init__(self) -> None:
         self._now_s = 0.0
@@ -104,13 +105,11 @@ class LockstepClock:
 
 
 def check_lockstep(fps: float) -> None:
-    """Raises UserError for another rate than the twin's: in lock-step the arm would move at the
-    wrong speed.
-    """
+    """Raise UserError unless `fps` is the tick rate of the twin, else it moves at a wrong speed."""
     if fps != LOCKSTEP_FPS:
         raise UserError(
-            f"a lock-step tick of the twin is 1/{LOCKSTEP_FPS} s, this runs at {fps:g} Hz: "
-            f"use --clock real (an evaluation needs a policy of {LOCKSTEP_FPS} Hz)"
+            f"the twin's lock-step clock runs at {LOCKSTEP_FPS} Hz, this runs at {fps:g} Hz: "
+            f"use --clock real (an evaluation needs a {LOCKSTEP_FPS} Hz policy)"
         )
 
 
@@ -118,34 +117,31 @@ def check_lockstep(fps: float) -> None:
 class LoopConfig:
     fps: float
     duration_s: float | None = None  # None: until success or Ctrl-C
-    success_ticks: int = 3  # success must last, a cube rolling through the goal is none
-    max_bus_errors: int = (
-        10  # failed ticks in a row: 0.3 s of a cable that is out, 0.8 s of a servo that is silent
-    )
-    home_s: float = 0.0  # at the end move back to the start pose within about this time; 0: stay
+    success_ticks: int = 3  # ticks in a row: a cube that only rolls through the goal does not count
+    # Failed ticks in a row: 0.3 s with an unplugged cable, 0.8 s with one silent servo.
+    max_bus_errors: int = 10
+    home_s: float = 0.0  # seconds for the return to the start pose at the end; 0: stay
 
 
 @dataclass(frozen=True)
 class Tick:
-    """What happened in one tick, for recorders and videos."""
+    """One tick of the loop, for run logs, recordings and videos."""
 
     index: int
     time_s: float  # since the first tick
     observation: Observation
-    wanted: (
-        Positions  # (J,) the policy's action; while held because frames are stale, the held command
-    )
+    wanted: Positions  # (J,) the policy's action, or the held command when frames are stale
     sent: Positions  # (J,) what the robot accepted
-    chunk: int  # number of the chunk executed, -1: held
-    row: int  # row of its executed part, -1: held
-    requested: int  # number of the chunk asked for in this tick, -1: none
-    fresh: bool  # False: frames were stale, the policy was not asked
-    work_s: float  # from the tick's start to the command
+    chunk: int  # number of the executed chunk, -1: held
+    row: int  # row in the executed part of that chunk, -1: held
+    requested: int  # number of the chunk requested in this tick, -1: none
+    fresh: bool  # False: frames were stale and the policy was not called
+    work_s: float  # from the start of the tick until the command was sent
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """How a run went. Durations per stage are {count, p50_ms, p95_ms, max_ms}."""
+    """The result of a run. Durations per stage are {count, p50_ms, p95_ms, max_ms}."""
 
     reason: str
     detail: str
@@ -154,19 +150,16 @@ class RunReport:
     late_ticks: int
     dropped_periods: int
     max_overrun_ms: float
-    stages: dict[
-        str, dict[str, float]
-    ]  # observe, policy, command, tick; chunk, and the policy's own stages
+    stages: dict[str, dict[str, float]]  # observe, policy, command, tick, chunk; the policy's own
     chunks: int
     prefetch_ticks: int
-    stalled_ticks: int  # held because no chunk was there
-    continued_ticks: int  # ran on behind the executed part because a chunk was late
+    stalled_ticks: int  # the arm held because no chunk was available
+    continued_ticks: int  # rows after the executed part were used because a chunk was late
     discarded_chunks: int
     stale_ticks: int
-    bus_errors: int  # ticks lost to them
-    servo_errors: dict[
-        str, dict[str, int]
-    ]  # joint -> error -> packets, of robots that count them; mended by retries
+    bus_errors: int  # ticks lost to bus errors
+    # joint -> error -> packets that were retried; empty for a robot that does not count them
+    servo_errors: dict[str, dict[str, int]]
     seam_jump: dict[str, float]  # joint -> largest difference between chunks at a seam, degrees
     interventions: dict[str, dict[str, int]]  # guard -> joint -> ticks
     exit_errors: tuple[str, ...]
@@ -188,12 +181,11 @@ def run(
     success: Callable[[], bool] | None = None,
     on_tick: Callable[[Tick], None] | None = None,
 ) -> RunReport:
-    """Drive a connected robot until something ends the run; afterwards it holds its pose, at home
-    if asked.
+    """Drive a connected robot until the run ends; then it holds its pose, or returns to the start.
 
-    The queue must have been reset to its task. Raises UserError for what the user must mend (a
-    camera's size); every other failure of robot, policy or `on_tick` ends the run and stands in the
-    report.
+    The queue must have been reset to its task. success: called once per tick. on_tick: called after
+    the command was sent. Raises UserError for what the user must fix (for example the size of a
+    camera); every other failure of robot, policy or `on_tick` ends the run and is in the report.
     """
     with _interrupts() as interrupts, _quiet_memory():
         loop = _Loop(robot, queue, safety, config, clock, success, on_tick, interrupts)
@@ -202,12 +194,15 @@ def run(
         finally:
             loop.rest()
         if interrupts.count < 2:
-            loop.go_home(end.reason)
+            loop.return_to_start(end.reason)
         return loop.report(end)
 
 
 class _Interrupts:
-    """Signals so far: one ends the run, a second one the ride home, a third one whatever hangs."""
+    """Counts signals: the first ends the run, the second the return to the start pose.
+
+    The third raises KeyboardInterrupt wherever the program is.
+    """
 
     count = 0
 
@@ -219,7 +214,7 @@ class _Interrupts:
 
 @contextmanager
 def _interrupts() -> Iterator[_Interrupts]:
-    """Count the signals that end a run instead of dying of them."""
+    """Count the signals that end a run, instead of being killed by them."""
     interrupts = _Interrupts()
     with handled_by(interrupts.note):
         yield interrupts
@@ -227,8 +222,9 @@ def _interrupts() -> Iterator[_Interrupts]:
 
 @contextmanager
 def dying_in_order() -> Iterator[None]:
-    """SIGTERM and a lost terminal raise KeyboardInterrupt, as Ctrl-C does: else no `finally` would
-    release the arm.
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, so that `finally` blocks run.
+
+    Without it a killed program would leave the arm with torque on.
     """
     with handled_by(signal.default_int_handler):
         yield
@@ -236,9 +232,7 @@ def dying_in_order() -> Iterator[None]:
 
 @contextmanager
 def _quiet_memory() -> Iterator[None]:
-    """Keep the garbage collector from walking everything that was loaded before: that takes longer
-    than a tick.
-    """
+    """Exclude all objects that exist now from garbage collection: a full pass outlasts a tick."""
     gc.collect()
     gc.freeze()
     try:
@@ -259,20 +253,14 @@ class _Loop:
         on_tick: Callable[[Tick], None] | None,
         interrupts: _Interrupts,
     ) -> None:
-        self.robot, self.queue, self.safety, self.config, self.clock = (
-            robot,
-            queue,
-            safety,
-            config,
-            clock,
-        )
+        self.robot, self.queue, self.safety = robot, queue, safety
+        self.config, self.clock = config, clock
         self.success, self.on_tick, self.interrupts = success, on_tick, interrupts
         self.period_s = 1 / config.fps
         self.ledger = Ledger()
-        self.home: Positions | None = None  # the pose found
-        self.ticks = self.late = self.dropped = self.bus_errors = self.bus_errors_in_row = (
-            self.successes
-        ) = 0
+        self.start_pose: Positions | None = None  # (J,) where the arm was found
+        self.ticks = self.late = self.dropped = self.successes = 0
+        self.bus_errors = self.bus_errors_in_row = 0
         self.max_overrun_s = 0.0
         self.exit_errors: list[str] = []
         self.start_s = self.end_s = self.deadline_s = clock.now_s()
@@ -284,7 +272,7 @@ class _Loop:
                 began = time.perf_counter()
                 tick = self._try_tick()
                 if tick is not None:
-                    self._after(tick)
+                    self._after_command(tick)
                 self.ledger.add("tick", time.perf_counter() - began)
                 self._pace()
         except Stop as stop:
@@ -294,17 +282,12 @@ class _Loop:
     def _check_end(self) -> None:
         if self.interrupts.count:
             raise Stop("interrupted")
-        duration_s = self.config.duration_s
-        if (
-            duration_s is not None
-            and self.clock.now_s() - self.start_s >= duration_s - self.period_s / 2
-        ):
+        duration_s, elapsed_s = self.config.duration_s, self.clock.now_s() - self.start_s
+        if duration_s is not None and elapsed_s >= duration_s - self.period_s / 2:
             raise Stop("duration")
 
     def _try_tick(self) -> Tick | None:
-        """None after an error of the bus: the servos keep their last goal, one bad packet is no
-        reason to stop.
-        """
+        """One tick; None after a bus error. The servos keep their last goal meanwhile."""
         try:
             tick = self._tick()
         except OSError as error:
@@ -322,49 +305,32 @@ class _Loop:
     def _tick(self) -> Tick:
         began = time.perf_counter()
         now_s = self.clock.now_s()
+        queue, safety = self.queue, self.safety
         with self.ledger.time("observe"):
-            seen = self.robot.observe()
-        if self.home is None:
-            self.home = seen.positions.copy()
-            self.safety.begin(self.home)
+            observation = self.robot.observe()
+        if self.start_pose is None:
+            self.start_pose = observation.positions.copy()
+            safety.begin(self.start_pose)
         self._check_success()
-        ages_s = {
-            name: seen.frame_age_s[name]
-            for name in self.queue.policy.cameras
-            if name in seen.frame_age_s
-        }
-        fresh = self.safety.frames_fresh(ages_s, now_s)
-        wanted = self._policy_step(seen) if fresh else self.safety.last
-        acting = fresh and self.queue.adopted > 0
-        command = (
-            self.safety.command(wanted, seen.positions, now_s)
-            if acting
-            else self.safety.hold(seen.positions, now_s)
-        )
+        ages_s, cameras = observation.frame_age_s, queue.policy.cameras
+        fresh = safety.frames_fresh({c: ages_s[c] for c in cameras if c in ages_s}, now_s)
+        wanted, origin = safety.last, (-1, -1, -1)
+        if fresh:
+            with self.ledger.time("policy"), _as_stop("policy error", UserError):
+                wanted = queue.step(observation.positions, observation.frames)
+            origin = (queue.chunk, queue.row, queue.requested)
+        if fresh and queue.adopted > 0:
+            command = safety.command(wanted, observation.positions, now_s)
+        else:
+            command = safety.hold(observation.positions, now_s)
         with self.ledger.time("command"):
             sent = self.robot.command(command)
-        self.safety.accepted(sent)
-        work_s = time.perf_counter() - began
-        return Tick(
-            self.ticks,
-            now_s - self.start_s,
-            seen,
-            wanted,
-            sent,
-            *self._origin(fresh),
-            fresh,
-            work_s,
-        )
+        safety.accepted(sent)
+        time_s, work_s = now_s - self.start_s, time.perf_counter() - began
+        return Tick(self.ticks, time_s, observation, wanted, sent, *origin, fresh, work_s)
 
-    def _policy_step(self, seen: Observation) -> Positions:
-        with self.ledger.time("policy"), _as_stop("policy error", UserError):
-            return self.queue.step(seen.positions, seen.frames)
-
-    def _origin(self, fresh: bool) -> tuple[int, int, int]:
-        return (self.queue.chunk, self.queue.row, self.queue.requested) if fresh else (-1, -1, -1)
-
-    def _after(self, tick: Tick) -> None:
-        """What can wait until the command is out."""
+    def _after_command(self, tick: Tick) -> None:
+        """The work of a tick that can wait until the command has been sent."""
         self.ticks += 1
         with _as_stop("policy error", UserError):
             self.queue.prepare()
@@ -373,9 +339,7 @@ class _Loop:
                 self.on_tick(tick)
 
     def _check_success(self) -> None:
-        """Right after observing: by then the twin has carried out the last command, in either
-        clock.
-        """
+        """Called right after observing: by then the twin has executed the last command."""
         if self.success is not None:
             self.successes = self.successes + 1 if self.success() else 0
             if self.successes >= self.config.success_ticks:
@@ -385,11 +349,11 @@ class _Loop:
         self.deadline_s += self.period_s
         overrun_s = self.clock.now_s() - self.deadline_s
         if overrun_s > 0:
-            swallowed = math.ceil(overrun_s / self.period_s)
+            n_missed = math.ceil(overrun_s / self.period_s)
             self.late += 1
-            self.dropped += swallowed
+            self.dropped += n_missed
             self.max_overrun_s = max(self.max_overrun_s, overrun_s)
-            self.deadline_s += swallowed * self.period_s
+            self.deadline_s += n_missed * self.period_s
         self.clock.wait_until(self.deadline_s)
 
     def rest(self) -> None:
@@ -398,32 +362,29 @@ class _Loop:
         except OSError as error:
             self.exit_errors.append(f"hold: {error}")
 
-    def go_home(self, reason: str) -> None:
-        """Back to the pose found, evenly, no faster than the limits allow, watched for being
-        blocked.
+    def return_to_start(self, reason: str) -> None:
+        """Move to the start pose in a straight line in joint space, within the speed limits.
+
+        A blocked joint, too many bus errors or a signal ends the movement.
         """
-        if not self.config.home_s or self.home is None or reason in UNSAFE_TO_MOVE:
+        if not self.config.home_s or self.start_pose is None or reason in UNSAFE_TO_MOVE:
             return
-        start, interrupts = self.safety.last.copy(), self.interrupts.count
-        way = self.home - start
-        ticks = math.ceil(
-            max(
-                self.config.home_s * self.config.fps,
-                np.max(np.abs(way) / self.safety.limits.max_step),
-            )
-        )
+        here, interrupts = self.safety.last.copy(), self.interrupts.count
+        path = self.start_pose - here
+        fewest_ticks = np.max(np.abs(path) / self.safety.limits.max_step)
+        ticks = math.ceil(max(self.config.home_s * self.config.fps, fewest_ticks))
         done = 0
         try:
             while done < ticks and self.interrupts.count == interrupts:
-                done += self._moved(start + way * ((done + 1) / ticks))
+                done += self._move_to(here + path * ((done + 1) / ticks))
                 self.clock.wait_until(self.clock.now_s() + self.period_s)
         except Stop as stop:
-            self.exit_errors.append(f"on the way home: {stop}")
+            self.exit_errors.append(f"return to the start pose: {stop}")
             self.rest()
 
-    def _moved(self, goal: Positions) -> bool:
-        """One tick of the ride. False after an error of the bus: without torque the arm would drop
-        from mid-air.
+    def _move_to(self, goal: Positions) -> bool:
+        """One tick of the return. False after a bus error: the tick is repeated, because ending the
+        run here would take the torque away in mid-air.
         """
         try:
             self.safety.check_tracking(self.robot.observe().positions, self.clock.now_s())
@@ -468,15 +429,14 @@ class _Loop:
 
 
 @contextmanager
-def _as_stop(reason: str, ends: type[Exception] = Stop) -> Iterator[None]:
-    """Whatever is raised in the block ends the run in order, ride home and all, and is named in the
-    report.
+def _as_stop(reason: str, passes: type[Exception] = Stop) -> Iterator[None]:
+    """Turn any exception in the block into a Stop: the run ends normally and reports the exception.
 
-    ends: what passes as it is.
+    passes: an exception type that is not turned into a Stop.
     """
     try:
         yield
-    except (Stop, ends):
+    except (Stop, passes):
         raise
     except UserError as error:
         raise Stop(reason, str(error)) from error
@@ -485,12 +445,11 @@ def _as_stop(reason: str, ends: type[Exception] = Stop) -> Iterator[None]:
 
 
 def report_table(report: RunReport) -> Table:
-    """The report for people."""
+    """The report as a table for the terminal."""
     from rich.table import Table
 
-    table = Table(
-        title=f"{report.reason}{': ' if report.detail else ''}{report.detail}", show_header=False
-    )
+    title = f"{report.reason}: {report.detail}" if report.detail else report.reason
+    table = Table(title=title, show_header=False)
     for name, text in _report_rows(report):
         table.add_row(name, text)
     return table
@@ -500,14 +459,13 @@ def _report_rows(report: RunReport) -> Iterator[tuple[str, str]]:
     yield "ran", f"{report.duration_s:.1f} s, {report.ticks} ticks"
     yield "late", f"{report.late_ticks} ticks, at most {report.max_overrun_ms:.1f} ms"
     for stage, d in report.stages.items():
-        yield (
-            stage,
-            f"p50 {d['p50_ms']:.1f}  p95 {d['p95_ms']:.1f}  max {d['max_ms']:.1f} ms  (x{d['count']})",
-        )
-    yield "chunks", f"{report.chunks}, asked for {report.prefetch_ticks} ticks ahead"
-    held = f"{report.continued_ticks} ticks ran on, {report.stalled_ticks} held, {report.discarded_chunks} discarded"
-    yield "late chunks", held
-    yield "largest seam", _largest(report.seam_jump)
+        times = f"p50 {d['p50_ms']:.1f}  p95 {d['p95_ms']:.1f}  max {d['max_ms']:.1f} ms"
+        yield stage, f"{times}  (x{d['count']})"
+    yield "chunks", f"{report.chunks}, requested {report.prefetch_ticks} ticks ahead"
+    ticks = f"{report.continued_ticks} ticks on the old chunk, {report.stalled_ticks} ticks held"
+    yield "late chunks", f"{ticks}, {report.discarded_chunks} chunks discarded"
+    joint = max(report.seam_jump, key=report.seam_jump.__getitem__)
+    yield "largest seam", f"{report.seam_jump[joint]:.2f} at {joint}"
     for guard, joints in report.interventions.items():
         touched = ", ".join(f"{joint} x{n}" for joint, n in joints.items() if n)
         yield f"limited: {guard}", touched or "never"
@@ -519,9 +477,4 @@ def _report_rows(report: RunReport) -> Iterator[tuple[str, str]]:
     ]
     yield "bus errors", "; ".join([f"{report.bus_errors} ticks lost", *servos])
     for error in report.exit_errors:
-        yield "at the end", error
-
-
-def _largest(jump: dict[str, float]) -> str:
-    joint = max(jump, key=jump.__getitem__)
-    return f"{jump[joint]:.2f} at {joint}"
+        yield "exit error", error

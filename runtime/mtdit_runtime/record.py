@@ -1,9 +1,8 @@
-"""The flight recorder: what was seen, wanted and sent in every tick, as one npz file; and its
-replay without a robot.
+"""The run log: positions, actions and commands of every tick in one npz file, and its replay
+without a robot.
 
-Knows the log's columns. Refuses to know why a run went as it did. Memory is bounded: the last ticks
-are kept, and frames, if asked for, up to a number of megabytes from the start. Writing happens
-after the run.
+Memory is bounded: the last MAX_TICKS ticks are kept, and camera frames, if requested, from the
+first tick up to a number of megabytes. The file is written after the run.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ FRAMES = "frames."  # (M, H, W, 3) per camera, of the first M ticks
 
 
 class Recorder:
-    """An `on_tick` that remembers. task, seed and joints make the log replayable.
+    """An `on_tick` that keeps every tick. joints, task and seed are stored for a replay.
 
-    frames_mb: how many megabytes of frames to keep, by reference; 0 keeps none.
+    frames_mb: megabytes of frames to keep, without copying them; 0 keeps none.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Recorder:
         self._count += 1
 
     def save(self, path: Path) -> Path:
-        """Write the log under a temporary name, then rename it."""
+        """Write the log under a temporary name, then rename it to `path`. Returns `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
         arrays: dict[str, Any] = {"meta": np.array(json.dumps(self._meta))}
@@ -98,7 +97,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class RunLog:
-    """A recorded run. columns: name -> (N, ...) arrays; frames: camera -> (M, H, W, 3), M <= N."""
+    """A run log. columns: name -> (N, ...); frames: camera -> (M, H, W, 3) uint8 RGB, M <= N."""
 
     joints: tuple[str, ...]
     task: str
@@ -111,7 +110,7 @@ class RunLog:
 
 
 def load_log(path: Path) -> RunLog:
-    """Read what `Recorder.save` wrote. Raises UserError: no such file, or no run log."""
+    """Read what `Recorder.save` wrote. Raises UserError if it is missing or not a run log."""
     if not path.is_file():
         raise UserError(f"no run log at {path}: record one with `mtdit run --log {path}`")
     try:
@@ -126,13 +125,13 @@ def load_log(path: Path) -> RunLog:
         return RunLog(tuple(meta["joints"]), meta["task"], meta["seed"], arrays, frames)
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is not a run log this mtdit reads ({error}): record it again"
+            f"{path} is not a run log that this version of mtdit reads ({error}): record it again"
         ) from error
 
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """How far a policy's actions were from the recorded ones, in degrees."""
+    """Differences between a policy's actions and the logged ones, in degrees (gripper: percent)."""
 
     ticks: int
     max_error: float
@@ -141,17 +140,18 @@ class ReplayReport:
 
 
 def replay(log: RunLog, policy: Policy) -> ReplayReport:
-    """Show a policy what was seen and compare its actions with what was wanted then.
+    """Give a policy the observations of a log and compare its actions with the logged ones.
 
-    Chunks are asked for and rows taken exactly where the run did it, so even a real-time run with
-    late chunks compares. Raises UserError: other joints, or a log without frames for a policy with
-    cameras.
+    Chunks are requested and rows executed in the same ticks as in the run, so a real-time run with
+    late chunks can be replayed too. Raises UserError when the joints differ, when the log lacks the
+    frames of a camera or its first ticks, or when the policy did not act in it.
     """
     if log.joints != policy.joints:
         raise UserError(
-            f"the log has joints {', '.join(log.joints)}, the policy {', '.join(policy.joints)}"
+            f"the log has joints {', '.join(log.joints)}, the policy has "
+            f"{', '.join(policy.joints)}: use the bundle of that run"
         )
-    n_ticks = _replayable(log, policy)
+    n_ticks = _replayable_ticks(log, policy)
     policy.reset(log.task, log.seed)
     chunks: dict[int, NDArray[np.float64]] = {}
     errors = []
@@ -169,7 +169,7 @@ def replay(log: RunLog, policy: Policy) -> ReplayReport:
     return _replay_report(errors, policy.joints)
 
 
-def _replayable(log: RunLog, policy: Policy) -> int:
+def _replayable_ticks(log: RunLog, policy: Policy) -> int:
     missing = [name for name in policy.cameras if name not in log.frames]
     if missing:
         raise UserError(
@@ -177,7 +177,7 @@ def _replayable(log: RunLog, policy: Policy) -> int:
         )
     if len(log) and log.columns["index"][0] != 0:
         raise UserError(
-            "the log has lost its first ticks, the run was too long to replay: record a shorter one"
+            "the run was too long, the log does not contain its first ticks: record a shorter run"
         )
     return min([len(log), *(len(log.frames[name]) for name in policy.cameras)])
 
@@ -185,6 +185,6 @@ def _replayable(log: RunLog, policy: Policy) -> int:
 def _replay_report(errors: list[NDArray[np.float64]], joints: Sequence[str]) -> ReplayReport:
     table = np.array(errors).reshape(-1, len(joints))  # (ticks, J)
     if not len(table):
-        raise UserError("the log has no tick in which the policy acted: nothing to compare")
+        raise UserError("the policy did not act in any tick of this log: record another run")
     per_joint = dict(zip(joints, table.max(axis=0).tolist(), strict=True))
     return ReplayReport(len(table), float(table.max()), float(table.mean()), per_joint)

@@ -1,8 +1,7 @@
-"""Playing a recorded episode on an arm, and how well the arm followed.
+"""Replays a recorded episode on an arm and measures how well the arm followed.
 
-Knows an episode's actions and three errors. Refuses to know how an arm is found. The arm first goes
-to the episode's first action on a ramp, waits there for a moment, then plays; every command passes
-the guards.
+The arm moves to the first action of the episode on a ramp, waits there for SETTLE_S, then plays the
+actions. Every command passes the guards of `safety`. The caller finds the arm.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ SETTLE_S = 0.5  # at the first action, after the ramp
 
 
 class EpisodeSource(ActionSource):
-    """The episode's first action for `lead_in_ticks`, then all of them, then the end of the run."""
+    """The first action of the episode for `lead_in_ticks`, then all actions, then the end."""
 
     def __init__(self, episode: Recorded, lead_in_ticks: int) -> None:
         super().__init__(Actor(episode.joints))
-        self.row = -lead_in_ticks - 1  # of the action last given; negative: not begun
+        self.row = -lead_in_ticks - 1  # of the last action; negative during the lead-in
         self._actions = episode.actions
 
     def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Positions:
@@ -41,11 +40,11 @@ class EpisodeSource(ActionSource):
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """Errors in degrees (gripper: percent), joint -> {mean, max}, and the run itself.
+    """Errors in degrees (gripper: percent) as joint -> {mean, max}, and the report of the run.
 
-    tracking: where the arm stood one tick after an action, against that action. recorded: where it
-    stood, against where the recorded arm stood at that frame; 0 would be the very same movement.
-    limited: played against recorded actions.
+    tracking: position one tick after an action, minus that action. recorded: position minus the
+    position in the recording at the same frame; 0 means the same movement. limited: action sent
+    minus recorded action, which shows what the guards changed.
     """
 
     ticks: int
@@ -59,7 +58,7 @@ class ReplayReport:
 
 
 class _Trace:
-    """An `on_tick` that keeps what the errors are made of."""
+    """An `on_tick` that keeps row, position and command of every played tick."""
 
     def __init__(self) -> None:
         self.rows, self.positions, self.sent = list[int](), list[Positions](), list[Positions]()
@@ -72,14 +71,17 @@ class _Trace:
 
 
 def play(episode: Recorded, options: DriveOptions) -> ReplayReport:
-    """Play an episode's actions. UserError: other joints, or a rate this arm is not driven at."""
+    """Play the actions of an episode.
+
+    Raises UserError when the joints of the arm or `options.fps` are not those of the recording.
+    """
     if episode.joints != options.robot.joints:
         raise UserError(
-            f"the recording moves {', '.join(episode.joints)}, this arm has {', '.join(options.robot.joints)}: "
-            "replay it on the arm it was made with"
+            f"the recording has joints {', '.join(episode.joints)}, this arm has "
+            f"{', '.join(options.robot.joints)}: replay it on the kind of arm that recorded it"
         )
     if episode.fps != options.fps:
-        raise UserError(f"the recording has {episode.fps} frames a second: use --fps {episode.fps}")
+        raise UserError(f"the recording was made at {episode.fps} Hz: use --fps {episode.fps}")
     lead_in = round((options.safety.ramp_s + SETTLE_S) * options.fps)
     trace = _Trace()
     report = drive(EpisodeSource(episode, lead_in), options, trace)
@@ -91,7 +93,7 @@ def _report(episode: Recorded, trace: _Trace, report: RunReport) -> ReplayReport
     positions, sent = np.array(trace.positions), np.array(trace.sent)  # (N, J)
     if not len(rows):
         return ReplayReport(0, {}, {}, {}, report)
-    follows = np.flatnonzero(np.diff(rows) == 1)  # ticks whose next one was not lost
+    follows = np.flatnonzero(np.diff(rows) == 1)  # ticks whose next tick was not lost
     tracking = positions[follows + 1] - sent[follows]
     return ReplayReport(
         len(rows),

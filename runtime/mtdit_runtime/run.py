@@ -1,8 +1,7 @@
-"""One run of a bundle on a robot, from the folder on disk to the report.
+"""One run of a bundle on a robot: check, open, warm up, connect, run, release, report.
 
-Knows the order: check, open, warm up, connect, run, release. Refuses to know how the robot is found
-and how options were typed. What is about to happen is said before the arm has torque; during the
-loop nothing is.
+The caller finds the robot and reads the options. All messages are printed before the arm has torque
+or after the run, none during the loop.
 """
 
 from __future__ import annotations
@@ -43,8 +42,9 @@ WARM_UPS = 5
 
 @dataclass(frozen=True)
 class RunOptions:
-    """bundle, task, robot: what runs what. The robot is not connected yet; the run connects and
-    closes it.
+    """What to run and how. The robot is not connected yet: the run connects it and closes it.
+
+    say: called with each message for the user. overview: called per tick, for the video.
     """
 
     bundle: Path
@@ -53,23 +53,24 @@ class RunOptions:
     backend: str = "auto"
     duration_s: float | None = None  # None: until success or Ctrl-C
     seed: int = 0
-    prefetch_ticks: int | None = None  # None: measured
-    lockstep: bool = False  # the twin's lock-step clock
-    new_task: bool = False  # allow an instruction that training has not seen
-    home_s: float = 3.0  # ride back to the start pose; 0: stay, then lose torque there
+    prefetch_ticks: int | None = None  # None: chosen from the measured latency
+    lockstep: bool = False  # use the twin's lock-step clock
+    new_task: bool = False  # allow an instruction that is not in the training data
+    # Seconds for the return to the start pose; 0: the arm stays where it is and loses torque there.
+    home_s: float = 3.0
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     success: Callable[[], bool] | None = None
     log: Path | None = None
     log_frames_mb: float = 0
     video: Path | None = None
-    overview: Callable[[], Mapping[str, Frame]] | None = None  # more pictures for the video
+    overview: Callable[[], Mapping[str, Frame]] | None = None  # name -> (H, W, 3) uint8 RGB
     say: Callable[[str], None] = print
 
 
 def run_policy(options: RunOptions) -> RunReport:
-    """Run a bundle's policy on a robot until it ends, and release the robot whatever happens.
+    """Run the policy of a bundle on a robot until the run ends; the robot is released in any case.
 
-    Raises UserError for whatever the user must mend: bundle, task, backend, joints, cameras, port.
+    Raises UserError for what the user must fix: bundle, task, backend, joints, cameras or port.
     """
     with dying_in_order(), ExitStack() as after_release, closing(options.robot) as robot:
         bundle = open_bundle(options.bundle)
@@ -81,38 +82,39 @@ def run_policy(options: RunOptions) -> RunReport:
         policy = BundlePolicy(bundle, engines)
         check_robot(policy, robot.joints, robot.cameras)
         queue = ChunkQueue(policy, _prefetch(bundle, engines, options), wait=options.lockstep)
-        after_release.callback(queue.close)  # it may wait for a chunk; the arm must not
+        # After the arm is released: closing the queue may have to wait for a chunk.
+        after_release.callback(queue.close)
         queue.reset(options.task, options.seed)
         robot.connect()
         return _drive(bundle.manifest, queue, options)
 
 
 def check_task(manifest: Manifest, task: str, allow_new: bool) -> None:
-    """Raises UserError for an instruction that training has not seen, with the nearest one, unless
-    new ones may be.
+    """Raise UserError if the policy was not trained on `task`, unless `allow_new`.
+
+    The message names the most similar instruction of the training data.
     """
     if task in manifest.tasks or allow_new:
         return
     near = difflib.get_close_matches(task, manifest.tasks, n=1, cutoff=0.4)
-    known = plain(", ".join(map(repr, manifest.tasks)) or "no task", 1000)
-    hint = f"did you mean {near[0]!r}?" if near else f"it knows {known}"
+    known = plain(", ".join(map(repr, manifest.tasks)) or "none", 1000)
+    hint = f"did you mean {near[0]!r}?" if near else f"its tasks are {known}"
     raise UserError(
-        f"{plain(manifest.name)} was not trained on {task!r}: {hint} (--new-task tries it all the same)"
+        f"{plain(manifest.name)} was not trained on {task!r}: {hint} (--new-task runs it anyway)"
     )
 
 
 def say_engines(engines: Engines, say: Callable[[str], None]) -> None:
+    """Print each engine, and why this backend was chosen."""
     for engine in engines.per_chunk:
         say(engine.describe())
     say(f"backend {engines.reason}")
 
 
 def warm_up_s(bundle: Bundle, engines: Engines) -> float:
-    """Run a few chunks on blank observations; the slowest one's seconds, the first left out."""
+    """Compute a few chunks from blank observations: seconds of the slowest, except the first."""
     m = bundle.manifest
-    policy = BundlePolicy(
-        bundle, engines
-    )  # its own counters and history; the engines are the run's
+    policy = BundlePolicy(bundle, engines)  # a second policy on the same engines
     frames = {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in m.cameras}
     noise = np.zeros((m.horizon, len(m.joints)), np.float32)
     policy.reset(m.tasks[0] if m.tasks else "", seed=0)
@@ -132,11 +134,12 @@ def _prefetch(bundle: Bundle, engines: Engines, options: RunOptions) -> int:
     chosen = auto_prefetch(latency_s, m.fps, m.n_action_steps)
     ticks = chosen if options.prefetch_ticks is None else options.prefetch_ticks
     options.say(
-        f"a chunk takes {latency_s * 1e3:.0f} ms: asked for {ticks} ticks ahead, at {m.fps} Hz"
+        f"a chunk takes {latency_s * 1e3:.0f} ms: requested {ticks} ticks ahead, at {m.fps} Hz"
     )
     if not options.lockstep and latency_s * m.fps > m.n_action_steps / 2:
         options.say(
-            "this computer is too slow for the policy: expect the arm to pause (fewer denoising steps help)"
+            "this computer is too slow for the policy, the arm will pause: "
+            "export with fewer denoising steps"
         )
     return ticks
 
@@ -150,36 +153,30 @@ def _drive(m: Manifest, queue: ChunkQueue, options: RunOptions) -> RunReport:
         Recorder(joints, options.task, options.seed, options.log_frames_mb) if options.log else None
     )
     film = Film(options.video, m.fps, wait=options.lockstep) if options.video else None
-    watch = _watchers(recorder, film, options)
-    options.say(f"running {plain(m.name)}: {options.task!r}, Ctrl-C ends it")
+    on_tick = _on_tick(recorder, film, options)
+    options.say(f"running {plain(m.name)}: {options.task!r} (Ctrl-C to stop)")
     try:
-        return run(options.robot, queue, safety, config, clock, options.success, watch)
+        return run(options.robot, queue, safety, config, clock, options.success, on_tick)
     finally:
-        _save(recorder, film, options)
+        if recorder is not None and options.log is not None:
+            options.say(f"log: {recorder.save(options.log)}")
+        if film is not None:
+            film.close()
+            dropped = f" ({film.dropped} frames dropped)" if film.dropped else ""
+            options.say(f"video: {options.video}{dropped}")
 
 
-def _watchers(
+def _on_tick(
     recorder: Recorder | None, film: Film | None, options: RunOptions
 ) -> Callable[[Tick], None] | None:
     if recorder is None and film is None:
         return None
 
-    def watch(tick: Tick) -> None:
+    def record(tick: Tick) -> None:
         if recorder is not None:
             recorder(tick)
         if film is not None:
             more = options.overview() if options.overview else {}
             film.add({**more, **tick.observation.frames}, f"{tick.time_s:5.1f} s  {options.task}")
 
-    return watch
-
-
-def _save(recorder: Recorder | None, film: Film | None, options: RunOptions) -> None:
-    if recorder is not None and options.log is not None:
-        options.say(f"log: {recorder.save(options.log)}")
-    if film is not None:
-        film.close()
-        options.say(
-            f"video: {options.video}"
-            + (f" ({film.dropped} pictures dropped)" if film.dropped else "")
-        )
+    return record

@@ -1,8 +1,8 @@
-"""Every command passes through here on its way to the robot.
+"""The guards that every command passes on its way to the robot.
 
-Knows limits, the start ramp, stale frames, and an arm that does not follow. Refuses to know
-policies, buses and sleeping: a pure class that is told the time. What it changes it counts, per
-joint; what it cannot mend ends the run.
+They limit range and speed, ramp up from the start pose, hold the arm while frames are stale, and
+end the run when a joint does not follow its command. Every change of a command is counted per
+joint. The class is pure: it reads no clock, no bus and no policy; its caller passes the time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mtdit_runtime.bundle import Joint
 GUARDS = ("not finite", "range", "speed")
 
 
-class Stop(Exception):  # noqa: N818, most ends are no errors
-    """The run is over. `reason` is one of the loop's end reasons, `detail` a line for people."""
+class Stop(Exception):  # noqa: N818, most runs do not end with an error
+    """Ends the run. `reason` is one of `loop.REASONS`, `detail` a line for the user."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -29,34 +29,32 @@ class Stop(Exception):  # noqa: N818, most ends are no errors
 
 @dataclass(frozen=True)
 class SafetyConfig:
-    range_margin: float = (
-        0.1  # of a joint's range in training, on either side; corrections need some room
-    )
+    """The settings of the guards."""
+
+    range_margin: float = 0.1  # added on either side, as a part of the joint's range in training
     min_margin: float = 5.0  # degrees or percent, for joints that hardly moved in training
-    speed_factor: float = 1.5  # over the training's fastest, which is a percentile already
-    min_speed: float = 20.0  # degrees or percent per second: slow enough for any joint
-    ramp_s: float = 0.5  # from the pose found to what the policy wants
-    stale_hold_s: float = 0.2  # six frames: a hiccup of USB; acting on older frames is acting blind
-    stale_end_s: float = 2.0
+    speed_factor: float = 1.5  # on the fastest speed in training, which is a percentile
+    min_speed: float = 20.0  # degrees or percent per second, for joints that hardly moved
+    ramp_s: float = 0.5  # from the start pose to the policy's actions
+    stale_hold_s: float = 0.2  # hold while a frame is older: six frames, a short fault of USB
+    stale_end_s: float = 2.0  # end the run when frames stay stale for longer
     tracking_error: float = 25.0  # degrees; a free arm lags by up to 15 in fast motion
-    tracking_end_s: float = 1.0
-    not_finite_end_s: float = 0.5  # half a second of nonsense is not a glitch
+    tracking_end_s: float = 1.0  # end the run when a joint is off by more for longer
+    not_finite_end_s: float = 0.5  # end the run when actions are NaN or infinite for longer
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What commands are kept within, per joint, in joint order."""
+    """The limits of commands, per joint, in joint order."""
 
     low: NDArray[np.float64]  # (J,) degrees, gripper 0..100
     high: NDArray[np.float64]
-    max_step: NDArray[np.float64]  # (J,) per tick
-    tracked: NDArray[
-        np.bool_
-    ]  # (J,) a gripper may close on an object, so it never counts as blocked
+    max_step: NDArray[np.float64]  # (J,) largest change per tick
+    tracked: NDArray[np.bool_]  # (J,) False for a gripper: it may be blocked by what it holds
 
     @classmethod
     def of(cls, joints: Sequence[Joint], fps: float, config: SafetyConfig) -> Limits:
-        """From the ranges and speeds of the demonstrations, widened by the config's margins."""
+        """The ranges and speeds of the training data, widened by the margins in `config`."""
         low, high, speed = (
             np.array([getattr(j, name) for j in joints]) for name in ("low", "high", "max_speed")
         )
@@ -68,31 +66,31 @@ class Limits:
 
     @classmethod
     def none(cls, n_joints: int) -> Limits:
-        """No limits and no tracking: for measuring a policy as it is, in simulation."""
+        """No limits and no tracking check: for evaluating a policy in simulation."""
         far = np.full(n_joints, np.inf)
         return cls(-far, far, far, np.zeros(n_joints, bool))
 
 
 class Safety:
-    """The guards of one run. Call `begin`, then every tick `frames_fresh`, `command` or `hold`, and
-    `accepted`.
+    """The guards of one run.
+
+    Call `begin` once; then in every tick `frames_fresh`, `command` or `hold`, and `accepted`.
+    interventions: guard -> (J,) ticks in which it changed a command.
     """
 
     def __init__(
         self, joints: Sequence[str], limits: Limits, config: SafetyConfig | None = None
     ) -> None:
         self.joints, self.limits, self.config = tuple(joints), limits, config or SafetyConfig()
-        self.interventions = {
-            guard: np.zeros(len(self.joints), np.int64) for guard in GUARDS
-        }  # (J,) ticks
+        self.interventions = {guard: np.zeros(len(self.joints), np.int64) for guard in GUARDS}
         self.stale_ticks = 0
         self.begin(np.zeros(len(self.joints)))
 
     def begin(self, positions: Positions) -> None:
-        """Start from this pose. The ramp runs from the first command."""
+        """Start from this pose, (J,). The ramp starts with the first command."""
         self._start = positions.copy()
         self._ramp_from_s: float | None = None
-        self._last = positions.copy()  # what the robot was last told, or where it was found
+        self._last = positions.copy()  # the last accepted command; at first the measured pose
         self._stale, self._not_finite = _Lasting(), _Lasting()
         self._off_track = [_Lasting() for _ in self.joints]
 
@@ -102,8 +100,9 @@ class Safety:
         return self._last
 
     def frames_fresh(self, ages_s: Mapping[str, float], now_s: float) -> bool:
-        """False: hold this tick. Raises Stop("stale camera") when a frame stays too old for too
-        long.
+        """Whether the policy may act in this tick. ages_s: camera -> age of its frame.
+
+        Raises Stop("stale camera") when a camera has given no new frame for too long.
         """
         camera = max(ages_s, key=ages_s.__getitem__, default="")
         stale = bool(ages_s) and ages_s[camera] > self.config.stale_hold_s
@@ -117,8 +116,9 @@ class Safety:
         return not stale
 
     def command(self, wanted: Positions, measured: Positions, now_s: float) -> Positions:
-        """The policy's action (J,) -> what may be sent (J,). Raises Stop: blocked, or never a
-        finite number.
+        """Turn the policy's action (J,) into a command (J,) within the limits.
+
+        Raises Stop("blocked"), and Stop("policy error") when actions stay NaN or infinite.
         """
         self.check_tracking(measured, now_s)
         if not self._is_finite(wanted, now_s):
@@ -129,12 +129,12 @@ class Safety:
         return self._limit("speed", in_range, self._last - step, self._last + step)
 
     def hold(self, measured: Positions, now_s: float) -> Positions:
-        """The last command once more (J,). Raises Stop("blocked")."""
+        """The last command again, (J,). Raises Stop("blocked")."""
         self.check_tracking(measured, now_s)
         return self._last.copy()
 
     def accepted(self, sent: Positions) -> None:
-        """Tell what the robot really took; the next step is measured from there."""
+        """Note the command (J,) that the robot accepted; the next step is measured from it."""
         self._last = sent.copy()
 
     def check_tracking(self, measured: Positions, now_s: float) -> None:
@@ -145,8 +145,9 @@ class Safety:
             if lasting.for_s > self.config.tracking_end_s:
                 raise Stop(
                     "blocked",
-                    f"{self.joints[i]} stands at {measured[i]:.0f} and was told {self._last[i]:.0f} for "
-                    f"{lasting.for_s:.1f} s: clear its way, check its power",
+                    f"{self.joints[i]} is at {measured[i]:.0f} but was commanded to "
+                    f"{self._last[i]:.0f} for {lasting.for_s:.1f} s: "
+                    "check for an obstacle or weak power",
                 )
 
     def _ramp(self, now_s: float) -> float:
@@ -173,7 +174,7 @@ class Safety:
 
 
 class _Lasting:
-    """How long something has been true without a break."""
+    """Measures for how long a condition has been true without a break."""
 
     def __init__(self) -> None:
         self.for_s = 0.0

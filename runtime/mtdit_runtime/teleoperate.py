@@ -1,8 +1,8 @@
-"""Driving a follower arm by hand: a leader's positions, through the guards, at the loop's rate.
+"""Teleoperation: a follower arm follows a leader arm, through the guards of `safety`.
 
-Knows the leader as a source of actions, the limits of a follower without a policy, and the order of
-connecting and letting go. Refuses to know keys, screens and recordings. The follower starts where
-it is found and reaches the leader's pose on a ramp; at the end it may ride back.
+The follower starts where it is and moves to the leader's pose on a ramp; at the end it can return
+to its start pose. `drive` also serves `replay`. Keys and the screen belong to the command line,
+recording to `collect`.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from mtdit_runtime.loop import (
 )
 from mtdit_runtime.safety import Limits, Safety, SafetyConfig, Stop
 
-# degrees or percent per second: a little more than the servo can do, so only glitches are cut
+# Degrees or percent per second: a little more than the servo can do, so only glitches are limited.
 MAX_SPEED = 300.0
-MAX_SILENT_TICKS = 10  # a third of a second of a leader whose cable is out
+MAX_SILENT_TICKS = 10  # ticks in a row without an answer of the leader: a third of a second
 
-# A person sees what the arm does and leans on things on purpose: later and further than for a
-# policy.
+# A person watches the arm and may press on things on purpose: the guards tolerate more than they do
+# for a policy.
 BY_HAND = SafetyConfig(ramp_s=2.0, tracking_error=40.0, tracking_end_s=2.0)
 
 
 class Leader(Protocol):
-    """An arm that is moved by a person, or what stands in for one."""
+    """An arm that is moved by a person, or a simulated one. `read` gives (J,) positions."""
 
     @property
     def joints(self) -> tuple[str, ...]: ...
@@ -57,14 +57,16 @@ class Leader(Protocol):
 
 @dataclass(frozen=True)
 class Actor:
-    """Whose actions they are, for the loop: joints, and the cameras that must be fresh."""
+    """What the loop needs to know of a source of actions: its joints, and the cameras whose frames
+    must be fresh.
+    """
 
     joints: tuple[str, ...]
     cameras: tuple[str, ...] = ()
 
 
 class ActionSource(ABC):
-    """One action per tick from something that is no policy. `step` is all a subclass adds."""
+    """Gives one action per tick without a policy. A subclass implements `step` only."""
 
     adopted, chunk, row, requested = 1, -1, -1, -1
     prefetch_ticks = stalls = continued = discarded = 0
@@ -81,10 +83,10 @@ class ActionSource(ABC):
 
 
 class LeaderSource(ActionSource):
-    """The leader's positions. Silence holds the last ones for a while, then ends the run. lost:
-    silent ticks.
+    """The leader's positions. lost: ticks in which the leader did not answer.
 
-    The follower is sound then: it rides back instead of dropping.
+    Without an answer the last positions are held, up to MAX_SILENT_TICKS; then Stop("leader") ends
+    the run, and the follower can still return to its start pose.
     """
 
     def __init__(self, leader: Leader, cameras: tuple[str, ...] = ()) -> None:
@@ -105,8 +107,8 @@ class LeaderSource(ActionSource):
 
 
 def arm_limits(calibration: Calibration, fps: float, max_speed: float = MAX_SPEED) -> Limits:
-    """What a follower is kept within when no policy says more: its calibrated ranges and a speed,
-    in degrees.
+    """The limits of a follower without a policy: its calibrated ranges in degrees, and a speed in
+    degrees per second.
     """
     low, high = calibrations.ranges(calibration).bounds()
     step = np.full(len(low), max_speed / fps)
@@ -115,7 +117,7 @@ def arm_limits(calibration: Calibration, fps: float, max_speed: float = MAX_SPEE
 
 @dataclass(frozen=True)
 class DriveOptions:
-    """How a robot is driven by something that is no policy. The robot is not connected yet."""
+    """How to drive a robot without a policy. The robot is not connected yet."""
 
     robot: Robot
     calibration: Calibration
@@ -123,7 +125,8 @@ class DriveOptions:
     duration_s: float | None = None
     lockstep: bool = False
     max_speed: float = MAX_SPEED
-    home_s: float = 3.0  # ride back to the pose found; 0: stay, then lose torque there
+    # Seconds for the return to the start pose; 0: the arm stays where it is and loses torque there.
+    home_s: float = 3.0
     safety: SafetyConfig = field(default_factory=lambda: BY_HAND)
     say: Callable[[str], None] = print
 
@@ -131,9 +134,9 @@ class DriveOptions:
 def drive(
     source: ActionSource, options: DriveOptions, on_tick: Callable[[Tick], None] | None = None
 ) -> RunReport:
-    """Connect the robot, drive it until something ends the run, release it whatever happens.
+    """Connect the robot, drive it until the run ends, and release it in any case.
 
-    Raises UserError for what the user must mend; everything else is a reason in the report.
+    Raises UserError for what the user must fix; every other failure is the reason in the report.
     """
     if options.lockstep:
         check_lockstep(options.fps)
@@ -143,7 +146,8 @@ def drive(
     config = LoopConfig(options.fps, options.duration_s, home_s=options.home_s)
     with dying_in_order(), closing(options.robot) as robot:
         options.say(
-            f"torque comes on, the arm moves in {options.safety.ramp_s:g} s: keep clear. Ctrl-C ends it"
+            "keep clear: torque goes on and the arm moves to its first pose within "
+            f"{options.safety.ramp_s:g} s (Ctrl-C to stop)"
         )
         robot.connect()
         return run(robot, source, safety, config, clock, on_tick=on_tick)
@@ -155,19 +159,21 @@ def teleoperate(
     on_tick: Callable[[Tick], None] | None = None,
     cameras: tuple[str, ...] = (),
 ) -> RunReport:
-    """Let a leader drive the robot. cameras: those whose frames must be fresh, else the arm holds."""
+    """Let a leader drive the robot.
+
+    cameras: while one of these has no fresh frame, the arm holds its pose.
+    """
     with dying_in_order(), closing(leader):
-        # first: it is limp, and what is wrong with it is better known before torque comes on
-        leader.connect()
+        leader.connect()  # first: an error of the leader shows before the follower has torque
         source = LeaderSource(leader, cameras)
         report = drive(source, options, on_tick)
     if source.lost:
-        options.say(f"the leader was silent in {source.lost} ticks: check its cable")
+        options.say(f"the leader did not answer in {source.lost} ticks: check its cable")
     return report
 
 
 class Rate:
-    """Ticks per second over the last second or so."""
+    """Ticks per second over the last `keep` ticks."""
 
     def __init__(self, keep: int = 30) -> None:
         self._times_s: deque[float] = deque(maxlen=keep)
@@ -183,8 +189,9 @@ class Rate:
 
 
 class Board:
-    """An `on_tick` that remembers what a screen shows; another thread may ask for it. next: called
-    after it.
+    """An `on_tick` that keeps the live values for the screen, which another thread may read.
+
+    then: another `on_tick`, called afterwards.
     """
 
     def __init__(self, joints: tuple[str, ...], then: Callable[[Tick], None] | None = None) -> None:
@@ -198,7 +205,7 @@ class Board:
             self._then(tick)
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """(joint, leader, follower told, follower measured)."""
+        """Per joint: (joint, leader position, command to the follower, measured position)."""
         tick = self._tick
         if tick is None:
             return []
@@ -207,19 +214,17 @@ class Board:
         return [(joint, *row) for joint, row in zip(self._joints, numbers, strict=True)]
 
     def line(self) -> str:
-        """Rate, work per tick, and the age of every camera's frame."""
+        """Loop rate, work per tick, and the age of every camera's frame."""
         tick = self._tick
         if tick is None:
             return "connecting"
-        ages = [
-            f"{name} {age_s * 1e3:.0f} ms old"
-            for name, age_s in tick.observation.frame_age_s.items()
-        ]
-        return "  ".join([f"{self._rate.hz:.1f} Hz", f"{tick.work_s * 1e3:.1f} ms a tick", *ages])
+        ages_s = tick.observation.frame_age_s.items()
+        ages = [f"{name} {age_s * 1e3:.0f} ms old" for name, age_s in ages_s]
+        return "  ".join([f"{self._rate.hz:.1f} Hz", f"{tick.work_s * 1e3:.1f} ms per tick", *ages])
 
 
 def report_rows(report: RunReport) -> list[tuple[str, Any]]:
-    """What is worth knowing of a run by hand."""
+    """The report of a teleoperated run as (name, text) rows."""
     limited = {
         guard: ", ".join(f"{joint} x{n}" for joint, n in joints.items() if n)
         for guard, joints in report.interventions.items()
@@ -230,12 +235,12 @@ def report_rows(report: RunReport) -> list[tuple[str, Any]]:
         for error, n in errors.items()
     ]
     return [
-        ("ended", f"{report.reason}{': ' if report.detail else ''}{report.detail}"),
+        ("ended", f"{report.reason}: {report.detail}" if report.detail else report.reason),
         ("ran", f"{report.duration_s:.1f} s, {report.ticks} ticks"),
         ("late", f"{report.late_ticks} ticks, at most {report.max_overrun_ms:.1f} ms"),
         *((stage, f"p50 {d['p50_ms']:.1f}  p95 {d['p95_ms']:.1f}  max {d['max_ms']:.1f} ms")
           for stage, d in report.stages.items()),
         *((f"limited: {guard}", joints or "never") for guard, joints in limited.items()),
         ("bus errors", "; ".join([f"{report.bus_errors} ticks lost", *servos])),
-        *(("at the end", error) for error in report.exit_errors),
+        *(("exit error", error) for error in report.exit_errors),
     ]  # fmt: skip

@@ -1,7 +1,6 @@
-"""Films of runs: frames side by side with a caption, as MP4.
+"""Videos of runs: camera frames side by side with a caption, written as MP4 with OpenCV.
 
-Knows pixels and OpenCV's writer. Refuses to know what is shown. `Film` writes in a thread of its
-own, so that a control loop only hands frames over.
+`Film` writes in its own thread, so that it does not slow down the control loop.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame
 
 CAPTION_HEIGHT = 24  # pixels
-WAITING = 90  # frames: three seconds of a writer that hangs
+WAITING = 90  # most frames in the queue: three seconds
 
 
 class VideoWriter:
@@ -52,9 +51,7 @@ class VideoWriter:
 
 
 def tile(frames: Sequence[Frame], height: int) -> Frame:
-    """Frames of any size side by side, all `height` pixels high, width rounded to even: (height, W,
-    3).
-    """
+    """Frames of any size side by side, scaled to `height`, each width even: (height, W, 3)."""
     cv2 = _import_cv2()
 
     def scaled(frame: Frame) -> Frame:
@@ -69,7 +66,7 @@ def tile(frames: Sequence[Frame], height: int) -> Frame:
 
 
 def caption(frame: Frame, text: str) -> Frame:
-    """The frame with a dark line of text below it: (H + CAPTION_HEIGHT, W, 3)."""
+    """The frame with a line of text on a dark strip below it: (H + CAPTION_HEIGHT, W, 3)."""
     cv2 = _import_cv2()
     strip = np.full((CAPTION_HEIGHT, frame.shape[1], 3), 24, np.uint8)
     cv2.putText(
@@ -79,11 +76,10 @@ def caption(frame: Frame, text: str) -> Frame:
 
 
 class Film:
-    """Frames side by side with a caption, written by a thread. The size is that of the first
-    frames.
+    """An MP4 of frames side by side with a caption, written in a thread.
 
-    wait: when the writer lags, wait for it (lock-step) instead of dropping the frame (real time;
-    `dropped` counts).
+    The first frames set the size. wait: when the writer is slow, wait for it (lock-step) instead of
+    dropping the frame (real time). dropped: how many frames were dropped.
     """
 
     def __init__(self, path: Path, fps: float, height: int = 240, wait: bool = False) -> None:
@@ -96,7 +92,7 @@ class Film:
         self._thread.start()
 
     def add(self, frames: Mapping[str, Frame], text: str) -> None:
-        """Hand over one picture; frames are shown in the order of the mapping."""
+        """Queue one image of the video: the frames in the order of the mapping, and `text`."""
         try:
             self._todo.put((list(frames.values()), text), block=self._wait)
         except queue.Full:
@@ -120,7 +116,7 @@ class Film:
                     self._path, self._fps, (picture.shape[1], picture.shape[0])
                 )
                 writer.write(picture)
-            except Exception as error:  # handed to whoever closes the film
+            except Exception as error:  # raised by `close`
                 self._error = error
         if writer is not None:
             writer.close()

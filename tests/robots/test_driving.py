@@ -208,7 +208,7 @@ def test_a_disk_that_fills_up_in_an_episode_does_not_drop_the_follower(
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "ended recording:" in " ".join(done.stdout.split())
-    assert "make room, then --resume" in " ".join(done.stdout.split())
+    assert "free some disk space, then continue with --resume" in " ".join(done.stdout.split())
     assert "Traceback" not in done.stderr
     assert abs(words.follower.servos[1].get("Present_Position") - start) <= 2, "it rode home first"
     assert_limp(words.leader, words.follower)
@@ -239,8 +239,8 @@ def test_what_is_missing_or_wrong_is_named(words: Words, refused: Refused) -> No
     record = ("record", "--out", "x", *words.arms())
     assert "--task" in refused(*record)
     assert "no file none.mp4" in refused(*record, "--task", TASK, "--camera", "top=file:none.mp4")
-    assert "an empty task" in refused(*record, "--task", "")
-    assert "are no episode" in refused(*record, "--task", TASK, "--episode-seconds", "0.1")
+    assert "the task is empty" in refused(*record, "--task", "")
+    assert "is too short" in refused(*record, "--task", TASK, "--episode-seconds", "0.1")
     for option in ("--home-seconds", "--patience", "--max-speed"):
         for value in ("inf", "nan", "-1"):
             assert option in refused("teleoperate", *words.arms(), option, value)
@@ -281,7 +281,7 @@ def test_record_by_timers_then_resume_then_replay(
     record = ("record", "--out", str(out), "--task", TASK, *words.arms(), *words.camera(), *times)
     done = mtdit(*record, "--json", str(report))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "episode 1 kept: 1.0 s, 30 frames" in done.stdout
+    assert "episode 1 saved: 1.0 s, 30 frames" in done.stdout
     assert "1 episodes kept (30 frames), 0 not" in done.stdout
     assert json.loads(report.read_text())["session"]["kept"] == 1
     assert_limp(words.leader, words.follower)
@@ -355,19 +355,19 @@ def test_record_by_keys(words: Words, terminal: Start, tmp_path: Path) -> None:
     screen.expect("RECORDING episode 1 of 5")
     time.sleep(EPISODE_S)
     screen.send("\x1b[C")  # right: keep it
-    screen.expect("episode 1 kept")
+    screen.expect("episode 1 saved")
     screen.send("x\n")  # a wrong key, then on
     screen.expect("RECORDING episode 2 of 5")
     time.sleep(EPISODE_S)
-    screen.send("\x1b[D")  # left: once more
-    screen.expect("episode 2 not kept: once more")
+    screen.send("\x1b[D")  # left: record it again
+    screen.expect("episode 2 discarded: it will be recorded again")
     screen.send("\n")
     screen.expect("RECORDING episode 2 of 5")
     time.sleep(EPISODE_S)
     screen.send("\n")
-    screen.expect("episode 2 kept")
-    screen.send("r")  # in the pause: take it out again
-    screen.expect("episode 2 taken out again")
+    screen.expect("episode 2 saved")
+    screen.send("r")  # in the pause: delete it
+    screen.expect("episode 2 deleted")
     screen.send("n")
     screen.expect("RECORDING episode 2 of 5")
     time.sleep(EPISODE_S)

@@ -89,8 +89,8 @@ def test_timers_alone(rehearsal: Rehearsal, tmp_path: Path) -> None:
         False,
     )
     assert lengths(tmp_path / "set") == [10, 10]
-    assert [line for line in rehearsal.said if "kept" in line] == [
-        "episode 1 kept: 1.0 s, 10 frames", "episode 2 kept: 1.0 s, 10 frames"
+    assert [line for line in rehearsal.said if "saved" in line] == [
+        "episode 1 saved: 1.0 s, 10 frames", "episode 2 saved: 1.0 s, 10 frames"
     ]  # fmt: skip
     assert json.loads((tmp_path / "set/meta/info.json").read_text())["total_frames"] == 20
 
@@ -150,7 +150,7 @@ def test_a_key_hit_twice_is_no_episode(rehearsal: Rehearsal) -> None:
     rehearsal.key("right")
     assert rehearsal.session.status().startswith("pause before episode 1")
     rehearsal.session.close()
-    assert "episode 1 not kept: 1 frames are too few" in rehearsal.said
+    assert "episode 1 discarded: 1 frames are too few" in rehearsal.said
     assert not rehearsal.recording.root.exists()
 
 
@@ -159,16 +159,16 @@ def test_old_pictures_are_told(rehearsal: Rehearsal) -> None:
     rehearsal.tick(3, fresh=False)
     rehearsal.finish()
     assert rehearsal.session.outcome.stale_frames == 3
-    assert any("3 frames were old" in line for line in rehearsal.said)
+    assert any("3 frames were stale" in line for line in rehearsal.said)
 
 
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        (Plan("  ", 1), "an empty task teaches nothing"),
+        (Plan("  ", 1), "the task is empty"),
         (
             Plan("open", 1, episode_s=0.2),
-            "0.2 s at 10 frames a second are no episode: use --episode-seconds 0.3",
+            "an episode of 0.2 s at 10 Hz is too short: use --episode-seconds 0.3",
         ),
         (Plan("open", 1, episode_s=0.0), "--episode-seconds 0.3 or more"),
     ],
@@ -189,8 +189,8 @@ def test_a_loop_that_is_too_slow_is_told(rehearsal: Rehearsal) -> None:
         rehearsal.ticks += 1  # the next one comes a period late
     rehearsal.finish()
     assert rehearsal.session.outcome.slow_episodes == 1
-    (line,) = (line for line in rehearsal.said if "ticks a second" in line)
-    assert "only 6.3 of 10 ticks a second" in line
+    (line,) = (line for line in rehearsal.said if "the loop ran at" in line)
+    assert "the loop ran at 6.3 Hz instead of 10 Hz" in line
 
 
 def test_an_encoder_that_fails_in_an_episode_is_told_at_once(
@@ -200,7 +200,9 @@ def test_an_encoder_that_fails_in_an_episode_is_told_at_once(
     (
         tmp_path / "set/.recording/top.mp4"
     ).mkdir()  # where the next film would go: as good as no room
-    with pytest.raises(UserError, match=r"cannot be written .*: make room, then --resume"):
+    with pytest.raises(
+        UserError, match=r"cannot write to .*: free some disk space, then continue with --resume"
+    ):
         rehearsal.until("pause before episode 3")
     rehearsal.session.close()
     assert json.loads((tmp_path / "set/meta/info.json").read_text())["total_episodes"] == 1
@@ -213,7 +215,9 @@ def test_a_full_disk_ends_the_session_and_leaves_what_was_there(
     (
         tmp_path / "set/data/chunk-000/file-001.parquet"
     ).mkdir()  # where the next file would go: as good as no room
-    with pytest.raises(UserError, match=r"cannot be written .*: make room, then --resume"):
+    with pytest.raises(
+        UserError, match=r"cannot write to .*: free some disk space, then continue with --resume"
+    ):
         rehearsal.until("pause before episode 3")
     rehearsal.session.close()
     assert json.loads((tmp_path / "set/meta/info.json").read_text())["total_episodes"] == 1

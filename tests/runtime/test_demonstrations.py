@@ -146,7 +146,7 @@ def test_an_episode_is_read_back(recorded: tuple[Path, bool]) -> None:
         LENGTHS[1],
     )
     np.testing.assert_array_equal(episode.actions[4], (state(1, 4) + 1).astype(np.float64))
-    with pytest.raises(UserError, match="has no episode 3: it has 0 to 2"):
+    with pytest.raises(UserError, match="has no episode 3: it has episodes 0 to 2"):
         read_episode(recorded[0], 3)
 
 
@@ -366,19 +366,21 @@ def test_another_layout_is_refused(
 def test_folders_that_are_not_ours(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.txt").write_text("years of work")
-    with pytest.raises(UserError, match=r"holds chapter.txt and no dataset: choose another --out"):
+    with pytest.raises(
+        UserError, match=r"contains chapter.txt but is not a dataset: choose another --out"
+    ):
         Recording(tmp_path / "thesis", layout(), resume=True)
     write(tmp_path / "set", lengths=(3,))
-    with pytest.raises(UserError, match="add --resume to go on"):
+    with pytest.raises(UserError, match="add --resume to continue it"):
         Recording(tmp_path / "set", layout())
-    with pytest.raises(UserError, match="video needs even sides"):
+    with pytest.raises(UserError, match="video needs an even width and height"):
         Recording(tmp_path / "odd", Layout(FPS, JOINTS, {"top": (47, 64)}))
 
 
 def test_a_session_without_an_episode_leaves_nothing(tmp_path: Path) -> None:
     recording = Recording(tmp_path / "set", layout(), wait=True)
     fill(recording, 0, 5).discard()
-    with pytest.raises(UserError, match="an episode of 1 frames is no demonstration"):
+    with pytest.raises(UserError, match="an episode of 1 frames is too short"):
         recording.keep(fill(recording, 0, 1))
     recording.close()
     assert not (tmp_path / "set").exists()
@@ -406,8 +408,8 @@ def test_every_half_done_commit_reads_and_goes_on(tmp_path: Path) -> None:
         recording = Killed(root, layout(), resume=True, wait=True)
         recording.steps = steps
         recording.keep(fill(recording, 2, 9))
-        # the process is gone: the kernel lets go of its lock, nothing else is tidied
-        recording._alone.close()
+        # the process is gone: the kernel releases its lock, nothing else is cleaned up
+        recording._lock.close()
         dataset = lerobot(root)
         counted = 3 if steps == n_moves else 2
         assert dataset.meta.total_episodes == counted, steps

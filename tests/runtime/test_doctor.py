@@ -157,10 +157,11 @@ def test_a_sound_arm(port: str, file: Path, chain: dict[int, ServoRegisters], ki
     assert found["servo 6 gripper"].finding == "model 777, 7.4 V, 25 C, load 0%"
     assert found["firmware"].finding == "3.10"
     assert found["gains"].finding == (
-        "P 32, I 0, D 32; at connect P 16, I 0, D 32: LeRobot's, with which demonstrations are recorded"
+        "P 32, I 0, D 32; connecting sets P 16, I 0, D 32: "
+        "the gains of LeRobot, used for recording demonstrations"
     )
     assert found["bus errors"].finding == "0 of 120 replies lost in 20 cycles"
-    assert found["calibration"].finding == "file and servos agree, the pose is inside"
+    assert found["calibration"].finding == "file and servos agree, every joint is inside its range"
     assert {n: servo.read(0, 87) for n, servo in chain.items()} == before, (
         "the doctor writes nothing"
     )
@@ -196,7 +197,7 @@ def test_every_fault_has_a_finding_and_a_remedy(
 
 def test_the_wrong_supply(port: str, chain: dict[int, ServoRegisters]) -> None:
     assert examined(port, servo_volts=7.4)["voltage"].status == OK
-    assert "12 V ones" in examined(port, servo_volts=12)["voltage"].finding
+    assert "these are 12 V servos" in examined(port, servo_volts=12)["voltage"].finding
     for servo in chain.values():
         servo.set("Max_Voltage_Limit", 80)
         servo.set("Present_Voltage", 121)
@@ -248,7 +249,8 @@ def test_calibrations_that_do_not_fit(
     assert "elbow_flex homing_offset: file 5" in found.finding
     assert f"mtdit calibrate --port {port} --import" in found.remedy
     chain[2].set_present(4000 + chain[2].get("Homing_Offset"))
-    assert examined(port, file)["calibration"].finding == "shoulder_lift outside its range"
+    found = examined(port, file)["calibration"]
+    assert found.finding == "outside the calibrated range: shoulder_lift"
 
 
 def test_servos_at_another_rate_are_found(port: str, chain: dict[int, ServoRegisters]) -> None:
@@ -261,7 +263,7 @@ def test_servos_at_another_rate_are_found(port: str, chain: dict[int, ServoRegis
         True,
     )
     chain.clear()
-    assert examined(port, patience_s=0.1)["baud"].finding == "nobody answers at any rate"
+    assert examined(port, patience_s=0.1)["baud"].finding == "no servo answers at any baud rate"
 
 
 # -- cameras

@@ -116,7 +116,7 @@ def test_another_instruction_is_told_while_the_task_is_measured(
     assert told == [OTHER, OTHER]
     assert {task for task, _ in twin.resets} == {TASK}
     assert (report.task, report.instruction) == (TASK, OTHER)
-    assert "told: 'close the drawer'" in str(report)
+    assert "instruction: 'close the drawer'" in str(report)
 
 
 def test_limits_are_kept_if_given(policy: BundlePolicy, bundle: Bundle, twin: ScriptedTwin) -> None:

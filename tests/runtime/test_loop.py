@@ -242,7 +242,7 @@ def test_trouble_on_the_way_home_is_reported_and_held(drive: Any, robot: Any) ->
     robot.failing = frozenset(range(33, 99))
     report = drive(LoopConfig(FPS, duration_s=1.0, home_s=0.5))
     assert report.reason == "duration"
-    assert report.exit_errors == ("on the way home: bus: no answer in observation 42",)
+    assert report.exit_errors == ("return to the start pose: bus: no answer in observation 42",)
     assert robot.holds == 2
 
 

@@ -77,7 +77,7 @@ def test_commands_start_at_the_pose_found(options: Any) -> None:
     ("task", "message"),
     [
         ("open drawer", "did you mean 'open the drawer'"),
-        ("xyz", "it knows 'open the drawer', 'close the drawer'"),
+        ("xyz", "its tasks are 'open the drawer', 'close the drawer'"),
     ],
 )
 def test_an_unknown_task_is_refused_with_the_nearest_one(
@@ -154,7 +154,7 @@ def test_lock_step_has_one_rate(options: Any, bundle_folder: Path, tmp_path: Pat
     copy = shutil.copytree(bundle_folder, tmp_path / "slow.mtdit")
     write_manifest(copy, replace(open_bundle(copy).manifest, fps=15))
     with pytest.raises(
-        UserError, match=r"tick of the twin is 1/30 s, this runs at 15 Hz: use --clock real"
+        UserError, match=r"lock-step clock runs at 30 Hz, this runs at 15 Hz: use --clock real"
     ):
         run_policy(options(bundle=copy))
     assert (

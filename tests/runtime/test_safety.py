@@ -113,7 +113,7 @@ def test_a_joint_that_does_not_follow_is_blocked() -> None:
     for now_s in (0.0, 0.1):
         guard.accepted(guard.command(wanted, FREE, now_s))
     guard.command(wanted, FREE, 0.9)
-    with pytest.raises(Stop, match="blocked: lift stands at 0 and was told 40"):
+    with pytest.raises(Stop, match="blocked: lift is at 0 but was commanded to 40"):
         guard.command(wanted, FREE, 1.2)
 
 
