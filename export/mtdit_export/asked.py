@@ -149,7 +149,7 @@ def checked_tokenizer(folder: Path, policy: Policy) -> Any:
         tokens = load_tokens(folder / TOKENIZER, whole.tokenizer_max_length)
         ids = tokenize(tokenizer, [PLAIN], whole).numpy()
     except Exception:  # a damaged file can raise anything
-        raise UserError(f"{folder} has no CLIP tokenizer that can be read: {fix}") from None
+        raise UserError(f"{folder} holds no tokenizer of CLIP that can be read: {fix}") from None
     end = int(ids.max()) if shape.eos_token_id == LEGACY_EOS else shape.eos_token_id
     if not np.array_equal(ids, tokens(PLAIN)) or tokens.end != end or ids.max() >= shape.vocab_size:
         raise UserError(

@@ -320,9 +320,7 @@ TOKENS = json.dumps(
 @pytest.mark.parametrize("content", ["{}", "{", "", "[]", "null", "3", "[" * 100_000, TOKENS])
 def test_the_tokenizer(content: str, copy: Path) -> None:
     (copy / "clip/tokenizer.json").write_text(content)
-    assert re.search(
-        r"pretrained_model/clip has no CLIP tokenizer that can be read.*[:;] copy", refusal(copy)
-    )
+    assert re.search(r"pretrained_model/clip holds no tokenizer of CLIP.*[:;] copy", refusal(copy))
 
 
 def test_a_tokenizer_that_the_robot_computer_reads_otherwise(copy: Path) -> None:
