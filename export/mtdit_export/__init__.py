@@ -1,3 +1,3 @@
-"""Checkpoint to bundle. All of it needs torch but `build`, which needs TensorRT and runs on the
-robot computer.
+"""Exports a checkpoint as a bundle. Everything here needs torch except `build`, which needs
+TensorRT and runs on the robot computer.
 """

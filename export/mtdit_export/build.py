@@ -1,9 +1,9 @@
-"""A bundle's graphs -> TensorRT engines for this very GPU, in the bundle's `engines/` cache.
+"""Builds TensorRT engines for the GPU of this computer from a bundle's graphs, into its `engines/`.
 
-Knows the builder calls that TensorRT 10.3 to 11 and TensorRT for RTX share; the module comes in as
-an argument, so the same code runs on a Jetson, and ahead of time where there is no GPU. Precision
-is in the ONNX file: networks are strongly typed. Engines count as built only after they gave the
-bundle's golden chunks here. Refuses to know torch and ONNX; it runs on the robot computer.
+Uses only builder calls that TensorRT 10.3 to 11 and TensorRT for RTX share. The TensorRT module is
+an argument, so the same code runs on a Jetson and, ahead of time, on a computer without GPU. The
+precision is in the ONNX file: networks are strongly typed. Engines are kept only after they have
+reproduced the bundle's golden chunks here. Runs on the robot computer, without torch and ONNX.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from mtdit_runtime.engine_cache import (
 from mtdit_runtime.golden import check_bundle
 from mtdit_runtime.words import plain
 
-WORKSPACE_MB = 1024  # the builder would take all memory, which on a Jetson is the computer's own
+WORKSPACE_MB = 1024  # by default the builder takes all GPU memory, on a Jetson the computer's own
 FREE_MEMORY = "close other programs and the desktop, lower --workspace-mb, or use --backend onnx"
-TICK_S = 0.1  # between two looks at a running build
+TICK_S = 0.1  # how often the progress of a build is reported
 
 OnLine = Callable[[str], None]
-OnProgress = Callable[[str, float, float], None]  # graph, share done of 0..1, elapsed seconds
-OpenEngines = Callable[[Bundle, Path], Engines]  # engines from the plans of a folder
+OnProgress = Callable[[str, float, float], None]  # graph, share done in 0..1, elapsed seconds
+OpenEngines = Callable[[Bundle, Path], Engines]  # opens the plans of a folder
 
 
 def build(
@@ -59,21 +59,21 @@ def build(
     on_progress: OnProgress = lambda graph, share, elapsed_s: None,
     compute_capability: str | None = None,
 ) -> Path:
-    """Engines for `device`; returns their folder, which appears only after its engines gave the
-    golden chunks.
+    """Build the engines for `device` and return their folder, which appears only after the engines
+    have reproduced the golden chunks.
 
-    Engines that lie there already are checked, and built again if they fail. Takes minutes on a
-    small board, and the GPU is not free meanwhile. `clean` removes the bundle's engines for other
-    devices, versions and graphs; without it they are kept, since a bundle may serve several
-    computers. `compute_capability` (e.g. "SM86") builds ahead of time for another GPU, which only
-    TensorRT for RTX can.
+    Existing engines are checked, and built again if they fail. A build takes minutes on a small
+    board and occupies its GPU. `clean` removes the bundle's engines for other devices, versions and
+    graphs; without it they are kept, since a bundle may serve several computers.
+    `compute_capability` (e.g. "SM86") builds ahead of time for another GPU, which only TensorRT for
+    RTX supports.
 
-    Raises ExportError when TensorRT refuses a graph or an engine is not the policy, UserError when
-    another build is at work; nothing but TensorRT's timing cache is left behind then.
+    ExportError when TensorRT refuses a graph or an engine does not compute the policy, UserError
+    when another build is running. Either leaves nothing behind except TensorRT's timing cache.
     """
     cache, folder = bundle.path(ENGINES), engine_folder(bundle, device)
     with _alone_in(cache):
-        for part in cache.glob(".*.part"):  # of a build that was killed
+        for part in cache.glob(".*.part"):  # left by a build that was killed
             shutil.rmtree(part)
         if _still_good(bundle, device, open_engines, on_line):
             on_line(f"engines are up to date: {folder}")
@@ -91,13 +91,13 @@ def _alone_in(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(exist_ok=True)
     except FileExistsError:
-        raise UserError(f"{folder} is a file, it should be a folder: remove it") from None
+        raise UserError(f"{folder} is a file and should be a folder: remove it") from None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise UserError(f"another build is at work in {folder}: wait until it ends") from None
+        raise UserError(f"another build is running in {folder}: wait until it ends") from None
     finally:
         os.close(descriptor)
         with suppress(OSError):
@@ -105,6 +105,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _still_good(bundle: Bundle, device: Device, open_engines: OpenEngines, on_line: OnLine) -> bool:
+    """Whether engines for this device exist and pass their check now."""
     folder = engine_folder(bundle, device)
     record = read_record(folder)
     if record is None:
@@ -119,14 +120,19 @@ def _still_good(bundle: Bundle, device: Device, open_engines: OpenEngines, on_li
     except UserError as error:
         found = [str(error)]
     if found:
-        on_line(f"engines are built again, those in {folder} are no good: {found[0]}")
+        on_line(f"rebuilding the engines in {folder}, they failed their check: {found[0]}")
     return not found
 
 
 def _make(
-    bundle: Bundle, device: Device, builder: PlanBuilder, open_engines: OpenEngines, on_line: OnLine,
+    bundle: Bundle,
+    device: Device,
+    builder: PlanBuilder,
+    open_engines: OpenEngines,
+    on_line: OnLine,
     on_progress: OnProgress,
-) -> None:  # fmt: skip
+) -> None:
+    """Build, check and record the engines in a scratch folder, then rename it into place."""
     folder = engine_folder(bundle, device)
     scratch = folder.with_name(f".{folder.name}.part")
     scratch.mkdir()
@@ -134,12 +140,8 @@ def _make(
         record = _plans(bundle, device, builder, scratch, on_line, on_progress)
         builder.close()  # a small board has no memory for builder and engines at once
         checked = _checked(bundle, _opened(bundle, scratch, open_engines))
-        write_record(
-            scratch,
-            replace(
-                record, checked=checked, built=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            ),
-        )
+        built = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_record(scratch, replace(record, checked=checked, built=built))
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     finally:
@@ -177,7 +179,9 @@ def _plans(
 
 
 def _opened(bundle: Bundle, scratch: Path, open_engines: OpenEngines) -> Engines:
-    """Of plans that have no place yet: a refusal names the graph's file alone."""
+    """The engines of a scratch folder. Its path means nothing to the user and is left out of an
+    error.
+    """
     try:
         return open_engines(bundle, scratch)
     except UserError as error:
@@ -189,14 +193,15 @@ def _checked(bundle: Bundle, engines: Engines) -> dict[str, dict[str, float]]:
     result = check_bundle(bundle, engines, text=False)
     if result.failures:
         raise ExportError(
-            f"the {bundle.manifest.precision} engines are not the trained policy, they are not kept: "
-            f"{'; '.join(result.failures)}: run with --backend onnx, or export in another precision"
+            f"the outputs of the {bundle.manifest.precision} engines differ from the trained "
+            f"policy, so the engines were deleted: {'; '.join(result.failures)}: "
+            "run with --backend onnx, or export in another precision"
         )
     return result.stages
 
 
 def _mind_others(bundle: Bundle, folder: Path, clean: bool, on_line: OnLine) -> None:
-    """Tell of engines for other devices, versions or graphs; remove them if asked."""
+    """Report engines for other devices, versions or graphs, and remove them if asked to."""
     for other, record in engine_records(bundle).items():
         if other == folder:
             continue
@@ -205,14 +210,14 @@ def _mind_others(bundle: Bundle, folder: Path, clean: bool, on_line: OnLine) -> 
         what = f"{megabytes:.0f} MB of engines for {made_for}: {plain(other.name)}"
         if clean:
             shutil.rmtree(other)
-        on_line(f"removed {what}" if clean else f"also there: {what} (--clean removes them)")
+        on_line(f"removed {what}" if clean else f"kept {what} (--clean removes them)")
 
 
 class PlanBuilder:
-    """One TensorRT builder: ONNX file in, plan file out.
+    """A TensorRT builder: ONNX file in, plan file out.
 
-    `compute_capability` builds ahead of time for another GPU, which only TensorRT for RTX can; None
-    means this one.
+    `compute_capability` builds ahead of time for another GPU, which only TensorRT for RTX supports;
+    None means this GPU.
     """
 
     def __init__(
@@ -236,11 +241,11 @@ class PlanBuilder:
         plan: Path,
         on_share: Callable[[float, float], None] = lambda share, s: None,
     ) -> int:
-        """Builds and writes; returns the plan's size in bytes. ExportError with TensorRT's reason
+        """Build and write a plan; returns its size in bytes. ExportError with TensorRT's reason
         when it refuses.
 
-        on_share is told the share done and the elapsed seconds, several times a second, in the
-        caller's thread.
+        on_share is called with the share done and the elapsed seconds, several times a second, in
+        the caller's thread.
         """
         flag = self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
         network = self.builder.create_network(1 << int(flag))
@@ -248,7 +253,7 @@ class PlanBuilder:
         if not parser.parse_from_file(str(onnx)):
             reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
             raise self._refusal(
-                f"does not take {onnx}: {'; '.join(reasons)}", "run with --backend onnx"
+                f"does not accept {onnx}: {'; '.join(reasons)}", "run with --backend onnx"
             )
         config = self._config()
         serialized = self._watched(network, config, on_share)
@@ -262,7 +267,7 @@ class PlanBuilder:
         del self.builder
 
     def _watched(self, network: Any, config: Any, on_share: Callable[[float, float], None]) -> Any:
-        """The build in a thread of its own, so that this one can tell the time and be interrupted."""
+        """Build in another thread, so that this one can report progress and be interrupted."""
         monitor, result = make_monitor(self.trt), []
         config.progress_monitor = monitor
         thread = threading.Thread(
@@ -282,20 +287,17 @@ class PlanBuilder:
     def _config(self) -> Any:
         config = self.builder.create_builder_config()
         config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, self.workspace_mb << 20)
-        config.clear_flag(self.trt.BuilderFlag.TF32)  # what is float32 in the graph is meant to be
+        config.clear_flag(self.trt.BuilderFlag.TF32)  # float32 in the graph stays float32
         if self.compute_capability is not None:
             config.num_compute_capabilities = 1
             config.set_compute_capability(
                 getattr(self.trt.ComputeCapability, self.compute_capability), 0
             )
         if self.timing_cache is not None:
-            known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
-            if not config.set_timing_cache(
-                config.create_timing_cache(known), ignore_mismatch=False
-            ):
-                config.set_timing_cache(
-                    config.create_timing_cache(b""), ignore_mismatch=False
-                )  # of another driver
+            saved = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
+            cache = config.create_timing_cache(saved)
+            if not config.set_timing_cache(cache, ignore_mismatch=False):  # from another driver
+                config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         return config
 
     def _keep_timing_cache(self, config: Any) -> None:
@@ -306,15 +308,15 @@ class PlanBuilder:
         part.replace(self.timing_cache)
 
     def _refusal(self, what: str, hint: str = FREE_MEMORY) -> ExportError:
-        """With TensorRT's last words, and what is known to be wrong with this computer's system."""
-        words = f" ({self.log.errors[-1]})" if self.log.errors else ""
+        """An error with TensorRT's last message and the known problems of this computer."""
+        reason = f" ({self.log.errors[-1]})" if self.log.errors else ""
         return ExportError(
-            f"TensorRT {self.trt.__version__} {what}{words}: {'; '.join([*known_trouble(), hint])}"
+            f"TensorRT {self.trt.__version__} {what}{reason}: {'; '.join([*known_trouble(), hint])}"
         )
 
 
 def known_trouble(root: Path = Path("/")) -> list[str]:
-    """What is known to be wrong with a Jetson's system: L4T 36.4.7 fails to allocate memory that is
+    """Known problems of a Jetson's system software: L4T 36.4.7 fails to allocate memory that is
     free.
     """
     return [
@@ -323,8 +325,8 @@ def known_trouble(root: Path = Path("/")) -> list[str]:
 
 
 def make_log(trt: Any) -> Any:
-    """A logger that keeps TensorRT's errors for our own message."""
-    worst = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
+    """A logger that keeps TensorRT's errors for our own messages and prints nothing."""
+    kept = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -332,24 +334,23 @@ def make_log(trt: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in worst:
+            if severity in kept:
                 self.errors.append(message)
 
     return Log()
 
 
 def make_monitor(trt: Any) -> Any:
-    """TensorRT's progress as one number. Its threads report, ours asks; `wanted` = False ends the
-    build early.
+    """TensorRT's progress as one number: its threads report, ours calls `share()`. `wanted` = False
+    ends the build early.
     """
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.wanted, self._done = True, 0.0
-            self._phases: dict[
-                str, tuple[str | None, int, int]
-            ] = {}  # running: name -> parent, steps, steps done
+            # running phases: name -> parent, steps, steps done
+            self._phases: dict[str, tuple[str | None, int, int]] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self._phases[phase_name] = (parent_phase, num_steps, 0)
@@ -364,12 +365,12 @@ def make_monitor(trt: Any) -> Any:
             self._phases.pop(phase_name, None)
 
         def share(self) -> float:
-            """What was done at the last look or has been done since."""
+            """The share done in 0..1. It never decreases from one call to the next."""
             self._done = max(self._done, self._share_of(None))
             return self._done
 
         def _share_of(self, parent: str | None) -> float:
-            """Steps done of the phases that run; a step that is under way counts by its own phases."""
+            """Share done of the running phases; a step counts partly, by its own sub-phases."""
             phases = list(self._phases.items())
             shares = [
                 (done + self._share_of(p)) / max(steps, 1)

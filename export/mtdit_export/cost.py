@@ -1,8 +1,5 @@
-"""What one call of a graph costs: operations of its products and bytes of its weights, counted from
-shapes.
-
-Knows how often a denoiser calls its network. Refuses to know how long that takes: `mtdit bench`
-divides the two.
+"""Counts what one call of a graph costs: operations of its matrix products and bytes of its
+weights, computed from shapes. `mtdit bench` divides them by the measured time.
 """
 
 from __future__ import annotations
@@ -19,27 +16,24 @@ from mtdit_runtime.bundle import FEATURES, KNOWN, NOISE, PREFIX_WEIGHTS, STATE
 
 
 class Cost(NamedTuple):
-    """Of one call."""
+    """The cost of one call of a graph."""
 
     flops: int  # of matrix products and convolutions; a multiplication and an addition are two
-    weight_bytes: int  # read; a weight that is read at every step of a sampler counts every time
+    weight_bytes: int  # read per call; a weight read at each sampler step counts each time
 
 
 def cost(module: nn.Module, inputs: Mapping[str, Tensor]) -> Cost:
-    """`inputs`: examples by name, in the order of the module's arguments; with prefix_weights, of
-    the guided graph.
+    """The cost of a folded module. `inputs`: examples by name, in the order of the module's
+    arguments; if prefix_weights is among them, the cost is that of the guided graph.
     """
     if not isinstance(module, FoldedDenoiser):
         return Cost(flops(lambda: module(*inputs.values())), weight_bytes(module))
-    passes = len(module.times) * (
-        2 if PREFIX_WEIGHTS in inputs else 1
-    )  # backwards each product is done once more
+    per_call = 2 if PREFIX_WEIGHTS in inputs else 1  # the backward pass repeats each product
+    passes = len(module.times) * per_call
     observed = [inputs[name] for name in (KNOWN, STATE, FEATURES) if name in inputs]
     rows = module.modulation(*observed).chunk(len(module.times))[0]
-    once, each = (
-        flops(lambda: module.modulation(*observed)),
-        flops(lambda: module.network(inputs[NOISE], rows)),
-    )
+    once = flops(lambda: module.modulation(*observed))
+    each = flops(lambda: module.network(inputs[NOISE], rows))
     return Cost(
         once + passes * each,
         weight_bytes(module.modulation) + passes * weight_bytes(module.network),

@@ -1,9 +1,9 @@
-"""The one error that is not the user's: what was exported is not what was trained."""
+"""The error for an export that does not compute what was trained. It is not the user's mistake."""
 
 from __future__ import annotations
 
 
 class ExportError(Exception):
-    """A check of the exported graphs failed, so no bundle was written. The CLI prints it and exits
-    with code 1.
+    """A check of the exported graphs or engines failed, so they were not kept. The CLI prints the
+    message and exits with code 1.
     """

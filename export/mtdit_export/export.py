@@ -1,8 +1,8 @@
-"""A checkpoint becomes a bundle: fold, trace, verify, write. Either a whole, checked bundle appears
-or nothing does.
+"""Exports a checkpoint as a bundle: check the options, fold, trace, verify, write. Either a
+complete, verified bundle appears or nothing does.
 
-Knows the order of the steps and what the manifest must say. Refuses to know the algebra, the
-exporter and the gates.
+Holds the order of the steps and the content of the manifest. The algebra is in `fold`, the ONNX
+exporter in `trace` and `unroll`, the gates are in `mtdit_runtime.golden`.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ OnStage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written and how well it matches."""
+    """What was written and how closely it matches the trained policy."""
 
     bundle: str
-    task: str  # one the policy was trained on
+    task: str  # one of the training tasks
     precision: str
     sampler: Sampler
     stages: Stages  # parameters, megabytes, max_error, mean_error, latency_ms, ...
@@ -112,10 +112,10 @@ class ExportReport:
         )
 
     def _row(self, stage: str) -> list[str]:
-        known = self.stages[stage]
+        figures = self.stages[stage]
         return [
             labelled(stage),
-            *(form(known[key]) if key in known else "" for _, key, form in COLUMNS[1:]),
+            *(form(figures[key]) if key in figures else "" for _, key, form in COLUMNS[1:]),
         ]
 
 
@@ -125,7 +125,7 @@ COLUMNS: list[tuple[str, str, Callable[[float], str]]] = [
     ("file", "megabytes", lambda v: f"{v:.1f} MB"),
     ("max error", "max_error", lambda v: f"{v:.1e}"),
     ("mean error", "mean_error", lambda v: f"{v:.1e}"),
-    ("latency here", "latency_ms", lambda v: f"{v:.1f} ms"),
+    ("latency here", "latency_ms", lambda v: f"{v:.1f} ms"),  # on the exporting computer
 ]
 
 
@@ -140,14 +140,17 @@ def export(
     rtc: bool = False,
     int8: bool = False,
 ) -> ExportReport:
-    """Writes the bundle `out` for a training run, a checkpoint or a pretrained_model folder.
+    """Write the bundle `out` for a training run, a checkpoint or a pretrained_model folder.
 
-    `sampler`: ddim or ddpm; euler or rk4 for flow matching; None takes the first that fits.
-    `dataset`: check on its frames instead of synthetic ones, and learn from it what a checkpoint of
-    LeRobot's does not say. `on_stage` is told one line as each stage ends. `rtc`: also the guided
-    denoiser of real-time chunking. `int8`: both towers, calibrated on the dataset, which a policy
-    with cameras then needs. Raises UserError for a wrong argument and ExportError when the graphs
-    are not the policy.
+    `steps`: sampler steps per chunk. `sampler`: ddim or ddpm, for flow matching euler or rk4; None
+    takes the policy's default. `fp16`: float16 weights. `int8`: int8 vision and text towers,
+    calibrated on `dataset`, which a policy with cameras then needs. `dataset`: verify on its frames
+    instead of synthetic ones, and read from it the joints, rate and tasks that a checkpoint of
+    LeRobot lacks. `rtc`: also export the guided denoiser of real-time chunking. `on_stage` is
+    called with one line at the end of each stage.
+
+    UserError for an invalid argument, ExportError when the outputs of the graphs differ from the
+    policy.
     """
     began, place = time.perf_counter(), bundle_place(out)
     opened = open_checkpoint(checkpoint)
@@ -164,16 +167,11 @@ def export(
         folded = folded_for(policy, opened, precision)
         on_stage(f"folded {opened.folder}")
         if precision == INT8:
-            quantize_towers(
-                folded,
-                recorded,
-                [reference.text(task)[0] for task in facts.tasks or ("",)],
-                on_stage,
-            )
+            token_ids = [reference.text(task)[0] for task in facts.tasks or ("",)]
+            quantize_towers(folded, recorded, token_ids, on_stage)
         manifest = describe(place.stem, opened, facts, joints, folded, precision)
-        manifest = replace(
-            manifest, graphs=write_graphs(folder, folded, opened.config, manifest, on_stage, rtc)
-        )
+        graphs = write_graphs(folder, folded, opened.config, manifest, on_stage, rtc)
+        manifest = replace(manifest, graphs=graphs)
 
         probes = make_probes(opened, facts, recorded)
         expected = [reference(probe) for probe in probes]
@@ -226,8 +224,8 @@ def quantize_towers(
     token_ids: Sequence[NDArray[np.int64]],
     on_stage: OnStage,
 ) -> None:
-    """Both towers to int8, calibrated on the dataset's frames and on the tokens (1, L) of the
-    tasks.
+    """Quantise both towers to int8 in place, calibrated on frames of the dataset and on the token
+    ids (1, L) of the tasks.
     """
     began, config = time.perf_counter(), folded.denoiser.config
     seen = [] if dataset is None else calibration_frames(dataset, list(config.cameras))
@@ -236,12 +234,13 @@ def quantize_towers(
     quantize(folded.text, [[torch.from_numpy(ids)] for ids in token_ids])
     took = time.perf_counter() - began
     on_stage(
-        f"calibrated int8 on {len(seen)} frames of each camera and {len(token_ids)} tasks in {took:.0f} s"
+        f"calibrated int8 on {len(seen)} frames per camera and {len(token_ids)} tasks "
+        f"in {took:.0f} s"
     )
 
 
 def traced_modules(folded: Folded, rtc: bool) -> dict[str, nn.Module]:
-    """By the name of their graph; the guided one is made of the same denoiser."""
+    """Graph name -> module; the guided graph is made from the same denoiser."""
     return {**folded.modules(), **({"guided": folded.denoiser} if rtc else {})}
 
 
@@ -259,9 +258,8 @@ def write_graphs(
         inputs = example_inputs(name, folded, config)
         graph = write(as_graph(name, module, inputs), path, metadata(name, manifest))
         graphs[name] = replace(graph, **cost(module, inputs)._asdict())
-        on_stage(
-            f"traced {path.name}: {path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - began:.0f} s"
-        )
+        megabytes, took = path.stat().st_size / 1e6, time.perf_counter() - began
+        on_stage(f"traced {path.name}: {megabytes:.1f} MB in {took:.0f} s")
     return graphs
 
 
@@ -303,7 +301,7 @@ def example_inputs(name: str, folded: Folded, config: PolicyConfig) -> dict[str,
 
 
 def metadata(name: str, manifest: Manifest) -> dict[str, str]:
-    """What a lone ONNX file says of itself."""
+    """Key -> value to store inside each ONNX file, so that it can be identified on its own."""
     sampler = manifest.sampler
     facts = {
         "bundle": manifest.name,
@@ -326,7 +324,7 @@ def describe(
     folded: Folded,
     precision: str,
 ) -> Manifest:
-    """The manifest but for graphs, verification and checksums."""
+    """The manifest, still without graphs, verification and checksums."""
     config = checkpoint.config
     return Manifest(
         name=name,
@@ -363,10 +361,10 @@ def sampler_of(config: PolicyConfig, times: Sequence[float]) -> Sampler:
 
 
 def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
+    # the target of a link such as "last", and only the end of the path
+    folder = "/".join(checkpoint.folder.resolve().parts[-3:]).encode(errors="replace").decode()
     return {
-        "checkpoint": "/".join(checkpoint.folder.resolve().parts[-3:])
-        .encode(errors="replace")
-        .decode(),  # not "last"
+        "checkpoint": folder,
         "weights_sha256": names.sha256(checkpoint.folder / WEIGHTS),
         "dataset": facts.dataset,
         "robot_type": facts.robot_type,
@@ -375,7 +373,7 @@ def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
     }
 
 
-# -- checked --
+# -- verification --
 
 
 def record_checks(
@@ -385,24 +383,25 @@ def record_checks(
     expected: Sequence[Expected],
     seen: str,
 ) -> Stages:
-    """Holds the files against what is expected and writes the manifest with the figures.
-    ExportError: a gate fails.
+    """Compare the files with the expected outputs and write the manifest with the figures.
+    ExportError when a gate fails.
     """
     checked = checked_stages(Bundle(folder, write_manifest(folder, manifest)), probes, expected)
     record = {"observations": len(probes), "frames": seen, "stages": checked}
     write_manifest(folder, replace(manifest, verification=record))
-    open_bundle(folder)  # as the robot will
+    open_bundle(folder)  # the same check that the robot computer makes
     return checked
 
 
 def checked_stages(bundle: Bundle, probes: Sequence[Probe], expected: Sequence[Expected]) -> Stages:
-    """The figures of every stage. ExportError when a gate fails."""
+    """Stage -> figures. ExportError when a gate fails."""
     result = verify(bundle, probes, expected)
     if result.failures:
         precision = bundle.manifest.precision
         hint = "" if precision == FP32 else f" (export without --{precision})"
         raise ExportError(
-            f"the {precision} graphs are not the trained policy: {'; '.join(result.failures)}{hint}"
+            f"the outputs of the {precision} graphs differ from the trained policy: "
+            f"{'; '.join(result.failures)}{hint}"
         )
     return result.stages
 

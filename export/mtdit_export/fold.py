@@ -1,24 +1,21 @@
-"""The exact algebra that makes the graphs small: a trained policy's weights, rearranged into four
-modules.
+"""Folds a trained policy: exact algebra that rearranges its weights into four small modules.
 
 Every rearrangement is an identity on real numbers; only the order of float operations changes.
 
-- Denoiser: the AdaLN linear splits by columns into a part that depends on time (a constant per
-  step), one that depends
-  on the newest observation (once per chunk), and one that is known before: that of the text and
-  earlier observations,
-  a module of its own. The times and coefficients of all steps of the sampler are numbers.
-- The text stands in the conditioning once per observation step, so its columns are summed.
+- Denoiser: the AdaLN linear splits by columns into three parts. One depends on time (a constant per
+  step), one on the newest observation (once per chunk), and one on the text and the earlier
+  observations; the last is a module of its own, the history. The times and coefficients of all
+  sampler steps are constants.
+- The conditioning repeats the text for every observation step, so the text's columns are summed.
 - Vision: antialiased resize and centre crop are one small matrix per axis. The last CLIP block is
-  evaluated for the
-  class token only, because nothing else is read from it.
-- Attention's 1/sqrt(d) is inside the query weights, AdaLN's "1 +" inside the constant part.
+  evaluated for the class token only, because nothing else is read from it.
+- Attention's 1/sqrt(d) moves into the query weights, AdaLN's "1 +" into the constant part.
 
-Knows LeRobot's parameter names and CLIP's architecture. Refuses to know files, ONNX and how well it
-worked.
+Uses LeRobot's parameter names and CLIP's architecture. Files and ONNX are left to `export` and
+`trace`.
 
-N images, S patches + 1, L text tokens, D width, T horizon, A action dim, P text feature, O
-observation steps, M numbers of a call's modulation: layers * 6 D.
+Shapes: N images, S patches + 1, L text tokens, D width, T horizon, A action dim, P text feature, O
+observation steps, M = layers * 6 D numbers of modulation per call of the network.
 """
 
 from __future__ import annotations
@@ -40,27 +37,26 @@ from mtdit.policy import Policy
 
 Weights = Mapping[str, Tensor]  # parameter name -> value, e.g. a state_dict
 TowerShape = VisionShape | TextShape
-Scaling = tuple[
-    NDArray[np.float32], NDArray[np.float32]
-]  # (3,) each: a pixel x of 0..1 becomes (x - first) / second
+# (offset, scale), (3,) each: a pixel x in 0..1 becomes (x - offset) / scale
+Scaling = tuple[NDArray[np.float32], NDArray[np.float32]]
 
-NORM_EPS = 1e-6  # DiT's
+NORM_EPS = 1e-6  # of DiT's layer norms
 LATER = -1e4  # added to the score of a later token: its softmax weight becomes exactly 0
 
 
 def under(weights: Weights, prefix: str) -> dict[str, Tensor]:
-    """The weights whose names start with `prefix`, without it."""
+    """The weights whose names start with `prefix`, under their names without it."""
     return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
 
 
 def fixed(value: Tensor) -> nn.Parameter:
-    """A weight of a folded module: its own memory, never trained."""
+    """A weight of a folded module: a copy that is never trained."""
     return nn.Parameter(value.detach().clone().contiguous(), requires_grad=False)
 
 
 class Dense(nn.Module):
-    """x @ weight + bias in the precision of the weight. Takes torch's (out, in) and stores (in,
-    out).
+    """x @ weight + bias in the precision of the weight. The argument is (out, in) as in torch, it
+    is stored as (in, out).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -105,8 +101,8 @@ class Tokens(nn.Module):
 
 
 class PerHead(nn.Module):
-    """Rows of every head (N, heads, 1, D) times that head's weight (heads, D, E), in the precision
-    of the weight.
+    """One row per head (N, heads, 1, D) times that head's weight (heads, D, E), in the precision of
+    the weight.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -118,7 +114,7 @@ class PerHead(nn.Module):
 
 
 class Norm(nn.Module):
-    """LayerNorm over the last axis, in float32 whatever the rest of the module is."""
+    """LayerNorm over the last axis, in float32 whatever the precision of the rest."""
 
     def __init__(self, weights: Weights, eps: float) -> None:
         super().__init__()
@@ -136,8 +132,8 @@ def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention of scaled queries, softmax in float32: (S, N, heads, d) each -> (S, N, heads * d).
 
-    Tokens come first because a transposition that moves them behind the heads is free: ONNX
-    Runtime's matrix product reads its operands that way.
+    Tokens are the first axis because moving them behind the heads is then free: ONNX Runtime's
+    matrix product can read transposed operands.
     """
     scores = (q.permute(1, 2, 0, 3) @ k.permute(1, 2, 3, 0)).float()  # (N, heads, S, S)
     weights = (scores if mask is None else scores + mask).softmax(-1).to(v.dtype)
@@ -151,24 +147,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 
 
 def packed(*projections: Sequence[Tensor]) -> Dense:
-    """Several (weight, bias) of the same input as one product, their outputs side by side."""
+    """Several (weight, bias) of the same input as one product, with their outputs concatenated."""
     weights, biases = zip(*projections, strict=True)
     return Dense(torch.cat(weights), torch.cat(biases))
 
 
 class Attention(nn.Module):
-    """Every token looks at every token: normalised (S, N, D) -> what is added to the stream (S, N,
+    """Self-attention of all tokens: layer-normed (S, N, D) -> addend of the residual stream (S, N,
     D).
     """
 
     def __init__(self, weights: Weights, heads: int) -> None:
         super().__init__()
         q, k, v = ([weights[f"{n}_proj.{kind}"] for kind in ("weight", "bias")] for n in "qkv")
-        self.qkv, self.out, self.heads = (
-            packed(scaled(q, heads), k, v),
-            dense(weights, "out_proj"),
-            heads,
-        )
+        self.qkv = packed(scaled(q, heads), k, v)
+        self.out, self.heads = dense(weights, "out_proj"), heads
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
@@ -176,11 +169,12 @@ class Attention(nn.Module):
 
 
 class FirstAttention(nn.Module):
-    """Only the first token looks: (S, N, D) -> (1, N, D). Nobody's key or value is made.
+    """Attention with the first token as the only query: (S, N, D) -> (1, N, D). No key or value is
+    computed.
 
-    A score is q . (W_k x) = (W_k^T q) . x, and the mean of the values W_v x is W_v times the mean
-    of x. The keys' bias adds the same to every score, which softmax does not see; the values' bias
-    passes through to the output's.
+    A score is q . (W_k x) = (W_k^T q) . x, and the weighted mean of the values W_v x is W_v times
+    the weighted mean of x. The bias of the keys adds the same number to all scores, which softmax
+    ignores; the bias of the values becomes part of the output's bias.
     """
 
     def __init__(self, weights: Weights, heads: int) -> None:
@@ -195,16 +189,14 @@ class FirstAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q = self.q(x[:1]).unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)  # (N, heads, 1, d)
         seen = x.to(q.dtype).transpose(0, 1)  # (N, S, D)
-        weights = (
-            (self.keys(q).squeeze(2) @ seen.transpose(1, 2)).float().softmax(-1)
-        )  # (N, heads, S)
-        mixed = weights.to(seen.dtype) @ seen  # (N, heads, D)
+        scores = (self.keys(q).squeeze(2) @ seen.transpose(1, 2)).float()  # (N, heads, S)
+        mixed = scores.softmax(-1).to(seen.dtype) @ seen  # (N, heads, D)
         return self.out(self.values(mixed.unsqueeze(2)).flatten(1)[None])
 
 
 class ClipBlock(nn.Module):
-    """Pre-norm transformer block on a float32 residual stream (S, N, D). `first_only`: the first
-    token's (1, N, D).
+    """Pre-norm transformer block on a float32 residual stream (S, N, D) -> (S, N, D), or only the
+    first token (1, N, D) with `first_only`.
     """
 
     def __init__(self, weights: Weights, shape: TowerShape, first_only: bool) -> None:
@@ -226,7 +218,7 @@ class ClipBlock(nn.Module):
 
 
 def scaled(projection: Sequence[Tensor], heads: int) -> list[Tensor]:
-    """1/sqrt(head dim) into the queries' weight and bias."""
+    """Multiply the weight and bias of the queries by 1/sqrt(head dim)."""
     return [(len(part) // heads) ** -0.5 * part for part in projection]
 
 
@@ -240,7 +232,7 @@ def clip_blocks(weights: Weights, shape: TowerShape, first_only: bool) -> nn.Mod
 
 class FoldedTower(nn.Module):
     """Normalised pixels (N, 3, H, W) -> class token (N, D): before the final norm, as LeRobot reads
-    it, or after.
+    it, or after it with `shape.class_token_normed`.
     """
 
     def __init__(self, weights: Weights, shape: VisionShape) -> None:
@@ -248,9 +240,8 @@ class FoldedTower(nn.Module):
         position = weights["embeddings.position_embedding.weight"]  # (S, D)
         self.patches = Patches(weights["embeddings.patch_embedding.weight"])
         self.patch_position = fixed(position[1:, None])  # (S - 1, 1, D)
-        self.first_token = fixed(
-            (weights["embeddings.class_embedding"] + position[0])[None, None]
-        )  # (1, 1, D)
+        first = weights["embeddings.class_embedding"] + position[0]
+        self.first_token = fixed(first[None, None])  # (1, 1, D)
         self.pre_norm = Norm(under(weights, "pre_layrnorm."), shape.layer_norm_eps)
         self.blocks = clip_blocks(weights, shape, first_only=True)
         normed = shape.class_token_normed
@@ -282,9 +273,8 @@ class FoldedText(nn.Module):
         self.blocks = clip_blocks(weights, shape, first_only=False)
         self.final_norm = Norm(under(weights, "final_layer_norm."), shape.layer_norm_eps)
         self.projection = Dense(projection["weight"], projection["bias"])
-        legacy = (
-            shape.eos_token_id == 2
-        )  # OpenAI's configs; transformers then looks for the highest id
+        # OpenAI's configs say 2, for which transformers looks for the highest id instead
+        legacy = shape.eos_token_id == 2
         self.eos = shape.vocab_size - 1 if legacy else shape.eos_token_id
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -306,16 +296,14 @@ def resize_matrix(n_in: int, n_out: int) -> Tensor:
 
 
 def crop_window(size: int, crop: int | None) -> slice:
-    """Centred, its start rounded to even at .5, as torchvision's CenterCrop does with Python's
-    round.
-    """
+    """The centre crop of torchvision's CenterCrop, whose start is Python's round (half to even)."""
     start = 0 if crop is None else round((size - crop) / 2)
     return slice(start, size if crop is None else start + crop)
 
 
 class Axis(nn.Module):
-    """Resize then crop along the last axis: (..., size) -> (..., out). A window when nothing is
-    resized.
+    """Resize, then crop along the last axis: (..., size) -> (..., out). Without a resize it is only
+    a slice.
     """
 
     def __init__(self, size: int, resized: int | None, crop: int | None) -> None:
@@ -332,25 +320,21 @@ class Axis(nn.Module):
 class Preprocess(nn.Module):
     """One camera's frame (H, W, 3) uint8 -> normalised pixels (3, h, w).
 
-    The first operation is the cast: TensorRT takes uint8 as a network input and for nothing else.
-    Scale and shift stay two operations on float32 pixels instead of moving into half precision
-    patch weights.
+    The first operation is the cast, because TensorRT takes uint8 as a network input and for nothing
+    else. Scale and shift stay operations on float32 pixels and are not folded into the patch
+    weights, which may be half precision.
     """
 
     def __init__(self, size: tuple[int, int], config: PolicyConfig, scaling: Scaling) -> None:
         super().__init__()
-        resize, crop = (
-            config.image_resize_shape or (None, None),
-            config.image_crop_shape or (None, None),
-        )
+        resize = config.image_resize_shape or (None, None)
+        crop = config.image_crop_shape or (None, None)
         self.rows, self.columns = (
             Axis(n, r, c) for n, r, c in zip(size, resize, crop, strict=True)
         )
         offset, scale = (torch.from_numpy(part).double().view(3, 1, 1) for part in scaling)
-        self.scale, self.shift = (
-            fixed((1 / (255 * scale)).float()),
-            fixed((-offset / scale).float()),
-        )
+        self.scale = fixed((1 / (255 * scale)).float())
+        self.shift = fixed((-offset / scale).float())
 
     def forward(self, frame: Tensor) -> Tensor:
         x = self.columns(frame.float().permute(2, 0, 1))  # (3, H, w)
@@ -377,20 +361,19 @@ class FoldedVision(nn.Module):
 # -- denoiser --
 
 
-Rope = tuple[
-    Tensor, Tensor
-]  # (T, 1, d) each: cosines, and sines whose first half has its sign turned
+Rope = tuple[Tensor, Tensor]  # (T, 1, d) each: cosines, and sines with the first half negated
 
 
 class DenoiserBlock(nn.Module):
-    """A block of the denoiser, its modulation given: x (T, D), six rows (D,) -> (T, D)."""
+    """A block of the denoiser: x (T, D) and six modulation rows (D,) -> (T, D)."""
 
     def __init__(self, weights: Weights, heads: int) -> None:
         super().__init__()
+        # LeRobot uses an attention of its own with RoPE and torch's without it
         attention = {
             name.removeprefix("attn.").removeprefix("multihead_attn."): w
             for name, w in weights.items()
-        }  # with RoPE LeRobot has its own attention, without it torch's
+        }
         qkv = [
             attention.get(f"qkv_proj.{kind}", attention.get(f"in_proj_{kind}"))
             for kind in ("weight", "bias")
@@ -410,27 +393,26 @@ class DenoiserBlock(nn.Module):
     def attention(self, x: Tensor, rope: Rope | None) -> Tensor:
         qk, v = self.qkv(x).split([2 * x.shape[1], x.shape[1]], dim=1)
         qk = qk.unflatten(1, (2 * self.heads, -1))  # (T, 2 heads, d): rotated together
-        q, k = (
-            (qk if rope is None else rotate(qk, *rope)).unsqueeze(1).chunk(2, dim=2)
-        )  # (T, 1, heads, d) each
+        qk = qk if rope is None else rotate(qk, *rope)
+        q, k = qk.unsqueeze(1).chunk(2, dim=2)  # (T, 1, heads, d) each
         return self.out(attend(q, k, v.unflatten(1, (1, self.heads, -1))).squeeze(1))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates (T, heads, d) by its position."""
+    """Rotary position embedding of (T, heads, d)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.to(x.dtype) + torch.cat([second, first], dim=-1) * sin.to(x.dtype)
 
 
 def signed_rope(config: PolicyConfig) -> list[Tensor]:
-    """The tables of `rotate`."""
+    """The tables (cos, sin) of `rotate`, (T, 1, d) each."""
     cos, sin = rope_tables(config.horizon, config.hidden_dim // config.num_heads, config.rope_base)
     first, second = sin.chunk(2, dim=-1)
     return [cos[:, None], torch.cat([-first, second], dim=-1)[:, None]]
 
 
 def scale_queries(qkv: Tensor, heads: int) -> Tensor:
-    """1/sqrt(head dim) into the query rows of a packed (3 D, ...) projection."""
+    """Multiply the query rows of a packed (3 D, ...) projection by 1/sqrt(head dim)."""
     width = qkv.shape[0] // 3
     return torch.cat([qkv[:width] * (width // heads) ** -0.5, qkv[width:]])
 
@@ -441,7 +423,7 @@ def normed(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 class FoldedHistory(nn.Module):
-    """What is known before the newest observation -> its part of the modulation (1, M)."""
+    """Text and earlier observations -> their part of the modulation (1, M)."""
 
     def __init__(self, columns: ObservationColumns) -> None:
         super().__init__()
@@ -449,8 +431,8 @@ class FoldedHistory(nn.Module):
         self.modulation = without_bias(torch.cat([columns.text, *earlier], dim=1))
 
     def forward(self, text: Tensor, *earlier: Tensor) -> Tensor:
-        """(1, P); with O > 1 also features (1, O - 1, n_cam * D), if any, and normalised states (1,
-        O - 1, S).
+        """text (1, P); earlier, only with O > 1: features (1, O - 1, n_cam * D), if there are
+        cameras, and normalised states (1, O - 1, S).
         """
         return self.modulation(
             F.silu(torch.cat([text, *(x.flatten(1) for x in earlier)], dim=1))
@@ -458,8 +440,8 @@ class FoldedHistory(nn.Module):
 
 
 class Modulation(nn.Module):
-    """What time, `known` (1, M) and the newest observation make of every call of the network:
-    (calls * M,).
+    """The modulation of all K calls of the network (K * M,), from time, `known` (1, M) and the
+    newest observation.
     """
 
     def __init__(self, table: Tensor, columns: ObservationColumns) -> None:
@@ -475,7 +457,7 @@ class Modulation(nn.Module):
 
 
 class Network(nn.Module):
-    """One call of the denoiser: x (1, T, A), its modulation (layers * 6 D,) -> (1, T, A)."""
+    """One call of the network: x (1, T, A) and its modulation (layers * 6 D,) -> (1, T, A)."""
 
     def __init__(self, weights: Weights, blocks: Sequence[Weights], config: PolicyConfig) -> None:
         super().__init__()
@@ -489,13 +471,10 @@ class Network(nn.Module):
         self.width = config.hidden_dim
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        rope, rows = (
-            None if self.rope is None else (self.rope[0], self.rope[1]),
-            modulation.split(self.width),
-        )
-        x = self.input(
-            x.squeeze(0)
-        ).float()  # (T, D): two axes, so that every product is one operation, bias and all
+        rope = None if self.rope is None else (self.rope[0], self.rope[1])
+        rows = modulation.split(self.width)
+        # (T, D): with two axes a product and its bias are one operation
+        x = self.input(x.squeeze(0)).float()
         x = x if self.position is None else x + self.position
         for i, block in enumerate(self.blocks):
             x = block(x, rows[6 * i : 6 * i + 6], rope)
@@ -503,9 +482,7 @@ class Network(nn.Module):
 
 
 class FoldedDenoiser(nn.Module):
-    """What was known before, the newest observation and noise -> a chunk's actions. The whole
-    sampler is inside.
-    """
+    """History, newest observation and noise -> the actions of a chunk, with the whole sampler."""
 
     def __init__(self, weights: Weights, config: PolicyConfig) -> None:
         super().__init__()
@@ -521,13 +498,14 @@ class FoldedDenoiser(nn.Module):
         self, known: Tensor, state: Tensor, noise: Tensor, prefix: Tensor, prefix_mask: Tensor,
         features: Tensor | None = None, step_noise: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """(1, M), (1, S) normalised, (1, T, A), (1, T, A), (1, T, 1), (1, n_cam * D), DDPM's (1,
-        steps - 1, T, A) -> (1, T, A) normalised.
+        """known (1, M), state (1, S) normalised, noise (1, T, A), prefix (1, T, A), prefix_mask
+        (1, T, 1), features (1, n_cam * D), step_noise of DDPM (1, steps - 1, T, A) -> actions
+        (1, T, A) normalised.
         """
         calls = iter(self.modulation(known, state, features).chunk(len(self.times)))  # each (M,)
-        on_the_way = () if step_noise is None else step_noise.unbind(1)
+        steps = () if step_noise is None else step_noise.unbind(1)
         return self.sample(
-            lambda x, time: self.network(x, next(calls)), noise, prefix, prefix_mask, on_the_way
+            lambda x, time: self.network(x, next(calls)), noise, prefix, prefix_mask, steps
         )
 
     def sample(
@@ -538,8 +516,8 @@ class FoldedDenoiser(nn.Module):
         mask: Tensor | None,
         on_the_way: Sequence[Tensor],
     ) -> Tensor:
-        """The sampler around any `denoise`. `on_the_way`: what DDPM adds after each step but the
-        last.
+        """Run the sampler with any `denoise`. `on_the_way`: the noise that DDPM adds after each
+        step but the last.
         """
         if isinstance(self.objective, Diffusion):
             return self.objective.sample(denoise, noise, on_the_way, prefix, mask)
@@ -547,8 +525,8 @@ class FoldedDenoiser(nn.Module):
 
 
 def with_sampler(config: PolicyConfig, sampler: str, steps: int) -> PolicyConfig:
-    """The same policy, sampled in another way; a DDPM-trained one may be sampled by DDIM, and flow
-    by either solver.
+    """The config with another sampler. A policy trained with DDPM may be sampled with DDIM, and a
+    flow-matching policy with either solver.
     """
     if config.objective == "diffusion":
         return replace(config, noise_scheduler_type=sampler.upper(), num_inference_steps=steps)
@@ -570,7 +548,9 @@ def network_times(config: PolicyConfig) -> list[float]:
 def time_modulation(
     weights: Weights, blocks: Sequence[Weights], config: PolicyConfig, times: Sequence[float]
 ) -> Tensor:
-    """The constant part of every block's modulation, (K, layers * 6 D), with 1 added to the scales."""
+    """The part of the modulation that depends on time only, (K, layers * 6 D), with 1 added to the
+    scales.
+    """
     sinusoid = SinusoidalTime(config.timestep_embed_dim)(torch.tensor(times))
     hidden = F.gelu(F.linear(sinusoid, weights["time_mlp.1.weight"], weights["time_mlp.1.bias"]))
     embedding = F.gelu(F.linear(hidden, weights["time_mlp.3.weight"], weights["time_mlp.3.bias"]))
@@ -583,21 +563,15 @@ def time_modulation(
         )
         for block in blocks
     ]
-    table = (
-        torch.cat(parts, dim=1)
-        .detach()
-        .reshape(len(times), len(blocks), 6, config.hidden_dim)
-        .clone()
-    )
-    table[:, :, [1, 4]] += 1.0  # shift, scale, gate of attention, then of the MLP
+    shape = len(times), len(blocks), 6, config.hidden_dim
+    table = torch.cat(parts, dim=1).detach().reshape(shape).clone()
+    table[:, :, [1, 4]] += 1.0  # the six: shift, scale, gate of attention, then of the MLP
     return table.reshape(len(times), -1)
 
 
 @dataclass(frozen=True)
 class ObservationColumns:
-    """The columns of all AdaLN linears that read the SiLU of an observation: what they make of it,
-    (M, ...) each.
-    """
+    """The columns of all AdaLN linears that multiply the SiLU of an observation, (M, ...) each."""
 
     state: Tensor  # (M, O, S)
     features: Tensor  # (M, O, n_cam * D)
@@ -607,14 +581,10 @@ class ObservationColumns:
 def observation_columns(blocks: Sequence[Weights], config: PolicyConfig) -> ObservationColumns:
     weight = torch.cat([block["adaLN_modulation.1.weight"] for block in blocks]).detach()
     per_step = weight[:, config.timestep_embed_dim :].unflatten(1, (config.n_obs_steps, -1))
-    state, features, text = per_step.split(
-        [
-            config.state_dim,
-            per_step.shape[2] - config.state_dim - config.hidden_dim,
-            config.hidden_dim,
-        ],
-        dim=2,
-    )  # the order within LeRobot's observation step
+    # the order within LeRobot's observation step: state, features, text
+    n_state, n_text = config.state_dim, config.hidden_dim
+    n_features = per_step.shape[2] - n_state - n_text
+    state, features, text = per_step.split([n_state, n_features, n_text], dim=2)
     return ObservationColumns(state, features, text.sum(1))
 
 
@@ -635,23 +605,21 @@ class Folded:
     denoiser: FoldedDenoiser
 
     def modules(self) -> dict[str, nn.Module]:
-        """By the name of their graph."""
+        """Graph name -> module."""
         vision = {} if self.vision is None else {"vision": self.vision}
         return {**vision, "text": self.text, "history": self.history, "denoiser": self.denoiser}
 
 
 def fold(policy: Policy, scaling: Mapping[str, Scaling]) -> Folded:
-    """A float32 policy; nothing is shared with it, so it may go afterwards. `scaling`: camera ->
-    (offset, scale).
+    """Fold a float32 policy. Its weights are copied, so the policy may be deleted afterwards.
+    `scaling`: camera -> (offset, scale).
     """
     config, shape, weights = policy.config, policy.clip_shape, policy.state_dict()
     encoder, predictor = (
         under(weights, f"{part}.") for part in ("observation_encoder", "noise_predictor")
     )
-    tower, projection = (
-        under(encoder, "text_encoder.text_encoder.text_model."),
-        under(encoder, "text_encoder.projection."),
-    )
+    tower = under(encoder, "text_encoder.text_encoder.text_model.")
+    projection = under(encoder, "text_encoder.projection.")
     return Folded(
         vision=fold_vision(encoder, config, scaling, shape.vision) if config.cameras else None,
         text=FoldedText(tower, projection, shape.text, config.tokenizer_max_length),

@@ -1,8 +1,8 @@
-"""The guided denoiser: real-time chunking's vector-Jacobian product, as plain operations of a
-graph.
+"""The guided denoiser of real-time chunking (RTC), with its vector-Jacobian product written out as
+ordinary graph operations.
 
-Knows the folded denoiser and how its derivative becomes operations. Refuses to know why a chunk is
-corrected in this way: `mtdit.guidance` does, and is what the graph is checked against.
+The method itself is explained in `mtdit.guidance`, which is also the reference that the graph is
+checked against.
 
 T horizon, A action dim, D hidden, K calls of the network.
 """
@@ -29,11 +29,10 @@ IN_PARTS = (aten.gelu_backward, aten._softmax_backward_data)  # ONNX has no such
 
 
 class GuidedNetwork(nn.Module):
-    """One corrected call of the denoiser: x (1, T, A) -> what the sampler gets instead of the
-    output (1, T, A).
+    """One guided call of the network: x (1, T, A) -> the corrected output (1, T, A).
 
     modulation (layers * 6 D,) as for `Network`; numbers (3,) of a `Correction`; prefix (1, T, A)
-    normalised; weights (1, T, 1) of 0..1.
+    normalised; weights (1, T, 1) in 0..1.
     """
 
     def __init__(self, network: Network, clip_range: float) -> None:
@@ -47,13 +46,13 @@ class GuidedNetwork(nn.Module):
         of_x, of_output, strength = numbers.chunk(3)  # (1,) each
         now = Correction(of_x, of_output, strength, self.clip_range)
         error = now.error(now.clean(x, output), prefix, weights)
-        # J = of_x + of_output * the network's own: only the error, which is small, passes through
-        # half precision
+        # J = of_x + of_output * J_network: only the error, which is small, passes through half
+        # precision
         return output + strength * (of_x * error + of_output * pull(error)[0])
 
 
 def unroll_guided(denoiser: FoldedDenoiser, inputs: Mapping[str, Tensor]) -> onnx.ModelProto:
-    """As `unroll`, every call of the network corrected. `inputs`: prefix_weights instead of
+    """Like `unroll`, with every call of the network guided. `inputs` hold prefix_weights instead of
     prefix_mask.
     """
     at = correction_at(denoiser.config)
@@ -66,8 +65,8 @@ def unroll_guided(denoiser: FoldedDenoiser, inputs: Mapping[str, Tensor]) -> onn
 
 
 def in_plain_operations(module: GuidedNetwork, inputs: Sequence[Tensor]) -> GraphModule:
-    """The module for inputs of these shapes, its derivatives written out; weights are called as in
-    the network.
+    """The module traced for inputs of these shapes, with its derivatives written out. The weights
+    keep their names in the network.
     """
     parts: dict[Any, Any] = {
         **get_decompositions(IN_PARTS),
@@ -92,11 +91,11 @@ def of_norm(
     weight: Tensor,
     *further: Any,
 ) -> tuple[Tensor, None, None]:
-    """The derivative of `normed` by x (T, D), from x and its scale.
+    """The derivative of `normed` with respect to x (T, D), from x and its scale.
 
-    torch takes mean and deviation from the forward pass, which would give it a LayerNormalization
-    of three outputs. TensorRT refuses that, and the network would no longer be the plain graph's,
-    operation by operation.
+    torch reuses mean and deviation of the forward pass, which would need a LayerNormalization with
+    three outputs. TensorRT refuses that, and the network would no longer consist of the same
+    operations as in the plain graph.
     """
     pull, centred = pull * weight, x - x.mean(-1, keepdim=True)
     scale = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + NORM_EPS)

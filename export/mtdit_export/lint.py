@@ -1,8 +1,8 @@
-"""Does TensorRT 10.3 (JetPack 6) take this graph? An allow-list, since that version runs only on
-its own boards.
+"""Checks whether TensorRT 10.3 (JetPack 6) accepts a graph. It is an allow-list, since that version
+runs only on Jetson boards.
 
-Sources: the parser's operator table of TensorRT 10.0 to 10.3 (opset 9 to 20), and what its
-ahead-of-time relative TensorRT for RTX rejects. Knows ONNX files. Refuses to repair them.
+Sources: the parser's operator table of TensorRT 10.0 to 10.3 (opset 9 to 20), and what TensorRT for
+RTX, which builds ahead of time, rejects.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET = 20  # the newest that TensorRT 10.3 reads
 
 OPERATORS = frozenset((
-    "Add", "ArgMax", "Cast", "Clip", "Concat", "Constant", "Conv", "DequantizeLinear", "Div", "Equal", "Expand",
-    "Gather", "Gelu", "Identity", "LayerNormalization", "MatMul", "Mul", "Neg", "QuantizeLinear", "Reciprocal",
-    "ReduceMean", "ReduceSum", "Reshape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh",
-    "Transpose", "Unsqueeze",
+    "Add", "ArgMax", "Cast", "Clip", "Concat", "Constant", "Conv", "DequantizeLinear", "Div",
+    "Equal", "Expand", "Gather", "Gelu", "Identity", "LayerNormalization", "MatMul", "Mul", "Neg",
+    "QuantizeLinear", "Reciprocal", "ReduceMean", "ReduceSum", "Reshape", "Sigmoid", "Slice",
+    "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
 ))  # fmt: skip
 INPUT_TYPES = frozenset((
     TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.INT32, TensorProto.UINT8,
@@ -25,7 +25,7 @@ WEIGHT_TYPES = INPUT_TYPES - {TensorProto.UINT8} | {TensorProto.INT8}
 
 
 def problems(model: onnx.ModelProto) -> list[str]:
-    """One line per thing that TensorRT 10.3 would refuse; empty when there is none."""
+    """One line for each part of the graph that TensorRT 10.3 would refuse."""
     graph, opsets = model.graph, [(o.domain, o.version) for o in model.opset_import]
     found = [
         f"opset {version} of domain {domain!r}"
@@ -59,9 +59,7 @@ def _bytes_beyond_cast(graph: onnx.GraphProto) -> list[str]:
 
 
 def _wrong_quantization(graph: onnx.GraphProto) -> list[str]:
-    """int8 is for DequantizeLinear alone, and only symmetric quantisation is taken: every zero
-    point is 0.
-    """
+    """Only DequantizeLinear takes int8, and quantisation must be symmetric (zero point 0)."""
     weights = {w.name: w for w in graph.initializer}
     small = {name for name, w in weights.items() if w.data_type == TensorProto.INT8}
     nodes = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]

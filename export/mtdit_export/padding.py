@@ -1,12 +1,9 @@
-"""Widths that processors dislike, made a little wider: the hidden layers of the MLPs.
+"""Pads the hidden layers of MLPs whose width is slow on CPUs.
 
-Rows that are a multiple of 4096 bytes apart fall into the same few places of a processor's first
-cache, and a product that reads down its columns waits for memory: with 3072 hidden numbers (ViT-B)
-ONNX Runtime takes a third longer than with 3088. The further columns of the first weight and rows
-of the second are zero, so nothing changes but the time.
-
-Knows the folded modules. Refuses to know files and other backends: TensorRT lays its weights out by
-itself.
+Rows that are a multiple of 4096 bytes apart map to the same few sets of a processor's L1 cache, and
+a product that reads down its columns waits for memory: with a width of 3072 (ViT-B) ONNX Runtime
+takes a third longer than with 3088. The additional columns of the first weight and rows of the
+second are zero, so the results do not change. TensorRT arranges its weights itself.
 """
 
 from __future__ import annotations
@@ -16,12 +13,12 @@ from torch import nn
 
 from mtdit_export.fold import ClipBlock, DenoiserBlock, Dense, fixed
 
-DISLIKED_BYTES = 4096  # a page; cache sets repeat within it
-FURTHER = 16  # numbers: one cache line
+DISLIKED_BYTES = 4096  # a page: addresses this far apart map to the same L1 cache set
+FURTHER = 16  # columns to add: one cache line of float32
 
 
 def widen(module: nn.Module) -> None:
-    """In place, the MLPs of all blocks, where the width of the hidden layer asks for it."""
+    """Pad the MLPs of all blocks in place, where the width of the hidden layer is a slow one."""
     for block in module.modules():
         if isinstance(block, ClipBlock | DenoiserBlock) and is_disliked(block.up):
             block.up.weight = fixed(F.pad(block.up.weight, (0, FURTHER)))

@@ -1,20 +1,18 @@
-"""Which numbers of a folded policy are int8: the dense products of the vision and text towers.
+"""Quantises the dense products of the folded vision and text towers to int8.
 
-A weight has one scale per output, a product's input one scale for all, both symmetric with zero
-point 0, which is the only kind TensorRT takes; ONNX Runtime turns the inputs into uint8 by itself
-where that is faster. The range of an input is the largest magnitude seen on the dataset's own
-frames and tasks: ranges that cut outliers off (percentiles, least squares) gave smaller feature
-errors on a trained policy, but larger errors of its actions. Before that, the scale of every
-channel moves half-way from a layer norm into the weights that read it (SmoothQuant, Xiao et al.
-2022, arXiv 2211.10438, alpha 0.5), because a single loud channel would take the range from all
-others.
+A weight has one scale per output, the input of a product one scale in total. Both are symmetric
+with zero point 0, the only kind that TensorRT accepts; ONNX Runtime turns the inputs into uint8 by
+itself where that is faster. The range of an input is the largest magnitude seen on the dataset's
+own frames and tasks. Ranges that cut off outliers (percentiles, least squares) gave smaller feature
+errors on a trained policy, but larger errors of its actions. Before that, half of every channel's
+scale moves from a layer norm into the weights that read it (SmoothQuant, Xiao et al. 2022, arXiv
+2211.10438, alpha 0.5), because otherwise a single channel of large values sets the range for all.
 
-Float32 stay: attention's own products (softmax weights over 197 tokens are smaller on average than
-a step of int8, and TensorRT on small boards is slower with int8 attention; the last vision block's
-keys and values are part of it), patches (ONNX Runtime has no int8 convolution with a float result),
-everything at a graph's edges, and the denoiser. Figures are in this folder's README.
-
-Knows the folded towers. Refuses to know files, datasets and how well it worked.
+These stay float32: the products inside attention (softmax weights over 197 tokens are smaller on
+average than a step of int8, and TensorRT on small boards is slower with int8 attention; the keys
+and values of the last vision block belong to it), the patch convolution (ONNX Runtime has no int8
+convolution with a float result), the projections at a graph's inputs and outputs, and the denoiser.
+Figures are in this folder's README.
 
 N images, S tokens, D inputs, E outputs of a product.
 """
@@ -40,18 +38,16 @@ class Int8Dense(nn.Module):
     """A Dense whose weight and input are rounded to int8; the product is exact, result and bias are
     float32.
 
-    `largest` (): the input's largest magnitude; what exceeds it is clipped.
+    `largest` (): the largest magnitude of the input; larger values are clipped.
     """
 
     def __init__(self, dense: Dense, largest: Tensor) -> None:
         super().__init__()
         scale = nonzero(dense.weight.abs().amax(0)) / LARGEST  # (E,)
-        self.weight, self.scale = (
-            fixed((dense.weight / scale).round().to(torch.int8)),
-            fixed(scale),
-        )  # (D, E)
-        # Three axes: ONNX Runtime would fuse a vector into a float Gemm, and there is no int8
-        # product left to see.
+        self.weight = fixed((dense.weight / scale).round().to(torch.int8))  # (D, E)
+        self.scale = fixed(scale)
+        # Three axes: ONNX Runtime would fuse the product and a bias vector into a float Gemm, and
+        # no longer recognise an int8 product.
         self.bias = fixed(dense.bias[None, None])
         self.input_scale = float(nonzero(largest) / LARGEST)
 
@@ -63,14 +59,12 @@ class Int8Dense(nn.Module):
 
 
 def nonzero(value: Tensor) -> Tensor:
-    """1 instead of 0, for what is only divided by."""
+    """The value with 1 in place of 0, safe to divide by."""
     return torch.where(value == 0, torch.ones_like(value), value)
 
 
 def quantize(module: nn.Module, samples: Iterable[Sequence[Tensor]]) -> None:
-    """Turns the products of a folded tower's module into int8, in place. `samples`: typical inputs
-    of the module.
-    """
+    """Quantise the products of a folded tower in place. `samples`: typical inputs of the module."""
     peaks = input_peaks(module, samples)
     for block in module.modules():
         for norm, readers in normed_products(block) if isinstance(block, ClipBlock) else ():
@@ -80,7 +74,7 @@ def quantize(module: nn.Module, samples: Iterable[Sequence[Tensor]]) -> None:
 
 
 def products(module: nn.Module) -> Iterator[tuple[str, Dense]]:
-    """What becomes int8, by name."""
+    """The products that become int8: (name, module)."""
     for name, part in module.named_modules():
         if isinstance(part, Dense) and name.rpartition(".")[2] not in EDGES:
             yield name, part
@@ -105,7 +99,7 @@ def keep_peak(peaks: Peaks) -> Callable[[nn.Module, tuple[Tensor]], None]:
 
 
 def normed_products(block: ClipBlock) -> list[tuple[Norm, list[Dense]]]:
-    """A layer norm and all that reads it, where all of that becomes int8."""
+    """Each layer norm with the products that read it, where all of them become int8."""
     attention = block.attention
     return [
         *([(block.norm1, [attention.qkv])] if isinstance(attention, Attention) else []),
@@ -114,8 +108,8 @@ def normed_products(block: ClipBlock) -> list[tuple[Norm, list[Dense]]]:
 
 
 def smooth(norm: Norm, readers: Sequence[Dense], peaks: Peaks) -> None:
-    """The same function with evener channels: a layer norm's output is divided, the weights that
-    read it multiplied.
+    """Balance the channels without changing the function: divide the output of a layer norm and
+    multiply the weights that read it.
     """
     seen = torch.stack([peaks[reader] for reader in readers]).amax(0)  # (D,)
     weight = torch.stack([reader.weight.abs().amax(1) for reader in readers]).amax(0)  # (D,)

@@ -1,7 +1,5 @@
-"""A finished bundle against the checkpoint it was made from, on any backend: more observations than
-the bundle carries.
-
-Knows that a bundle must not be judged by another checkpoint. Refuses to know the gates.
+"""Compares a finished bundle with its checkpoint, on any backend and on more observations than the
+bundle contains. It first makes sure that the bundle was made from this checkpoint.
 """
 
 from __future__ import annotations
@@ -26,11 +24,11 @@ from mtdit_runtime.words import plain
 def recheck(
     bundle: Bundle, checkpoint: Path, dataset: Path | None = None, backend: str = "onnx"
 ) -> Verification:
-    """Torch and the bundle's engines on the same observations and noise: synthetic, or frames of
-    `dataset`.
+    """Compare torch and the bundle's engines on the same observations (synthetic, or frames of
+    `dataset`) and noise.
 
-    UserError: the bundle was made from other weights or another config, or the dataset is of
-    another robot.
+    UserError when the bundle was made from other weights or another config, or when the dataset is
+    from another robot.
     """
     opened, m = open_checkpoint(checkpoint), bundle.manifest
     _check_weights(bundle, opened)
@@ -55,13 +53,14 @@ def _check_weights(bundle: Bundle, checkpoint: Checkpoint) -> None:
     made_from = bundle.manifest.provenance
     if made_from.get("weights_sha256") != sha256(checkpoint.folder / WEIGHTS):
         raise UserError(
-            f"{bundle.folder} was made from other weights ({made_from.get('checkpoint', 'unknown')}) than "
-            f"{checkpoint.folder}: give that checkpoint, or run `mtdit export` again"
+            f"{bundle.folder} was made from other weights "
+            f"({made_from.get('checkpoint', 'unknown')}) than {checkpoint.folder}: "
+            "pass that checkpoint, or run `mtdit export` again"
         )
 
 
 def _check_config(bundle: Bundle, checkpoint: Checkpoint) -> None:
-    """The same weights may chunk, look, sample and move in other ways."""
+    """The same weights may have another horizon, other cameras, another sampler or other joints."""
     m, config, facts = bundle.manifest, checkpoint.config, checkpoint.facts
     wanted: dict[str, Any] = {
         name: getattr(config, name) for name in ("n_obs_steps", "horizon", "n_action_steps")
@@ -73,5 +72,6 @@ def _check_config(bundle: Bundle, checkpoint: Checkpoint) -> None:
         if (exported := getattr(m, name)) != value:
             there, here = plain(exported, 80), plain(value, 80)
             raise UserError(
-                f"{bundle.folder} has {name} {there}, {checkpoint.folder} {here}: run `mtdit export` again"
+                f"{bundle.folder} has {name} {there}, {checkpoint.folder} has {here}: "
+                "run `mtdit export` again"
             )

@@ -1,7 +1,5 @@
-"""A folded module -> one ONNX file: opset 20, static shapes, weights inside, named and described.
-
-Knows torch's exporter and what has to be cleaned up after it. Refuses to know what the module
-computes.
+"""Turns a folded module into one ONNX file: opset 20, static shapes, weights inside the file, names
+for inputs and outputs, metadata. Cleans up after torch's exporter.
 """
 
 from __future__ import annotations
@@ -27,14 +25,14 @@ PROTOBUF_LIMIT = 2_000_000_000  # bytes; ONNX cannot hold more in one file
 
 
 def trace(module: nn.Module, inputs: Mapping[str, Tensor], output: str) -> onnx.ModelProto:
-    """The module as a graph. `inputs` are examples of its arguments, in their order.
-
-    ExportError: more than 2 GB of weights.
+    """The module as a graph. `inputs` are examples of its arguments, in order. ExportError when it
+    has more than 2 GB of weights.
     """
     size = sum(p.numel() * p.element_size() for p in module.parameters())
     if size > PROTOBUF_LIMIT:
         raise ExportError(
-            f"one graph would hold {size / 1e9:.1f} GB, an ONNX file takes 2: export with --fp16"
+            f"one graph would hold {size / 1e9:.1f} GB, an ONNX file can hold 2 GB: "
+            "export with --fp16"
         )
     with quiet():
         program = torch.onnx.export(
@@ -51,11 +49,11 @@ def trace(module: nn.Module, inputs: Mapping[str, Tensor], output: str) -> onnx.
 
 
 def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> Graph:
-    """Describes the graph and writes it. ExportError: something TensorRT 10.3 would refuse."""
+    """Write the graph with its metadata. ExportError when TensorRT 10.3 would refuse it."""
     describe(model, path.stem, metadata)
     if found := problems(model):
         raise ExportError(
-            f"{path.name} is not what TensorRT 10.3 takes: {found[0]}; please report this"
+            f"TensorRT 10.3 would not accept {path.name}: {found[0]}; please report this"
         )
     onnx.save(model, path)
     return Graph(path.name, tensors(model.graph.input), tensors(model.graph.output))
@@ -63,7 +61,7 @@ def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> Gr
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter narrates on stdout, through logging and through warnings. Errors still come out."""
+    """Silences the exporter, which prints to stdout, logs and warns. Errors are still raised."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -74,18 +72,12 @@ def quiet() -> Iterator[None]:
 
 
 def describe(model: onnx.ModelProto, name: str, metadata: Mapping[str, str]) -> None:
-    """A lone file says what it is. Source lines and paths of the exporting machine go."""
+    """Name the graph, store the metadata, and delete source lines and paths of this computer."""
     model.graph.name, model.producer_name, model.doc_string = name, "mtdit", ""
     helper.set_model_props(model, dict(metadata))
     graph = model.graph
-    for part in (
-        graph,
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *graph.initializer,
-    ):
+    values = *graph.input, *graph.output, *graph.value_info, *graph.initializer
+    for part in (graph, *graph.node, *values):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
 

@@ -1,12 +1,10 @@
-"""The whole sampler as one graph: the network is traced once and written down once per call.
+"""Writes the whole sampler as one graph: the network is traced once and copied for every call.
 
-torch's exporter would trace every call, minutes for hundreds of them. Here `torch.fx` records what
-the sampler itself does with the chunk (times and coefficients are numbers by then), a few
-operations per step that become a node each. Every call of the network is plain nodes with names of
-their own, and all calls share their weights: TensorRT wants neither functions nor loops.
-
-Knows ONNX graphs and what a sampler is made of. Refuses to know the network's inside and which
-sampler it is.
+torch's exporter would trace every call, which takes minutes for hundreds of them. Here `torch.fx`
+records what the sampler itself does with the chunk: a few operations per step, each of which
+becomes one node; times and coefficients are constants. Every call of the network is a copy of its
+nodes under new names, since TensorRT wants neither ONNX functions nor loops; all calls share the
+weights. Works for any sampler and any network.
 """
 
 from __future__ import annotations
@@ -36,8 +34,8 @@ from mtdit_runtime.bundle import (
     STEP_NOISE,
 )
 
-X, MODULATION, OUTPUT = "x", "modulation", "output"  # of a call of the network
-IR_VERSION = 10  # what opset 20 came with
+X, MODULATION, OUTPUT = "x", "modulation", "output"  # values of one call of the network
+IR_VERSION = 10  # the one that belongs to opset 20
 OPERATORS: Mapping[Any, str] = {
     operator.add: "Add",
     operator.sub: "Sub",
@@ -51,12 +49,12 @@ def unroll(
     denoiser: FoldedDenoiser, inputs: Mapping[str, Tensor], network: nn.Module | None = None,
     numbers: Mapping[str, Tensor] | None = None,
 ) -> onnx.ModelProto:  # fmt: skip
-    """The denoiser with its whole sampler. `inputs` are examples by name; the output is actions (1,
-    T, A).
+    """The denoiser with its whole sampler as a graph. `inputs` are examples by name; the output is
+    actions (1, T, A).
 
-    `network` is called in place of the denoiser's own. By position it takes x (1, T, A), modulation
-    (layers * 6 D,), its row of each of `numbers` (name -> (calls, ...) constants), and the inputs
-    that nothing else takes.
+    `network` replaces the denoiser's own. Its positional arguments are x (1, T, A), modulation
+    (layers * 6 D,), one row of each of `numbers` (name -> constants (calls, ...)), and all inputs
+    that the sampler and the modulation do not use.
     """
     network, numbers, calls = network or denoiser.network, numbers or {}, len(denoiser.times)
     observed = {name: inputs[name] for name in (KNOWN, STATE, FEATURES) if name in inputs}
@@ -91,12 +89,14 @@ def unroll(
 
 
 def denoised(x: Tensor) -> Tensor:
-    """Marks in a recorded sampler where the network is called."""
+    """Marks the calls of the network in a recorded sampler."""
     return x
 
 
 def record(denoiser: FoldedDenoiser, held: Sequence[str], on_the_way: Sequence[str]) -> fx.Graph:
-    """What the sampler does with the values of these names."""
+    """Record the operations of the sampler as a torch.fx graph. `held` and `on_the_way` are the
+    names of the prefix inputs and of the noise of each step, empty if there is none.
+    """
     graph = fx.Graph()
     tracer = GraphAppendingTracer(graph)
 
@@ -111,12 +111,12 @@ def record(denoiser: FoldedDenoiser, held: Sequence[str], on_the_way: Sequence[s
         denoise, value(NOISE), prefix, mask, [value(name) for name in on_the_way]
     )
     graph.output(cast(fx.Proxy, actions).node)
-    graph.eliminate_dead_code()  # the times, which the network does not take
+    graph.eliminate_dead_code()  # removes the times, which the folded network does not need
     return graph
 
 
 def write_sampler(graph: _Graph, recorded: fx.Graph, write_call: Callable[[str], str]) -> None:
-    """A node per recorded operation; the result is called actions."""
+    """Write one node per recorded operation; the result is named actions."""
     (result,) = recorded.output_node().args
     names: dict[Any, str] = {}
     for node in recorded.nodes:
@@ -137,8 +137,8 @@ def write_sampler(graph: _Graph, recorded: fx.Graph, write_call: Callable[[str],
 
 
 class _Graph:
-    """An ONNX graph that grows. Values are known by their names; those of weights have dots, others
-    slashes.
+    """An ONNX graph under construction. Values are names: those of weights contain dots, those of
+    other values slashes.
     """
 
     def __init__(self) -> None:
@@ -160,10 +160,11 @@ class _Graph:
     def paste(
         self, part: onnx.GraphProto, weights: str, nodes: str, feeds: Mapping[str, str]
     ) -> str:
-        """A copy of the part's nodes under the name `nodes`, its weights once under `weights`.
-        Returns its output.
+        """Add a copy of the part's nodes under the name `nodes`, and its weights under `weights` if
+        they are not there yet. Returns the name of the output.
 
-        What is made of weights alone is made once too, such as the transposed ones of a derivative.
+        Nodes that depend on weights alone, such as transposed weights in a derivative, are also
+        added only once.
         """
         names = {"": ""} | {value.name: feeds.get(value.name, value.name) for value in part.input}
         fixed = {"", *(weight.name for weight in part.initializer)}
@@ -199,13 +200,13 @@ class _Graph:
         self._nodes.append(copy)
 
     def split(self, value: str, count: int) -> list[str]:
-        """Equal parts along the first axis."""
+        """`count` equal parts along the first axis."""
         return self.add(
             "Split", [value], [f"{value}/{i}" for i in range(count)], axis=0, num_outputs=count
         )
 
     def unstack(self, value: str, count: int) -> list[str]:
-        """(1, count, ...) -> `count` times (1, ...)."""
+        """(1, count, ...) -> `count` values (1, ...)."""
         axes = self.constant("first_axis", [0], np.int64)
         return self.split(self.add("Squeeze", [value, axes], [f"{value}/rows"])[0], count)
 

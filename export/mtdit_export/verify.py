@@ -1,9 +1,9 @@
-"""The trained policy against the graphs: stage by stage, then from frames to degrees, with the same
-noise.
+"""Compares the graphs with the trained policy: stage by stage, then from frames to degrees, with
+the same noise.
 
 The reference is the torch policy in float32; the candidate is the runtime itself (`OnnxEngine`,
-`BundlePolicy`), so that history, tokens and normalisation are compared too. Knows what to compare
-with. What counts as equal is the same here and on the robot computer: `mtdit_runtime.golden`.
+`BundlePolicy`), so that history, tokens and normalisation are compared too. The gates are in
+`mtdit_runtime.golden`: they are the same here and on the robot computer.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from mtdit_runtime.golden import (
 from mtdit_runtime.policy import draw_noise, noise_inputs, prefix_inputs
 
 N_PROBES = 4
-N_SEEDS = 8  # chunks drawn per observation to see how far the policy itself varies
-ROWS_READ = 400  # of a dataset's frames; videos are decoded from the front
-N_CALIBRATION, CALIBRATION_ROWS = 32, 2000  # frames, and among how many of the dataset's first
-# synthetic frames are blocks of this size: contrast survives the resize, and the golden files stay
-# small
+N_SEEDS = 8  # chunks sampled per observation to measure how much the policy itself varies
+ROWS_READ = 400  # probes come from the first rows of a dataset, since videos decode from the front
+N_CALIBRATION, CALIBRATION_ROWS = 32, 2000  # number of frames, spread over that many first rows
+# synthetic frames consist of blocks of this size, so that contrast survives the resize and the
+# golden files stay small
 BLOCK_PX = 8
 
 
@@ -57,7 +57,7 @@ BLOCK_PX = 8
 def synthetic_probes(
     checkpoint: Checkpoint, tasks: Sequence[str], count: int = N_PROBES, seed: int = 0
 ) -> list[Probe]:
-    """Blocky random frames and positions within the training range."""
+    """Probes with random frames of coloured blocks and random positions in the training range."""
     rng, config = np.random.default_rng(seed), checkpoint.config
     states = [rng.uniform(-1, 1, (config.n_obs_steps, config.state_dim)) for _ in range(count)]
     return [
@@ -76,12 +76,11 @@ def synthetic_probes(
 def dataset_probes(
     dataset: Dataset, config: PolicyConfig, count: int = N_PROBES, seed: int = 0
 ) -> list[Probe]:
-    """Observations of the dataset's first episodes. The dataset has the policy's cameras and sizes."""
+    """Probes from the first rows of a dataset, which must have the policy's cameras and sizes."""
     rng, first = np.random.default_rng(seed), episode_bounds(dataset.episode_ends)[0]
     rows = np.linspace(0, min(len(dataset.state), ROWS_READ) - 1, count).astype(int)
-    seen = [
-        np.maximum(row + np.arange(1 - config.n_obs_steps, 1), first[row]) for row in rows
-    ]  # edges repeat
+    # rows of each observation history; the first row of an episode repeats at its start
+    seen = [np.maximum(row + np.arange(1 - config.n_obs_steps, 1), first[row]) for row in rows]
     frames = {
         camera: read_frames(dataset, camera, {int(r) for s in seen for r in s})
         for camera in config.cameras
@@ -98,8 +97,8 @@ def dataset_probes(
 
 
 def calibration_frames(dataset: Dataset, cameras: Sequence[str]) -> list[list[NDArray[np.uint8]]]:
-    """Moments spread over the dataset's first episodes: one frame (H, W, 3) per camera, in the
-    order given.
+    """Frames spread over the first rows of a dataset: a list per row, with one frame (H, W, 3) per
+    camera in the given order.
     """
     rows = np.linspace(0, min(len(dataset.state), CALIBRATION_ROWS) - 1, N_CALIBRATION).astype(int)
     seen = [read_frames(dataset, camera, set(rows.tolist())) for camera in cameras]
@@ -107,7 +106,7 @@ def calibration_frames(dataset: Dataset, cameras: Sequence[str]) -> list[list[ND
 
 
 def read_frames(dataset: Dataset, camera: str, rows: set[int]) -> dict[int, NDArray[np.uint8]]:
-    """Row -> frame (H, W, 3). Reads no further than it must."""
+    """Row -> frame (H, W, 3). Stops reading after the last row."""
     found: dict[int, NDArray[np.uint8]] = {}
     for row, frame in dataset.frames(camera):
         if row in rows:
@@ -133,22 +132,17 @@ def _noise(rng: np.random.Generator, config: PolicyConfig) -> Array:
 
 
 class Reference:
-    """The torch policy of a checkpoint, sampled as its config says. Tokens are padded as the graph
-    wants them.
+    """Computes what the engines should give for a probe: the torch policy of a checkpoint, sampled
+    as its config says, with tokens padded to the graph's length.
 
-    `guided`: also what `mtdit.guidance` makes of every probe.
+    `guided`: also compute the guided chunk, with `mtdit.guidance`.
     """
 
     def __init__(
         self, policy: Policy, checkpoint: Checkpoint, tokenizer: Any, guided: bool = False
     ) -> None:
-        self.policy, self.checkpoint, self.tokenizer, self.guided = (
-            policy,
-            checkpoint,
-            tokenizer,
-            guided,
-        )
-        self.config = policy.config
+        self.policy, self.checkpoint, self.tokenizer = policy, checkpoint, tokenizer
+        self.config, self.guided = policy.config, guided
 
     @torch.no_grad()
     def text(self, task: str) -> tuple[NDArray[np.int64], Array]:
@@ -183,11 +177,11 @@ class Reference:
         )
 
     def _known(self, conditioning: Tensor) -> Array:
-        """(1, M): what the blocks' modulation is without its constants, time and the newest
-        observation.
+        """(1, M): the modulation of all blocks from text and earlier observations alone, without
+        bias, time and the newest observation.
         """
         per_step = conditioning.unflatten(1, (self.config.n_obs_steps, -1)).clone()
-        per_step[:, -1, : -self.config.hidden_dim] = 0  # all but the text; SiLU leaves zeros
+        per_step[:, -1, : -self.config.hidden_dim] = 0  # all but the text; SiLU(0) = 0
         before = F.silu(per_step.flatten(1))
         weights = [
             w
@@ -217,7 +211,7 @@ class Reference:
         ]
 
     def _spread(self, conditioning: Tensor) -> float:
-        """How much the executed actions vary with the noise alone, in units."""
+        """Rms deviation of the executed actions over noise seeds, in units."""
         shape = (self.policy.objective.draws, N_SEEDS, self.config.horizon, self.config.action_dim)
         noise, *on_the_way = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         chunks = self.policy.sample_from(conditioning.expand(N_SEEDS, -1), noise, on_the_way)
@@ -229,7 +223,7 @@ class Reference:
 
 
 def verify(bundle: Bundle, probes: Sequence[Probe], expected: Sequence[Expected]) -> Verification:
-    """Holds a bundle, run by ONNX Runtime on the CPU, against the torch policy. See
+    """Compare a bundle, run by ONNX Runtime on the CPU, with the torch policy. See
     `mtdit_runtime.golden.check`.
     """
     return check(bundle, choose_engines(bundle, "onnx"), probes, expected)
@@ -239,7 +233,7 @@ def verify(bundle: Bundle, probes: Sequence[Probe], expected: Sequence[Expected]
 
 
 def write_reference(folder: Path, probe: Probe) -> None:
-    """`reference/<camera>.png`: what the policy is used to seeing, to compare a camera with."""
+    """Write `reference/<camera>.png`: what a camera of the policy saw, to aim the real one by."""
     from PIL import Image
 
     folder.mkdir(exist_ok=True)

@@ -1,7 +1,6 @@
-"""What a bundle says of itself: policy, cameras, joints, graphs, checks, origin, and the engines
-built from it.
+"""Describes a bundle as JSON: policy, cameras, joints, graphs, verification, provenance, engines.
 
-Knows the manifest and what lies beside it. Refuses to know how it is shown, and opens no graph.
+Reads the manifest and file sizes and opens no graph. The CLI does the printing.
 """
 
 from __future__ import annotations
@@ -17,28 +16,20 @@ from mtdit_runtime.engine_cache import Device, EngineRecord, engine_records, mis
 
 
 def about(bundle: Bundle) -> dict[str, Any]:
-    """Everything of an opened bundle as JSON values. Keys: see the manifest; sizes are in bytes.
+    """An opened bundle as JSON values. The keys are those of the manifest; sizes are in bytes.
 
-    "engines": what was built, and whether it fits this computer: fits is None where that cannot be
-    known, and "why" says what differs.
+    "engines": what was built and whether it fits this computer; "fits" is None when that cannot be
+    determined, and "why" says what differs.
     """
     m = bundle.manifest
-    kept = (
-        "name",
-        "schema_version",
-        "precision",
-        "opset",
-        "n_obs_steps",
-        "horizon",
-        "n_action_steps",
-        "fps",
-    )
+    sizes = ("n_obs_steps", "horizon", "n_action_steps", "fps")
+    scalars = ("name", "schema_version", "precision", "opset", *sizes)
     lists = ("tasks", "requirements", "verification", "provenance")
     files = [bundle.path(name) for name in (*m.files, "manifest.json")]
     return {
         "bundle": str(bundle.folder),
         "bytes": sum(path.stat().st_size for path in files),
-        **{name: getattr(m, name) for name in kept},
+        **{name: getattr(m, name) for name in scalars},
         "sampler": asdict(m.sampler),
         "joints": [asdict(joint) for joint in m.joints],
         "cameras": [asdict(camera) for camera in m.cameras],
@@ -80,8 +71,8 @@ def _engines(bundle: Bundle) -> list[dict[str, Any]]:
 def _fit(
     bundle: Bundle, folder: Path, record: EngineRecord, device: Device | None, unknown: str
 ) -> dict[str, Any]:
-    if spoilt := trouble(folder, record, bundle):
-        return {"fits": False, "why": spoilt}
+    if damage := trouble(folder, record, bundle):
+        return {"fits": False, "why": damage}
     if device is None:
         return {"fits": None, "why": unknown}
     why = misfit(folder, record, bundle, device)

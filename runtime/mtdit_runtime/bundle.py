@@ -1,9 +1,8 @@
-"""The bundle: an exported policy as a folder a person can open. The one definition of names, order
-and schema.
+"""The bundle: an exported policy as a folder of plain files.
 
-Knows what every file of a bundle is called, what the manifest says, and how both are checked.
-Refuses to know torch, engines, and robots. Paths in a manifest never leave the folder; nothing in a
-bundle is pickled.
+Defines the names of all files and tensors, the manifest and its schema, and the checks that
+`open_bundle` makes. Needs no torch, no engine and no robot. A path in a manifest never leaves the
+folder, and nothing in a bundle is pickled.
 """
 
 from __future__ import annotations
@@ -34,47 +33,44 @@ SUFFIX = ".mtdit"
 
 MANIFEST = "manifest.json"
 VISION, TEXT, DENOISER = "vision.onnx", "text.onnx", "denoiser.onnx"
-HISTORY = "history.onnx"  # what a chunk knows before its newest observation
-GUIDED = "guided.onnx"  # optional: the denoiser with real-time-chunking guidance inside
+HISTORY = "history.onnx"  # text and earlier observations -> their part of the modulation
+GUIDED = "guided.onnx"  # optional: the denoiser with the guidance of real-time chunking (RTC)
 TOKENIZER = "tokenizer.json"
 TASKS = "tasks.npz"
 STATS = "stats.safetensors"
 GOLDEN = "golden"
 REFERENCE = "reference"
-ENGINES = "engines"  # a cache: outside the checksums
+ENGINES = "engines"  # a cache, which the manifest's checksums do not cover
 
 # Tensor names of the graphs. Batch is 1 and every shape is static.
 TOKEN_IDS = "token_ids"  # (1, 77) int64
 TEXT_FEATURE = "text"  # (1, P) float32
-FEATURES = "features"  # (1, n_cam * D) float32, of the newest frames
+FEATURES = "features"  # (1, n_cam * D) float32, from the newest frames
 STATE = "state"  # (1, S) float32, normalised, the newest
 EARLIER_FEATURES = "earlier_features"  # (1, n_obs - 1, n_cam * D) float32, oldest first
 EARLIER_STATE = "earlier_state"  # (1, n_obs - 1, S) float32, normalised, oldest first
-# (1, layers * 6 D) float32: the part of text and earlier observations in every block's modulation
+# (1, layers * 6 D) float32: what text and earlier observations add to the modulation of all blocks
 KNOWN = "known"
 NOISE = "noise"  # (1, horizon, A) float32, standard normal
 # (1, steps - 1, horizon, A) float32, standard normal; DDPM only, and only with steps > 1
 STEP_NOISE = "step_noise"
-PREFIX = "prefix"  # (1, horizon, A) float32, normalised actions that are already promised
-PREFIX_MASK = "prefix_mask"  # (1, horizon, 1) float32, 1 = the row is committed (held), 0 = free
-PREFIX_WEIGHTS = (
-    "prefix_weights"  # (1, horizon, 1) float32 in 0..1, instead of the mask in the guided graph
-)
+PREFIX = "prefix"  # (1, horizon, A) float32, normalised actions that the robot is committed to
+PREFIX_MASK = "prefix_mask"  # (1, horizon, 1) float32, 1 = the row is committed, 0 = free
+# (1, horizon, 1) float32 in 0..1; the guided graph takes it instead of the mask
+PREFIX_WEIGHTS = "prefix_weights"
 ACTIONS = "actions"  # (1, horizon, A) float32, normalised
 
-MOST = 1 << 20  # no size of a policy is larger; a manifest that says so is broken
-MOST_COST = 1 << 60  # nor are the operations or bytes of a chunk
+MOST = 1 << 20  # the largest plausible size of anything; a larger one means a broken manifest
+MOST_COST = 1 << 60  # the same for the operations and bytes of one chunk
 SAMPLERS = ("ddim", "ddpm", "euler", "rk4")
-PRECISIONS = ("fp32", "fp16", "int8")  # int8: vision and text towers; the denoiser is fp32
+PRECISIONS = ("fp32", "fp16", "int8")  # int8: vision and text towers; the denoiser stays fp32
 UNITS = ("degrees", "percent")
-STATE_KEY, ACTION_KEY = (
-    "observation.state",
-    "action",
-)  # LeRobot's feature names, the keys of the stats file
+# LeRobot's feature names, which are the keys of the statistics file
+STATE_KEY, ACTION_KEY = "observation.state", "action"
 
 
 def frame_input(camera: str) -> str:
-    """Name of a camera's input of the vision graph: (H, W, 3) uint8 RGB."""
+    """Name of the vision graph's input for a camera: (H, W, 3) uint8 RGB."""
     return f"frame.{camera}"
 
 
@@ -87,52 +83,47 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX file and what goes in and out of it."""
+    """One ONNX file with its inputs and outputs."""
 
     file: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    flops: int = 0  # of the products of one call, multiplications and additions; 0: not counted
-    weight_bytes: int = 0  # that one call reads, as often as it reads them
+    flops: int = 0  # multiplications and additions in the products of one call; 0: not counted
+    weight_bytes: int = 0  # weights read by one call; a weight that is read twice counts twice
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """What is unrolled inside denoiser.onnx. `timesteps` in the order they are taken."""
+    """The sampler that is unrolled inside denoiser.onnx. `timesteps` are in sampling order."""
 
     kind: str  # one of SAMPLERS
     steps: int
     timesteps: tuple[float, ...]
-    clip_range: float | None  # normalised actions are clamped to +-clip_range, None: not at all
+    clip_range: float | None  # normalised actions are clamped to +-clip_range; None: no clamping
 
     @property
     def draws(self) -> int:
-        """Chunks of noise that one chunk of actions takes: DDPM adds fresh noise after every step
-        but the last.
-        """
+        """Noise tensors needed per chunk: DDPM adds fresh noise after every step but the last."""
         return self.steps if self.kind == "ddpm" else 1
 
 
 @dataclass(frozen=True)
 class Joint:
-    """One action dimension. Range and speed are what the demonstrations did, not what the arm could
-    do.
-    """
+    """One action dimension. Its limits are those of the demonstrations, not those of the arm."""
 
     name: str
     unit: str  # one of UNITS
     low: float  # lowest action in training
     high: float  # highest action in training
-    max_speed: (
-        float  # units per second, 99.9th percentile of |action[t+1] - action[t]| * fps in training
-    )
+    # units per second: 99.9th percentile of |action[t+1] - action[t]| * fps in training
+    max_speed: float
 
 
 @dataclass(frozen=True)
 class Camera:
     """A camera as the policy saw it in training. Resize and crop happen inside the vision graph."""
 
-    name: str  # without "observation.images."
+    name: str  # without the prefix "observation.images."
     height: int
     width: int
     resize: tuple[int, int] | None  # (height, width)
@@ -141,14 +132,11 @@ class Camera:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the runtime must know about a policy. Field order here is the order in
-    manifest.json.
-    """
+    """Everything the runtime must know about a policy, in the order of manifest.json."""
 
     name: str
-    graphs: dict[
-        str, Graph
-    ]  # vision (absent for a policy without cameras), text, history, denoiser, guided (optional)
+    # vision (absent for a policy without cameras), text, history, denoiser, guided (optional)
+    graphs: dict[str, Graph]
     sampler: Sampler
     joints: tuple[Joint, ...]  # in the order of state and action
     cameras: tuple[Camera, ...]  # in the order of the feature vector
@@ -165,12 +153,12 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
     obs_spacing_ticks: int = 1
     schema_version: int = SCHEMA_VERSION
-    digest: str = ""  # sha256 of all of the above, so that no hand changes a limit unnoticed
+    digest: str = ""  # sha256 of all of the above: an edit of a limit by hand does not go unnoticed
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened, checked bundle. Graph files are paths; small arrays are read when first asked for."""
+    """An opened and checked bundle. Small arrays are read on first use."""
 
     folder: Path
     manifest: Manifest
@@ -180,7 +168,7 @@ class Bundle:
 
     @cached_property
     def stats(self) -> dict[str, Stats]:
-        """Feature name -> statistics of (J,) finite numbers. UserError: the file holds something
+        """Feature name -> statistics, (J,) each and finite. UserError when the file holds anything
         else.
         """
         path, count = self.path(STATS), len(self.manifest.joints)
@@ -188,42 +176,47 @@ class Bundle:
         for name, found in stats.items():
             if found.low.shape != (count,):
                 raise UserError(
-                    f"{path}: {plain(name)} is of shape {found.low.shape}, not {(count,)}: re-run `mtdit export`"
+                    f"{path}: {plain(name)} has shape {found.low.shape}, not {(count,)}: "
+                    "re-run `mtdit export`"
                 )
             if not found.is_finite:
                 raise UserError(
-                    f"{path}: {plain(name)} holds NaN or infinite numbers: train on a dataset without them"
+                    f"{path}: {plain(name)} holds NaN or infinite numbers: "
+                    "train on a dataset without them"
                 )
         return stats
 
     @cached_property
     def task_features(self) -> dict[str, NDArray[np.float32]]:
-        """Instruction -> (P,) float32 text feature, for the tasks seen in training. UserError:
-        there are others.
+        """Instruction -> text feature (P,) float32, for the tasks seen in training. UserError when
+        the file is malformed or lists other tasks than the manifest.
         """
         path, arrays = self.path(TASKS), read_arrays(self.path(TASKS))
         tasks, features = (arrays.get(name, np.zeros(())) for name in ("tasks", "features"))
-        words = texts(tasks)
-        if words is None or tasks.ndim != 1:
+        names = texts(tasks)
+        if names is None or tasks.ndim != 1:
             raise UserError(
-                f"{path}: tasks are {tasks.dtype} {tasks.shape}, not a list of texts: re-run `mtdit export`"
+                f"{path}: tasks are {tasks.dtype} {tasks.shape}, not a list of strings: "
+                "re-run `mtdit export`"
             )
-        wanted = (len(words), _width(self.manifest.graphs["text"].outputs))
-        if words and (features.shape, features.dtype) != (wanted, np.float32):
+        wanted = (len(names), _width(self.manifest.graphs["text"].outputs))
+        if names and (features.shape, features.dtype) != (wanted, np.float32):
             raise UserError(
-                f"{path}: features are {features.dtype} {features.shape}, not float32 {wanted}: re-run `mtdit export`"
+                f"{path}: features are {features.dtype} {features.shape}, not float32 {wanted}: "
+                "re-run `mtdit export`"
             )
-        if set(words) != set(self.manifest.tasks):
-            raise UserError(f"{path} is of other tasks than {MANIFEST}: re-run `mtdit export`")
-        return dict(zip(words, features, strict=False))
+        if set(names) != set(self.manifest.tasks):
+            raise UserError(f"{path} lists other tasks than {MANIFEST}: re-run `mtdit export`")
+        return dict(zip(names, features, strict=False))
 
 
 def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
-    """Read and check a bundle. `check_files=False` skips the checksums, for inner loops that opened
-    it before.
+    """Read and check a bundle. `check_files=False` skips the checksums, for code that has already
+    opened it once.
 
-    Raises UserError: no such folder, not a bundle, another schema version, a malformed manifest, a
-    file that is missing, changed, or outside the folder.
+    Raises UserError when the folder does not exist or is not a bundle, when the manifest is
+    malformed or has another schema version, and when a file is missing, changed, or outside the
+    folder.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
@@ -234,7 +227,8 @@ def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
         _check_file(folder, name, digest, hashed=check_files)
     if manifest.digest != digest_of(manifest):
         raise UserError(
-            f"{folder}/{MANIFEST} was changed since it was written: copy it again or re-run `mtdit export`"
+            f"{folder}/{MANIFEST} was changed after the export: "
+            "copy the bundle again or re-run `mtdit export`"
         )
     return Bundle(folder, manifest)
 
@@ -249,12 +243,15 @@ def _no_bundle(folder: Path) -> str:
         near = difflib.get_close_matches(folder.name, names, n=1)
         hint = f"did you mean {folder.parent / near[0]}?" if near else "run `mtdit export` first"
         return f"no bundle at {folder}: {hint}"
-    return f"{folder} is not a bundle (it has no {MANIFEST}): pass the *{SUFFIX} folder that `mtdit export` wrote"
+    return (
+        f"{folder} is not a bundle (it has no {MANIFEST}): "
+        f"pass the *{SUFFIX} folder that `mtdit export` wrote"
+    )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Hash every file of `folder` (engines excepted), write manifest.json, and return the manifest
-    with the hashes.
+    """Hash every file of `folder` except engines, write manifest.json, and return the manifest with
+    the hashes.
     """
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     names = [p.relative_to(folder).as_posix() for p in paths]
@@ -283,7 +280,8 @@ def digest_of(manifest: Manifest) -> str:
 def _check_file(folder: Path, name: str, digest: str, hashed: bool) -> None:
     if not _is_inside(folder, name):
         raise UserError(
-            f"{folder}: manifest names {plain(name)!r}, which lies outside the bundle: do not use this bundle"
+            f"{folder}: manifest names {plain(name)!r}, which lies outside the bundle: "
+            "do not use this bundle"
         )
     if not (folder / name).is_file():
         raise UserError(
@@ -291,7 +289,8 @@ def _check_file(folder: Path, name: str, digest: str, hashed: bool) -> None:
         )
     if hashed and sha256(folder / name) != digest:
         raise UserError(
-            f"{folder}: {name} does not match its checksum: copy the bundle again or re-run `mtdit export`"
+            f"{folder}: {name} does not match its checksum: "
+            "copy the bundle again or re-run `mtdit export`"
         )
 
 
@@ -307,13 +306,13 @@ def _is_inside(folder: Path, name: str) -> bool:
         return False
     try:
         return (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a link to itself; RuntimeError until Python 3.12
+    except (OSError, RuntimeError):  # a symlink to itself; RuntimeError until Python 3.12
         return False
 
 
 def _check_consistency(manifest: Manifest, folder: Path) -> None:
-    """What the types cannot say: files that are hashed, positive sizes, an executed part inside the
-    horizon.
+    """Check what the types cannot express, e.g. that files have checksums, that sizes are positive,
+    that the executed actions lie inside the horizon.
     """
     problems = [*_odd_files(manifest), *_odd_facts(manifest)] or _wrong_tensors(manifest)
     if problems:
@@ -333,7 +332,7 @@ def _odd_files(m: Manifest) -> Iterator[str]:
     graphs = m.graphs.items()
     costs = [(name, cost) for name, graph in graphs for cost in (graph.flops, graph.weight_bytes)]
     yield from (
-        f"graph {name!r} has an impossible cost"
+        f"graph {name!r} has a cost (flops or weight_bytes) out of range"
         for name, cost in costs
         if not 0 <= cost <= MOST_COST
     )
@@ -345,15 +344,13 @@ def _odd_facts(m: Manifest) -> Iterator[str]:
     if m.sampler.kind not in SAMPLERS:
         yield f"sampler {m.sampler.kind!r} is unknown"
     if not 1 <= m.sampler.steps <= MOST:
-        yield f"sampler takes {m.sampler.steps} steps"
+        yield f"sampler takes {m.sampler.steps} steps, not 1 to {MOST}"
     if m.precision not in PRECISIONS:
         yield f"precision {m.precision!r} is unknown"
     sizes = {n: getattr(m, n) for n in ("n_obs_steps", "horizon", "n_action_steps", "fps")}
-    yield from (f"{n} is {v}" for n, v in sizes.items() if not 1 <= v <= MOST)
+    yield from (f"{n} is {v}, not 1 to {MOST}" for n, v in sizes.items() if not 1 <= v <= MOST)
     yield from (
-        f"joint {j.name!r} has an impossible unit, range or speed"
-        for j in m.joints
-        if not _is_sane(j)
+        f"joint {j.name!r} has an invalid unit, range or speed" for j in m.joints if not _is_sane(j)
     )
     for what, things in (("joint", m.joints), ("camera", m.cameras)):
         names = [thing.name for thing in things]
@@ -363,16 +360,16 @@ def _odd_facts(m: Manifest) -> Iterator[str]:
             if names.count(name) > 1
         )
     if not m.joints:
-        yield "no joints"
+        yield "it has no joints"
     if m.obs_spacing_ticks != 1:
-        yield f"obs_spacing_ticks is {m.obs_spacing_ticks}, this mtdit knows policies of consecutive ticks"
+        yield f"obs_spacing_ticks is {m.obs_spacing_ticks}, this mtdit supports only 1"
     if m.n_obs_steps - 1 + m.n_action_steps > m.horizon:
         yield "n_obs_steps - 1 + n_action_steps exceeds horizon"
 
 
 def _wrong_tensors(m: Manifest) -> list[str]:
-    """Graphs whose inputs and outputs are not what the rest of the manifest says. Only feature
-    widths are free.
+    """Problems of graphs whose inputs and outputs contradict the rest of the manifest. Only the
+    widths of features are free.
     """
     unknown = sorted(set(m.graphs) - {"vision", "text", "history", "denoiser", "guided"})
     found = [f"graph {name!r} is unknown" for name in unknown]
@@ -383,13 +380,12 @@ def _wrong_tensors(m: Manifest) -> list[str]:
 
 
 def _wanted_tensors(m: Manifest) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
-    actions = (1, m.horizon, len(m.joints))
+    """Graph name -> the inputs and the outputs that it should have."""
+    joints = len(m.joints)
+    actions = (1, m.horizon, joints)
     text = Tensor(TEXT_FEATURE, (1, _width(m.graphs["text"].outputs)), "float32")
     ids = Tensor(TOKEN_IDS, (1, _width(m.graphs["text"].inputs)), "int64")
-    known, joints = (
-        Tensor(KNOWN, (1, _width(m.graphs["history"].outputs)), "float32"),
-        len(m.joints),
-    )
+    known = Tensor(KNOWN, (1, _width(m.graphs["history"].outputs)), "float32")
     wanted, given = {"text": ([ids], [text])}, [known, Tensor(STATE, (1, joints), "float32")]
     given += [Tensor(name, actions, "float32") for name in (NOISE, PREFIX)]
     if m.sampler.draws > 1:
@@ -415,24 +411,19 @@ def _wanted_tensors(m: Manifest) -> dict[str, tuple[list[Tensor], list[Tensor]]]
 
 
 def _width(tensors: tuple[Tensor, ...]) -> int:
-    """Of a feature, which nothing else in the manifest tells."""
-    return (
-        tensors[0].shape[-1]
-        if tensors and tensors[0].shape and 1 <= tensors[0].shape[-1] <= MOST
-        else 1
-    )
+    """Last dimension of the first tensor: a width that nothing else in the manifest states."""
+    width = tensors[0].shape[-1] if tensors and tensors[0].shape else 1
+    return width if 1 <= width <= MOST else 1
 
 
 def _differing(where: str, what: str, got: tuple[Tensor, ...], wanted: list[Tensor]) -> list[str]:
-    there, asked = {t.name: t for t in got}, {t.name: t for t in wanted}
-    found = [f"{where} has no {what} {name!r}" for name in asked if name not in there]
+    there, expected = {t.name: t for t in got}, {t.name: t for t in wanted}
+    found = [f"{where} has no {what} {name!r}" for name in expected if name not in there]
     found += [
-        f"{where} has the {what} {name!r}, which nothing gives"
-        for name in there
-        if name not in asked
+        f"{where} has an unexpected {what} {name!r}" for name in there if name not in expected
     ]
-    found += [f"{where} has an {what} twice"] if len(there) != len(got) else []
-    both = [(there[name], asked[name]) for name in asked if name in there]
+    found += [f"{where} lists an {what} twice"] if len(there) != len(got) else []
+    both = [(there[name], expected[name]) for name in expected if name in there]
     return found + [
         f"{where}: {a.name} is {a.dtype} {a.shape}, not {b.dtype} {b.shape}"
         for a, b in both
@@ -441,7 +432,7 @@ def _differing(where: str, what: str, got: tuple[Tensor, ...], wanted: list[Tens
 
 
 def _is_sane(joint: Joint) -> bool:
-    """Limits are made of these numbers; a NaN would pass every comparison there."""
+    """Safety limits are computed from these numbers, and a NaN would pass every comparison."""
     is_finite = all(math.isfinite(value) for value in (joint.low, joint.high, joint.max_speed))
     return is_finite and joint.low <= joint.high and joint.max_speed >= 0 and joint.unit in UNITS
 
@@ -452,13 +443,13 @@ def _parse_manifest(text: bytes, folder: Path) -> Manifest:
         data = json.loads(text, object_pairs_hook=_no_key_twice)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{where} is not JSON ({type(error).__name__}): copy the bundle again"
+            f"{where} is not valid JSON ({type(error).__name__}): copy the bundle again"
         ) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{where} has schema version {plain(repr(version), 40)}, this mtdit reads {SCHEMA_VERSION}: "
-            "export again or install the matching mtdit"
+            f"{where} has schema version {plain(repr(version), 40)}, "
+            f"this mtdit reads {SCHEMA_VERSION}: export again or install the matching mtdit"
         )
     try:
         manifest: Manifest = from_json(Manifest, data, "manifest")
@@ -476,21 +467,20 @@ def _parse_manifest(text: bytes, folder: Path) -> Manifest:
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Readers differ in which of two equal keys they take."""
+    """Build a JSON object and refuse duplicate keys: parsers disagree on which value counts."""
     if len(dict(pairs)) != len(pairs):
         raise ValueError("a key appears twice")
     return dict(pairs)
 
 
 def from_json(kind: Any, data: Any, where: str) -> Any:
-    """JSON value -> the annotated type, strictly. Raises TypeError, ValueError, OverflowError,
-    RecursionError.
+    """Convert a JSON value to the annotated type, strictly. `where` names the value in an error.
+
+    Raises TypeError, ValueError, OverflowError or RecursionError.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
-        json.dumps(
-            data, ensure_ascii=False
-        ).encode()  # half a surrogate pair could never be printed
+        json.dumps(data, ensure_ascii=False).encode()  # raises on half a surrogate pair
         return data
     if is_dataclass(kind):
         return _build_dataclass(kind, data, where)
@@ -529,7 +519,7 @@ def _expect(data: Any, kind: type, where: str) -> Any:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an npz file. UserError: it is none."""
+    """The arrays of an npz file. UserError when it is not one."""
     try:
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
             return dict(file)
@@ -546,19 +536,19 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def texts(array: NDArray[Any]) -> list[str] | None:
-    """The strings of an array, in order; None: it holds something else, or what no file and no
-    terminal takes.
+    """The strings of an array, in order; None when it holds anything else, or characters that UTF-8
+    cannot encode.
     """
     try:
         found = [str(word) for word in array.ravel().tolist()] if array.dtype.kind == "U" else None
         "".join(found or ()).encode()
-    except (ValueError, SystemError):  # half a surrogate pair; a number that is no character
+    except (ValueError, SystemError):  # half a surrogate pair; a number that is not a character
         return None
     return found
 
 
 def save_task_features(path: Path, features: Mapping[str, NDArray[np.float32]]) -> None:
-    """Instruction -> (P,) features as one npz without pickle."""
+    """Write instruction -> feature (P,) as an npz file without pickle."""
     tasks = np.array(list(features), dtype=np.str_)
     np.savez(
         path,

@@ -1,7 +1,8 @@
-"""What runs a graph: one class per backend, and the choice between them.
+"""Runs the graphs of a bundle: one class per backend (ONNX Runtime, TensorRT) and the choice
+between them.
 
-Knows ONNX Runtime and TensorRT. Refuses to know what the tensors mean. A backend that was asked for
-and does not really run is an error, never a silent fall-back; `auto` says what it chose and why.
+A backend that was requested by name and does not run here is an error, never a silent fall-back;
+`auto` says what it chose and why. What the tensors mean is `policy`'s business.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from mtdit_runtime.bundle import Bundle, Graph, Tensor
 from mtdit_runtime.engine_cache import Device, find_plan
 
 BACKENDS = ("auto", "onnx", "cuda", "tensorrt")
-MAX_THREADS = 4  # a batch-1 chunk gains nothing beyond, and the control loop needs a core to itself
+MAX_THREADS = 4  # more do not speed up a batch of 1, and the control loop needs a core for itself
 
 Arrays = dict[str, NDArray[Any]]
 
 
 class Engine(Protocol):
-    """A graph that can be called. Not re-entrant; the arrays it returns are the caller's."""
+    """A graph that can be called. Not re-entrant; the caller owns the returned arrays."""
 
     @property
     def name(self) -> str: ...
@@ -38,15 +39,13 @@ class Engine(Protocol):
         ...
 
     def describe(self) -> str:
-        """One line for people: backend, device, version."""
+        """One line for the user: backend, device, version."""
         ...
 
 
 @dataclass(frozen=True)
 class Engines:
-    """The engines of a bundle. The text encoder is opened only for a task that training has not
-    seen.
-    """
+    """The engines of a bundle. The text encoder is opened only for a task not seen in training."""
 
     vision: Engine | None  # None: the policy has no cameras
     history: Engine
@@ -61,15 +60,15 @@ class Engines:
 
 
 def choose_engines(bundle: Bundle, backend: str = "auto") -> Engines:
-    """Open vision, history and denoiser on `backend`.
+    """Open vision, history and denoiser on `backend`, one of BACKENDS.
 
-    `auto` takes TensorRT if engines for this very device lie in the bundle, else CUDA if it really
-    runs, else the CPU. Raises UserError when a backend asked for by name does not run here.
+    `auto` takes TensorRT if the bundle holds engines for exactly this device, else CUDA if it
+    really runs, else the CPU. UserError when a backend requested by name does not run here.
     """
     if backend not in BACKENDS:
         raise UserError(f"backend {backend!r} is unknown: use one of {', '.join(BACKENDS)}")
     if backend != "auto":
-        return _open(bundle, backend, f"{backend}, as asked")
+        return _open(bundle, backend, f"{backend}, as requested")
     passed_over: list[str] = []
     for candidate in ("tensorrt", "cuda"):
         engines = _try_open(bundle, candidate, passed_over)
@@ -82,7 +81,7 @@ def _try_open(bundle: Bundle, backend: str, passed_over: list[str]) -> Engines |
     try:
         return _open(bundle, backend, "; ".join([f"auto: {backend}", *passed_over]))
     except UserError as error:
-        passed_over.append(f"not {backend} ({error})")
+        passed_over.append(f"{backend} unavailable ({error})")
         return None
 
 
@@ -96,7 +95,7 @@ def _open(bundle: Bundle, backend: str, reason: str) -> Engines:
 
 
 def engines_in(bundle: Bundle, folder: Path) -> Engines:
-    """TensorRT engines from the plans of a folder, whatever is known of it."""
+    """TensorRT engines from the plans in a folder. Its record is not checked."""
     return _engines(
         bundle,
         lambda name: _from_plan(bundle, folder / f"{name}.plan", name),
@@ -130,9 +129,9 @@ def _zeros(graph: Graph) -> Arrays:
 class OnnxEngine:
     """ONNX Runtime, on the CPU or, with `cuda`, on the GPU.
 
-    Threads spin between a graph's operations, of which a chunk has thousands, and sleep between
-    calls. A control loop on the same two cores wakes no later for it (measured: 99 % within 4 ms
-    either way), and the chunk comes earlier.
+    Threads spin between the operations of a graph (a chunk has thousands of them) and sleep between
+    calls. The chunk is ready earlier, and a control loop on the same two cores does not wake up
+    later because of it (measured: 99 % within 4 ms either way).
     """
 
     def __init__(
@@ -151,8 +150,8 @@ class OnnxEngine:
             )
             self._session.disable_fallback()
             self._provider = self._session.get_providers()[0]
-            # the list of providers is a promise, a run is the proof
-            given = self(_zeros(graph)) if self._provider == provider else {}
+            # a provider in the list may still fail, so run the graph once
+            outputs = self(_zeros(graph)) if self._provider == provider else {}
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise UserError(
                 f"ONNX Runtime cannot run {path} ({_first_line(error)}): {_remedy(cuda)}"
@@ -162,14 +161,11 @@ class OnnxEngine:
                 f"ONNX Runtime fell back to {self._provider} for {path.name}: {_remedy(cuda)}"
             )
         for tensor in graph.outputs:
-            if (given[tensor.name].shape, given[tensor.name].dtype.name) != (
-                tensor.shape,
-                tensor.dtype,
-            ):
-                got = f"{given[tensor.name].dtype} {given[tensor.name].shape}"
-                wanted = f"{tensor.dtype} {tensor.shape}"
+            got = outputs[tensor.name]
+            if (got.shape, got.dtype.name) != (tensor.shape, tensor.dtype):
                 raise UserError(
-                    f"{path}: {tensor.name} is {got}, the manifest says {wanted}: re-run `mtdit export`"
+                    f"{path}: {tensor.name} is {got.dtype} {got.shape}, "
+                    f"the manifest says {tensor.dtype} {tensor.shape}: re-run `mtdit export`"
                 )
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
@@ -183,7 +179,7 @@ class OnnxEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors; a provider that does not load is reported by us
+        options.log_severity_level = 3  # errors only; we report a provider that does not load
         options.add_session_config_entry("session.force_spinning_stop", "1")  # when a call ends
         return options
 
@@ -199,18 +195,19 @@ def _import_onnxruntime() -> Any:
 def _check_cuda_build(ort: Any) -> None:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise UserError(f"this onnxruntime has no CUDA: {_remedy(cuda=True)}")
-    if hasattr(
-        ort, "preload_dlls"
-    ):  # CUDA and cuDNN from pip's nvidia packages, onnxruntime >= 1.21
-        with suppress(
-            OSError
-        ):  # absent there: the session then finds the system's, or reports what is missing
+    # onnxruntime >= 1.21 loads CUDA and cuDNN from pip's nvidia packages. Without those packages
+    # the session finds the system's libraries, or reports what is missing.
+    if hasattr(ort, "preload_dlls"):
+        with suppress(OSError):
             ort.preload_dlls()
 
 
 def _remedy(cuda: bool) -> str:
     if cuda:
-        return 'pip uninstall onnxruntime, then pip install "mtdit[gpu]" (on a Jetson use --backend tensorrt)'
+        return (
+            'pip uninstall onnxruntime, then pip install "mtdit[gpu]" '
+            "(on a Jetson use --backend tensorrt)"
+        )
     return "re-run `mtdit export`, or update onnxruntime"
 
 
@@ -219,7 +216,7 @@ def _first_line(error: Exception) -> str:
 
 
 def this_device() -> Device:
-    """The GPU and the TensorRT of this computer. Raises UserError when it lacks one of them."""
+    """The GPU and the TensorRT version of this computer. UserError when either is missing."""
     trt, cudart = import_tensorrt()
     props = _cuda(cudart, cudart.cudaGetDeviceProperties(0))
     gpu = props.name.decode() if isinstance(props.name, bytes) else str(props.name)
@@ -227,15 +224,16 @@ def this_device() -> Device:
 
 
 def import_tensorrt() -> tuple[Any, Any]:
-    """The modules tensorrt and cuda.bindings.runtime. Raises UserError that says how to install
-    what is missing.
+    """The modules tensorrt and cuda.bindings.runtime. UserError with the command that installs a
+    missing one.
     """
     try:
         import tensorrt
         from cuda.bindings import runtime
     except ImportError as error:
         raise UserError(
-            f'{error.name} is not installed: pip install "mtdit[tensorrt]", on a Jetson apt install python3-libnvinfer'
+            f'{error.name} is not installed: pip install "mtdit[tensorrt]", '
+            "on a Jetson apt install python3-libnvinfer"
         ) from error
     return tensorrt, runtime
 
@@ -250,12 +248,11 @@ def _cuda(cudart: Any, result: tuple[Any, ...]) -> Any:
 
 
 class TensorRTEngine:
-    """A TensorRT plan with static shapes, replayed as one CUDA graph: upload, inference and
-    download.
+    """A TensorRT plan with static shapes, replayed as one CUDA graph: upload, inference, download.
 
     Uses only what TensorRT 10.3 to 11 share (named tensors, `execute_async_v3`). Host buffers are
-    pinned and every address is fixed, so the captured graph stays valid. Buffers are freed with the
-    process, which opens engines once.
+    pinned and no address ever changes, so the captured graph stays valid. Buffers are freed when
+    the process ends, since it opens its engines only once.
     """
 
     def __init__(self, plan: Path, graph: Graph, name: str) -> None:
@@ -266,12 +263,13 @@ class TensorRTEngine:
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
             raise UserError(
-                f"TensorRT {self._trt.__version__} cannot load {plan}: run `mtdit build` here again"
+                f"TensorRT {self._trt.__version__} cannot load {plan}: "
+                "run `mtdit build` again on this computer"
             )
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise UserError(
-                f"there is no memory to run {plan}: close other programs, or use --backend onnx"
+                f"not enough memory to run {plan}: close other programs, or use --backend onnx"
             )
         self._stream = self._check(self._cudart.cudaStreamCreate())
         self._host: Arrays = {}
@@ -294,15 +292,13 @@ class TensorRTEngine:
         return _cuda(self._cudart, result)
 
     def _allocate(self, tensor: Tensor) -> None:
-        """A pinned host array and a device buffer for one tensor, both at addresses that never
-        change.
-        """
+        """A pinned host array and a device buffer for one tensor, both at fixed addresses."""
         name, shape = tensor.name, tuple(self._engine.get_tensor_shape(tensor.name))
         dtype = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
         if (shape, dtype.name) != (tensor.shape, tensor.dtype):
             raise UserError(
-                f"{self._plan}: {name} is {dtype.name} {shape}, the manifest says {tensor.dtype} {tensor.shape}: "
-                "run `mtdit build` here again"
+                f"{self._plan}: {name} is {dtype.name} {shape}, the manifest says {tensor.dtype} "
+                f"{tensor.shape}: run `mtdit build` again on this computer"
             )
         n_bytes = int(np.prod(shape)) * dtype.itemsize
         pinned = int(
@@ -319,7 +315,9 @@ class TensorRTEngine:
         for tensor in self._graph.inputs:
             self._copy(self._device[tensor.name], tensor.name, kind.cudaMemcpyHostToDevice)
         if not self._context.execute_async_v3(int(self._stream)):
-            raise UserError(f"TensorRT cannot run {self._plan}: run `mtdit build` here again")
+            raise UserError(
+                f"TensorRT cannot run {self._plan}: run `mtdit build` again on this computer"
+            )
         for tensor in self._graph.outputs:
             self._copy(self._device[tensor.name], tensor.name, kind.cudaMemcpyDeviceToHost)
 
@@ -330,8 +328,8 @@ class TensorRTEngine:
         self._check(self._cudart.cudaMemcpyAsync(to, source, host.nbytes, kind, self._stream))
 
     def _capture(self) -> Any:
-        """One plain run first: TensorRT may still set itself up then, which a capture does not
-        allow.
+        """Capture the CUDA graph after one ordinary run: TensorRT may allocate on its first run,
+        which a capture does not allow.
         """
         self._enqueue()
         self._check(self._cudart.cudaStreamSynchronize(self._stream))

@@ -1,9 +1,9 @@
-"""A bundle's `engines/` folder: which plans lie there, what they were built for, and whether they
-fit this computer.
+"""The `engines/` folder of a bundle: which plans it holds, what they were built for, and whether
+they run on this computer.
 
-Knows that a TensorRT plan holds for one file, one kind of GPU and one version of the library, and
-says which of these differs. Refuses to know TensorRT and CUDA: whoever has them gives a `Device`. A
-folder counts only with its record, which is written after its engines were checked.
+A TensorRT plan is valid for one ONNX file, one GPU model and one TensorRT version; the messages say
+which of these differs. This module needs neither TensorRT nor CUDA: the caller passes a `Device`. A
+folder of plans counts only with its record, which is written after the engines were checked.
 """
 
 from __future__ import annotations
@@ -18,18 +18,14 @@ from mtdit_runtime.bundle import ENGINES, Bundle, from_json, sha256
 from mtdit_runtime.words import plain
 
 RECORD = "engine.json"
-MOST_BYTES, MOST_SECONDS = 1 << 40, 1e9  # no plan is larger, no build took longer
-ON_GPU = (
-    "vision",
-    "history",
-    "denoiser",
-    "guided",
-)  # the text encoder runs once per unknown task, on the CPU
+MOST_BYTES, MOST_SECONDS = 1 << 40, 1e9  # plausible limits of a plan's size and build time
+# without text: its encoder runs once per new task, on the CPU
+ON_GPU = ("vision", "history", "denoiser", "guided")
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a plan depends on."""
+    """What a plan depends on besides the ONNX file."""
 
     gpu: str  # as CUDA names it
     compute_capability: tuple[int, int]
@@ -42,7 +38,7 @@ class Device:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """engine.json: what the plans beside it were made from and how they did."""
+    """engine.json: what the plans next to it were built from, and the figures of their check."""
 
     gpu: str
     compute_capability: tuple[int, int]
@@ -50,14 +46,12 @@ class EngineRecord:
     precision: str
     onnx: dict[str, str]  # graph -> sha256 of the file it was built from
     bytes: dict[str, int]  # graph -> size of its plan
-    seconds: dict[str, float]  # graph -> how long it took
-    checked: dict[str, dict[str, float]] = field(
-        default_factory=dict
-    )  # stage -> figures against the golden fixtures
+    seconds: dict[str, float]  # graph -> build time
+    # stage -> figures against the golden fixtures
+    checked: dict[str, dict[str, float]] = field(default_factory=dict)
     built: str = ""  # date
-    plans: dict[str, str] = field(
-        default_factory=dict
-    )  # graph -> sha256 of its plan; an older mtdit kept none
+    # graph -> sha256 of its plan; older versions of mtdit did not record it
+    plans: dict[str, str] = field(default_factory=dict)
 
     @property
     def device(self) -> Device:
@@ -65,7 +59,7 @@ class EngineRecord:
 
     @property
     def is_sane(self) -> bool:
-        """Whether its numbers can be added up and shown."""
+        """Whether all numbers are in a plausible range."""
         sizes, seconds = self.bytes.values(), self.seconds.values()
         numbers = (*sizes, *self.compute_capability)
         return all(0 <= n <= MOST_BYTES for n in numbers) and all(
@@ -74,13 +68,13 @@ class EngineRecord:
 
 
 def graph_hashes(bundle: Bundle) -> dict[str, str]:
-    """Graph -> sha256, of those that become engines."""
+    """Graph -> sha256 of its file, for the graphs that become engines."""
     m = bundle.manifest
     return {name: m.files[m.graphs[name].file] for name in ON_GPU if name in m.graphs}
 
 
 def engine_key(bundle: Bundle, device: Device) -> str:
-    """Folder name of the engines for exactly these graphs on exactly this device:
+    """Name of the folder with the engines for these graphs on this device:
     <sm>-<trt>-<precision>-<hash>.
     """
     digest = hashlib.sha256(
@@ -98,7 +92,9 @@ def write_record(folder: Path, record: EngineRecord) -> None:
 
 
 def read_record(folder: Path) -> EngineRecord | None:
-    """None: no record, so the engines were never found good, or it cannot be read."""
+    """The record of a folder; None when there is none (the engines never passed their check) or it
+    cannot be read.
+    """
     try:
         data = json.loads((folder / RECORD).read_text())
         record: EngineRecord = from_json(EngineRecord, {"plans": {}, **data}, RECORD)
@@ -108,7 +104,7 @@ def read_record(folder: Path) -> EngineRecord | None:
 
 
 def engine_records(bundle: Bundle) -> dict[Path, EngineRecord]:
-    """Every folder of checked engines in the bundle."""
+    """Folder -> record, for all checked engines in the bundle."""
     folders = sorted(
         p for p in bundle.path(ENGINES).glob("*/") if p.is_dir() and not p.name.startswith(".")
     )
@@ -117,13 +113,13 @@ def engine_records(bundle: Bundle) -> dict[Path, EngineRecord]:
 
 
 def trouble(folder: Path, record: EngineRecord, bundle: Bundle, graph: str | None = None) -> str:
-    """What is wrong with the plans of a folder, of one graph or of all; empty: they are as they
-    were when checked.
+    """What is wrong with the plan files of one graph, or of all; empty when they are unchanged
+    since they were checked.
     """
     for name in graph_hashes(bundle) if graph is None else (graph,):
         plan = folder / f"{name}.plan"
         if name not in record.plans:
-            return f"an older mtdit kept no checksum of {plan.name}"
+            return f"{plan.name} has no checksum, it was built by an older mtdit"
         if not plan.is_file():
             return f"{plan.name} is missing"
         if plan.stat().st_size != record.bytes.get(name) or sha256(plan) != record.plans[name]:
@@ -132,12 +128,16 @@ def trouble(folder: Path, record: EngineRecord, bundle: Bundle, graph: str | Non
 
 
 def differences(record: EngineRecord, bundle: Bundle, device: Device) -> list[str]:
-    """What keeps engines from running here, a line each; none: they fit."""
-    kept, here = record.device, device
+    """What the engines were built for that differs here, one line each; empty when they fit."""
+    built_for, here = record.device, device
     pairs = [
-        ("GPU", kept.gpu, here.gpu),
-        ("compute capability", _dotted(kept.compute_capability), _dotted(here.compute_capability)),
-        ("TensorRT", kept.tensorrt, here.tensorrt),
+        ("GPU", built_for.gpu, here.gpu),
+        (
+            "compute capability",
+            _dotted(built_for.compute_capability),
+            _dotted(here.compute_capability),
+        ),
+        ("TensorRT", built_for.tensorrt, here.tensorrt),
         ("precision", record.precision, bundle.manifest.precision),
     ]
     found = [f"{what} {plain(was, 40)}, here {now}" for what, was, now in pairs if was != now]
@@ -148,12 +148,13 @@ def differences(record: EngineRecord, bundle: Bundle, device: Device) -> list[st
 
 
 def misfit(folder: Path, record: EngineRecord, bundle: Bundle, device: Device) -> str:
-    """Why the engines of a folder do not run here; empty: they do. A folder's name and its record
-    say the same.
+    """Why the engines of a folder do not fit this computer; empty when they do. The folder's name
+    must agree with its record.
     """
     if found := differences(record, bundle, device):
         return "; ".join(found)
-    return "" if folder == engine_folder(bundle, device) else f"not where its {RECORD} belongs"
+    is_named_after = folder == engine_folder(bundle, device)
+    return "" if is_named_after else f"the folder's name does not match its {RECORD}"
 
 
 def _dotted(version: tuple[int, int]) -> str:
@@ -161,27 +162,31 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 def find_plan(bundle: Bundle, graph: str, device: Device) -> Path:
-    """The checked plan of `graph` for this device. UserError: there is none, and what those that
-    lie there are for.
+    """The checked plan of `graph` for this device. UserError when there is none; the message says
+    what the engines in the bundle were built for.
     """
-    folder, fix = engine_folder(bundle, device), f"run `mtdit build {bundle.folder}` here"
+    folder, build = engine_folder(bundle, device), f"run `mtdit build {bundle.folder}`"
     record = read_record(folder)
     if record is None:
         raise UserError(
-            f"no TensorRT engines for this computer in {bundle.folder}{_others(bundle, device)}: {fix}"
+            f"no TensorRT engines for this computer in {bundle.folder}{_others(bundle, device)}: "
+            f"{build} on this computer"
         )
     if why := misfit(folder, record, bundle, device):
         raise UserError(
-            f"{folder} is named after this computer, but its {RECORD} says {why}: {fix} again"
+            f"{folder} is named after this computer, but its {RECORD} says {why}: "
+            f"{build} again on this computer"
         )
     if why := trouble(folder, record, bundle, graph):
-        raise UserError(f"the engines in {folder} cannot be used, {why}: {fix} again")
+        raise UserError(
+            f"cannot use the engines in {folder}, {why}: {build} again on this computer"
+        )
     return folder / f"{graph}.plan"
 
 
 def _others(bundle: Bundle, device: Device) -> str:
-    """What the nearest engines lack: " (those there are for TensorRT 10.3.0, here 10.16.2)"."""
-    lacks: list[list[str]] = [
+    """How the best match differs: " (those present are for TensorRT 10.3.0, here 10.16.2)"."""
+    found: list[list[str]] = [
         differences(record, bundle, device) for record in engine_records(bundle).values()
     ]
-    return f" (those there are for {'; '.join(sorted(lacks, key=len)[0])})" if lacks else ""
+    return f" (those present are for {'; '.join(sorted(found, key=len)[0])})" if found else ""

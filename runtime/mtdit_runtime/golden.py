@@ -1,9 +1,7 @@
-"""A bundle's golden fixtures against its opened engines: is what runs here the policy that was
-trained?
+"""Compares a bundle's opened engines with its golden fixtures: do they compute the trained policy?
 
-Knows one observation with its noise, what torch made of it, and what counts as equal: the same
-gates judge an export, `mtdit verify` and an engine just built on the robot computer. Refuses to
-know torch and how the graphs came to be.
+A fixture is one observation with its noise and what torch computed from it. The same gates judge an
+export, `mtdit verify` and an engine that was just built on the robot computer. Needs no torch.
 """
 
 from __future__ import annotations
@@ -52,63 +50,37 @@ Array = NDArray[np.float32]
 Pair = tuple[Array, Array]  # got, wanted
 
 FP32_LIMIT = 1e-4  # normalised; for features relative to their largest value
-EXACT = {  # precision -> stages that are float32 and held against that limit
-    "fp32": (
-        "state",
-        "tasks",
-        "vision",
-        "text",
-        "all tasks",
-        "history",
-        "denoiser",
-        "held",
-        "guided",
-        "chunk",
-    ),
+FEATURE_STAGES = ("tasks", "vision", "text", "all tasks", "history")  # limits scale with "largest"
+EXACT = {  # precision -> stages that are float32 and must stay within FP32_LIMIT
+    "fp32": ("state", *FEATURE_STAGES, "denoiser", "held", "guided", "chunk"),
     "fp16": ("state", "tasks"),
     "int8": ("state", "tasks", "history", "denoiser", "held", "guided"),
 }
-FEATURE_STAGES = (
-    "tasks",
-    "vision",
-    "text",
-    "all tasks",
-    "history",
-)  # their limit grows with their largest value
-ROUGH = {
-    "fp16": 0.02,
-    "int8": 0.25,
-}  # of their largest value: further off, features are others, whatever the actions
-SHARE_OF_SPREAD = {
-    "fp16": 0.02,
-    "int8": 0.1,
-}  # rms error of the executed actions to their rms deviation over noise
-LIMIT_UNITS = {"fp16": 0.1}  # degrees; also percent of the gripper
+# largest error of a feature, relative to its largest value, even if the actions are still close
+ROUGH = {"fp16": 0.02, "int8": 0.25}
+# rms error of the executed actions, relative to their rms deviation over noise seeds
+SHARE_OF_SPREAD = {"fp16": 0.02, "int8": 0.1}
+LIMIT_UNITS = {"fp16": 0.1}  # degrees, or percent for the gripper
 NEGLIGIBLE_UNITS = 0.02  # a quarter of a servo tick, for policies that hardly vary
-SUSPECT = 10  # times the error at export: this is where a failure comes from
+SUSPECT = 10  # a stage whose error is this many times that at export is named in the failure
 
-POSITIONS, TASK, UNITS, HELD, GUIDED = (
-    "positions",
-    "task",
-    "actions_units",
-    "held",
-    "guided",
-)  # more arrays of a fixture
+# further arrays of a fixture
+POSITIONS, TASK, UNITS, HELD, GUIDED = "positions", "task", "actions_units", "held", "guided"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One observation history as a robot gives it, and the noise to denoise."""
+    """One observation history as a robot reports it, and the noise to denoise."""
 
     frames: Mapping[str, NDArray[np.uint8]]  # camera -> (n_obs, H, W, 3)
     positions: Array  # (n_obs, J) units
     task: str
-    noise: Array  # (T, A), or all of a DDPM chunk's draws (draws, T, A)
+    noise: Array  # (T, A); DDPM: (draws, T, A)
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the torch policy makes of a probe."""
+    """What the torch policy computes from a probe."""
 
     features: Array | None  # (1, n_obs, n_cam * D)
     state: Array  # (1, n_obs, J) normalised
@@ -117,14 +89,14 @@ class Expected:
     known: Array  # (1, M)
     actions: Array  # (1, T, A) normalised
     positions: Array  # (T, A) units
-    held: Array  # (1, T, A) normalised, the first of them held to `held_rows(actions)`
+    held: Array  # (1, T, A) normalised, with `held_rows(actions)` as committed prefix
     spread: float  # units, rms deviation of the executed actions over noise seeds
-    guided: Array | None = None  # (1, T, A) normalised, pulled towards `guide_for(actions)`
+    guided: Array | None = None  # (1, T, A) normalised, guided towards `guide_for(actions)`
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Stage -> figures. `failures` is empty when every gate held."""
+    """Stage -> figures. `failures` is empty when every gate passed."""
 
     stages: dict[str, dict[str, float]]
     failures: list[str]
@@ -134,13 +106,13 @@ class Verification:
 
 
 def write_golden(folder: Path, probes: Sequence[Probe], expected: Sequence[Expected]) -> None:
-    """`golden/0.npz` ...: raw observation and noise -> every stage and the actions, for a check on
-    the target.
+    """Write `golden/0.npz` ...: observation and noise, and the result of every stage, so that the
+    robot computer can check its engines.
 
     Arrays: frame.<camera> (n_obs, H, W, 3), positions (n_obs, J), task, noise as in a probe; then
-    features (without cameras: absent) and state of all observations, token_ids, text, known,
-    actions as in the graphs, held and (with a guided graph) guided like actions, actions_units (T,
-    A).
+    features (absent without cameras) and state of all observations; token_ids, text, known and
+    actions as in the graphs; held and (with a guided graph) guided, shaped like actions;
+    actions_units (T, A).
     """
     folder.mkdir(exist_ok=True)
     for i, (probe, e) in enumerate(zip(probes, expected, strict=True)):
@@ -155,11 +127,11 @@ def write_golden(folder: Path, probes: Sequence[Probe], expected: Sequence[Expec
 
 
 def read_golden(bundle: Bundle) -> tuple[list[Probe], list[Expected]]:
-    """What `write_golden` wrote. UserError: there is none, or it is not what a fixture holds."""
+    """Read what `write_golden` wrote. UserError when there is no fixture or one is malformed."""
     names = sorted(name for name in bundle.manifest.files if name.startswith(f"{GOLDEN}/"))
     if not names:
         raise UserError(
-            f"{bundle.folder} has no {GOLDEN} fixtures to check with: run `mtdit export` again"
+            f"{bundle.folder} has no {GOLDEN} fixtures to check against: run `mtdit export` again"
         )
     spread = _spread(bundle)
     pairs = [_read(bundle, name, spread) for name in names]
@@ -167,11 +139,12 @@ def read_golden(bundle: Bundle) -> tuple[list[Probe], list[Expected]]:
 
 
 def _spread(bundle: Bundle) -> float:
-    """Units. UserError: the manifest's figure is none."""
+    """In units. UserError when the manifest's figure is out of range."""
     spread = recorded(bundle).get("robot", {}).get("spread", 0.0)
     if not 0 <= spread <= MOST:
         raise UserError(
-            f"{bundle.folder}: a spread of {spread:g} over noise is impossible: run `mtdit export` again"
+            f"{bundle.folder}: the manifest gives {spread:g} as the spread of the actions "
+            "over noise, which is impossible: run `mtdit export` again"
         )
     return float(spread)
 
@@ -190,7 +163,8 @@ def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, Expected]:
     task = texts(a[TASK])
     if task is None or a[TASK].shape != ():
         raise UserError(
-            f"{path}: {TASK} is {a[TASK].dtype} {a[TASK].shape}, not a text: run `mtdit export` again"
+            f"{path}: {TASK} is {a[TASK].dtype} {a[TASK].shape}, not a string: "
+            "run `mtdit export` again"
         )
     frames = {camera.name: a[frame_input(camera.name)] for camera in bundle.manifest.cameras}
     observed = a.get(FEATURES), a[STATE], a[TOKEN_IDS], a[TEXT_FEATURE], a[KNOWN]
@@ -199,11 +173,9 @@ def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, Expected]:
 
 
 def _wanted_arrays(m: Manifest, guided: bool) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name of a fixture's array -> shape and dtype."""
-    text, history, denoiser, j = (
-        *(m.graphs[name] for name in ("text", "history", "denoiser")),
-        len(m.joints),
-    )
+    """Array name -> the shape and dtype that it must have in a fixture."""
+    text, history, denoiser = (m.graphs[name] for name in ("text", "history", "denoiser"))
+    j = len(m.joints)
     wanted = {
         t.name: (t.shape, t.dtype)
         for t in (*text.inputs, *text.outputs, *history.outputs, *denoiser.outputs)
@@ -223,20 +195,20 @@ def _wanted_arrays(m: Manifest, guided: bool) -> dict[str, tuple[tuple[int, ...]
 
 
 def recorded(bundle: Bundle) -> Mapping[str, Mapping[str, float]]:
-    """Stage -> figures as measured at export; empty while the bundle is being made."""
+    """Stage -> figures measured at export; empty while the export is still running."""
     stages = bundle.manifest.verification.get("stages", {})
     return stages if isinstance(stages, dict) else {}
 
 
-# -- what runs here --
+# -- the candidate --
 
 
 class WrongOutputError(Exception):
-    """An engine gave other tensors than the manifest says."""
+    """The output of an engine contradicts the manifest or the fixture."""
 
 
 class Candidate:
-    """An opened bundle, one stage at a time. `seconds`: stage -> duration of every call."""
+    """Runs an opened bundle one stage at a time. `seconds`: stage -> duration of each call."""
 
     def __init__(self, bundle: Bundle, engines: Engines | None = None) -> None:
         graphs = bundle.manifest.graphs
@@ -253,7 +225,7 @@ class Candidate:
         return self.engines.open_guided() if self.engines.open_guided else None
 
     def features(self, probe: Probe) -> Array | None:
-        """(1, n_obs, n_cam * D): one call per observation step, as on the robot."""
+        """(1, n_obs, n_cam * D), with one call per observation step as on the robot."""
         if self.engines.vision is None:
             return None
         steps = [
@@ -269,8 +241,8 @@ class Candidate:
         return ids, self._run("text", self.text_engine, {TOKEN_IDS: ids})[TEXT_FEATURE]
 
     def known(self, state: Array, text: Array, features: Array | None) -> Array:
-        """(1, M) of states (1, n_obs, J), text (1, P) and features (1, n_obs, n_cam * D), without
-        the newest.
+        """(1, M) from states (1, n_obs, J), text (1, P) and features (1, n_obs, n_cam * D). The
+        newest state and feature are not used.
         """
         inputs = {TEXT_FEATURE: text, EARLIER_STATE: state[:, :-1]}
         inputs |= {} if features is None else {EARLIER_FEATURES: features[:, :-1]}
@@ -284,8 +256,8 @@ class Candidate:
         features: Array | None,
         held: Array | None = None,
     ) -> Array:
-        """(1, T, A) normalised. state, features: of all observations. held: (n, A) actions, the
-        chunk's first rows.
+        """(1, T, A) normalised. state, features: of all observations. held: (n, A) committed
+        actions, the chunk's first rows.
         """
         horizon = self.bundle.manifest.horizon
         prefix = prefix_inputs(
@@ -298,13 +270,13 @@ class Candidate:
     def guided(
         self, state: Array, known: Array, noise: Array, features: Array | None, guide: Guide
     ) -> Array:
-        """(1, T, A) normalised, pulled towards `guide`."""
+        """(1, T, A) normalised, guided towards `guide`."""
         assert self.guided_engine is not None, "the bundle has no guided graph"
         inputs = {PREFIX: guide.actions, PREFIX_WEIGHTS: guide.weights}
         return self._denoise("guided", self.guided_engine, state, known, noise, features, inputs)
 
     def positions(self, probe: Probe) -> Array:
-        """(T, A) in units, by the robot's own policy class."""
+        """(T, A) in units, computed by the policy class that the robot uses."""
         policy = BundlePolicy(self.bundle, self.engines)
         policy.reset(probe.task, seed=0)
         for i, position in enumerate(probe.positions):
@@ -312,9 +284,15 @@ class Candidate:
         return policy.chunk(probe.noise).astype(np.float32)
 
     def _denoise(
-        self, stage: str, engine: Engine, state: Array, known: Array, noise: Array, features: Array | None,
+        self,
+        stage: str,
+        engine: Engine,
+        state: Array,
+        known: Array,
+        noise: Array,
+        features: Array | None,
         more: Mapping[str, Array],
-    ) -> Array:  # fmt: skip
+    ) -> Array:
         inputs = {KNOWN: known, STATE: state[:, -1], **noise_inputs(noise), **more}
         inputs |= {} if features is None else {FEATURES: features[:, -1]}
         return self._run(stage, engine, inputs)[ACTIONS]
@@ -322,9 +300,9 @@ class Candidate:
     def _run(
         self, stage: str, engine: Engine, inputs: Mapping[str, NDArray[Any]]
     ) -> Mapping[str, Array]:
-        asked = {t.name: inputs[t.name] for t in self.bundle.manifest.graphs[stage].inputs}
+        needed = {t.name: inputs[t.name] for t in self.bundle.manifest.graphs[stage].inputs}
         began = time.perf_counter()
-        result = engine(asked)
+        result = engine(needed)
         self.seconds.setdefault(stage, []).append(time.perf_counter() - began)
         for tensor in self.bundle.manifest.graphs[stage].outputs:
             if result[tensor.name].shape != tensor.shape:
@@ -337,21 +315,23 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Guide:
-    """What the guided graph is pulled towards, as it takes it."""
+    """The target of the guided graph, shaped as its inputs."""
 
     actions: Array  # (1, T, A) normalised
-    weights: Array  # (1, T, 1) of 0..1
+    weights: Array  # (1, T, 1) in 0..1
 
 
 def held_rows(actions: Array) -> Array:
-    """What a check holds of a chunk (1, T, A): its first rows (n, A), but not as they are, or
-    nothing would follow.
+    """The committed prefix (n, A) of a check, made from a chunk (1, T, A): its first rows, halved,
+    because with unchanged rows the rest of the chunk would not change either.
     """
     return 0.5 * actions[0, : max(1, actions.shape[1] // 4)]
 
 
 def guide_for(actions: Array) -> Guide:
-    """The guide of a check: not the chunk itself (1, T, A), or there would be nothing to correct."""
+    """The guide of a check, made from a chunk (1, T, A): halved, or there would be no error to
+    correct.
+    """
     horizon = actions.shape[1]
     weights = prefix_weights(horizon, max(1, horizon // 8), max(2, horizon // 2))
     return Guide((0.5 * actions).astype(np.float32), weights[None, :, None])
@@ -361,7 +341,7 @@ def guide_for(actions: Array) -> Guide:
 
 
 def labelled(stage: str) -> str:
-    """A stage's name in a table."""
+    """A stage's name in a table, with the unit of its errors where they are in degrees."""
     return f"{stage}, degrees" if stage == "units" or stage.endswith("robot") else stage
 
 
@@ -372,15 +352,19 @@ def check(
     expected: Sequence[Expected],
     text: bool = True,
 ) -> Verification:
-    """Holds opened engines against what torch computed.
+    """Compare opened engines with what torch computed, stage by stage.
 
-    "state" and "units" are what the bundle's statistics make of positions and of the reference's
-    actions, "tasks" its features of the probes' tasks, "all tasks" the text graph beside every one
-    of these features. "history" gets the reference's features and text; "denoiser", "held" (its
-    first rows committed) and "guided" what the reference made of them; "chunk" everything from the
-    graphs. The last four are normalised actions. "robot", "held robot" and "guided robot" are the
-    executed part in units; "text robot" too, for a task that is not in tasks.npz, so that the text
-    graph counts. text=False leaves the text encoder out.
+    - "state", "units": the bundle's statistics applied to positions and to the reference's actions.
+    - "tasks": the stored text features of the probes' tasks; "all tasks": the text graph against
+      all stored features.
+    - "vision", "text", "history": each graph alone, with the reference's inputs.
+    - "denoiser", "held" (with a committed prefix), "guided": normalised actions, likewise with the
+      reference's inputs. "chunk": normalised actions with everything computed by the graphs.
+    - "robot": the executed actions in units, as the robot computes them. "held robot", "guided
+      robot": those of "held" and "guided". "text robot": those of "chunk", whose text feature
+      comes from the text graph, as for a task that is not in tasks.npz.
+
+    text=False leaves the text encoder out.
     """
     candidate = Candidate(bundle, engines)
     try:
@@ -400,13 +384,14 @@ def check(
 
 
 def check_bundle(bundle: Bundle, engines: Engines, text: bool = True) -> Verification:
-    """`check` with the fixtures that lie in the bundle."""
+    """`check` against the fixtures in the bundle."""
     return check(bundle, engines, *read_golden(bundle), text=text)
 
 
 def compare(
     candidate: Candidate, probe: Probe, e: Expected, with_text: bool = True
 ) -> dict[str, Pair]:
+    """Stage -> (got, wanted) for one probe. WrongOutputError when the token ids differ."""
     features, stats = candidate.features(probe), candidate.bundle.stats
     pairs = {
         "state": (stats[STATE_KEY].normalize(probe.positions)[None], e.state),
@@ -419,7 +404,7 @@ def compare(
         ids, text = candidate.text(probe.task)
         if not np.array_equal(ids, e.token_ids):
             raise WrongOutputError(
-                f"text: tokens of {probe.task!r} differ, the tokenizer is not the checkpoint's"
+                f"text: the tokens of {probe.task!r} differ, the tokenizer is not the checkpoint's"
             )
         pairs["text"] = (text, e.text)
     pairs["history"] = (candidate.known(e.state, e.text, e.features), e.known)
@@ -463,8 +448,8 @@ def compare_tasks(
 
 
 def figures(pairs: Sequence[Pair]) -> dict[str, float]:
-    """Errors of a stage over all probes, and the largest value they stand beside. NaN errs
-    infinitely.
+    """Errors of a stage over all probes, and its largest expected value. NaN counts as an infinite
+    error.
     """
     errors = np.abs(np.stack([np.asarray(got, np.float64) - wanted for got, wanted in pairs]))
     errors = np.where(np.isfinite(errors), errors, np.inf)
@@ -477,10 +462,12 @@ def figures(pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def failures(stages: Mapping[str, Mapping[str, float]], precision: str) -> list[str]:
-    """One line per gate that does not hold."""
+    """One line, "<stage>: ...", per gate that fails."""
     infinite = [stage for stage, f in stages.items() if f["max_error"] == np.inf]
     if infinite:
-        return [f"{stage}: max error inf, it gives NaN or infinite values" for stage in infinite]
+        return [
+            f"{stage}: max error inf, the output holds NaN or infinite values" for stage in infinite
+        ]
     found = [
         line
         for stage in EXACT[precision]
@@ -517,12 +504,13 @@ def _rough(stage: str, f: Mapping[str, float], share: float) -> list[str]:
     if f["max_error"] <= limit:
         return []
     return [
-        f"{stage}: max error {f['max_error']:.2g} exceeds {limit:.2g}, {share:.0%} of the largest value"
+        f"{stage}: max error {f['max_error']:.2g} exceeds {limit:.2g}, "
+        f"{share:.0%} of the largest value"
     ]
 
 
 def _inexact_units(stage: str, f: Mapping[str, float]) -> list[str]:
-    """Exact actions with other statistics, or in other units, are not the policy's."""
+    """Catches wrong statistics or units, which exact normalised actions would hide."""
     limit = max(NEGLIGIBLE_UNITS, FP32_LIMIT * f["largest"])
     error = f["max_error"]
     return [] if error <= limit else [f"{stage}: max error {error:.2g} exceeds {limit:.2g} degrees"]
@@ -533,7 +521,8 @@ def _off(stage: str, f: Mapping[str, float], precision: str, spread: float) -> l
     limit = max(share * spread, NEGLIGIBLE_UNITS)
     if not f["rms_error"] <= limit:
         found.append(
-            f"{stage}: rms error {f['rms_error']:.2g} exceeds {limit:.2g} degrees, {share:.0%} of the spread over noise"
+            f"{stage}: rms error {f['rms_error']:.2g} exceeds {limit:.2g} degrees, "
+            f"{share:.0%} of the spread over noise"
         )
     if not f["max_error"] <= LIMIT_UNITS.get(precision, np.inf):
         found.append(
@@ -545,11 +534,12 @@ def _off(stage: str, f: Mapping[str, float], precision: str, spread: float) -> l
 def suspects(
     stages: Mapping[str, Mapping[str, float]], at_export: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
-    """Stages that err far more than they did at export: where to look when only the robot's
+    """Stages whose error is far larger than at export: where to look when only the robot's
     positions are wrong.
     """
     return [
-        f"{stage} errs by {stages[stage]['rms_error']:.2g}, at export by {at_export[stage]['rms_error']:.2g}"
+        f"{stage} has rms error {stages[stage]['rms_error']:.2g}, "
+        f"it was {at_export[stage]['rms_error']:.2g} at export"
         for stage in ("vision", "text", "history", "denoiser", "held", "guided")
         if stage in stages
         and stage in at_export

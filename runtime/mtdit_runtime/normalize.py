@@ -1,7 +1,7 @@
-"""Normalisation of states and actions: the one definition that training, export and the robot use.
+"""Normalisation of states and actions, shared by training, export and the robot.
 
-Knows LeRobot's three modes and their exact numerics. Refuses to know images (the vision graph
-normalises those itself). Source: LeRobot `processor/normalize_processor.py`.
+Follows LeRobot's three modes and their exact numerics; source: LeRobot
+`processor/normalize_processor.py`. Images are normalised inside the vision graph.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from mtdit_runtime.words import plain
 
 Array = NDArray[np.float32]
 MODES = ("MIN_MAX", "MEAN_STD", "IDENTITY")
-EPS = 1e-8  # LeRobot's; also stands in for the range of a dimension that never moved
+EPS = 1e-8  # LeRobot's value; also used as the range of a dimension that never moved
 
 
 @dataclass(frozen=True)
 class Stats:
-    """One feature's normalisation. `low`, `high` are (min, max) for MIN_MAX and (mean, std) for
-    MEAN_STD, each (D,).
+    """Normalisation of one feature. `low`, `high` are (min, max) for MIN_MAX and (mean, std) for
+    MEAN_STD, (D,) each.
 
-    The arithmetic is float32, as LeRobot's, so the round trip has float32 error; inputs outside the
+    The arithmetic is float32 as in LeRobot, so a round trip has float32 error. Inputs outside the
     training range are not clamped.
     """
 
@@ -37,7 +37,8 @@ class Stats:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(
-                f"normalisation mode {plain(repr(self.mode))} is unknown: use one of {', '.join(MODES)}"
+                f"normalisation mode {plain(repr(self.mode))} is unknown: "
+                f"use one of {', '.join(MODES)}"
             )
         if self.low.shape != self.high.shape:
             raise UserError(
@@ -46,21 +47,22 @@ class Stats:
 
     @classmethod
     def of(cls, mode: str, stats: Mapping[str, ArrayLike]) -> Stats:
-        """From LeRobot's statistics of one feature, e.g. {"min": (6,), "max": (6,), "mean": ...,
-        "std": ...}.
+        """From LeRobot's statistics of one feature, {"min": (D,), "max": (D,), "mean": (D,), "std":
+        (D,)}. UserError when one that the mode needs is missing.
         """
         names = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std")}.get(mode, ("min", "min"))
         missing = [name for name in names if name not in stats]
         if missing:
             raise UserError(
-                f"statistics lack {missing[0]!r}, which {mode} needs: recompute the dataset's meta/stats.json"
+                f"statistics lack {missing[0]!r}, which {mode} needs: "
+                "recompute the dataset's meta/stats.json"
             )
         low, high = (np.atleast_1d(np.asarray(stats[name], np.float32)) for name in names)
         return cls(mode, low, high)
 
     @property
     def is_finite(self) -> bool:
-        """Whether what is computed with them can be; IDENTITY computes nothing."""
+        """Whether `low` and `high` are finite; IDENTITY does not use them."""
         return self.mode == "IDENTITY" or bool(np.isfinite([self.low, self.high]).all())
 
     def normalize(self, x: ArrayLike) -> Array:
@@ -73,9 +75,7 @@ class Stats:
         return x
 
     def unnormalize(self, x: ArrayLike) -> Array:
-        """(..., D) normalised -> (..., D) in units. MEAN_STD has no eps here; that asymmetry is
-        LeRobot's.
-        """
+        """(..., D) normalised -> (..., D) in units. MEAN_STD has no eps here, as in LeRobot."""
         x = np.asarray(x, np.float32)
         if self.mode == "MIN_MAX":
             return (x + np.float32(1)) / np.float32(2) * self._span() + self.low
@@ -89,7 +89,7 @@ class Stats:
 
 
 def save_stats(path: Path, stats: Mapping[str, Stats]) -> None:
-    """Write feature -> Stats as safetensors; the mode travels in the file's metadata."""
+    """Write feature -> Stats as safetensors, with the modes in the file's metadata."""
     from safetensors.numpy import save
 
     arrays = {
@@ -99,7 +99,7 @@ def save_stats(path: Path, stats: Mapping[str, Stats]) -> None:
 
 
 def load_stats(path: Path) -> dict[str, Stats]:
-    """Read what `save_stats` wrote. UserError: it is something else."""
+    """Read what `save_stats` wrote. UserError when the file is malformed."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,8 +1,8 @@
-"""From what the robot saw to a chunk of joint positions.
+"""Turns observations into a chunk of joint positions.
 
-Knows the observation history, which frames have to be encoded and when, the text feature, and
-normalisation. Refuses to know clocks, queues, safety and robots. What a request needs is frozen
-when it is made, so that it may be computed in another thread while observations keep coming.
+Keeps the observation history and the text feature, encodes frames only when a chunk needs them, and
+normalises. All that a request needs is fixed when it is made, so another thread may compute it
+while observations keep coming. Clocks, queues and safety are left to `loop`, `chunks` and `safety`.
 """
 
 from __future__ import annotations
@@ -45,27 +45,26 @@ from mtdit_runtime.tokens import load_tokens
 from mtdit_runtime.words import plain
 
 Chunk = NDArray[np.float64]  # (horizon, J) degrees, gripper 0..100
-Noise = NDArray[
-    np.float32
-]  # (horizon, J) standard normal; DDPM's (draws, horizon, J): the start, then every step's
+# (horizon, J) standard normal; DDPM (draws, horizon, J): the start, then the noise of each step
+Noise = NDArray[np.float32]
 
 T = TypeVar("T")
 
 
 class Policy(Protocol):
-    """What the queue, the loop and the evaluation ask of a policy, whatever computes it.
+    """What the queue, the loop and the evaluation need from a policy, whatever computes it.
 
-    The call order is reset, then every tick observe, and request or chunk when actions run out.
+    The call order is: reset once, observe at every tick, request or chunk when actions run out.
     """
 
     @property
     def joints(self) -> tuple[str, ...]:
-        """In the order of positions and actions."""
+        """Joint names, in the order of positions and actions."""
         ...
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Without "observation.images."."""
+        """Camera names, without the prefix "observation.images."."""
         ...
 
     @property
@@ -86,27 +85,28 @@ class Policy(Protocol):
         """
 
     def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
-        """Every tick, also while actions remain. Cheap. The first observation fills the whole
-        history.
+        """Add an observation. Call at every tick, also while actions remain; it is cheap. The first
+        observation fills the whole history.
 
-        positions: (J,) degrees. frames: camera -> (H, W, 3) uint8 RGB, kept by reference and never
-        written to; the caller must not write to them either.
+        positions: (J,) degrees. frames: camera -> (H, W, 3) uint8 RGB, kept by reference; neither
+        the policy nor the caller may write to them afterwards.
         """
 
     def request(
         self, noise: Noise | None = None, committed: Positions | None = None
     ) -> Callable[[], Chunk]:
-        """Freeze history, task and noise now; calling the result, in any thread, computes the
-        (horizon, J) chunk.
+        """Fix history, task and noise now; calling the result, in any thread, computes the chunk
+        (horizon, J).
 
-        committed: (n, J) positions in units, n <= horizon: the chunk's first rows, already
-        promised. They come back as they are, and the other rows are denoised to fit them.
+        committed: (n, J) positions in units, n <= horizon: the chunk's first rows, which the robot
+        will execute in any case. They are returned unchanged, and the other rows are denoised to
+        continue them.
         """
         ...
 
     def prepare(self) -> Callable[[], None]:
-        """Freeze now what a request after the next `observe` will need; calling the result computes
-        it ahead.
+        """Calling the result computes in advance the part of the next request that does not depend
+        on the next `observe`.
         """
         ...
 
@@ -118,8 +118,8 @@ class Policy(Protocol):
 
 
 def draw_noise(rng: np.random.Generator, horizon: int, n_joints: int, draws: int = 1) -> Noise:
-    """A chunk's noise. Every Policy draws through here, so equal seeds mean equal noise whatever
-    the backend.
+    """The noise of a chunk. Every Policy draws it here, so equal seeds give equal noise on every
+    backend.
     """
     return rng.standard_normal(noise_shape(horizon, n_joints, draws), dtype=np.float32)
 
@@ -129,42 +129,40 @@ def noise_shape(horizon: int, n_joints: int, draws: int) -> tuple[int, ...]:
 
 
 def given_noise(noise: Noise, horizon: int, n_joints: int, draws: int) -> Noise:
-    """The caller's noise. ValueError when it has another shape than the policy would draw."""
+    """The caller's noise. ValueError when its shape is not the one that the policy would draw."""
     wanted = noise_shape(horizon, n_joints, draws)
     if noise.shape != wanted:
-        raise ValueError(f"noise of shape {noise.shape}, this policy takes {wanted}")
+        raise ValueError(f"noise has shape {noise.shape}, this policy takes {wanted}")
     return noise
 
 
 def noise_inputs(noise: Noise) -> Arrays:
-    """A chunk's noise as a graph takes it: (1, horizon, J) to start from, (1, draws - 1, horizon,
-    J) on the way.
+    """The noise of a chunk as graph inputs: (1, horizon, J) to start from and the step noise
+    (1, draws - 1, horizon, J).
     """
     draws = np.asarray(noise, np.float32).reshape(-1, *noise.shape[-2:])
     return {NOISE: draws[:1], STEP_NOISE: draws[None, 1:]}
 
 
 def prefix_inputs(actions: NDArray[np.float32], horizon: int) -> Arrays:
-    """Normalised actions (n, J) of a chunk's first rows as a graph takes them: held rows, then free
-    ones.
+    """Committed actions (n, J), normalised, as graph inputs: the prefix (1, horizon, J) and its
+    mask (1, horizon, 1). ValueError when n > horizon.
     """
     count = len(actions)
     if count > horizon:
         raise ValueError(f"{count} committed actions do not fit a chunk of {horizon}")
-    prefix, mask = (
-        np.zeros((1, horizon, actions.shape[1]), np.float32),
-        np.zeros((1, horizon, 1), np.float32),
-    )
+    prefix = np.zeros((1, horizon, actions.shape[1]), np.float32)
+    mask = np.zeros((1, horizon, 1), np.float32)
     prefix[0, :count], mask[0, :count] = actions, 1.0
     return {PREFIX: prefix, PREFIX_MASK: mask}
 
 
 class History(Generic[T]):
-    """The last observations of a policy, LeRobot's deques: fed every tick, the first one repeated
-    to fill.
+    """The last observations of a policy, like LeRobot's deques: one per tick, and the first one is
+    repeated to fill the history.
 
-    Source: LeRobot `policies/utils.py::populate_queues`. With `spacing_ticks` > 1 the steps lie
-    that far apart.
+    Source: LeRobot `policies/utils.py::populate_queues`. With `spacing_ticks` > 1 the steps are
+    that many ticks apart.
     """
 
     def __init__(self, n_obs_steps: int, spacing_ticks: int = 1) -> None:
@@ -178,19 +176,19 @@ class History(Generic[T]):
         self._items.extend([item] * (1 if self._items else self._items.maxlen or 1))
 
     def steps(self) -> list[T]:
-        """The n_obs_steps items of a request made now, oldest first."""
+        """The n_obs_steps items for a request made now, oldest first."""
         if not self._items:
             raise RuntimeError("observe() must come before the first chunk")
         return list(self._items)[:: self._spacing]
 
     def steps_after_next(self) -> list[T]:
-        """Those of `steps()` after the next push that are known already."""
+        """The items of `steps()` after the next push, without the newest."""
         return list(self._items)[1 :: self._spacing]
 
 
 @dataclass(eq=False)
 class _Moment:
-    """One observation inside the policy. Frames are dropped once their feature is known."""
+    """One observation inside the policy. Its frames are dropped once they are encoded."""
 
     state: NDArray[np.float32]  # (J,) normalised
     frames: Mapping[str, Frame]
@@ -199,42 +197,37 @@ class _Moment:
 
 @dataclass(frozen=True)
 class _Known:
-    """What the history graph made of a task's text and the observations before the newest."""
+    """Result of the history graph for a text feature and the observations before the newest."""
 
     text: NDArray[np.float32]
     earlier: list[_Moment]
-    part: NDArray[np.float32]  # (1, M) of the denoiser's modulation
+    part: NDArray[np.float32]  # (1, M), added to the denoiser's modulation
 
     def is_of(self, text: NDArray[np.float32], earlier: list[_Moment]) -> bool:
-        """These very ones: moments are equal to themselves only."""
+        """Whether it was computed from these objects (a _Moment equals only itself)."""
         return self.text is text and self.earlier == earlier
 
 
 class BundlePolicy:
     """A Policy computed by a bundle's graphs.
 
-    Each frame is encoded at most once, and only if a chunk needs it. `frames_encoded`,
-    `texts_encoded` and `ledger` (stages vision, text, history, denoiser, guided) say what was
-    really done. `guided`: also open the guided denoiser; UserError when the bundle has none.
+    Each frame is encoded at most once, and only if a chunk needs it. `frames_encoded` and
+    `texts_encoded` count what was encoded, `ledger` times the stages vision, text, history,
+    denoiser and guided. `guided`: also open the guided denoiser; UserError when the bundle has
+    none.
     """
 
     def __init__(self, bundle: Bundle, engines: Engines, guided: bool = False) -> None:
         m = bundle.manifest
         self.joints = tuple(joint.name for joint in m.joints)
         self.cameras = tuple(camera.name for camera in m.cameras)
-        self.n_obs_steps, self.horizon, self.n_action_steps, self.fps = (
-            m.n_obs_steps,
-            m.horizon,
-            m.n_action_steps,
-            m.fps,
-        )
+        self.n_obs_steps, self.horizon = m.n_obs_steps, m.horizon
+        self.n_action_steps, self.fps = m.n_action_steps, m.fps
         self.ledger = Ledger()
         self.frames_encoded = self.texts_encoded = 0
         self._bundle, self._engines = bundle, engines
-        self._state_stats, self._action_stats = (
-            _stats(bundle, STATE_KEY),
-            _stats(bundle, ACTION_KEY),
-        )
+        self._state_stats = _stats(bundle, STATE_KEY)
+        self._action_stats = _stats(bundle, ACTION_KEY)
         self._shapes = {camera.name: (camera.height, camera.width, 3) for camera in m.cameras}
         self._denoisers: dict[str, Engine] = {"denoiser": engines.denoiser}
         if guided:
@@ -260,16 +253,15 @@ class BundlePolicy:
     def request(
         self, noise: Noise | None = None, committed: Positions | None = None
     ) -> Callable[[], Chunk]:
-        steps, text = self._seen()
-        held = (
-            np.zeros((0, len(self.joints))) if committed is None else np.array(committed)
-        )  # (n, J), a copy
+        steps, text = self._observed()
+        # (n, J), a copy
+        held = np.zeros((0, len(self.joints))) if committed is None else np.array(committed)
         prefix = prefix_inputs(self._action_stats.normalize(held), self.horizon)
         given = {**noise_inputs(self._noise(noise)), **prefix}
 
         def compute() -> Chunk:
             chunk = self._denoise("denoiser", steps, text, given)
-            chunk[: len(held)] = held  # what normalising there and back rounds off
+            chunk[: len(held)] = held  # undoes the rounding of normalize and unnormalize
             return chunk
 
         return compute
@@ -277,23 +269,21 @@ class BundlePolicy:
     def request_guided(
         self, previous: Positions, weights: NDArray[np.float32], noise: Noise | None = None
     ) -> Callable[[], Chunk]:
-        """Like `request`, but drawn towards rows of the chunk being executed instead of held to
-        them.
+        """Like `request`, but guided towards the chunk being executed instead of fixed to it.
 
-        previous: (n, J) positions in units, what the old chunk wants in the new one's first n rows.
-        weights: (horizon,) of 0..1, see `prefix_weights`; rows beyond n weigh nothing. Only of a
-        policy opened with `guided`.
+        previous: (n, J) positions in units: what the old chunk plans for the new one's first n
+        rows. weights: (horizon,) in 0..1, see `prefix_weights`; they do not count beyond row n. The
+        policy must have been opened with `guided`.
         """
-        steps, text = self._seen()
+        steps, text = self._observed()
         inputs = prefix_inputs(self._action_stats.normalize(np.asarray(previous)), self.horizon)
-        inputs[PREFIX_WEIGHTS] = inputs.pop(PREFIX_MASK) * np.asarray(weights, np.float32).reshape(
-            1, self.horizon, 1
-        )
+        rows = np.asarray(weights, np.float32).reshape(1, self.horizon, 1)
+        inputs[PREFIX_WEIGHTS] = inputs.pop(PREFIX_MASK) * rows
         given = {**noise_inputs(self._noise(noise)), **inputs}
         return lambda: self._denoise("guided", steps, text, given)
 
-    def _seen(self) -> tuple[list[_Moment], NDArray[np.float32]]:
-        """The observations and the text of a request made now."""
+    def _observed(self) -> tuple[list[_Moment], NDArray[np.float32]]:
+        """The observations and the text feature for a request made now."""
         if self._text is None:
             raise RuntimeError("reset() must come before the first chunk")
         return self._history.steps(), self._text
@@ -321,35 +311,29 @@ class BundlePolicy:
         known = self._known(text, earlier)
         observed = {KNOWN: known, FEATURES: self._feature(newest)[None], STATE: newest.state[None]}
         with self._lock:
-            actions = self._run(graph, self._denoisers[graph], {**given, **observed})[ACTIONS][
-                0
-            ]  # (horizon, J)
+            result = self._run(graph, self._denoisers[graph], {**given, **observed})
+        actions = result[ACTIONS][0]  # (horizon, J) normalised
         return self._action_stats.unnormalize(actions).astype(np.float64)
 
     def _known(self, text: NDArray[np.float32], earlier: list[_Moment]) -> NDArray[np.float32]:
-        """(1, M): the part of text and earlier observations, computed when the task or one of them
-        is another.
+        """(1, M): the modulation's part from text and earlier observations, computed again only
+        when one of them has changed.
         """
         features = [self._feature(moment) for moment in earlier]
         with self._lock:
             if self._last_known is None or not self._last_known.is_of(text, earlier):
                 inputs = {TEXT_FEATURE: text[None]}
-                if earlier:
-                    inputs |= {
-                        EARLIER_FEATURES: np.stack(features)[None]
-                    }  # (1, n_obs - 1, n_cam * D)
-                    inputs |= {EARLIER_STATE: np.stack([moment.state for moment in earlier])[None]}
+                if earlier:  # (1, n_obs - 1, n_cam * D) and (1, n_obs - 1, J)
+                    inputs[EARLIER_FEATURES] = np.stack(features)[None]
+                    inputs[EARLIER_STATE] = np.stack([moment.state for moment in earlier])[None]
                 part = self._run("history", self._engines.history, inputs)[KNOWN]
                 self._last_known = _Known(text, earlier, part)
             return self._last_known.part
 
     def _run(self, graph: str, engine: Engine, inputs: Arrays) -> Arrays:
-        asked = {
-            tensor.name: inputs[tensor.name]
-            for tensor in self._bundle.manifest.graphs[graph].inputs
-        }
+        needed = {t.name: inputs[t.name] for t in self._bundle.manifest.graphs[graph].inputs}
         with self.ledger.time(graph):
-            return engine(asked)
+            return engine(needed)
 
     def _feature(self, moment: _Moment) -> NDArray[np.float32]:
         """(n_cam * D,) of one observation, encoded on the first call."""
@@ -370,47 +354,48 @@ class BundlePolicy:
     def _encode_text(self, task: str) -> NDArray[np.float32]:
         graph = self._bundle.manifest.graphs["text"]
         tokens = load_tokens(self._bundle.path(TOKENIZER), length=graph.inputs[0].shape[-1])
-        feature = self._run("text", self._engines.open_text(), {TOKEN_IDS: tokens(task)})[
-            TEXT_FEATURE
-        ][0]  # (P,)
+        result = self._run("text", self._engines.open_text(), {TOKEN_IDS: tokens(task)})
         self.texts_encoded += 1
-        return feature
+        return result[TEXT_FEATURE][0]  # (P,)
 
     def _check(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
         if positions.shape != (len(self.joints),):
             raise UserError(
-                f"the robot gave {positions.shape} positions, the policy needs {len(self.joints)} joints"
+                f"the robot reports positions of shape {positions.shape}, "
+                f"the policy needs {len(self.joints)} joints"
             )
         for name, shape in self._shapes.items():
             if name not in frames:
                 raise UserError(
-                    f"no frame of camera {name!r}: connect it or rename a camera to {name!r}"
+                    f"no frame from camera {name!r}: connect it or rename a camera to {name!r}"
                 )
             if frames[name].shape != shape:
                 raise UserError(
-                    f"camera {name!r} gives {_size(frames[name].shape)}, the policy was trained on {_size(shape)}: "
-                    "set the camera to that size"
+                    f"camera {name!r} delivers {_size(frames[name].shape)}, the policy was trained "
+                    f"on {_size(shape)}: set the camera to that size"
                 )
 
 
 def check_robot(policy: Policy, joints: Sequence[str], cameras: Sequence[str]) -> None:
-    """Raises UserError unless the robot has the policy's joints in order and all of its cameras."""
+    """UserError unless the robot has the policy's joints, in order, and all of its cameras."""
     for i, (wanted, got) in enumerate(zip(policy.joints, joints, strict=False)):
         if wanted != got:
             raise UserError(
-                f"joint {i + 1} of the robot is {got!r}, the policy expects {wanted!r}: use the arm it was trained on"
+                f"joint {i + 1} of the robot is {got!r}, the policy expects {wanted!r}: "
+                "use the arm it was trained on"
             )
     if len(policy.joints) != len(joints):
         named = plain(", ".join(policy.joints))
         raise UserError(
-            f"the policy moves {len(policy.joints)} joints ({named}), the robot has {len(joints)}"
-            ": use the arm it was trained on"
+            f"the policy moves {len(policy.joints)} joints ({named}), the robot has {len(joints)}: "
+            "use the arm it was trained on"
         )
     missing = [name for name in policy.cameras if name not in cameras]
     if missing:
         has = ", ".join(cameras) or "none"
         raise UserError(
-            f"the policy needs camera {missing[0]!r}, the robot has {has}: add it or rename a camera"
+            f"the policy needs camera {missing[0]!r}, the robot has {has}: "
+            "add it or rename a camera"
         )
 
 
@@ -427,8 +412,5 @@ def _open_guided(bundle: Bundle, engines: Engines) -> Engine:
 
 
 def _size(shape: tuple[int, ...]) -> str:
-    return (
-        f"{shape[1]}x{shape[0]}"
-        if len(shape) == 3 and shape[2] == 3
-        else f"an array of shape {shape}"
-    )
+    is_rgb = len(shape) == 3 and shape[2] == 3
+    return f"{shape[1]}x{shape[0]}" if is_rgb else f"an array of shape {shape}"

@@ -1,7 +1,5 @@
-"""How strongly each row of a new chunk is held to the chunk that is being executed.
-
-Knows the weights of real-time chunking (arXiv 2506.07339, eq. 5). Refuses to know what is done with
-them.
+"""The weights of real-time chunking (RTC; arXiv 2506.07339, eq. 5): how strongly each row of a new
+chunk is guided towards the chunk that is being executed.
 """
 
 from __future__ import annotations
@@ -17,12 +15,13 @@ SCHEDULES = ("linear", "exp", "ones", "zeros")
 def prefix_weights(
     horizon: int, committed: int, execution_horizon: int, schedule: str = "linear"
 ) -> NDArray[np.float32]:
-    """(horizon,) weights of 0..1 for the rows of a new chunk.
+    """(horizon,) weights in 0..1 for the rows of a new chunk.
 
-    The first `committed` rows will have been executed before the chunk is there: 1. Rows from
-    `execution_horizon` on have nothing to agree with: 0. Between them the weight falls linearly,
-    exponentially, not at all ("ones") or at once ("zeros"). Source: LeRobot
-    `policies/rtc/modeling_rtc.py::get_prefix_weights`. UserError: no such schedule.
+    The first `committed` rows will have been executed before the new chunk is ready: their weight
+    is 1. Rows from `execution_horizon` on have no row of the old chunk to agree with: 0. Between
+    them the weight falls linearly ("linear"), exponentially ("exp"), not at all ("ones") or at once
+    ("zeros"). Source: LeRobot `policies/rtc/modeling_rtc.py::get_prefix_weights`. UserError when
+    the schedule is unknown.
     """
     if schedule not in SCHEDULES:
         raise UserError(f"schedule {schedule!r} is unknown: use one of {', '.join(SCHEDULES)}")

@@ -1,8 +1,7 @@
-"""How a new bundle takes its place: made in a hidden folder beside it, put there as a whole, or not
-at all.
+"""Writes a bundle in one step: it is made in a hidden folder and renamed into place when complete.
 
-Knows what may be replaced: a bundle and nothing else; and that one export at a time writes to a
-place. Refuses to know what is in a bundle beyond what its manifest lists.
+Only a bundle may be replaced, and only one export at a time may write to a place. Of an existing
+bundle this module reads no more than the list of files in its manifest.
 """
 
 from __future__ import annotations
@@ -22,18 +21,19 @@ from mtdit_runtime.bundle import ENGINES, MANIFEST
 from mtdit_runtime.words import is_visible, plain
 
 NEW, OLD, LOCK = "new", "old", "lock"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a write, which does not name its file
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # such an error does not name its file
 ELSEWHERE = "choose another --out"
 
 
 @contextmanager
 def new_bundle(out: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[Path]:
-    """A scratch folder that becomes `out` when the block ends without an error, and vanishes
+    """A scratch folder that becomes `out` when the block ends without an error and is deleted
     otherwise.
 
-    An older bundle there is replaced only then; its engines are kept, since they are known by the
-    graphs they were built from. Nothing ever sees half a bundle. UserError, before the block: `out`
-    is no place for a bundle, or another export writes there; after it: it could not be written.
+    If `out` already holds a bundle it is replaced only then. Its engines are kept, because each
+    records which graphs it was built from. Nobody ever sees half a bundle. `say` is called with one
+    line for each thing that was replaced or kept. UserError before the block when `out` cannot take
+    a bundle or another export writes there, after it when the files could not be written.
     """
     place = bundle_place(out)
     with _in_one_line(place), _alone_beside(place) as work:
@@ -48,34 +48,31 @@ def new_bundle(out: Path, say: Callable[[str], None] = lambda line: None) -> Ite
 
 
 def bundle_place(out: Path) -> Path:
-    """The folder itself, links followed: a link stays, what it points to is replaced. UserError: no
-    file has that name.
+    """The folder to write, with symlinks followed: the link stays, its target is replaced.
 
-    A name of characters that nobody sees could not be told to anybody.
+    UserError when no folder can have that name, or when it holds invisible characters, which no
+    message could show.
     """
     shown = plain(out)
     if not all(map(is_visible, str(out))):
-        raise UserError(f"--out {shown} holds characters that no file name should: {ELSEWHERE}")
+        raise UserError(f"--out {shown} contains invisible characters: {ELSEWHERE}")
     try:
         place = Path(out).resolve()
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # Python 3.12 and earlier: RuntimeError for a link to itself
+    except (OSError, RuntimeError) as error:  # RuntimeError: a symlink to itself, until Python 3.12
         raise UserError(
             f"--out {shown}: {getattr(error, 'strerror', None) or error}: {ELSEWHERE}"
         ) from None
     if not place.name or not all(map(is_visible, str(place))):
-        raise UserError(f"--out {plain(place)} is no name for a bundle: {ELSEWHERE}")
+        raise UserError(f"--out {plain(place)} cannot be the name of a bundle: {ELSEWHERE}")
     return place
 
 
 def check_replaceable(place: Path) -> None:
-    """UserError: `place` lies in a bundle, or holds something that is not a bundle, or more than
-    one.
+    """UserError when `place` is inside a bundle, is not a bundle, or holds files that no bundle
+    lists.
     """
     if within := next((folder for folder in place.parents if _listed(folder) is not None), None):
-        raise UserError(f"{place} lies in the bundle {within}: {ELSEWHERE}")
+        raise UserError(f"{place} is inside the bundle {within}: {ELSEWHERE}")
     if not os.path.lexists(place):
         return
     listed = _listed(place)
@@ -83,14 +80,17 @@ def check_replaceable(place: Path) -> None:
         raise UserError(f"{place} exists and is not a bundle: {ELSEWHERE}")
     if other := next(_others(place, listed), None):
         raise UserError(
-            f"{place} holds {plain(other)}, which is no part of a bundle: move it away, or {ELSEWHERE}"
+            f"{place} holds {plain(other)}, which is not part of the bundle: "
+            f"move it away, or {ELSEWHERE}"
         )
     if Path.cwd().is_relative_to(place):
-        raise UserError(f"{place} is the folder you are in: leave it first, or {ELSEWHERE}")
+        raise UserError(f"{place} contains the current directory: leave it first, or {ELSEWHERE}")
 
 
 def _listed(folder: Path) -> set[PurePosixPath] | None:
-    """The files of a bundle of any schema version, whole or not; None: it has no manifest of ours."""
+    """The files that a folder's manifest lists, whatever its schema version, whether they exist or
+    not; None when the folder has no manifest of a bundle.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -104,7 +104,7 @@ def _listed(folder: Path) -> set[PurePosixPath] | None:
 
 
 def _others(folder: Path, listed: set[PurePosixPath]) -> Iterator[str]:
-    """What lies in `folder` beside the listed files, the folders they lie in, and the engines."""
+    """Paths in `folder` other than the listed files, their folders and the engines."""
     known = listed.union(*(path.parents for path in listed))
     for root, folders, files in os.walk(folder):
         here = Path(root).relative_to(folder)
@@ -119,13 +119,12 @@ def _others(folder: Path, listed: set[PurePosixPath]) -> Iterator[str]:
 
 @contextmanager
 def _alone_beside(place: Path) -> Iterator[Path]:
-    """A hidden folder for one export at a time. What one that was killed left in it is put in order
-    first.
-    """
+    """The hidden folder of one export at a time, cleaned up after an export that was killed."""
     work = place.with_name(f".{place.name}.part")
     made = [folder for folder in (work, *work.parents) if not folder.exists()]
     try:
-        with suppress(FileExistsError):  # it may be gone again before mkdir itself has looked
+        # exist_ok=True would fail if another export removed the folder while mkdir runs
+        with suppress(FileExistsError):
             work.mkdir(parents=True)
         with _lock(work / LOCK, place):
             try:
@@ -136,19 +135,18 @@ def _alone_beside(place: Path) -> Iterator[Path]:
                     shutil.rmtree(work / name, ignore_errors=True)
                 (work / LOCK).unlink(missing_ok=True)
     finally:
-        with suppress(
-            OSError
-        ):  # those with the bundle, or with an export that locked them, are not empty
+        # folders that hold the bundle, or the lock of another export, are not empty and stay
+        with suppress(OSError):
             for folder in made or [work]:
                 folder.rmdir()
 
 
 @contextmanager
 def _lock(path: Path, place: Path) -> Iterator[None]:
-    busy = UserError(f"another export writes to {place}: wait until it ends, or {ELSEWHERE}")
+    busy = UserError(f"another export is writing {place}: wait until it ends, or {ELSEWHERE}")
     try:
         file = path.open("w")
-    except FileNotFoundError:  # it ended this very moment
+    except FileNotFoundError:  # the other export ended at this moment and removed the folder
         raise busy from None
     with file:
         if not _is_ours(file, path):
@@ -157,7 +155,9 @@ def _lock(path: Path, place: Path) -> Iterator[None]:
 
 
 def _is_ours(file: TextIO, path: Path) -> bool:
-    """Locked, and still the file of that name: the export before removed its own when it ended."""
+    """Lock the file; whether that worked and `path` is still this file. The previous export removes
+    its lock file when it ends.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -166,6 +166,7 @@ def _is_ours(file: TextIO, path: Path) -> bool:
 
 
 def _recover(work: Path, place: Path) -> None:
+    """Undo what an export that was killed left half done."""
     if (work / OLD).exists() and not place.exists():
         (work / OLD).rename(place)
     if (work / OLD / ENGINES).exists() and not (place / ENGINES).exists():
@@ -175,7 +176,7 @@ def _recover(work: Path, place: Path) -> None:
 
 
 def _put(new: Path, place: Path, old: Path) -> list[str]:
-    """Tells what became of an older bundle."""
+    """Rename the new bundle into place. Returns what happened to an older one, one line each."""
     check_replaceable(place)
     try:
         if place.exists():
@@ -185,18 +186,19 @@ def _put(new: Path, place: Path, old: Path) -> list[str]:
         if old.exists() and not place.exists():
             old.rename(place)
         raise
-    told = [f"replaced the bundle that was at {place}"] if old.exists() else []
+    lines = [f"replaced the previous bundle at {place}"] if old.exists() else []
     if (old / ENGINES).exists():
         (old / ENGINES).rename(place / ENGINES)
-        told.append(
-            "kept its TensorRT engines: those of changed graphs are not used, mtdit build --clean removes them"
+        lines.append(
+            "kept its TensorRT engines: engines of changed graphs are not used, "
+            "`mtdit build --clean` removes them"
         )
-    return told
+    return lines
 
 
 @contextmanager
 def _in_one_line(place: Path) -> Iterator[None]:
-    """What the disk refuses is the user's to mend, by the name that the user gave."""
+    """Turn an OSError about the scratch folder into a UserError that names `--out` instead."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,7 @@
 """Task text -> CLIP token ids, from the bundle's tokenizer.json.
 
-Knows CLIP's start, end and padding convention. Refuses to know text encoders and the network. The
-ids equal those of Hugging Face's CLIPTokenizer with padding="max_length" and truncation, as LeRobot
-calls it.
+The ids equal those of Hugging Face's CLIPTokenizer with padding="max_length" and truncation, as
+LeRobot calls it. Nothing is read from the network.
 """
 
 from __future__ import annotations
@@ -16,16 +15,14 @@ from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
 
-START, END = (
-    "<|startoftext|>",
-    "<|endoftext|>",
-)  # 49406 and 49407 in OpenAI's vocabulary; END also pads
+# 49406 and 49407 in OpenAI's vocabulary; END is also the padding
+START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Calling it turns a text into (1, length) int64: start, the text's pieces, end, and end again
-    as padding.
+    """Calling it turns a text into ids (1, length) int64: start, the text, end, and end again as
+    padding.
     """
 
     tokenizer: Any  # tokenizers.Tokenizer
@@ -34,22 +31,22 @@ class Tokens:
     length: int
 
     def __call__(self, text: str) -> NDArray[np.int64]:
-        pieces = self.tokenizer.encode(text.lower(), add_special_tokens=False).ids[
-            : self.length - 2
-        ]
+        pieces = self.tokenizer.encode(text.lower(), add_special_tokens=False).ids
+        pieces = pieces[: self.length - 2]
         ids = [self.start, *pieces] + [self.end] * (self.length - 1 - len(pieces))
         return np.array([ids], np.int64)
 
 
 def load_tokens(path: Path, length: int = 77) -> Tokens:
-    """Read a tokenizer.json. Raises UserError: the tokenizers package or the file is missing, or
-    not a CLIP one.
+    """Read a tokenizer.json. UserError when the tokenizers package or the file is missing, or when
+    the file is not the tokenizer of a CLIP.
     """
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise UserError(
-            'a task the policy has not seen needs the tokenizer: pip install "mtdit[runtime]"'
+            "tokenizers is not installed, and a task that is not in the bundle needs it: "
+            'pip install "mtdit[runtime]"'
         ) from error
     if not path.is_file():
         raise UserError(
@@ -66,6 +63,6 @@ def load_tokens(path: Path, length: int = 77) -> Tokens:
     start, end = tokenizer.token_to_id(START), tokenizer.token_to_id(END)
     if start is None or end is None:
         raise UserError(
-            f"{path} has no {START} and {END}, it is not a CLIP tokenizer: re-run `mtdit export`"
+            f"{path} is not a CLIP tokenizer (it has no {START} or {END}): re-run `mtdit export`"
         )
     return Tokens(tokenizer, start, end, length)

@@ -1,6 +1,5 @@
-"""Words that came out of a file, made fit for a terminal.
-
-Knows which characters steer a terminal or hide in a line. Refuses to know what the words are about.
+"""Makes text from a file safe to print: control and invisible characters are escaped, length is
+limited.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ CUT = "..."
 
 
 def plain(words: object, most: int = 200) -> str:
-    """One line without escape sequences: what is not visible is written as Python would, what is
-    too long is cut.
+    """One printable line: invisible characters are escaped as in a Python literal, and a text of
+    more than `most` characters is cut.
     """
     text = str(words)
     shown = "".join(
@@ -22,14 +21,14 @@ def plain(words: object, most: int = 200) -> str:
 
 
 def steers(character: str) -> bool:
-    """Controls, line breaks, halves of surrogate pairs. Not so the joiners that Persian words and
-    emoji are made of.
+    """Whether it is a control character, a line break or half of a surrogate pair. Joiners, as in
+    Persian words and emoji, are none of these.
     """
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def is_visible(character: str) -> bool:
-    """Not so: controls, line breaks, marks that turn the direction of writing, halves of surrogate
+    """False for control characters, line breaks, marks of writing direction and halves of surrogate
     pairs.
     """
     kind = unicodedata.category(character)

@@ -141,7 +141,7 @@ def test_engines_are_built_checked_and_kept(
         "a plan was cut short"
     )
     assert told["size"] == kept["bytes"]["denoiser"]
-    assert "are no good: denoiser: max error inf" in told["fourth"]["said"][0]
+    assert "they failed their check: denoiser: max error inf" in told["fourth"]["said"][0]
     assert told["fourth"]["ended"] == "well"
     assert told["fourth"]["files"] == first["files"]
 
@@ -160,7 +160,7 @@ def test_progress_is_told_while_it_builds(built: tuple[Path, dict[str, Any]]) ->
 def test_an_engine_that_is_not_the_policy_is_not_kept(copy: Path) -> None:
     told = ahead("refused", copy)
     assert told["nan"]["ended"].startswith(
-        "ExportError: the fp32 engines are not the trained policy"
+        "ExportError: the outputs of the fp32 engines differ from the trained policy"
     )
     assert "denoiser: max error inf" in told["nan"]["ended"]
     assert "denoiser: max error 0.025 exceeds 0.0001" in told["off"]["ended"]
@@ -173,7 +173,7 @@ def test_an_engine_that_is_not_the_policy_is_not_kept(copy: Path) -> None:
         assert all(Path(name).name.startswith("timing-") for name in story["files"]), (
             "nothing else is left behind"
         )
-    assert told["beside"]["ended"].startswith("UserError: another build is at work")
+    assert told["beside"]["ended"].startswith("UserError: another build is running")
 
 
 def test_engines_of_other_computers_are_kept_until_cleaned(copy: Path) -> None:

@@ -65,6 +65,6 @@ def test_the_bundle_acts_as_their_policy(
 
 
 def test_joints_and_tasks_are_asked_for(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not say its joints, rate and tasks: add --dataset"):
+    with pytest.raises(UserError, match="does not state its joints, rate and tasks: add --dataset"):
         export(folder, tmp_path / "theirs.mtdit", steps=STEPS)
     assert not (tmp_path / "theirs.mtdit").exists()

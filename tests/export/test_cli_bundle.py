@@ -232,7 +232,7 @@ def edit(**changes: Any) -> Callable[[Path], None]:
         ),
         (
             lambda folder: (folder / MANIFEST).write_text("{"),
-            ("manifest.json is not JSON", "copy the bundle again"),
+            ("manifest.json is not valid JSON", "copy the bundle again"),
         ),
         (
             edit(schema_version=1),

@@ -72,12 +72,12 @@ def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -
         ({"joints": ["a"] * 6}, "two joints are called 'a'"),
         (
             {"joints": list("abcde"), "max_speed": [1.0] * 5},
-            "reads 6 numbers and commands 6, of 5 joints",
+            "has 6 states, 6 actions and 5 joints",
         ),
         ({"tasks": None}, "facts.tasks must be list, not NoneType"),
         ({"tasks": [3]}, r"facts.tasks\[0\] must be str, not int"),
         ({"tasks": ["half \ud800"]}, r"mtdit\.json is not valid JSON.*surrogates not allowed"),
-        ({"tasks": ["a\nb"]}, r"task 'a\\nb' holds a control character: put a space in its place"),
+        ({"tasks": ["a\nb"]}, r"task 'a\\nb' holds a control character: replace it with a space"),
         ({"tasks": ["\x1b[31mred"]}, r"task '\\x1b\[31mred' holds a control character"),
         ({"joints": [*"abcde", "f\u2028"]}, r"joint 'f\\u2028' holds a control character"),
         ({"fps": "30"}, "facts.fps must be int, not str"),
@@ -287,7 +287,7 @@ def test_statistics_of_an_absolute_path(copy: Path, tmp_path: Path) -> None:
         ),
         (
             lambda raw: raw["text_config"].update(eos_token_id=5),
-            "tokenizer that is not the text tower's",
+            "does not match the text tower",
         ),
         (
             lambda raw: raw["text_config"].update(hidden_size=1 << 20),
@@ -325,7 +325,7 @@ def test_the_tokenizer(content: str, copy: Path) -> None:
 
 def test_a_tokenizer_that_the_robot_computer_reads_otherwise(copy: Path) -> None:
     edit_json(copy / "clip/tokenizer_config.json", lambda raw: raw.update(pad_token="!"))
-    assert "clip holds a tokenizer that is not the text tower's" in refusal(copy)
+    assert "clip does not match the text tower" in refusal(copy)
 
 
 FILES = ("config.json", "mtdit.json", "policy_preprocessor.json", "clip/config.json")

@@ -71,7 +71,7 @@ def test_stages_are_told_and_a_bundle_is_replaced_as_a_whole(workshop: Any, tmp_
     assert open_bundle(out).manifest.sampler.steps == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["blind", "p.mtdit"]
     traced = [f"traced {graph}" for graph in ("text", "history", "denoiser")]
-    words = ["folded", *traced, "verified", "replaced the bundle that was at"]
+    words = ["folded", *traced, "verified", "replaced the previous bundle at"]
     assert len(lines) == len(words)
     assert all(line.startswith(word) for line, word in zip(lines, words, strict=True))
     told = report.to_dict()
@@ -94,7 +94,7 @@ def test_export_into_the_folder_one_is_in(bundle: Path, checkpoint: Path, tmp_pa
     copy = shutil.copytree(bundle, tmp_path / "copy.mtdit")
     done = mtdit("export", checkpoint, "--out", ".", cwd=copy)
     assert_one_line(
-        done, "copy.mtdit is the folder you are in: leave it first, or choose another --out"
+        done, "copy.mtdit contains the current directory: leave it first, or choose another --out"
     )
     open_bundle(copy)
 
@@ -169,7 +169,7 @@ def test_lerobots_checkpoint_takes_its_facts_from_the_dataset(
 def test_lerobots_checkpoint_alone_does_not_say_enough(
     lerobots_checkpoint: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="does not say its joints, rate and tasks: add --dataset"):
+    with pytest.raises(UserError, match="does not state its joints, rate and tasks: add --dataset"):
         export(lerobots_checkpoint, tmp_path / "p.mtdit")
 
 
@@ -243,7 +243,7 @@ def test_out_is_something_else(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_dataset_of_another_robot(workshop: Any, recording: Path) -> None:
-    with pytest.raises(UserError, match="camera 'side' is no such camera, the policy wants"):
+    with pytest.raises(UserError, match="the dataset has no camera 'side' with frames of"):
         matching_dataset(str(recording), workshop.config(cameras=("top", "side")))
 
 
@@ -255,7 +255,8 @@ def test_dataset_of_another_robot_with_the_same_shapes(
     assert opened.facts is not None
     matching_dataset(str(recording), opened.config, opened.facts)
     with pytest.raises(
-        UserError, match=r"drawer: is of shoulder_pan, .* at 30 Hz, the policy of .* Hz: give its"
+        UserError,
+        match=r"the dataset has joints shoulder_pan, .* at 30 Hz, the policy has .* Hz: pass the",
     ):
         matching_dataset(str(recording), opened.config, replace(opened.facts, **change))
 
@@ -270,7 +271,7 @@ def test_policy_that_reads_more_than_it_commands(checkpoint: Path, tmp_path: Pat
     )
     assert [joint.name for joint in joints_of(opened, opened.facts)] == list(opened.facts.joints)
     with pytest.raises(
-        UserError, match="reads 7 numbers and commands 6, of 6 joints: a bundle drives arms"
+        UserError, match="has 7 states, 6 actions and 6 joints: a bundle needs one state"
     ):
         joints_of(wide, opened.facts)
 

@@ -232,7 +232,7 @@ def test_what_int8_cannot_hold_is_refused(
 def test_calibration_needs_frames(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match="--int8 takes the ranges of the vision tower from recorded frames: add --data",
+        match="--int8 needs recorded frames to calibrate the vision tower with: add --data",
     ):
         export(checkpoint, tmp_path / "p.mtdit", int8=True)
 
@@ -249,6 +249,6 @@ def test_policy_without_cameras_needs_no_frames(workshop: Any, tmp_path: Path) -
     )
     report = export(blind, tmp_path / "p.mtdit", steps=1, int8=True, on_stage=lines.append)
     assert report.precision == "int8"
-    assert lines[1].startswith("calibrated int8 on 0 frames of each camera and 2 tasks")
+    assert lines[1].startswith("calibrated int8 on 0 frames per camera and 2 tasks")
     assert np.isfinite(report.stages["text robot"]["max_error"])
     assert report.stages["text robot"]["rms_error"] > 0

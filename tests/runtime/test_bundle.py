@@ -72,7 +72,8 @@ def edited(copy: Path) -> Callable[[Callable[[Any], Any]], Path]:
 )
 def test_no_hand_changes_a_manifest_unnoticed(edited: Any, change: Callable[[Any], Any]) -> None:
     with pytest.raises(
-        UserError, match=r"manifest\.json was changed since it was written: copy it again or re-run"
+        UserError,
+        match=r"manifest\.json was changed after the export: copy the bundle again or re-run",
     ):
         open_bundle(edited(change))
 
@@ -80,7 +81,7 @@ def test_no_hand_changes_a_manifest_unnoticed(edited: Any, change: Callable[[Any
 def test_tasks_and_their_features_belong_together(copy: Path) -> None:
     save_task_features(copy / TASKS, {"dance": np.zeros(5, np.float32)})
     write_manifest(copy, open_bundle(copy, check_files=False).manifest)
-    with pytest.raises(UserError, match=r"tasks\.npz is of other tasks than manifest\.json"):
+    with pytest.raises(UserError, match=r"tasks\.npz lists other tasks than manifest\.json"):
         open_bundle(copy).task_features  # noqa: B018, a property
 
 
@@ -173,25 +174,25 @@ def test_links_do_not_leave_the_folder(edited: Any, copy: Path) -> None:
         (lambda m: m.pop("fps"), "fps is missing"),
         (lambda m: m.update(fps="30"), "fps must be int, not str"),
         (lambda m: m.update(fps=True), "fps must be int, not bool"),
-        (lambda m: m.update(fps=0), "fps is 0"),
-        (lambda m: m.update(joints=[]), "no joints"),
+        (lambda m: m.update(fps=0), "fps is 0, not 1 to "),
+        (lambda m: m.update(joints=[]), "it has no joints"),
         (lambda m: m["joints"][1].pop("unit"), r"joints\[1\]\.unit is missing"),
         (lambda m: m["joints"][0].update(low="a"), r"joints\[0\]\.low must be float"),
         (
             lambda m: m["joints"][0].update(low=float("nan")),
-            "joint 'pan' has an impossible unit, range or speed",
+            "joint 'pan' has an invalid unit, range or speed",
         ),
         (
             lambda m: m["joints"][1].update(low=1e3),
-            "joint 'lift' has an impossible unit, range or speed",
+            "joint 'lift' has an invalid unit, range or speed",
         ),
         (
             lambda m: m["joints"][1].update(max_speed=-1),
-            "joint 'lift' has an impossible unit, range or speed",
+            "joint 'lift' has an invalid unit, range or speed",
         ),
         (
             lambda m: m["joints"][2].update(unit="radians"),
-            "joint 'grip' has an impossible unit, range or speed",
+            "joint 'grip' has an invalid unit, range or speed",
         ),
         (lambda m: m["cameras"][0].update(resize=[1, 2, 3]), r"resize must have 2 entries"),
         (lambda m: m["graphs"].pop("denoiser"), "graph 'denoiser' is missing"),
@@ -205,7 +206,7 @@ def test_links_do_not_leave_the_folder(edited: Any, copy: Path) -> None:
             "'guided' has no input 'prefix_weights'",
         ),
         (lambda m: m["sampler"].update(kind="heun"), "sampler 'heun' is unknown"),
-        (lambda m: m["sampler"].update(steps=0), "sampler takes 0 steps"),
+        (lambda m: m["sampler"].update(steps=0), "sampler takes 0 steps, not 1 to "),
         (lambda m: m.update(precision="fp8"), "precision 'fp8' is unknown"),
         (lambda m: m["files"].pop("denoiser.onnx"), "denoiser.onnx has no checksum"),
         (lambda m: m.update(n_action_steps=12), "exceeds horizon"),
@@ -225,7 +226,7 @@ def test_links_do_not_leave_the_folder(edited: Any, copy: Path) -> None:
         (lambda m: m["graphs"].update(extra=m["graphs"]["text"]), "graph 'extra' is unknown"),
         (
             lambda m: m["graphs"]["vision"]["inputs"].append(m["graphs"]["vision"]["inputs"][0]),
-            "an input twice",
+            "lists an input twice",
         ),
         (
             lambda m: m["graphs"]["text"]["outputs"][0].update(shape=[]),
@@ -476,7 +477,7 @@ def test_tasks_that_are_no_list_of_texts(copy: Path, tasks: np.ndarray) -> None:
     bundle = open_bundle(copy)
     np.savez(copy / "tasks.npz", tasks=tasks, features=np.zeros((1, 5), np.float32))
     with pytest.raises(
-        UserError, match=r"tasks\.npz: tasks are .+, not a list of texts: re-run `mtdit export`"
+        UserError, match=r"tasks\.npz: tasks are .+, not a list of strings: re-run `mtdit export`"
     ):
         _ = bundle.task_features
 
@@ -497,7 +498,7 @@ def test_stats_that_lack_a_joint(copy: Path) -> None:
     bundle, two = open_bundle(copy), np.ones(2, np.float32)
     save_stats(copy / "stats.safetensors", {"action": Stats("MIN_MAX", -two, two)})
     with pytest.raises(
-        UserError, match=r"stats\.safetensors: action is of shape \(2,\), not \(3,\): re-run"
+        UserError, match=r"stats\.safetensors: action has shape \(2,\), not \(3,\): re-run"
     ):
         _ = bundle.stats
 

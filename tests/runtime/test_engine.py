@@ -36,9 +36,9 @@ def test_auto_says_what_it_passed_over_and_why(bundle: Bundle) -> None:
     engines = choose_engines(bundle)
     assert engines.reason.startswith("auto: ")
     if NO_CUDA:
-        assert "not tensorrt (" in engines.reason
-        assert "not cuda (this onnxruntime has no CUDA" in engines.reason
-    assert choose_engines(bundle, "onnx").reason == "onnx, as asked"
+        assert "tensorrt unavailable (" in engines.reason
+        assert "cuda unavailable (this onnxruntime has no CUDA" in engines.reason
+    assert choose_engines(bundle, "onnx").reason == "onnx, as requested"
 
 
 def test_a_backend_asked_for_that_cannot_run_is_an_error(bundle: Bundle) -> None:

@@ -109,7 +109,7 @@ def test_engines_of_another_computer_are_refused_with_the_difference(
     with pytest.raises(UserError) as refusal:
         find_plan(copy, "denoiser", here)
     assert said in str(refusal.value)
-    assert f"run `mtdit build {copy.folder}` here" in str(refusal.value)
+    assert f"run `mtdit build {copy.folder}` on this computer" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
@@ -117,7 +117,7 @@ def test_the_nearest_engines_are_told(copy: Bundle) -> None:
     put_engines(copy, Device("Thor", (11, 0), "10.16.2"))
     put_engines(copy, ORIN)
     with pytest.raises(
-        UserError, match=r"\(those there are for TensorRT 10\.3\.0, here 10\.4\.0\)"
+        UserError, match=r"\(those present are for TensorRT 10\.3\.0, here 10\.4\.0\)"
     ):
         find_plan(copy, "denoiser", replace(ORIN, tensorrt="10.4.0"))
 
@@ -125,7 +125,7 @@ def test_the_nearest_engines_are_told(copy: Bundle) -> None:
 def test_engines_of_other_graphs_are_refused(copy: Bundle) -> None:
     put_engines(copy, ORIN)
     copy.manifest.files["denoiser.onnx"] = "0" * 64
-    with pytest.raises(UserError, match=r"\(those there are for another denoiser graph\)"):
+    with pytest.raises(UserError, match=r"\(those present are for another denoiser graph\)"):
         find_plan(copy, "denoiser", ORIN)
 
 
@@ -150,7 +150,7 @@ def test_engines_that_were_never_checked_do_not_count(copy: Bundle) -> None:
         (lambda plan: plan.write_bytes(b"PLAN"), "vision.plan does not match its checksum"),
         (
             lambda plan: edit_record(plan.parent, plans={}),
-            "an older mtdit kept no checksum of vision.plan",
+            "vision.plan has no checksum, it was built by an older mtdit",
         ),
     ],
 )
@@ -159,7 +159,8 @@ def test_a_plan_that_is_not_as_it_was_checked_is_refused(
 ) -> None:
     spoil(put_engines(copy, ORIN) / "vision.plan")
     with pytest.raises(
-        UserError, match=rf"cannot be used, {said}: run `mtdit build .*` here again"
+        UserError,
+        match=rf"cannot use the engines in .*, {said}: run `mtdit build .*` again on this computer",
     ):
         find_plan(copy, "vision", ORIN)
     (told,) = about(copy)["engines"]
@@ -202,7 +203,9 @@ def test_engines_that_were_renamed_do_not_fit(copy: Bundle) -> None:
     ((moved, record),) = engine_records(copy).items()
     assert misfit(moved, record, copy, ORIN) == ""
     elsewhere = folder.rename(folder.with_name("sm87"))
-    assert misfit(elsewhere, record, copy, ORIN) == "not where its engine.json belongs"
+    assert (
+        misfit(elsewhere, record, copy, ORIN) == "the folder's name does not match its engine.json"
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,7 +232,7 @@ def test_a_file_in_the_place_of_the_engines(copy: Bundle) -> None:
     assert about(copy)["engines"] == []
     with pytest.raises(UserError, match="no TensorRT engines for this computer"):
         find_plan(copy, "denoiser", ORIN)
-    with pytest.raises(UserError, match="engines is a file, it should be a folder: remove it"):
+    with pytest.raises(UserError, match="engines is a file and should be a folder: remove it"):
         build(copy, None, ORIN)
 
 

@@ -145,7 +145,10 @@ def test_fixtures_come_back_as_they_were_written(golden: Bundle, toy: Any) -> No
 @pytest.mark.parametrize(
     ("wreck", "says"),
     [
-        (lambda x: np.full_like(x, np.nan), "max error inf, it gives NaN or infinite values"),
+        (
+            lambda x: np.full_like(x, np.nan),
+            "max error inf, the output holds NaN or infinite values",
+        ),
         (lambda x: x * np.inf, "max error inf"),
         (
             lambda x: x + np.float32(2 / 180),
@@ -202,7 +205,7 @@ def test_fp16_engines_are_judged_in_degrees_and_the_guilty_stage_is_told(
     assert largest.startswith("robot: max error 1")
     assert held_rms.startswith("held robot: rms error")
     assert held_largest.startswith("held robot: max error 1")
-    assert where == "denoiser errs by 0.011, at export by 0.0001"
+    assert where == "denoiser has rms error 0.011, it was 0.0001 at export"
 
 
 def test_exact_actions_in_other_units_are_not_the_policys(golden: Bundle) -> None:
@@ -237,12 +240,12 @@ def test_another_tokenizer_is_found(golden: Bundle, engines: Engines) -> None:
         np.savez(path, **{**arrays, "token_ids": arrays["token_ids"][:, ::-1]})
     write_manifest(golden.folder, golden.manifest)
     (line,) = check_bundle(open_bundle(golden.folder), engines).failures
-    assert line.startswith("text: tokens of 'open the drawer' differ")
+    assert line.startswith("text: the tokens of 'open the drawer' differ")
 
 
 def test_a_bundle_without_fixtures_says_so(bundle: Bundle, copy: Path) -> None:
     with pytest.raises(
-        UserError, match="has no golden fixtures to check with: run `mtdit export` again"
+        UserError, match="has no golden fixtures to check against: run `mtdit export` again"
     ):
         read_golden(bundle)
 
@@ -303,7 +306,7 @@ def test_a_fixture_whose_task_is_no_text_is_a_user_error(golden: Bundle, task: n
     np.savez(path, **{**arrays, "task": task})
     write_manifest(golden.folder, golden.manifest)
     with pytest.raises(
-        UserError, match=r"1\.npz: task is .*, not a text: run `mtdit export` again"
+        UserError, match=r"1\.npz: task is .*, not a string: run `mtdit export` again"
     ):
         read_golden(open_bundle(golden.folder))
 
@@ -312,5 +315,7 @@ def test_a_fixture_whose_task_is_no_text_is_a_user_error(golden: Bundle, task: n
 def test_a_spread_that_cannot_be_is_a_user_error(golden: Bundle, spread: float) -> None:
     stages = {"robot": {"spread": spread}}
     write_manifest(golden.folder, replace(golden.manifest, verification={"stages": stages}))
-    with pytest.raises(UserError, match="over noise is impossible: run `mtdit export` again"):
+    with pytest.raises(
+        UserError, match="over noise, which is impossible: run `mtdit export` again"
+    ):
         read_golden(open_bundle(golden.folder))

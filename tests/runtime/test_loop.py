@@ -181,7 +181,7 @@ def test_a_failing_policy_ends_the_run(
 
 def test_what_the_user_must_mend_is_raised_with_the_robot_held(drive: Any, robot: Any) -> None:
     robot.cameras = ("top",)
-    with pytest.raises(UserError, match="no frame of camera 'wrist'"):
+    with pytest.raises(UserError, match="no frame from camera 'wrist'"):
         drive(LoopConfig(FPS, duration_s=1.0))
     assert robot.holds == 1
 

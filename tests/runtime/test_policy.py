@@ -192,9 +192,9 @@ def test_history_repeats_the_first() -> None:
     [
         (
             {"top": np.zeros((8, 6, 3), np.uint8)},
-            r"camera 'top' gives 6x8, the policy was trained on 6x4",
+            r"camera 'top' delivers 6x8, the policy was trained on 6x4",
         ),
-        ({"top": np.zeros((4, 6), np.uint8)}, r"camera 'top' gives an array of shape \(4, 6\)"),
+        ({"top": np.zeros((4, 6), np.uint8)}, r"camera 'top' delivers an array of shape \(4, 6\)"),
     ],
 )
 def test_wrong_frames_are_named(policy: BundlePolicy, change: Any, message: str) -> None:
@@ -206,7 +206,7 @@ def test_wrong_frames_are_named(policy: BundlePolicy, change: Any, message: str)
 
 def test_missing_frame_is_named(policy: BundlePolicy) -> None:
     positions, frames = observation(0)
-    with pytest.raises(UserError, match="no frame of camera 'wrist'"):
+    with pytest.raises(UserError, match="no frame from camera 'wrist'"):
         policy.observe(positions, {"top": frames["top"]})
 
 
@@ -267,7 +267,7 @@ def test_what_cannot_be_committed(policy: BundlePolicy) -> None:
     with pytest.raises(ValueError, match="13 committed actions do not fit a chunk of 12"):
         policy.request(committed=np.zeros((HORIZON + 1, A)))
     with pytest.raises(
-        ValueError, match=r"noise of shape \(4, 12, 3\), this policy takes \(12, 3\)"
+        ValueError, match=r"noise has shape \(4, 12, 3\), this policy takes \(12, 3\)"
     ):
         policy.request(np.zeros((4, HORIZON, A), np.float32))
 

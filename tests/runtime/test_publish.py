@@ -49,7 +49,7 @@ def test_an_older_bundle_is_replaced_only_by_a_finished_one(copy: Path) -> None:
     with pytest.raises(RuntimeError), new_bundle(copy):
         raise RuntimeError
     open_bundle(copy)
-    assert publish(copy) == [f"replaced the bundle that was at {copy}"]
+    assert publish(copy) == [f"replaced the previous bundle at {copy}"]
     assert [p.name for p in copy.iterdir()] == [MANIFEST]
     assert [p.name for p in copy.parent.iterdir()] == ["copy.mtdit"]
 
@@ -62,7 +62,7 @@ def test_a_first_bundle_replaces_nothing(tmp_path: Path) -> None:
 def test_a_changed_bundle_may_be_replaced(copy: Path) -> None:
     (copy / "denoiser.onnx").write_bytes(b"tampered with")
     (copy / "text.onnx").unlink()
-    assert publish(copy)[0].startswith("replaced the bundle that was at")
+    assert publish(copy)[0].startswith("replaced the previous bundle at")
     assert [path.name for path in copy.iterdir()] == [MANIFEST]
 
 
@@ -98,7 +98,7 @@ def test_a_bundle_with_something_else_in_it_is_never_replaced(copy: Path, name: 
     (copy / name).mkdir() if "." not in name[1:] else (copy / name).write_text("precious")
     other = "golden" if name.startswith("golden") else name
     with pytest.raises(
-        UserError, match=f"holds {other}, which is no part of a bundle: move it away"
+        UserError, match=f"holds {other}, which is not part of the bundle: move it away"
     ):
         publish(copy)
     assert (copy / name).exists()
@@ -124,7 +124,7 @@ def test_another_folder_is_never_replaced(tmp_path: Path, manifest: str | None) 
 
 def test_the_folder_one_is_in_is_not_replaced(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copy)
-    with pytest.raises(UserError, match="is the folder you are in: leave it first"):
+    with pytest.raises(UserError, match="contains the current directory: leave it first"):
         publish(Path())
     open_bundle(copy)
 
@@ -133,7 +133,7 @@ def test_the_folder_one_is_in_is_not_replaced(copy: Path, monkeypatch: pytest.Mo
     "name", ["a\udcffb.mtdit", "a\nb.mtdit", "\x1b[2J.mtdit", "a\0b", "\u202eb.mtdit"]
 )
 def test_names_that_no_file_should_have(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="holds characters that no file name should") as refusal:
+    with pytest.raises(UserError, match="contains invisible characters") as refusal:
         publish(tmp_path / name)
     assert str(refusal.value).isprintable()
     assert list(tmp_path.iterdir()) == []
@@ -205,7 +205,7 @@ def test_messages_name_the_place_and_not_the_scratch_folder(tmp_path: Path) -> N
 def test_one_export_at_a_time(tmp_path: Path) -> None:
     with new_bundle(tmp_path / "x.mtdit") as scratch:
         (scratch / MANIFEST).write_text("the first one's")
-        with pytest.raises(UserError, match=r"another export writes to .*: wait until it ends"):
+        with pytest.raises(UserError, match=r"another export is writing .*: wait until it ends"):
             publish(tmp_path / "x.mtdit")
         publish(tmp_path / "y.mtdit")
     assert (tmp_path / "x.mtdit" / MANIFEST).read_text() == "the first one's"
@@ -273,7 +273,7 @@ def test_engines_of_a_replaced_bundle_outlive_a_kill(copy: Path) -> None:
 
 
 def test_a_place_inside_a_bundle_takes_none(copy: Path) -> None:
-    with pytest.raises(UserError, match=r"sub\.mtdit lies in the bundle .*copy\.mtdit"):
+    with pytest.raises(UserError, match=r"sub\.mtdit is inside the bundle .*copy\.mtdit"):
         publish(copy / "sub.mtdit")
 
 
