@@ -137,7 +137,7 @@ def test_it_can_be_moved_but_not_trained_further(theirs: Theirs, tmp_path: Path)
     theirs.raw["observation_encoder"]["text"]["model"] = "/gone/clip-tiny"
     (folder / "config.json").write_text(json.dumps(theirs.raw))
     with pytest.raises(
-        UserError, match=r"put that CLIP's config\.json at .*final_model/clip/config\.json"
+        UserError, match=r"copy that CLIP's config\.json to .*final_model/clip/config\.json"
     ):
         open_checkpoint(folder).policy()
     (folder / "clip").mkdir()

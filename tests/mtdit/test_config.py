@@ -238,8 +238,8 @@ def test_a_crop_larger_than_the_frame_is_refused() -> None:
         ('{"type": "act"}', "'act'.*not supported"),
         ('{"type": "smolvla"}', "'smolvla'.*not supported"),
         ('{"type": "pi0"}', "'pi0'.*not supported"),
-        ('{"model_type": "clip", "text_config": {}}', "a model of transformers .*no policy"),
-        ("[]", "names no type"),
+        ('{"model_type": "clip", "text_config": {}}', "a transformers model .*not a policy"),
+        ("[]", "has no 'type'"),
         (None, "does not exist"),
     ],
 )

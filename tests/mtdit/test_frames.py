@@ -130,7 +130,7 @@ def test_a_write_that_fails_leaves_no_half_cache(dataset_folder: Path, tmp_path:
 
 def test_a_folder_of_something_else_is_left_alone(dataset_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is no frame cache"):
+    with pytest.raises(UserError, match="is not a frame cache"):
         frame_cache(str(dataset_folder), tmp_path, None)
     assert (tmp_path / "thesis.txt").exists()
 
