@@ -350,7 +350,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"cannot read {path} ({reason}); copy the checkpoint again or use an earlier one"
+            f"{path} cannot be read ({reason}); copy the checkpoint again or use an earlier one"
         ) from None
 
 

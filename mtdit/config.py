@@ -8,25 +8,16 @@ torch, because the CLI reads it at start-up.
 default. A new training starts from a preset instead (`PRESETS`), which differs where a LeRobot
 default is a trap. All differences:
 
-| field                | LeRobot              | ours                      | why |
-|----------------------|----------------------|---------------------------|-----|
-| image_resize_shape   | None                 | (240, 240)                | [1] |
-| noise_scheduler_type | DDPM                 | DDIM                      | [2] |
-| num_inference_steps  | None                 | 10                        | [3] |
-| push_to_hub          | True                 | False                     | [4] |
-| batch_size           | 8                    | 64                        | [5] |
-| steps                | 100000               | 30000                     | [6] |
-| ema                  | False                | True                      | [7] |
-| random crop          | one offset per batch | one per sample and camera | [8] |
-
-[1] With the 224 crop alone, the policy sees 16 % of a 640x480 frame.
-[2] It acts alike with a tenth of the network calls.
-[3] None means num_train_timesteps.
-[4] Nothing leaves this computer unless the user asks for it.
-[5] 64 is the smallest batch that LeRobot's guide advises.
-[6] LeRobot's guide advises 30000 steps to begin with.
-[7] The averaged weights act more steadily.
-[8] It gives more variety at the same cost.
+| field | LeRobot | ours | why |
+|---|---|---|---|
+| image_resize_shape | None | (240, 240) | else the 224 crop shows 16 % of a 640x480 frame |
+| noise_scheduler_type | DDPM | DDIM | acts alike with a tenth of the network calls |
+| num_inference_steps | None | 10 | None means num_train_timesteps |
+| push_to_hub | True | False | nothing leaves this computer unless the user asks for it |
+| batch_size | 8 | 64 | the smallest batch that LeRobot's guide advises |
+| steps | 100000 | 30000 | what LeRobot's guide advises to begin with |
+| ema | False | True | the averaged weights act more steadily |
+| random crop | one offset per batch | one per sample and camera | more variety, same cost |
 
 Stricter than LeRobot: a crop larger than the frame is refused (LeRobot then crops nothing, and
 CLIP fails), and so is everything that would fail at the first step. Laxer: cameras may differ in

@@ -89,7 +89,7 @@ def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -
         ({"max_speed": [1.0] * 5}, "6 joints have 5 values of max_speed"),
         ({"max_speed": [1.0] * 5 + [NAN]}, "max_speed contains NaN, infinite or negative"),
         ({"max_speed": [1.0] * 5 + [-1]}, "max_speed contains NaN, infinite or negative"),
-        ({"max_speed": [1.0] * 5 + [HUGE]}, r"mtdit\.json is not valid"),
+        ({"max_speed": [1.0] * 5 + [HUGE]}, r"mtdit\.json is not valid \("),
         ({"colour": 1}, "facts.colour is unknown"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
@@ -102,7 +102,7 @@ def test_facts(change: dict[str, Any], says: str, copy: Path) -> None:
 @pytest.mark.parametrize("key", ["dataset", "fps", "joints", "tasks", "max_speed", "robot_type"])
 def test_a_fact_that_is_missing(key: str, copy: Path) -> None:
     edit_json(copy / "mtdit.json", lambda raw: raw.pop(key) and None)
-    assert f"mtdit.json is not what training writes (facts.{key} is missing)" in refusal(copy)
+    assert f"mtdit.json is not valid (facts.{key} is missing)" in refusal(copy)
 
 
 def test_instructions_of_persons_end_in_a_bundle(workshop: Workshop, tmp_path: Path) -> None:
@@ -178,7 +178,11 @@ def lerobots(copy: Path) -> Path:
             r"'mean' of observation.images.top has shape \(4,\), but the policy needs",
         ),
         (f"{TOP}.std", None, "'std' of observation.images.top is missing"),
-        (f"{TOP}.std", torch.tensor([1.0, NAN, 1.0]), "'std' of observation.images.top holds NaN"),
+        (
+            f"{TOP}.std",
+            torch.tensor([1.0, NAN, 1.0]),
+            "'std' of observation.images.top contains NaN",
+        ),
         (
             f"{TOP}.std",
             torch.tensor([1.0, -1.0, 1.0]),
@@ -228,7 +232,9 @@ def test_weights_that_are_no_numbers(value: float, copy: Path) -> None:
 )
 def test_a_preprocessor_without_statistics(content: str, copy: Path) -> None:
     (copy / "policy_preprocessor.json").write_text(content)
-    assert "policy_preprocessor.json names no normalizer statistics" in refusal(copy)
+    assert "policy_preprocessor.json does not name the normalizer's file of statistics" in refusal(
+        copy
+    )
 
 
 ELSEWHERE = (5, None, ["a"], "", ".", "..", "../../x", "clip/config.json", "a\0b", "a" * 400, "no")
@@ -256,7 +262,7 @@ def test_statistics_of_an_absolute_path(copy: Path, tmp_path: Path) -> None:
     [
         (lambda raw: 3, "it is not a JSON object"),
         (lambda raw: {"vision_config": 3}, "vision_config is not a JSON object"),
-        (lambda raw: {**raw, "text_config": []}, "text_config is no JSON object"),
+        (lambda raw: {**raw, "text_config": []}, "text_config is not a JSON object"),
         (
             lambda raw: raw["vision_config"].update(hidden_size="64"),
             "vision_config.hidden_size must be int, not str",
@@ -295,15 +301,15 @@ def test_statistics_of_an_absolute_path(copy: Path, tmp_path: Path) -> None:
         ),
         (
             lambda raw: raw["text_config"].update(hidden_size=1 << 20),
-            "does not fit its config.json: it has",
+            "does not match its config.json: it has",
         ),
         (
             lambda raw: raw["text_config"].update(vocab_size=1 << 20),
-            "does not fit its config.json: it has",
+            "does not match its config.json: it has",
         ),
         (
             lambda raw: raw["vision_config"].update(image_size=224),
-            r"config\.json and the CLIP it names, or that of clip/",
+            r"config\.json and the CLIP that it names or that is in clip/",
         ),
     ],
 )
@@ -324,7 +330,9 @@ TOKENS = json.dumps(
 @pytest.mark.parametrize("content", ["{}", "{", "", "[]", "null", "3", "[" * 100_000, TOKENS])
 def test_the_tokenizer(content: str, copy: Path) -> None:
     (copy / "clip/tokenizer.json").write_text(content)
-    assert re.search(r"pretrained_model/clip holds no tokenizer of CLIP.*[:;] copy", refusal(copy))
+    assert re.search(
+        r"pretrained_model/clip does not contain a valid CLIP tokenizer.*[:;] copy", refusal(copy)
+    )
 
 
 def test_a_tokenizer_that_the_robot_computer_reads_otherwise(copy: Path) -> None:
@@ -352,7 +360,10 @@ def test_json_that_is_none(file: str, content: bytes, copy: Path) -> None:
             "timestep_embed_dim must be an even number from 4 to 1048576",
         ),
         (lambda raw: raw.update(num_layers=10**5), "config.json: num_layers must be at most 1000"),
-        (lambda raw: raw.update(hidden_dim=1 << 20), "does not fit its config.json|make no policy"),
+        (
+            lambda raw: raw.update(hidden_dim=1 << 20),
+            "does not match its config.json|cannot build a policy",
+        ),
         (lambda raw: raw.update(rope_base=HUGE), "config.json: rope_base must be a finite number"),
         (
             lambda raw: raw.update(image_resize_shape=[HUGE, 1]),
@@ -360,7 +371,7 @@ def test_json_that_is_none(file: str, content: bytes, copy: Path) -> None:
         ),
         (
             lambda raw: raw.update(input_features={}, output_features={}),
-            "config.json names no features",
+            "config.json lists no features",
         ),
         (lambda raw: raw.update(input_features=3), "input_features must map each key to"),
         (lambda raw: raw["input_features"][TOP].update(shape=[3]), "must be RGB with shape"),
@@ -422,7 +433,7 @@ def test_what_is_said_cannot_steer_the_terminal(
     assert ended.value.code == 2
     said = capfd.readouterr().err
     assert re.fullmatch(
-        r"mtdit: .*mtdit\.json is not what training writes \(facts\.\\x1b\[2J is unknown\).*\n",
+        r"mtdit: .*mtdit\.json is not valid \(facts\.\\x1b\[2J is unknown\).*\n",
         said,
     )
 
@@ -484,7 +495,7 @@ def siglip(weights: dict[str, torch.Tensor]) -> None:
         ),
         (
             lambda weights: weights.update({"unet\n.weight": torch.zeros(1)}),
-            r"has an unknown 'unet\\n.weight'",
+            r"has the unknown tensor 'unet\\n.weight'",
         ),
     ],
 )

@@ -190,7 +190,7 @@ def test_files_that_are_refused(theirs: Theirs, tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     other = {name.replace(".blocks.", ".stages."): value for name, value in weights.items()}
     save_file(other, folder / "model.safetensors")
-    with pytest.raises(UserError, match="no CLIP vision tower"):
+    with pytest.raises(UserError, match="do not contain a CLIP vision tower"):
         open_checkpoint(folder).policy()
     save_file(
         {**weights, "observation_encoder.vision_encoder.model.reg_token": torch.zeros(1)},
@@ -200,7 +200,7 @@ def test_files_that_are_refused(theirs: Theirs, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown .*reg_token"):
         open_checkpoint(folder).policy()
     (folder / "dataset_stats.json").write_text("[1]")
-    with pytest.raises(UserError, match="does not hold statistics"):
+    with pytest.raises(UserError, match="does not contain statistics"):
         open_checkpoint(folder)
     (folder / "dataset_stats.json").unlink()
     with pytest.raises(UserError, match=r"no dataset_stats\.json"):

@@ -97,7 +97,7 @@ def test_json_round_trip_through_lerobot(tmp_path: Path) -> None:
         ({"tokenizer_max_length": 2}, "tokenizer_max_length"),
         (
             {"normalization_mapping": {"STAT": "MIN_MAX"}},
-            "normalization_mapping has an unknown 'STAT'",
+            "normalization_mapping has the unknown feature type 'STAT'",
         ),
         (
             {"input_features": {"observation.state": {"type": "STAT", "shape": [6]}}},

@@ -103,7 +103,7 @@ def test_missing_files(broken: Path) -> None:
 
 def test_damaged_tables(broken: Path) -> None:
     (broken / "meta/stats.json").write_text("[]")
-    refuses(broken, "remove it")
+    refuses(broken, "delete it")
     (broken / "meta/stats.json").unlink()
     (broken / "meta/tasks.parquet").write_bytes(b"junk")
     refuses(broken, "tasks.parquet cannot be read")
@@ -166,7 +166,7 @@ def test_dimensions_that_differ(broken: Path) -> None:
     features = json.loads((broken / "meta/info.json").read_text())["features"]
     action = features["action"]
     edit_info(broken, features={**features, "action": {**action, "shape": [7]}})
-    refuses(broken, r"action has 6 numbers per frame, meta/info.json says shape \[7\]")
+    refuses(broken, r"action has 6 numbers per frame, but meta/info.json says shape \[7\]")
     edit_info(broken, features={**features, "action": {**action, "names": action["names"][:5]}})
     refuses(broken, "action has 6 dimensions but 5 names")
     edit_info(broken, features=features)
@@ -201,10 +201,10 @@ def test_missing_column(key: str, broken: Path) -> None:
 def test_values_that_are_none_or_not_finite(broken: Path) -> None:
     whole = (broken / DATA).read_bytes()
     edit_table(broken / DATA, lambda c: c["action"][30].__setitem__(2, float("nan")))
-    refuses(broken, r"action of frame 30 \(episode 1\) is not a finite number")
+    refuses(broken, r"action is not finite in frame 30 \(episode 1\)")
     (broken / DATA).write_bytes(whole)
     edit_table(broken / DATA, lambda c: c["action"].__setitem__(30, None))
-    refuses(broken, "column 'action' lacks 1 values")
+    refuses(broken, "1 values are missing in column 'action'")
 
 
 def test_rows_that_are_missing(broken: Path) -> None:
@@ -215,7 +215,7 @@ def test_rows_that_are_missing(broken: Path) -> None:
 def test_episodes_that_disagree(broken: Path) -> None:
     whole = (broken / DATA).read_bytes()
     edit_table(broken / DATA, lambda c: [v.__delitem__(slice(60, None)) for v in c.values()])  # type: ignore[arg-type,return-value]
-    refuses(broken, "data has 3 episodes and 60 frames, meta/episodes says 3 and 73")
+    refuses(broken, "data/ has 3 episodes and 60 frames, but meta/episodes lists 3 and 73")
     (broken / DATA).write_bytes(whole)
     edit_table(broken / DATA, lambda c: c.update(episode_index=[0] * 73))
     refuses(broken, "data/ has 1 episodes and 73 frames, but meta/episodes lists 3 and 73")

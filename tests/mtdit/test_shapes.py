@@ -77,7 +77,7 @@ def test_towers_per_camera_and_no_tower() -> None:
 
 def test_weights_that_are_no_clips() -> None:
     weights = weights_of(SHAPES["small"])
-    with pytest.raises(UserError, match="no CLIP text tower"):
+    with pytest.raises(UserError, match="do not contain a CLIP text tower"):
         text_shape({})
     odd = {
         name: value.new_empty(100) if "class_embedding" in name else value

@@ -370,7 +370,7 @@ def test_options_change_what_a_checkpoint_goes_on_with(
         config_for(frames, tmp_path / "b", clip_folder, steps=1, init_from=first, policy=policy)
     )
     assert open_checkpoint(second).config.optimizer_lr == 1e-5
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="does not match"):
         run(
             config_for(
                 frames, tmp_path / "c", clip_folder, init_from=first, policy={"num_layers": 2}
