@@ -258,7 +258,7 @@ def read_json(path: Path) -> Any:
         json.dumps(value, ensure_ascii=False).encode()
         return value
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give the folder that holds it") from None
+        raise UserError(f"{path} does not exist; give the folder that contains it") from None
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not valid JSON ({error}); restore it from a backup or train again"

@@ -82,7 +82,7 @@ def frame_cache(
             return cache
     opened = open_dataset(dataset)
     if kind == "video":
-        return _beside(opened, size, {c: _seeking(opened, c, size) for c in opened.cameras})
+        return _with_frames(opened, size, {c: _seeking(opened, c, size) for c in opened.cameras})
     needed, place = cache_bytes(opened, size), str(folder) if kind == "disk" else "memory"
     if kind == "disk":
         _check_folder(folder, needed)
@@ -98,7 +98,7 @@ def frame_cache(
     }
     for camera, row, frame in _decoded(opened, size, on_progress):
         frames[camera][row] = frame
-    return _beside(opened, size, frames)
+    return _with_frames(opened, size, frames)
 
 
 def check_dataset(dataset: str) -> None:
@@ -156,7 +156,7 @@ def open_cache(folder: Path) -> FrameCache:
     return FrameCache(folder, info, stats, frames, **arrays)
 
 
-def _beside(
+def _with_frames(
     dataset: Dataset,
     size: tuple[int, int] | None,
     frames: Mapping[str, NDArray[np.uint8] | SeekingFrames],
@@ -249,7 +249,7 @@ def _write_cache(
 def _write_frames(
     dataset: Dataset, folder: Path, size: tuple[int, int] | None, on_progress: OnProgress | None
 ) -> None:
-    """Plain writes, no memory map: a full disk then raises an error and kills no process."""
+    """Plain writes: on a full disk they raise an error; a memory map would kill the process."""
     with ExitStack() as stack:
         files = {
             c: stack.enter_context((folder / f"frames.{c}.npy").open("wb")) for c in dataset.cameras

@@ -1,4 +1,4 @@
-"""Generates a tiny CLIP: random weights, CLIP's real vocabulary, loadable by transformers, LeRobot.
+"""Generates a tiny CLIP that transformers and LeRobot can load: random weights, real vocabulary.
 
 It is for tests, CPU demos and training from scratch without a download; it is not a pretrained
 CLIP. The byte-pair vocabulary comes from the open_clip wheel. The random weights are scaled so that

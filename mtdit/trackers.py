@@ -163,27 +163,27 @@ class Several:
 
     def began(self, step: int) -> None:
         self.shown.began(step)
-        self._tell(lambda t: t.began(step))
+        self._each(lambda t: t.began(step))
 
     def stepped(self, report: Report) -> None:
         self.shown.stepped(report)
-        self._tell(lambda t: t.stepped(report))
+        self._each(lambda t: t.stepped(report))
 
     def validated(self, validation: Validation) -> None:
         self.shown.validated(validation)
-        self._tell(lambda t: t.validated(validation))
+        self._each(lambda t: t.validated(validation))
 
     def saved(self, checkpoint: Path) -> None:
         self.shown.saved(checkpoint)
-        self._tell(lambda t: t.saved(checkpoint))
+        self._each(lambda t: t.saved(checkpoint))
 
     def close(self) -> None:
-        self._tell(lambda t: t.close())
+        self._each(lambda t: t.close())
 
-    def _tell(self, about: Callable[[Tracker], None]) -> None:
+    def _each(self, call: Callable[[Tracker], None]) -> None:
         for tracker in tuple(self.trackers):
             try:
-                about(tracker)
+                call(tracker)
             except UserError:
                 raise
             except Exception as error:

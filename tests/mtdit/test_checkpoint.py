@@ -378,7 +378,7 @@ def test_observations_that_do_not_fit(saved: Path) -> None:
         policy.request()
     policy.reset(TASK, seed=0)
     positions, frames = observations(1)[0]
-    with pytest.raises(UserError, match="5 positions"):
+    with pytest.raises(UserError, match="5 joint positions"):
         policy.observe(positions[:5], frames)
     with pytest.raises(UserError, match="'wrist'"):
         policy.observe(positions, {"top": frames["top"]})
@@ -458,7 +458,7 @@ def edit_weights(folder: Path, change: Any) -> None:
             lambda w: w.pop("noise_predictor.input_proj.bias"),
             "lacks noise_predictor.input_proj.bias",
         ),
-        (lambda w: w.update(extra=torch.zeros(1)), "unknown 'extra'"),
+        (lambda w: w.update(extra=torch.zeros(1)), "unknown tensor 'extra'"),
         (
             lambda w: w.update({"noise_predictor.input_proj.bias": torch.zeros(3)}),
             r"\(3,\), not \(32,\)",
@@ -512,7 +512,7 @@ def test_paths_that_are_no_checkpoint(saved: Path, tmp_path: Path) -> None:
         open_checkpoint(alone)
     shutil.copyfile(saved / PRETRAINED / "config.json", alone / "config.json")
     with pytest.raises(
-        UserError, match=r"no policy_preprocessor\.json, which names the statistics"
+        UserError, match=r"no policy_preprocessor\.json, which names the file of statistics"
     ):
         open_checkpoint(alone)
 
