@@ -1,9 +1,8 @@
-"""What is likely to go wrong in a training, said before its first step: one line each, with the
-figure and the remedy.
+"""Warnings before training: likely problems of the dataset and the settings, with figure and fix.
 
-Knows the failure modes that LeRobot's page on this policy names (docs/source/multi_task_dit.mdx:
-idling, the wrong task, unstable training) and what a dataset shows of them. Refuses to stop anyone:
-an error is somebody else's.
+They cover the failure modes named on LeRobot's page about this policy
+(docs/source/multi_task_dit.mdx): idling, the wrong task, unstable training. A warning never stops
+the training; errors are raised elsewhere.
 """
 
 from __future__ import annotations
@@ -24,24 +23,25 @@ from mtdit.train_config import TrainConfig
 
 FEW_EPISODES = 50
 SMALL_BATCH = 64
-UNEVEN = 3.0  # times the frames of the rarest task
-IDLE_S, IDLE_SHARE, STILL = 0.5, 0.1, 0.001  # STILL: of a joint's range, per frame
+UNEVEN = 3.0  # frames of the most frequent task / frames of the rarest
+IDLE_S, IDLE_SHARE = 0.5, 0.1  # duration of a stretch, share of all frames
+STILL = 0.001  # movement per frame, as a share of the joint's range
 TINY_RANGE = 0.1  # degrees, or percent of the gripper
-SQUASHED = 1.4  # 640x480 made square is 1.33 and does no harm, 1280x720 is 1.78
-LEAST_SEEN = 0.75  # of a frame
+SQUASHED = 1.4  # change of aspect ratio: 640x480 to square is 1.33 and harmless, 1280x720 is 1.78
+LEAST_SEEN = 0.75  # share of the frame's area inside the crop
 HORIZON_S = (0.5, 2.5)
-OUTSIDE = 0.05  # of the range of the statistics
+OUTSIDE = 0.05  # margin, as a share of the range of the statistics
 
 
 @dataclass(frozen=True)
 class Case:
-    """What advice is given about."""
+    """The training that is checked."""
 
     train: TrainConfig
     policy: PolicyConfig
     cache: FrameCache
-    stats: DatasetStats  # that states and actions are normalised by
-    world: int  # processes
+    stats: DatasetStats  # those that normalise states and actions
+    world: int  # number of processes
 
 
 def advice(
@@ -51,9 +51,9 @@ def advice(
     world: int = 1,
     stats: DatasetStats | None = None,
 ) -> list[str]:
-    """Lines to say before the first step; none about a dataset and settings that look well.
+    """Warnings, one line each; none if the dataset and the settings look good.
 
-    stats: those the policy is normalised by, where they are not the dataset's own.
+    stats: the statistics that normalise the policy, if they are not the dataset's.
     """
     case = Case(train, policy, cache, cache.stats if stats is None else stats, world)
     checks = (
@@ -77,27 +77,33 @@ def _episode_tasks(case: Case) -> list[str]:
 
 
 def _episodes(case: Case) -> Iterator[str]:
-    of = _episode_tasks(case)
-    if len(of) < FEW_EPISODES:
-        yield f"only {len(of)} episodes: below {FEW_EPISODES} a policy tends to stand still; record about twice as many"
+    tasks = _episode_tasks(case)
+    if len(tasks) < FEW_EPISODES:
+        yield (
+            f"only {len(tasks)} episodes: with fewer than {FEW_EPISODES} a policy tends to stand "
+            "still; record about twice as many"
+        )
         return
-    few = [
-        f"{task!r} ({of.count(task)})" for task in sorted(set(of)) if of.count(task) < FEW_EPISODES
-    ]
+    counts = {task: tasks.count(task) for task in sorted(set(tasks))}
+    few = [f"{task!r} ({n})" for task, n in counts.items() if n < FEW_EPISODES]
     if few:
-        yield f"fewer than {FEW_EPISODES} episodes of {_some(few)}: a rare task is easily ignored; record more"
+        yield (
+            f"fewer than {FEW_EPISODES} episodes of {_some(few)}: the policy may ignore a rare "
+            "task; record more"
+        )
 
 
 def _tasks(case: Case) -> Iterator[str]:
     for a, b in combinations(sorted(set(_episode_tasks(case))), 2):
         if alike(a, b):
-            yield f"tasks {a!r} and {b!r} look like one task written twice; give them one wording, or tell them apart"
+            yield (
+                f"tasks {a!r} and {b!r} look like one task with two spellings; use one wording, or "
+                "make them clearly different"
+            )
 
 
 def alike(a: str, b: str) -> bool:
-    """Whether two instructions differ in case, spaces, punctuation, articles, plurals or letters
-    mistyped only.
-    """
+    """Whether two instructions differ only in case, punctuation, articles, plurals or typos."""
     first, second = _words(a), _words(b)
     same = len(first) == len(second)
     return same and all(x == y or _close(x, y) for x, y in zip(first, second, strict=True))
@@ -122,8 +128,8 @@ def _imbalance(case: Case) -> Iterator[str]:
         case.cache.info.facts.tasks[numbers[i]] for i in (counts.argmin(), counts.argmax())
     )
     yield (
-        f"task {often!r} has {counts.max() / counts.min():.1f} times the frames of {rare!r}, which may be ignored; "
-        "use --balance-tasks"
+        f"task {often!r} has {counts.max() / counts.min():.1f} times the frames of {rare!r}, which "
+        "the policy may ignore; use --balance-tasks"
     )
 
 
@@ -138,18 +144,18 @@ def _idle(case: Case) -> Iterator[str]:
         start += moves[0] if len(moves) else last - first
         end += last - first - 1 - moves[-1] if len(moves) else 0
     yield (
-        f"the action stands still for over {IDLE_S} s in {share:.0%} of the frames ({start / len(idle):.0%} at the "
-        f"start, {end / len(idle):.0%} at the end of episodes): a policy learns to wait; cut them, or record briskly"
+        f"the action stands still for more than {IDLE_S} s in {share:.0%} of the frames "
+        f"({start / len(idle):.0%} at the start, {end / len(idle):.0%} at the end of episodes): "
+        "a policy learns to wait; cut these frames, or record without pauses"
     )
 
 
 def still(case: Case) -> NDArray[np.bool_]:
-    """(N,) frames of a stretch of more than IDLE_S in which no joint's action moves."""
+    """(N,) True for frames in a stretch longer than IDLE_S without movement of any joint."""
     action, fps = np.asarray(case.cache.action), case.cache.info.facts.fps
     spread = np.maximum(action.max(0) - action.min(0), 1e-6)
-    rests = np.append(
-        (np.abs(np.diff(action, axis=0)) < STILL * spread).all(axis=1), False
-    )  # until the next frame
+    moved = np.abs(np.diff(action, axis=0))  # (N - 1, A) until the next frame
+    rests = np.append((moved < STILL * spread).all(axis=1), False)
     rests[np.asarray(case.cache.episode_ends) - 1] = False
     edges = np.flatnonzero(np.diff(np.concatenate([[0], rests.astype(np.int8), [0]])))
     idle = np.zeros(len(action), bool)
@@ -165,8 +171,11 @@ def _constant(case: Case) -> Iterator[str]:
     joints = [f"{names[i]} ({spread[i]:.2g})" for i in np.flatnonzero(spread < TINY_RANGE)]
     if joints:
         amplified = case.policy.normalization_mapping.get("ACTION") == "MIN_MAX"
-        why = "; MIN_MAX blows the least deviation up to huge values" if amplified else ""
-        yield f"the action of {_some(joints)} hardly changes in the dataset{why}; leave the joint out, or move it"
+        why = "; MIN_MAX turns the smallest deviation into huge values" if amplified else ""
+        yield (
+            f"the action of {_some(joints)} hardly changes in the dataset{why}; "
+            "leave the joint out, or move it"
+        )
 
 
 def _outside(case: Case) -> Iterator[str]:
@@ -176,19 +185,21 @@ def _outside(case: Case) -> Iterator[str]:
         out = ((np.asarray(rows) < low - margin) | (np.asarray(rows) > high + margin)).any(axis=1)
         if out.any():
             yield (
-                f"{key} leaves the range of its statistics in {out.mean():.1%} of the frames: they are of another "
-                "dataset; remove meta/stats.json and they are computed, or train without --init-from"
+                f"{key} is outside the range of its statistics in {out.mean():.1%} of the frames: "
+                "the statistics are those of another dataset; delete meta/stats.json, and mtdit "
+                "computes them, or train without --init-from"
             )
 
 
 def _batch(case: Case) -> Iterator[str]:
-    """More noise draws per sample steady the gradient as well: they count."""
+    """Noise draws count as samples, because they make the gradient less noisy too."""
     t = case.train
     one = t.batch_size * case.world * t.noise_samples
     if one * t.grad_accumulation < SMALL_BATCH:
         yield (
-            f"a step sees {one * t.grad_accumulation} samples; below {SMALL_BATCH} training may be unstable: raise "
-            f"--batch-size, or --grad-accumulation to {-(-SMALL_BATCH // one)}"
+            f"a step sees {one * t.grad_accumulation} samples; with fewer than {SMALL_BATCH} "
+            "training may be unstable: raise --batch-size, or --grad-accumulation to "
+            f"{-(-SMALL_BATCH // one)}"
         )
 
 
@@ -200,15 +211,17 @@ def _images(case: Case) -> Iterator[str]:
             squash = (width / height) / (resized[1] / resized[0])
             if max(squash, 1 / squash) > SQUASHED:
                 yield (
-                    f"camera {camera!r}: image_resize_shape {_by(resized)} squashes {_by((height, width))} frames by "
-                    f"{max(squash, 1 / squash):.2f}; record nearer to square"
+                    f"camera {camera!r}: image_resize_shape {_by(resized)} squashes "
+                    f"{_by((height, width))} frames by {max(squash, 1 / squash):.2f}; "
+                    "record frames that are closer to square"
                 )
         size = resized or (height, width)
         seen = kept[0] * kept[1] / (size[0] * size[1]) if kept is not None else 1.0
         if seen < LEAST_SEEN:
             yield (
-                f"camera {camera!r}: a crop of {_by(kept or size)} shows {seen:.0%} of a {_by(size)} frame; "
-                "set image_resize_shape a little larger than the crop, e.g. (240, 240) for (224, 224)"
+                f"camera {camera!r}: the crop of {_by(kept or size)} shows {seen:.0%} of a "
+                f"{_by(size)} frame; set image_resize_shape a little larger than the crop, "
+                "e.g. (240, 240) for (224, 224)"
             )
 
 
@@ -216,8 +229,8 @@ def _horizon(case: Case) -> Iterator[str]:
     fps, c = case.cache.info.facts.fps, case.policy
     if not HORIZON_S[0] <= c.horizon / fps <= HORIZON_S[1]:
         yield (
-            f"horizon {c.horizon} is {c.horizon / fps:.1f} s at {fps} fps; start with about one second: horizon {fps}, "
-            f"n_action_steps {round(0.8 * fps)}"
+            f"horizon {c.horizon} is {c.horizon / fps:.1f} s at {fps} fps; start with about one "
+            f"second: horizon {fps}, n_action_steps {round(0.8 * fps)}"
         )
 
 
@@ -226,8 +239,9 @@ def _short(case: Case) -> Iterator[str]:
     short = int((lengths < case.policy.horizon).sum())
     if short:
         yield (
-            f"{short} of {len(lengths)} episodes are shorter than the horizon of {case.policy.horizon} frames (the "
-            f"shortest has {lengths.min()}): much of their chunks is padding; lower horizon or remove them"
+            f"{short} of {len(lengths)} episodes are shorter than the horizon of "
+            f"{case.policy.horizon} frames (the shortest has {lengths.min()}): much of their "
+            "chunks is padding; lower horizon or remove these episodes"
         )
 
 
@@ -236,5 +250,5 @@ def _some(names: list[str], most: int = 4) -> str:
 
 
 def _by(size: tuple[int, ...]) -> str:
-    """Height and width, as people write it: width x height."""
+    """(height, width) as "width x height"."""
     return f"{size[1]}x{size[0]}"

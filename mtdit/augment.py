@@ -1,9 +1,7 @@
-"""What chance does to frames before the policy sees them: shifts, brightness, LeRobot's image
-transforms.
+"""Random numbers and random shifts for image augmentation.
 
-Knows pixels and explicit generators: every draw is made for a whole global batch from a seed and a
-step's number, so it does not matter which process or thread makes which part. Refuses to know
-datasets and policies.
+Each draw is made for the whole global batch, from a generator that is seeded by the seed and the
+number of the step, so it does not matter which process or thread makes which part of the batch.
 """
 
 from __future__ import annotations
@@ -19,9 +17,7 @@ Frames = NDArray[np.uint8]
 
 
 def generator(seed: int, step: int, what: str) -> torch.Generator:
-    """A CPU generator for one kind of draw in one step, e.g. "noise"; independent of every other
-    one.
-    """
+    """A CPU generator for one kind of draw in one step, e.g. "noise", independent of all others."""
     state = np.random.SeedSequence((seed, step, zlib.crc32(what.encode()))).generate_state(
         1, np.uint64
     )
@@ -29,15 +25,14 @@ def generator(seed: int, step: int, what: str) -> torch.Generator:
 
 
 def random_offsets(count: int, most: tuple[int, int], draw: torch.Generator) -> Tensor:
-    """(count, 2) int64: down in 0..most[0] and right in 0..most[1], both inclusive."""
+    """(count, 2) int64: down from 0 to most[0], right from 0 to most[1], both inclusive."""
     return torch.stack([torch.randint(0, m + 1, (count,), generator=draw) for m in most], dim=1)
 
 
 def shift(frames: Frames, offsets: Tensor) -> None:
-    """Moves every sample's frames (B, S, H, W, 3) by its own (down, right) px, in place, repeating
-    edge pixels.
+    """Shifts each sample of frames (B, S, H, W, 3) in place by its (down, right) px of `offsets`.
 
-    Source: arXiv 2004.13649, which pads and crops.
+    Edge pixels are repeated. Source: arXiv 2004.13649, which pads and crops.
     """
     for sample, (down, right) in zip(frames, offsets.tolist(), strict=True):
         if down or right:
@@ -47,12 +42,8 @@ def shift(frames: Frames, offsets: Tensor) -> None:
 def _shift(out: Frames, frames: Frames, down: int, right: int) -> None:
     """out[y, x] = frames[y - down, x - right], clamped to the frame; (S, H, W, 3)."""
     height, width = frames.shape[1:3]
-    top, bottom, left, rest = (
-        max(down, 0),
-        height + min(down, 0),
-        max(right, 0),
-        width + min(right, 0),
-    )
+    top, bottom = max(down, 0), height + min(down, 0)
+    left, rest = max(right, 0), width + min(right, 0)
     out[:, top:bottom, left:rest] = frames[
         :, top - down : bottom - down, left - right : rest - right
     ]

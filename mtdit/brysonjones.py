@@ -1,21 +1,22 @@
-"""Policies of github.com/brysonjones/multitask_dit_policy, read as ours.
+"""Reads policies of github.com/brysonjones/multitask_dit_policy.
 
-The network is LeRobot's multi_task_dit; its names and some of its numbers are not:
+The network is LeRobot's multi_task_dit, but names and some numbers differ. Their files on the left,
+ours on the right:
 
-| there | here | |---|---| | config.json in sections, without `type`; horizon 100, absolute
-positions and no RoPE unless it says otherwise | flat | | vision tower of timm: its names, q, k and
-v in one weight | transformers' names | | feature: class token *after* the final norm; exact GELU
-unless the backbone is called quickgelu | the tower's shape | | clip_sample and clip_sample_range
-are never handed to the scheduler | diffusers' own: true, 1.0 | | images normalised by
-dataset_stats.json, never by ImageNet's numbers | the same statistics | | attention of a block is
-`attn` with and without RoPE | `multihead_attn` without | | instructions padded to the longest |
-`tokenizer_padding` |
+- config.json in sections, without `type`; by default horizon 100, absolute positions and no RoPE ->
+  flat.
+- Vision tower of timm: its names, q, k and v in one weight -> transformers' names.
+- Feature: class token *after* the final norm; exact GELU unless the backbone's name contains
+  quickgelu -> stored in the tower's shape.
+- clip_sample and clip_sample_range are never passed to the scheduler -> diffusers' defaults: true,
+  1.0.
+- Images normalised by dataset_stats.json, never by ImageNet's numbers -> the same statistics.
+- Attention of a block is `attn` with and without RoPE -> `multihead_attn` without RoPE.
+- Instructions padded to the longest -> `tokenizer_padding`.
 
-LeRobot has no place for such a vision feature, so these policies can be exported and evaluated, not
-trained further.
-
-Knows that repository's files (utils/configuration.py, utils/utils.py, model/*.py). Refuses to know
-the network.
+LeRobot's format cannot express this vision feature, so these policies can be exported and
+evaluated, but not trained further. Source: utils/configuration.py, utils/utils.py and model/*.py of
+that repository.
 """
 
 from __future__ import annotations
@@ -35,14 +36,11 @@ from mtdit.encoders import VisionShape, vision_shape
 from mtdit_robots.errors import UserError
 
 STATS = "dataset_stats.json"
-FINAL = "final_model"  # beside checkpoint_<step> folders
+FINAL = "final_model"  # next to the checkpoint_<step> folders
 
 _SECTIONS = ("observation_encoder", "transformer", "objective")
-_DEFAULTS = {
-    "horizon": 100,
-    "use_positional_encoding": True,
-    "use_rope": False,
-}  # where they are not LeRobot's
+# Defaults that differ from LeRobot's.
+_DEFAULTS = {"horizon": 100, "use_positional_encoding": True, "use_rope": False}
 _FIXED = {"clip_sample": True, "clip_sample_range": 1.0, "tokenizer_padding": "longest"}
 _TRANSFORMER = {"diffusion_step_embed_dim": "timestep_embed_dim"}
 _VISION = {
@@ -54,16 +52,27 @@ _VISION = {
     "backbone": "vision_encoder_name",
 }
 _TEXT = {"model": "text_encoder_name"}
-_SAMPLING = {"type": "timestep_sampling_strategy", "s": "timestep_sampling_s", "alpha": "timestep_sampling_alpha",
-             "beta": "timestep_sampling_beta"}  # fmt: skip
+_SAMPLING = {
+    "type": "timestep_sampling_strategy",
+    "s": "timestep_sampling_s",
+    "alpha": "timestep_sampling_alpha",
+    "beta": "timestep_sampling_beta",
+}
 
-_WHOLE = {  # timm's name -> transformers'; the first two carry a batch axis of 1 there
+_WHOLE = {  # timm's name -> transformers'; in timm the first two have a batch axis of 1
     "cls_token": "embeddings.class_embedding",
     "pos_embed": "embeddings.position_embedding.weight",
     "patch_embed.proj.weight": "embeddings.patch_embedding.weight",
 }
-_PART = {"norm_pre": "pre_layrnorm", "norm": "post_layernorm", "blocks": "encoder.layers", "norm1": "layer_norm1",
-         "norm2": "layer_norm2", "attn": "self_attn", "proj": "out_proj"}  # fmt: skip
+_PART = {  # one part of a dotted name: timm's -> transformers'
+    "norm_pre": "pre_layrnorm",
+    "norm": "post_layernorm",
+    "blocks": "encoder.layers",
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attn": "self_attn",
+    "proj": "out_proj",
+}
 _TOWER = re.compile(r"(observation_encoder\.vision_encoders?\.(?:\d+\.)?model\.)(.+)")
 _ATTENTION = re.compile(r"(noise_predictor\.transformer_blocks\.\d+\.)attn\.")
 
@@ -78,7 +87,7 @@ def is_config(raw: Any) -> bool:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The policy folders of a run of its trainer, the last first."""
+    """The policy folders of a run of that trainer, the last one first."""
     steps = [p for p in run.glob("checkpoint_*") if p.name.removeprefix("checkpoint_").isdecimal()]
     return [
         run / FINAL,
@@ -87,15 +96,13 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def policy_config(raw: Mapping[str, Any], source: str) -> PolicyConfig:
-    """Its config.json as ours. UserError for another encoder than CLIP's and for what our own files
-    may not say.
-    """
+    """Parsed config.json of that repository -> PolicyConfig. UserError: no CLIP, invalid values."""
     encoder, transformer, objective = (_section(raw, name, source) for name in _SECTIONS)
     vision, text = _section(encoder, "vision", source), _section(encoder, "text", source)
     for kind in (vision.get("type", "clip"), text.get("type", "clip")):
         if kind != "clip":
             raise UserError(
-                f"{source}: an encoder of type {kind!r} is not supported: train with CLIP's"
+                f"{source}: an encoder of type {kind!r} is not supported; train with a CLIP encoder"
             )
     sampling = _section(objective, "timestep_sampling", source)
     values = {
@@ -125,15 +132,15 @@ def _renamed(values: Mapping[str, Any], names: Mapping[str, str], *without: str)
 
 
 def dataset_stats(folder: Path) -> dict[str, dict[str, NDArray[np.float32]]]:
-    """Feature -> statistic -> values. UserError when the file is missing or holds something else."""
+    """Feature -> statistic -> values. UserError when the file is missing or damaged."""
     path = folder / STATS
     if not path.is_file():
         raise UserError(
-            f"{folder} has no {STATS}, so nothing can be normalised; copy the whole checkpoint folder"
+            f"{folder} has no {STATS}, which normalisation needs; copy the whole checkpoint folder"
         )
     raw = read_json(path)
     try:
-        with np.errstate(over="ignore"):  # an infinity is named later
+        with np.errstate(over="ignore"):  # check_stats reports an infinite value
             return {
                 key: {name: np.asarray(v, np.float32) for name, v in stats.items()}
                 for key, stats in raw.items()
@@ -141,22 +148,21 @@ def dataset_stats(folder: Path) -> dict[str, dict[str, NDArray[np.float32]]]:
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         reason = str(error)[:160]
         raise UserError(
-            f"{path} does not hold statistics of features ({reason}); copy the checkpoint again"
+            f"{path} does not contain statistics of features ({reason}); copy the checkpoint again"
         ) from None
 
 
 def tower_shape(config: PolicyConfig, weights: Mapping[str, Tensor]) -> VisionShape:
-    """weights: renamed. timm tells its activations apart by name
-    (timm/models/vision_transformer.py).
+    """The shape of the vision tower, from the renamed weights.
+
+    timm encodes the activation in the name of the model (timm/models/vision_transformer.py).
     """
     activation = "quick_gelu" if "quickgelu" in config.vision_encoder_name else "gelu"
     return replace(vision_shape(weights), hidden_act=activation, class_token_normed=True)
 
 
 def renamed(weights: Mapping[str, Tensor], config: PolicyConfig) -> dict[str, Tensor]:
-    """Its weights under the names of LeRobot's policy. A name that is unknown here stays and is
-    refused by loading.
-    """
+    """The weights under the names of LeRobot's policy. Unknown names stay; loading refuses them."""
     return {
         name: value
         for old, tensor in weights.items()
@@ -169,12 +175,12 @@ def _tensors(name: str, value: Tensor, config: PolicyConfig) -> Iterator[tuple[s
     if tower is not None:
         prefix, own = tower.groups()
         yield from ((f"{prefix}vision_model.{new}", tensor) for new, tensor in _of_timm(own, value))
-    elif not name.endswith(".position_ids"):  # a constant that older transformers saved
+    elif not name.endswith(".position_ids"):  # a constant that older transformers versions saved
         yield name if config.use_rope else _ATTENTION.sub(r"\1multihead_attn.", name), value
 
 
 def _of_timm(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """One weight of timm's vision transformer (D wide) -> transformers' CLIP vision model."""
+    """One weight of timm's vision transformer of width D -> transformers' CLIP vision model."""
     if name in _WHOLE:
         yield (
             _WHOLE[name],

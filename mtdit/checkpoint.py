@@ -1,19 +1,20 @@
-"""Checkpoints on disk, in LeRobot's own layout, so that LeRobot loads ours and we load LeRobot's.
+"""Reads and writes checkpoints in LeRobot's layout: LeRobot loads ours, and we load LeRobot's.
 
     RUN/checkpoints/<step>/pretrained_model/   config.json  model.safetensors  train_config.json
                                                policy_{pre,post}processor.json and the statistics
-                                               they name
-                                               mtdit.json (joints, fps, tasks)  clip/ (CLIP's shape,
-                                               tokenizer)
-    RUN/checkpoints/<step>/training_state/     what resuming needs; LeRobot's is read as well
+                                               files that they name
+                                               mtdit.json (joints, fps, tasks)
+                                               clip/ (CLIP's shape, tokenizer)
+    RUN/checkpoints/<step>/training_state/     the state for resuming; LeRobot's is read as well
     RUN/checkpoints/last -> <step>
 
-Two more are read: a repository of the Hugging Face Hub, and the folders of
-brysonjones/multitask_dit_policy. Knows files. Refuses to know how a policy is trained or run. Every
-checkpoint is written under another name and renamed, so a crash or a full disk leaves the one
-before it intact. Two things LeRobot does not write: mtdit.json, because a LeRobot checkpoint does
-not say which joints it moves, and clip/, so that a checkpoint can be exported without the CLIP it
-started from. LeRobot itself still wants the CLIPs of config.json where their names say.
+Two other sources are read: a repository of the Hugging Face Hub, and the folders of
+brysonjones/multitask_dit_policy.
+
+A checkpoint is written to a temporary folder and renamed, so a crash or a full disk leaves the
+previous one intact. LeRobot does not write mtdit.json and clip/. mtdit.json is needed because a
+LeRobot checkpoint does not store the names of its joints; with clip/ a checkpoint can be exported
+without the CLIP it started from. LeRobot itself still needs the CLIPs that config.json names.
 """
 
 from __future__ import annotations
@@ -64,56 +65,43 @@ from mtdit_runtime.bundle import MOST, from_json
 from mtdit_runtime.normalize import Stats
 
 CONFIG, WEIGHTS, TRAIN_CONFIG = "config.json", "model.safetensors", "train_config.json"
-STEP, OPTIMIZER, LIVE = (
-    "training_step.json",
-    "optimizer_state.safetensors",
-    "live_weights.safetensors",
-)
+STEP, OPTIMIZER = "training_step.json", "optimizer_state.safetensors"
+LIVE = "live_weights.safetensors"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
-PRETRAINED, TRAINING_STATE, CHECKPOINTS, LAST = (
-    "pretrained_model",
-    "training_state",
-    "checkpoints",
-    "last",
-)
+PRETRAINED, TRAINING_STATE = "pretrained_model", "training_state"
+CHECKPOINTS, LAST = "checkpoints", "last"
 PRETRAINED_EMA = "pretrained_model_ema"  # LeRobot's, from 0.6.2 on
 FACTS, CLIP = "mtdit.json", "clip"
-EPS = 1e-8  # LeRobot's, added to the standard deviation
-LARGEST = 1e30  # of a statistic: the difference of two still fits into float32
-NEEDED = {
-    "MIN_MAX": ("min", "max"),
-    "MEAN_STD": ("mean", "std"),
-    "IDENTITY": ("min",),
-}  # mode -> statistics
+EPS = 1e-8  # LeRobot's; it is added to the standard deviation
+LARGEST = 1e30  # of a statistic: the difference of two statistics still fits into float32
+# mode of normalisation -> the statistics it needs
+NEEDED = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std"), "IDENTITY": ("min",)}
 
-DatasetStats = Mapping[
-    str, Mapping[str, NDArray[np.float32]]
-]  # feature -> min, max, mean, std ... -> values
+# feature -> min, max, mean, std ... -> values
+DatasetStats = Mapping[str, Mapping[str, NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What a policy remembers of its demonstrations."""
+    """What a checkpoint stores about its training dataset."""
 
     dataset: str
     fps: int
     joints: tuple[str, ...]  # in the order of state and action, without ".pos"
     tasks: tuple[str, ...]
-    max_speed: tuple[
-        float, ...
-    ]  # units per second, 99.9th percentile of the commanded speed per joint
+    max_speed: tuple[float, ...]  # 99.9th percentile of the commanded speed per joint, units/s
     robot_type: str = ""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened pretrained_model folder. Weights and tokenizer are read when asked for."""
+    """An opened pretrained_model folder. Weights and tokenizer are read when they are needed."""
 
     folder: Path
     config: PolicyConfig
     dataset_stats: DatasetStats
-    facts: DatasetFacts | None  # None for a checkpoint that another program wrote
-    trainable: bool = True  # whether LeRobot's format can hold what a training would make of it
+    facts: DatasetFacts | None  # None for a checkpoint of another program
+    trainable: bool = True  # whether LeRobot's format can store the policy after more training
 
     @property
     def stats_file(self) -> Path:
@@ -131,9 +119,7 @@ class Checkpoint:
         return image_scaling(self.config, self.dataset_stats, camera)
 
     def policy(self, device: str | torch.device = "cpu") -> Policy:
-        """The trained policy, in eval mode. UserError when the weights are missing, broken or
-        another network's.
-        """
+        """The trained policy in eval mode. UserError: weights missing, damaged or not matching."""
         weights = self.weights()
         shape = self.clip_shape(weights)
         check_fit(
@@ -145,28 +131,25 @@ class Checkpoint:
         return policy.to(device).eval()
 
     def weights(self) -> dict[str, Tensor]:
-        """Under LeRobot's names."""
+        """The weights, under LeRobot's names."""
         return read_tensors(self.folder / WEIGHTS)
 
     def clip_shape(self, weights: Mapping[str, Tensor]) -> ClipShape:
         return clip_shapes(self.config, self.folder / CLIP, weights)
 
     def tokenizer(self) -> Any:
-        """CLIP's tokenizer, as transformers has it."""
+        """CLIP's tokenizer, an object of transformers."""
         with self.tokenizer_folder() as folder:
             return load_tokenizer(folder)
 
     @contextmanager
     def tokenizer_folder(self) -> Iterator[Path]:
-        """A folder with tokenizer.json: the checkpoint's, its CLIP's, or one made of the vocabulary
-        all CLIPs share.
+        """A folder with tokenizer.json: the checkpoint's or its CLIP's, else a temporary one with
+        the vocabulary that all CLIPs share.
         """
         named = Path(self.config.text_encoder_name)
-        candidates = (
-            self.folder / CLIP,
-            self.folder / "tokenizer",
-            named,
-        )  # the second is LeRobot's, from 0.6.2 on
+        # "tokenizer" is LeRobot's, from 0.6.2 on
+        candidates = (self.folder / CLIP, self.folder / "tokenizer", named)
         kept = [folder for folder in candidates if os.path.isfile(folder / TOKENIZER)]
         with tempfile.TemporaryDirectory() as scratch:
             if not kept:
@@ -176,9 +159,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class BrysonJonesCheckpoint(Checkpoint):
-    """A folder of that repository's trainer: other names, and a vision feature that LeRobot does
-    not know.
-    """
+    """A policy of brysonjones/multitask_dit_policy; LeRobot does not support its vision feature."""
 
     trainable: bool = False
 
@@ -198,10 +179,10 @@ class BrysonJonesCheckpoint(Checkpoint):
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens what `find_pretrained` finds; UserError when it is no policy of ours, LeRobot's or
-    brysonjones', or broken.
+    """Opens the folder that `find_pretrained` finds, of mtdit, LeRobot or brysonjones.
 
-    All is checked but the weights and the tokenizer, which are when they are read.
+    UserError when it is not such a policy or is damaged. Weights and tokenizer are checked when
+    they are read, everything else now.
     """
     folder = find_pretrained(Path(path))
     raw = read_json(folder / CONFIG)
@@ -216,26 +197,27 @@ def open_checkpoint(path: Path) -> Checkpoint:
         opened = Checkpoint(folder, config, read_stats(normalizer_file(folder)), facts)
     if not config.input_features:
         raise UserError(
-            f"{folder / CONFIG} names no features; copy the checkpoint again, or train one"
+            f"{folder / CONFIG} lists no features; copy the checkpoint again, or train a policy"
         )
     check_stats(opened)
     return opened
 
 
 def open_to_train(path: Path) -> Checkpoint:
-    """An opened checkpoint that a training may start from."""
+    """Opens a checkpoint to start training from. UserError when its policy cannot be trained."""
     checkpoint = open_checkpoint(path)
     if not checkpoint.trainable:
         raise UserError(
-            f"{path} is of brysonjones/multitask_dit_policy, whose image features LeRobot's format cannot express: "
-            "export or evaluate it, or train anew without --init-from"
+            f"{path} is a policy of brysonjones/multitask_dit_policy, whose image features "
+            "LeRobot's format cannot express: export or evaluate it, or train a new policy without "
+            "--init-from"
         )
     return checkpoint
 
 
 def find_pretrained(path: Path) -> Path:
-    """The pretrained_model folder meant by a path to it, to one checkpoint, to a whole run, or by a
-    Hub repo id.
+    """Finds the pretrained_model folder for a path to it, to a checkpoint or to a run, or for a
+    Hub repo id (then downloaded). UserError when there is none.
     """
     inside = (
         path,
@@ -248,7 +230,7 @@ def find_pretrained(path: Path) -> Path:
             return candidate
     if path.is_file():
         raise UserError(
-            f"{path} is a file: give the folder it lies in, {path.parent}, with {CONFIG} beside it"
+            f"{path} is a file: give its folder, {path.parent}, which must also contain {CONFIG}"
         )
     if (path / WEIGHTS).is_file():
         raise UserError(f"{path} has {WEIGHTS} but no {CONFIG}: copy the whole checkpoint folder")
@@ -264,7 +246,7 @@ def _check_config(path: Path) -> None:
 
 
 def last_run(outputs: Path) -> Path:
-    """The run below `outputs` that saved last, ours or LeRobot's; UserError when there is none."""
+    """The run below `outputs`, of mtdit or LeRobot, that saved last. UserError: there is none."""
     depths = ("*", "*/*", "*/*/*")  # train, demo/train, train/<date>/<time>_<job> of lerobot-train
     saved = [
         c
@@ -273,15 +255,13 @@ def last_run(outputs: Path) -> Path:
     ]
     if not saved:
         raise UserError(
-            f"no training run in {outputs}: run `mtdit train` first, or give a checkpoint"
+            f"there is no training run in {outputs}: run `mtdit train` first, or give a checkpoint"
         )
     return max(saved, key=lambda config: config.stat().st_mtime).parents[3]
 
 
 def find_last_checkpoint(run: Path) -> Path:
-    """The newest complete checkpoint of a run, also when the `last` link is lost. UserError when
-    there is none.
-    """
+    """The newest complete checkpoint of a run, even without the `last` link. UserError: none."""
     last = run / CHECKPOINTS / LAST
     if (last / PRETRAINED / CONFIG).is_file():
         return last.resolve()
@@ -291,56 +271,57 @@ def find_last_checkpoint(run: Path) -> Path:
         return max(complete, key=lambda c: int(c.name))
     if not run.exists():
         raise UserError(
-            f"no checkpoint at {run}: the folder does not exist; run `mtdit train` first"
+            f"there is no checkpoint at {run}, because the folder does not exist: check the path, "
+            "or run `mtdit train` first"
         )
     raise UserError(
-        f"no checkpoint in {run}: give a run, a checkpoint or a pretrained_model folder of `mtdit train`"
+        f"there is no checkpoint in {run}: give a run, a checkpoint or a pretrained_model folder "
+        "of `mtdit train`"
     )
 
 
 def load_weights(policy: torch.nn.Module, path: Path) -> None:
-    """Fills a policy from a file."""
+    """Loads a policy's weights from a file. UserError when they do not fit."""
     fill(policy, read_tensors(path), path)
 
 
 def fill(policy: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """With weights that fit. `path` is named to the user."""
+    """Loads weights into a policy. UserError, which names `path`, when they do not fit."""
     check_fit(policy.state_dict(), weights, path)
     policy.load_state_dict(weights)
 
 
 def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
-    """Strictly: every tensor must be there, with its shape, and none may be left over."""
+    """UserError unless `weights` has exactly the names and shapes of `own`."""
     missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
     shapes = [k for k in own if k in weights and own[k].shape != weights[k].shape]
-    if missing or extra or shapes:
-        first = (
-            f"lacks {missing[0]}"
-            if missing
-            else f"has an unknown {extra[0][:100]!r}"
-            if extra
-            else ""
-        )
-        first = (
-            first
-            or f"has {shapes[0]} as {tuple(weights[shapes[0]].shape)}, not {tuple(own[shapes[0]].shape)}"
-        )
-        raise UserError(
-            f"{path} does not fit its config.json: it {first}; use the files of one and the same training"
-        )
+    if missing:
+        problem = f"lacks {missing[0]}"
+    elif extra:
+        problem = f"has the unknown tensor {extra[0][:100]!r}"
+    elif shapes:
+        name = shapes[0]
+        problem = f"has {name} as {tuple(weights[name].shape)}, not {tuple(own[name].shape)}"
+    else:
+        return
+    raise UserError(
+        f"{path} does not match its config.json: it {problem}; use the files of one training"
+    )
 
 
 def check_finite(weights: Mapping[str, Tensor], path: Path) -> None:
     broken = [name for name, value in weights.items() if not value.isfinite().all()]
     if broken:
         raise UserError(
-            f"{path}: {broken[0]} holds NaN or infinite numbers; use an earlier checkpoint or train again"
+            f"{path}: {broken[0]} contains NaN or infinite numbers; use an earlier checkpoint or "
+            "train again"
         )
 
 
 def _outline(config: PolicyConfig, shape: ClipShape, path: Path) -> dict[str, Tensor]:
-    """Names and shapes of a policy's weights, without the memory: a damaged size can ask for more
-    than there is.
+    """Names and shapes of a policy's weights, without memory for their values.
+
+    UserError when a damaged size needs more memory than exists.
     """
     try:
         with torch.device("meta"):
@@ -350,16 +331,18 @@ def _outline(config: PolicyConfig, shape: ClipShape, path: Path) -> dict[str, Te
         reason = (
             str(error)
             if isinstance(error, UserError)
-            else "no memory could hold it; its sizes are damaged"
+            else "its sizes are damaged, it would not fit into any memory"
         )
         raise UserError(
-            f"{path} and the CLIP it names, or that of clip/, make no policy: {reason}"
+            f"cannot build a policy from {path} and the CLIP that it names or that is in clip/: "
+            f"{reason}"
         ) from None
     parts = torch.nn.ModuleDict({"observation_encoder": encoder, "noise_predictor": denoiser})
     return parts.state_dict()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a .safetensors file. UserError when it is missing or damaged."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -372,13 +355,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def normalizer_file(folder: Path) -> Path:
-    """The file of statistics that the preprocessor's normalizer names. UserError: there is none, or
-    not in `folder`.
+    """The file of statistics that the preprocessor's normalizer names.
+
+    UserError when none is named, or when it is not in `folder`.
     """
     path = folder / PREPROCESSOR
     if not path.is_file():
         raise UserError(
-            f"{folder} has no {PREPROCESSOR}, which names the statistics; copy the whole checkpoint folder"
+            f"{folder} has no {PREPROCESSOR}, which names the file of statistics; "
+            "copy the whole checkpoint folder"
         )
     raw = read_json(path)
     steps = raw.get("steps") if isinstance(raw, dict) else None
@@ -390,7 +375,8 @@ def normalizer_file(folder: Path) -> Path:
     ]
     if not names:
         raise UserError(
-            f"{path} names no normalizer statistics; save the policy with its processors"
+            f"{path} does not name the normalizer's file of statistics; "
+            "save the policy together with its processors"
         )
     if (
         not isinstance(names[0], str)
@@ -398,13 +384,14 @@ def normalizer_file(folder: Path) -> Path:
         or not os.path.isfile(folder / names[0])
     ):
         raise UserError(
-            f"{path} names {str(names[0])[:80]!r} as statistics, which is no file in that folder; copy the whole folder"
+            f"{path} names {str(names[0])[:80]!r} as file of statistics, but there is no such file "
+            "in that folder; copy the whole checkpoint folder"
         )
     return folder / names[0]
 
 
 def read_stats(path: Path) -> DatasetStats:
-    """Feature -> statistic -> values, from a normalizer's file."""
+    """Reads a normalizer's file: feature -> statistic -> values."""
     stats: dict[str, dict[str, NDArray[np.float32]]] = {}
     for key, value in read_tensors(path).items():
         feature, _, name = key.rpartition(".")
@@ -413,11 +400,10 @@ def read_stats(path: Path) -> DatasetStats:
 
 
 def check_stats(checkpoint: Checkpoint) -> None:
-    """UserError names the first statistic that normalising takes and cannot take."""
+    """UserError for the first statistic that normalisation needs and that is missing or invalid."""
     config, stats = checkpoint.config, checkpoint.dataset_stats
-    cameras = [
-        key for key in config.image_keys.values() if stats.get(key)
-    ]  # one without is not normalised
+    # a camera without statistics is not normalised
+    cameras = [key for key in config.image_keys.values() if stats.get(key)]
     for key, feature in {**config.input_features, **config.output_features}.items():
         mode = config.normalization_mapping.get(feature.type, "IDENTITY")
         if key in (STATE, ACTION) or (key in cameras and mode != "IDENTITY"):
@@ -425,10 +411,10 @@ def check_stats(checkpoint: Checkpoint) -> None:
 
 
 def need_stats(checkpoint: Checkpoint, key: str, names: Sequence[str]) -> None:
-    """UserError: one of these statistics of a feature is missing, of another size, or of no use."""
+    """UserError when one of these statistics of a feature is missing or invalid."""
     feature = {**checkpoint.config.input_features, **checkpoint.config.output_features}[key]
     known = dict(checkpoint.dataset_stats.get(key, {}))
-    if feature.type == "VISUAL":  # of (3, 1, 1), one number per colour
+    if feature.type == "VISUAL":  # shape (3, 1, 1), one number per colour channel
         known = {name: value.reshape(-1) for name, value in known.items()}
     for name in names:
         wrong = _wrong(name, known, feature.shape[0])
@@ -438,14 +424,14 @@ def need_stats(checkpoint: Checkpoint, key: str, names: Sequence[str]) -> None:
 
 
 def _wrong(name: str, known: Mapping[str, NDArray[np.float32]], count: int) -> str | None:
-    """What is wrong with a feature's statistic, if anything."""
+    """What is wrong with a statistic of a feature of size `count`; None if nothing is."""
     if name not in known:
         return "is missing"
     value = np.atleast_1d(known[name])
     if value.shape != (count,):
-        return f"is of shape {value.shape}, the policy takes {(count,)}"
+        return f"has shape {value.shape}, but the policy needs {(count,)}"
     if not (np.abs(value) < LARGEST).all():
-        return "holds NaN, infinite or absurdly large numbers"
+        return f"contains NaN, infinite numbers or numbers above {LARGEST:g}"
     if (name == "std" and (value < 0).any()) or (
         name == "max" and "min" in known and (value < known["min"]).any()
     ):
@@ -455,23 +441,22 @@ def _wrong(name: str, known: Mapping[str, NDArray[np.float32]], count: int) -> s
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a training goes on from, whether `mtdit train` or LeRobot's trainer left it."""
+    """The state from which training resumes, written by `mtdit train` or by LeRobot's trainer."""
 
     step: int
     adam: Mapping[int, Mapping[str, Tensor]]  # parameter number -> step, exp_avg, exp_avg_sq
-    weights: Mapping[str, Tensor]  # those the optimiser moves, under the names of Policy.state_dict
-    average: Mapping[str, Tensor]  # their moving average, or they themselves where none was kept
-    elapsed_s: float  # trained so far; 0 if not known
+    weights: Mapping[str, Tensor]  # the optimiser's weights, named as in Policy.state_dict
+    average: Mapping[str, Tensor]  # their moving average; the same weights if there is none
+    elapsed_s: float  # training time so far; 0 if not known
     numbers: Mapping[str, Any]  # all of training_step.json: batch_size, num_processes ...
 
 
 def read_training_state(checkpoint: Path) -> TrainingState:
-    """Reads RUN/checkpoints/<step>. UserError when it holds no state, or one that only FSDP can
-    read.
+    """Reads RUN/checkpoints/<step>. UserError when it has no training state, or one of FSDP.
 
-    LeRobot keeps the live weights in pretrained_model (an average, if any, in
-    pretrained_model_ema); we keep the average there and the live weights in training_state.
-    Parameters are numbered alike: the order of `Policy.parameter_groups`.
+    LeRobot stores the live weights in pretrained_model, and an average, if any, in
+    pretrained_model_ema. mtdit stores the average in pretrained_model and the live weights in
+    training_state. Both number the parameters in the order of `Policy.parameter_groups`.
     """
     folder, used = checkpoint / TRAINING_STATE, checkpoint / PRETRAINED / WEIGHTS
     numbers = _read_step(folder / STEP)
@@ -489,37 +474,41 @@ def read_training_state(checkpoint: Path) -> TrainingState:
 def _read_step(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist, so there is no training to resume; start a new one with --init-from"
+            f"{path} does not exist, so this training cannot be resumed; "
+            "start a new one with --init-from"
         )
     numbers = read_json(path)
     if not isinstance(numbers, dict) or type(numbers.get("step")) is not int:
         raise UserError(
-            f"{path} does not say which step it is of; copy the checkpoint again or use an earlier one"
+            f"{path} has no valid 'step'; copy the checkpoint again or use an earlier one"
         )
     return numbers
 
 
 def _by_parameter(flat: Mapping[str, Tensor], path: Path) -> dict[int, dict[str, Tensor]]:
-    """state/<number>/<name> -> number -> name -> values. FSDP writes parameter names for numbers."""
+    """state/<number>/<name> -> number -> name -> values. UserError: names instead of numbers."""
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():
         kind, _, rest = key.partition("/")
         number, _, name = rest.partition("/")
         if kind != "state" or not number.isdecimal():
+            # FSDP writes names of parameters instead of numbers.
             raise UserError(
-                f"{path} is not the state of one Adam (it holds {key!r}); start anew with --init-from"
+                f"{path} is not the state of a single Adam optimiser (it contains {key!r}); "
+                "start a new training with --init-from"
             )
         states.setdefault(int(number), {})[name] = value
     return states
 
 
 def feature_stats(config: PolicyConfig, stats: DatasetStats, key: str) -> Stats:
-    """How one vector feature is normalised."""
+    """The normalisation of one vector feature. UserError when its statistics are missing."""
     feature = config.input_features.get(key) or config.output_features[key]
     mode = config.normalization_mapping.get(feature.type, "IDENTITY")
     if key not in stats:
         raise UserError(
-            f"the statistics lack {key!r}; recompute the dataset's meta/stats.json and train again"
+            f"there are no statistics of {key!r}; recompute the dataset's meta/stats.json and "
+            "train again"
         )
     return Stats.of(mode, stats[key])
 
@@ -540,13 +529,13 @@ def image_scaling(
 
 
 def facts_from_json(raw: Any) -> DatasetFacts:
-    """Raises TypeError, ValueError, OverflowError: the fields or their types are others."""
+    """Parsed mtdit.json -> DatasetFacts. Raises TypeError, ValueError or OverflowError."""
     facts: DatasetFacts = from_json(DatasetFacts, raw, "facts")
     return facts
 
 
 def sane_facts(facts: DatasetFacts) -> DatasetFacts:
-    """The facts. ValueError: no bundle can have such numbers."""
+    """Returns the facts unchanged. ValueError when a bundle could not have such numbers."""
     if not 1 <= facts.fps <= MOST:
         raise ValueError(f"facts.fps is {str(facts.fps)[:20]}")
     if not facts.joints or len(facts.max_speed) != len(facts.joints):
@@ -554,7 +543,7 @@ def sane_facts(facts: DatasetFacts) -> DatasetFacts:
             f"{len(facts.joints)} joints have {len(facts.max_speed)} values of max_speed"
         )
     if not all(0 <= speed < math.inf for speed in facts.max_speed):
-        raise ValueError("facts.max_speed holds NaN, infinite or negative numbers")
+        raise ValueError("facts.max_speed contains NaN, infinite or negative numbers")
     return facts
 
 
@@ -564,7 +553,7 @@ def _read_facts(path: Path) -> DatasetFacts:
     except (TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{path} is not what training writes ({reason}); correct it there, or remove it and export with --dataset"
+            f"{path} is not valid ({reason}); correct it, or delete it and export with --dataset"
         ) from None
 
 
@@ -578,10 +567,10 @@ def save_checkpoint(
     training_state: Mapping[str, Mapping[str, Tensor]],
     training_numbers: Mapping[str, Any],
 ) -> Path:
-    """Writes RUN/checkpoints/<step> and moves `last` to it. Returns the checkpoint's folder.
+    """Writes RUN/checkpoints/<step>, points `last` at it, and returns the checkpoint's folder.
 
-    training_state: file name -> tensors; training_numbers: what training_step.json holds, without
-    the step.
+    training_state: file name -> tensors. training_numbers: the content of training_step.json
+    without the step. UserError when it cannot be written.
     """
     final = run / CHECKPOINTS / f"{step:06d}"
     partial = final.with_name(f".{final.name}.partial")
@@ -598,7 +587,8 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"cannot write {final} ({error}); free some space, the checkpoint before is intact"
+            f"cannot write {final} ({error}); free disk space and resume: the previous checkpoint "
+            "is intact"
         ) from None
     point_at(final, LAST)
     return final
@@ -606,7 +596,7 @@ def save_checkpoint(
 
 @dataclass(frozen=True)
 class PretrainedFiles:
-    """What goes into one pretrained_model folder."""
+    """The content of a pretrained_model folder."""
 
     policy: Policy
     weights: Mapping[str, Tensor]  # the policy's, or their moving average
@@ -617,8 +607,8 @@ class PretrainedFiles:
 
 
 def save_pretrained(folder: Path, files: PretrainedFiles) -> None:
-    """Writes the files that LeRobot's from_pretrained and make_pre_post_processors read, and our
-    two extras.
+    """Writes the files of LeRobot's from_pretrained and make_pre_post_processors, mtdit.json and
+    clip/.
     """
     (folder / CLIP).mkdir(parents=True)
     config = files.policy.config
@@ -643,7 +633,7 @@ def save_pretrained(folder: Path, files: PretrainedFiles) -> None:
 
 
 def preprocessor_steps(config: PolicyConfig) -> list[dict[str, Any]]:
-    """What LeRobot does to an observation before the policy sees it."""
+    """LeRobot's processing of an observation before the policy, for policy_preprocessor.json."""
     tokenizer = {
         "max_length": config.tokenizer_max_length,
         "task_key": "task",
@@ -671,7 +661,7 @@ def preprocessor_steps(config: PolicyConfig) -> list[dict[str, Any]]:
 
 
 def postprocessor_steps(config: PolicyConfig) -> list[dict[str, Any]]:
-    """What LeRobot does to an action before the robot sees it."""
+    """LeRobot's processing of an action after the policy, for policy_postprocessor.json."""
     file = "policy_postprocessor_step_0_unnormalizer_processor"
     return [
         _normalizer("unnormalizer_processor", file, config, config.output_features),
@@ -701,16 +691,14 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _to_disk(folder: Path) -> None:
-    """What is renamed next must be there after a power cut as well."""
+    """Flushes all files to disk, so that the rename cannot outrun them in a power cut."""
     for path in [p for p in folder.rglob("*") if p.is_file()]:
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
 def point_at(checkpoint: Path, name: str) -> None:
-    """Makes the link RUN/checkpoints/<name>, replacing an older one in one step, so that there
-    always is one.
-    """
+    """Creates the link RUN/checkpoints/<name>, or replaces it atomically."""
     fresh = checkpoint.with_name(f".{name}.tmp")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(checkpoint.name)

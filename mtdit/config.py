@@ -1,23 +1,27 @@
-"""What a policy is: a frozen dataclass and the JSON it is kept in.
+"""The policy's configuration: a frozen dataclass, read from and written to LeRobot's config.json.
 
-Knows LeRobot's field names, defaults and rules for `multi_task_dit`
-(lerobot/policies/multi_task_dit/ configuration_multi_task_dit.py). Refuses to know torch: the CLI
-reads this without importing it.
+Field names, defaults and rules are those of LeRobot's `multi_task_dit`
+(lerobot/policies/multi_task_dit/configuration_multi_task_dit.py). This module does not import
+torch, because the CLI reads it at start-up.
 
-`PolicyConfig()` has LeRobot's defaults, because a config.json that lacks a key means LeRobot's
+`PolicyConfig()` has LeRobot's defaults, because a key that config.json lacks means LeRobot's
 default. A new training starts from a preset instead (`PRESETS`), which differs where a LeRobot
-default is a trap. All that differs:
+default is a trap. All differences:
 
-| field | LeRobot | ours | why | |---|---|---|---| | image_resize_shape | None | (240, 240) | with
-the 224 crop alone, 16 % of a 640x480 frame is seen | | noise_scheduler_type | DDPM | DDIM | acts
-alike in a tenth of the network calls | | num_inference_steps | None | 10 | None means all of
-num_train_timesteps | | push_to_hub | True | False | nothing leaves this computer unasked | |
-batch_size | 8 | 64 | the least that LeRobot's guide advises | | steps | 100000 | 30000 | what the
-guide advises to begin with | | ema | False | True | the averaged weights act more steadily | |
-random crop | one offset per batch | one per sample and camera | more variety for the same work |
+| field | LeRobot | ours | why |
+|---|---|---|---|
+| image_resize_shape | None | (240, 240) | else the 224 crop shows 16 % of a 640x480 frame |
+| noise_scheduler_type | DDPM | DDIM | acts alike with a tenth of the network calls |
+| num_inference_steps | None | 10 | None means num_train_timesteps |
+| push_to_hub | True | False | nothing leaves this computer unless the user asks for it |
+| batch_size | 8 | 64 | the smallest batch that LeRobot's guide advises |
+| steps | 100000 | 30000 | what LeRobot's guide advises to begin with |
+| ema | False | True | the averaged weights act more steadily |
+| random crop | one offset per batch | one per sample and camera | more variety, same cost |
 
-Stricter than LeRobot: a crop that does not fit is refused (LeRobot then crops nothing, and CLIP
-fails), and so is what would only fail at the first step. Laxer: cameras may differ in size.
+Stricter than LeRobot: a crop larger than the frame is refused (LeRobot then crops nothing, and
+CLIP fails), and so is everything that would fail at the first step. Laxer: cameras may differ in
+size.
 """
 
 from __future__ import annotations
@@ -49,14 +53,12 @@ SCHEDULERS = (
 FEATURE_TYPES = ("STATE", "VISUAL", "ACTION", "ENV", "REWARD", "LANGUAGE")
 NORMALIZATIONS = ("MIN_MAX", "MEAN_STD", "IDENTITY")
 OPENAI_B16 = "openai/clip-vit-base-patch16"
-MOST_LAYERS, MOST_PIXELS = (
-    1000,
-    1 << 14,
-)  # of a network, of a frame's side: what says more is broken
-MOST_NAME = 100  # bytes of a camera's name, which becomes a file's
+# A file that gives larger numbers is damaged.
+MOST_LAYERS = 1000  # of one network
+MOST_PIXELS = 1 << 14  # per side of a frame
+MOST_NAME = 100  # bytes of a camera name, which becomes part of a file name
 
-# Keys of LeRobot's base class that describe where a policy lives, not what it computes: read and
-# dropped.
+# Keys of LeRobot's base class that say where a policy is stored or published: accepted, ignored.
 _UNUSED_KEYS = frozenset(
     [
         "use_peft",
@@ -73,7 +75,7 @@ _UNUSED_KEYS = frozenset(
 
 @dataclass(frozen=True)
 class Feature:
-    """One input or output: type STATE, VISUAL (shape C, H, W), ACTION or ENV."""
+    """One input or output of the policy; type STATE, VISUAL (shape C, H, W), ACTION or ENV."""
 
     type: str
     shape: tuple[int, ...]
@@ -81,11 +83,13 @@ class Feature:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Everything that fixes the policy's computation. Field names and defaults are LeRobot's."""
+    """Everything that determines what the policy computes, with LeRobot's names and defaults.
 
-    input_features: Mapping[str, Feature] = field(
-        default_factory=dict
-    )  # order of VISUAL entries = camera order
+    UserError names the first field whose value is not valid.
+    """
+
+    # The order of the VISUAL entries is the order of the cameras.
+    input_features: Mapping[str, Feature] = field(default_factory=dict)
     output_features: Mapping[str, Feature] = field(default_factory=dict)
 
     n_obs_steps: int = 2
@@ -93,12 +97,10 @@ class PolicyConfig:
     n_action_steps: int = 24
     objective: str = "diffusion"  # or flow_matching
 
-    noise_scheduler_type: str = "DDPM"  # or DDIM; only sampling differs
+    noise_scheduler_type: str = "DDPM"  # or DDIM; training is the same
     num_train_timesteps: int = 100
-    beta_schedule: str = (
-        "squaredcos_cap_v2"  # beta_start and beta_end are of linear, scaled_linear and sigmoid
-    )
-    beta_start: float = 0.0001
+    beta_schedule: str = "squaredcos_cap_v2"
+    beta_start: float = 0.0001  # beta_start, beta_end: only linear, scaled_linear and sigmoid
     beta_end: float = 0.02
     prediction_type: str = "epsilon"  # or sample
     clip_sample: bool = True
@@ -122,7 +124,7 @@ class PolicyConfig:
     use_rope: bool = True
     rope_base: float = 10000.0
 
-    vision_encoder_name: str = OPENAI_B16  # Hub name or folder; LeRobot wants "clip" in it
+    vision_encoder_name: str = OPENAI_B16  # Hub name or folder; LeRobot requires "clip" in it
     use_separate_rgb_encoder_per_camera: bool = False
     vision_encoder_lr_multiplier: float = 0.1
     image_resize_shape: tuple[int, int] | None = None  # H, W
@@ -163,15 +165,13 @@ class PolicyConfig:
 
     @property
     def cameras(self) -> dict[str, tuple[int, int, int]]:
-        """Camera name -> (H, W, 3), in the order the network sees them."""
+        """Camera name -> (H, W, 3), in the network's order."""
         images = {k: f.shape for k, f in self.input_features.items() if f.type == "VISUAL"}
         return {k.removeprefix(IMAGES): (s[1], s[2], s[0]) for k, s in images.items()}
 
     @property
     def image_keys(self) -> dict[str, str]:
-        """Camera name -> dataset key. LeRobot takes any VISUAL key, so the usual prefix may be
-        absent.
-        """
+        """Camera name -> dataset key. LeRobot accepts VISUAL keys without the usual prefix."""
         return {
             k.removeprefix(IMAGES): k for k, f in self.input_features.items() if f.type == "VISUAL"
         }
@@ -194,15 +194,13 @@ class PolicyConfig:
 
 
 def input_size(config: PolicyConfig, camera: str) -> tuple[int, int]:
-    """Height and width that reach the vision tower, after resize and crop."""
+    """Height and width of a camera's image at the vision tower, after resize and crop."""
     height, width, _ = config.cameras[camera]
     return config.image_crop_shape or config.image_resize_shape or (height, width)
 
 
 def policy_config_from_json(path: Path) -> PolicyConfig:
-    """Reads LeRobot's config.json. UserError when it is missing, broken, of another policy type or
-    invalid.
-    """
+    """Reads LeRobot's config.json. UserError: missing, damaged, invalid or of another policy."""
     raw = read_json(path)
     check_policy_type(raw, str(path))
     return policy_config_from_dict({k: v for k, v in raw.items() if k != "type"}, source=str(path))
@@ -212,28 +210,25 @@ def check_policy_type(raw: Any, source: str) -> None:
     """UserError when parsed JSON is not LeRobot's config.json of a multi_task_dit policy."""
     if not isinstance(raw, dict) or raw.get("type") != "multi_task_dit":
         raise UserError(
-            f"{source} is of {_other_policy(raw)}; mtdit knows only multi_task_dit: train one, `mtdit train`"
+            f"{source} describes {_other_policy(raw)}; mtdit supports only multi_task_dit: "
+            "train such a policy with `mtdit train`"
         )
 
 
 def _other_policy(raw: Any) -> str:
-    """What a config.json that is not ours belongs to."""
+    """What a config.json that is not of multi_task_dit describes."""
     kind = raw.get("type") if isinstance(raw, dict) else None
     if kind == "diffusion":
         return "a Diffusion Policy (ResNet + U-Net, type 'diffusion'), which is not supported yet"
     if kind is None and isinstance(raw, dict) and "model_type" in raw:
-        return f"a model of transformers ({raw['model_type']!r}), no policy"
-    return (
-        "no policy, it names no type"
-        if kind is None
-        else f"a policy of type {kind!r}, which is not supported"
-    )
+        return f"a transformers model ({raw['model_type']!r}), not a policy"
+    if kind is None:
+        return "no policy: it has no 'type'"
+    return f"a policy of type {kind!r}, which is not supported"
 
 
 def policy_config_from_dict(raw: Mapping[str, Any], source: str = "policy options") -> PolicyConfig:
-    """LeRobot's JSON values -> PolicyConfig. UserError names the first key that does not exist or
-    does not fit.
-    """
+    """LeRobot's JSON values -> PolicyConfig. UserError names the first unknown or invalid field."""
     known = {f.name: f for f in fields(PolicyConfig)}
     unknown = sorted(set(raw) - set(known) - _UNUSED_KEYS)
     if unknown:
@@ -245,27 +240,25 @@ def policy_config_from_dict(raw: Mapping[str, Any], source: str = "policy option
     try:
         return PolicyConfig(**{k: _from_json(k, v) for k, v in raw.items() if k in known})
     except UserError as error:
-        raise UserError(
-            f"{source}: {str(error)[:300]}"
-        ) from None  # it may end in a value of any length
+        short = str(error)[:300]  # it may end in a value of any length
+        raise UserError(f"{source}: {short}") from None
 
 
 def policy_config_to_dict(config: PolicyConfig) -> dict[str, Any]:
-    """What LeRobot's config.json holds, `type` first; MultiTaskDiTConfig parses it as it is."""
+    """The content of LeRobot's config.json, `type` first; MultiTaskDiTConfig parses it."""
     values = json.loads(json.dumps(asdict(config)))
     return {"type": "multi_task_dit", **values, "push_to_hub": False, "repo_id": None}
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON whose text can be printed and written again, or a UserError that names the file."""
+    """Parsed JSON whose text can be printed and written again. UserError: missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(
-            value, ensure_ascii=False
-        ).encode()  # half a surrogate pair can be escaped in JSON, but not printed
+        # JSON can escape half a surrogate pair, which cannot be printed.
+        json.dumps(value, ensure_ascii=False).encode()
         return value
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give the folder that holds it") from None
+        raise UserError(f"{path} does not exist; give the folder that contains it") from None
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not valid JSON ({error}); restore it from a backup or train again"
@@ -299,23 +292,20 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def _check_types(config: PolicyConfig) -> None:
-    """The declared kind of every scalar field, so that a typo in a JSON file is named and not
-    stumbled over.
-    """
+    """UserError when a scalar field does not have its declared type."""
     for f in fields(config):
         value, kinds = getattr(config, f.name), _KINDS.get(str(f.type))
         wrong_bool = isinstance(value, bool) and str(f.type) != "bool"
         if kinds is not None and (wrong_bool or not isinstance(value, kinds)):
             raise UserError(f"{f.name} must be {f.type}, got {value!r}")
-        most = (
-            1 << 53 if type(value) is int else sys.float_info.max
-        )  # torch takes no longer integer for a float
+        # torch does not accept a larger integer in place of a float
+        most = 1 << 53 if type(value) is int else sys.float_info.max
         if kinds == (int, float) and not abs(value) <= most:
             raise UserError(f"{f.name} must be a finite number, got {repr(value)[:20]}")
 
 
 def _check_policy(c: PolicyConfig) -> None:
-    """The first rule that does not hold is the one the user reads."""
+    """UserError with the message of the first rule that does not hold."""
     _check_one_of(c)
     for holds, message in (
         *_network_rules(c),
@@ -329,18 +319,18 @@ def _check_policy(c: PolicyConfig) -> None:
     _check_images(c)
 
 
-Rule = tuple[bool, str]  # whether it holds, what to say if not
+Rule = tuple[bool, str]  # whether it holds, the message if not
 
 
 def _network_rules(c: PolicyConfig) -> list[Rule]:
-    """Sizes of the denoiser and of a chunk."""
+    """Sizes of the denoiser and of the action chunk."""
     return [
         *(
             (getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}")
             for n in _POSITIVE_INTS
         ),
         *(
-            (getattr(c, n) <= MOST, f"{n} must be at most {MOST}, no policy has more")
+            (getattr(c, n) <= MOST, f"{n} must be at most {MOST}, got {getattr(c, n)}")
             for n in _POSITIVE_INTS
         ),
         (
@@ -353,8 +343,8 @@ def _network_rules(c: PolicyConfig) -> list[Rule]:
         ),
         (
             c.n_action_steps <= c.horizon - c.n_obs_steps + 1,
-            f"n_action_steps must be at most horizon - n_obs_steps + 1 = {c.horizon - c.n_obs_steps + 1}, "
-            f"got {c.n_action_steps}",
+            "n_action_steps must be at most horizon - n_obs_steps + 1 = "
+            f"{c.horizon - c.n_obs_steps + 1}, got {c.n_action_steps}",
         ),
         (
             c.drop_n_last_frames is not None and c.drop_n_last_frames >= 0,
@@ -366,11 +356,13 @@ def _network_rules(c: PolicyConfig) -> list[Rule]:
         ),
         (
             not c.use_rope or c.hidden_dim // max(c.num_heads, 1) % 2 == 0,
-            f"hidden_dim / num_heads must be even with use_rope, got {c.hidden_dim} / {c.num_heads}",
+            "hidden_dim / num_heads must be even with use_rope, "
+            f"got {c.hidden_dim} / {c.num_heads}",
         ),
         (
             4 <= c.timestep_embed_dim <= MOST and c.timestep_embed_dim % 2 == 0,
-            f"timestep_embed_dim must be even and 4 to {MOST}, got {c.timestep_embed_dim}",
+            f"timestep_embed_dim must be an even number from 4 to {MOST}, "
+            f"got {c.timestep_embed_dim}",
         ),
         (0.0 <= c.dropout < 1.0, f"dropout must be in [0, 1), got {c.dropout}"),
         (c.rope_base > 0, f"rope_base must be positive, got {c.rope_base}"),
@@ -383,16 +375,18 @@ def _sampling_rules(c: PolicyConfig) -> list[Rule]:
         (
             c.beta_schedule in ("squaredcos_cap_v2", "laplace")
             or 0.0 < c.beta_start <= c.beta_end < 1.0,
-            f"beta_start, beta_end must be 0 < start <= end < 1, got {c.beta_start}, {c.beta_end}",
+            "beta_start and beta_end must satisfy 0 < beta_start <= beta_end < 1, "
+            f"got {c.beta_start} and {c.beta_end}",
         ),
         (c.clip_sample_range > 0, f"clip_sample_range must be positive, got {c.clip_sample_range}"),
         (
             1 <= c.inference_steps <= c.num_train_timesteps,
-            f"num_inference_steps must be 1..num_train_timesteps ({c.num_train_timesteps}), got {c.inference_steps}",
+            f"num_inference_steps must be from 1 to num_train_timesteps ({c.num_train_timesteps}), "
+            f"got {c.inference_steps}",
         ),
         (
             0.0 <= c.sigma_min < 1.0,
-            f"sigma_min must be in [0, 1), got {c.sigma_min}; at 1 a sample is all noise",
+            f"sigma_min must be in [0, 1), got {c.sigma_min}; at 1 a sample is only noise",
         ),
         (
             0.0 < c.timestep_sampling_s <= 1.0,
@@ -410,45 +404,63 @@ def _sampling_rules(c: PolicyConfig) -> list[Rule]:
 
 
 def _optimizer_rules(c: PolicyConfig) -> list[Rule]:
-    """Rates and momenta."""
+    """Learning rates, Adam's numbers, warm-up."""
     return [
         (c.optimizer_lr > 0, f"optimizer_lr must be positive, got {c.optimizer_lr}"),
         (c.optimizer_eps > 0, f"optimizer_eps must be positive, got {c.optimizer_eps}"),
-        *((getattr(c, n) >= 0, f"{n} must not be negative, got {getattr(c, n)}")
-          for n in ("optimizer_weight_decay", "vision_encoder_lr_multiplier", "scheduler_warmup_steps")),
+        *(
+            (getattr(c, n) >= 0, f"{n} must not be negative, got {getattr(c, n)}")
+            for n in (
+                "optimizer_weight_decay",
+                "vision_encoder_lr_multiplier",
+                "scheduler_warmup_steps",
+            )
+        ),
         (
             isinstance(c.optimizer_betas, tuple)
             and len(c.optimizer_betas) == 2
             and all(isinstance(b, (int, float)) and 0.0 <= b < 1.0 for b in c.optimizer_betas),
-            f"optimizer_betas must be two numbers in [0, 1), e.g. [0.95, 0.999], got {c.optimizer_betas!r}",
-        ),
-    ]  # fmt: skip
-
-
-def _text_rules(c: PolicyConfig) -> list[Rule]:
-    """The towers' names and the tokenizer."""
-    return [
-        (
-            "clip" in c.vision_encoder_name.lower(),
-            f"vision_encoder_name must be a CLIP model (LeRobot wants 'clip' in it), got {c.vision_encoder_name!r}",
-        ),
-        (
-            "clip" in c.text_encoder_name.lower(),
-            f"text_encoder_name must be a CLIP model (LeRobot wants 'clip' in it), got {c.text_encoder_name!r}",
-        ),
-        (
-            3 <= c.tokenizer_max_length <= 77,
-            f"tokenizer_max_length must be 3..77: start, end, a word between; got {c.tokenizer_max_length}",
-        ),
-        (
-            c.tokenizer_padding_side == "right",
-            "tokenizer_padding_side must be 'right': CLIP pools at the first EOS",
+            "optimizer_betas must be two numbers in [0, 1), e.g. [0.95, 0.999], "
+            f"got {c.optimizer_betas!r}",
         ),
     ]
 
 
-_POSITIVE_INTS = ("n_obs_steps", "horizon", "n_action_steps", "num_train_timesteps", "num_integration_steps",
-                  "hidden_dim", "num_layers", "num_heads")  # fmt: skip
+def _text_rules(c: PolicyConfig) -> list[Rule]:
+    """The names of the CLIP encoders, and the tokenizer."""
+    return [
+        (
+            "clip" in c.vision_encoder_name.lower(),
+            "vision_encoder_name must name a CLIP model (LeRobot requires 'clip' in the name), "
+            f"got {c.vision_encoder_name!r}",
+        ),
+        (
+            "clip" in c.text_encoder_name.lower(),
+            "text_encoder_name must name a CLIP model (LeRobot requires 'clip' in the name), "
+            f"got {c.text_encoder_name!r}",
+        ),
+        (
+            3 <= c.tokenizer_max_length <= 77,
+            "tokenizer_max_length must be from 3 (start token, one word, end token) to 77, "
+            f"got {c.tokenizer_max_length}",
+        ),
+        (
+            c.tokenizer_padding_side == "right",
+            "tokenizer_padding_side must be 'right': CLIP reads its feature at the first EOS",
+        ),
+    ]
+
+
+_POSITIVE_INTS = (
+    "n_obs_steps",
+    "horizon",
+    "n_action_steps",
+    "num_train_timesteps",
+    "num_integration_steps",
+    "hidden_dim",
+    "num_layers",
+    "num_heads",
+)
 _ONE_OF: dict[str, tuple[str, ...]] = {
     "objective": ("diffusion", "flow_matching"),
     "noise_scheduler_type": ("DDPM", "DDIM"),
@@ -467,16 +479,19 @@ def _check_one_of(c: PolicyConfig) -> None:
             raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(c, name)!r}")
     if not isinstance(c.normalization_mapping, Mapping):
         raise UserError(
-            f"normalization_mapping must map feature types to modes, got {c.normalization_mapping!r}"
+            "normalization_mapping must map feature types to modes, "
+            f"got {c.normalization_mapping!r}"
         )
     for kind, mode in c.normalization_mapping.items():
         if kind not in FEATURE_TYPES:
             raise UserError(
-                f"normalization_mapping has an unknown {kind!r}, use {', '.join(FEATURE_TYPES[:3])}"
+                f"normalization_mapping has the unknown feature type {kind!r}; "
+                f"use {', '.join(FEATURE_TYPES[:3])}"
             )
         if mode not in NORMALIZATIONS:
             raise UserError(
-                f"normalization_mapping[{kind!r}] must be one of {', '.join(NORMALIZATIONS)}, got {mode!r}"
+                f"normalization_mapping[{kind!r}] must be one of {', '.join(NORMALIZATIONS)}, "
+                f"got {mode!r}"
             )
 
 
@@ -490,18 +505,19 @@ def _check_images(c: PolicyConfig) -> None:
         )
         if shape is not None and not pair:
             raise UserError(
-                f"{name} must be two positive integers, e.g. [240, 320], or null, got {repr(shape)[:80]}"
+                f"{name} must be two positive integers, e.g. [240, 320], or null, "
+                f"got {repr(shape)[:80]}"
             )
         if shape is not None and max(shape) > MOST_PIXELS:
             raise UserError(
-                f"{name} must be at most {MOST_PIXELS} pixels a side, got {repr(shape)[:80]}"
+                f"{name} must be at most {MOST_PIXELS} pixels per side, got {repr(shape)[:80]}"
             )
     for camera, (height, width, _) in c.cameras.items():
         size, crop = c.image_resize_shape or (height, width), c.image_crop_shape
         if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
             raise UserError(
-                f"image_crop_shape {crop} does not fit into camera {camera!r} of {size}; "
-                "set image_resize_shape at least as large"
+                f"image_crop_shape {crop} is larger than the frames of camera {camera!r}, {size}; "
+                "set image_resize_shape to at least the crop's size"
             )
 
 
@@ -510,17 +526,19 @@ def _check_features(c: PolicyConfig) -> None:
         for key, feature in getattr(c, name).items():
             if feature.type not in FEATURE_TYPES or not all(1 <= n <= MOST for n in feature.shape):
                 raise UserError(
-                    f"{name}[{key!r}] must have a type and sizes of at least 1, got {repr(feature)[:80]}"
+                    f"{name}[{key!r}] must have a known type and sizes from 1 to {MOST}, "
+                    f"got {repr(feature)[:80]}"
                 )
     if not c.input_features and not c.output_features:
-        return  # a config without a dataset yet: `with_features` completes it
+        return  # no dataset yet: `with_features` completes the config
     if STATE not in c.input_features or len(c.input_features[STATE].shape) != 1:
         raise UserError(
-            f"input_features must contain {STATE!r} with one dimension; record joint positions"
+            f"input_features must contain {STATE!r} with a one-dimensional shape; "
+            "record joint positions"
         )
     if ACTION not in c.output_features or len(c.output_features[ACTION].shape) != 1:
         raise UserError(
-            f"output_features must contain {ACTION!r} with one dimension; record actions"
+            f"output_features must contain {ACTION!r} with a one-dimensional shape; record actions"
         )
     _check_cameras(
         {key: feature for key, feature in c.input_features.items() if feature.type == "VISUAL"}
@@ -528,7 +546,7 @@ def _check_features(c: PolicyConfig) -> None:
 
 
 def _check_cameras(features: Mapping[str, Feature]) -> None:
-    """Feature key -> its shape. A camera's name is one of a file and of a tensor, too."""
+    """Checks shapes and names. A camera's name becomes part of file and tensor names."""
     names = [key.removeprefix(IMAGES) for key in features]
     for name, (key, feature) in zip(names, features.items(), strict=True):
         if len(feature.shape) != 3 or feature.shape[0] != 3 or max(feature.shape) > MOST_PIXELS:
@@ -537,29 +555,43 @@ def _check_cameras(features: Mapping[str, Feature]) -> None:
             )
         if not name.isprintable() or "/" in name or not 1 <= len(name.encode()) <= MOST_NAME:
             raise UserError(
-                f"input_features[{key[:80]!r}] names no camera: a name has 1 to {MOST_NAME} bytes, no slash "
-                "and no control character; rename it in the dataset and train again"
+                f"input_features[{key[:80]!r}] is not a valid camera: its name must have 1 to "
+                f"{MOST_NAME} bytes, no slash and no control character; rename it in the dataset "
+                "and train again"
             )
         if names.count(name) > 1:
             raise UserError(
-                f"input_features has camera {name!r} twice, once as {IMAGES + name!r}; drop one of them"
+                f"input_features has camera {name!r} twice, once as {IMAGES + name!r}; "
+                "remove one of them"
             )
 
 
 _SAFE = {"noise_scheduler_type": "DDIM", "num_inference_steps": 10}
 PRESETS: dict[str, dict[str, Any]] = {
-    # LeRobot's network, with the safe differences of the table above. 240 -> 224 keeps 93 % of each
-    # side.
+    # LeRobot's network with the differences of the table above. The crop from 240 to 224 keeps 93 %
+    # of each side.
     "base": {**_SAFE, "image_resize_shape": (240, 240)},
-    # A few million parameters from scratch on 64-pixel frames: tests, CPU demos. The tiny CLIP is
-    # made on the spot.
+    # A few million parameters, trained from scratch on 64-pixel frames: for tests and CPU demos.
+    # Its tiny CLIP is generated, not downloaded.
     "tiny": {
-        **_SAFE, "n_obs_steps": 1, "horizon": 16, "n_action_steps": 8, "drop_n_last_frames": 0,
-        "hidden_dim": 128, "num_layers": 4, "num_heads": 4, "timestep_embed_dim": 64, "dropout": 0.0,
-        "image_resize_shape": (64, 64), "image_crop_shape": (64, 64), "use_separate_rgb_encoder_per_camera": False,
-        "optimizer_lr": 5e-4, "vision_encoder_lr_multiplier": 1.0, "scheduler_warmup_steps": 100,
+        **_SAFE,
+        "n_obs_steps": 1,
+        "horizon": 16,
+        "n_action_steps": 8,
+        "drop_n_last_frames": 0,
+        "hidden_dim": 128,
+        "num_layers": 4,
+        "num_heads": 4,
+        "timestep_embed_dim": 64,
+        "dropout": 0.0,
+        "image_resize_shape": (64, 64),
+        "image_crop_shape": (64, 64),
+        "use_separate_rgb_encoder_per_camera": False,
+        "optimizer_lr": 5e-4,
+        "vision_encoder_lr_multiplier": 1.0,
+        "scheduler_warmup_steps": 100,
     },
-}  # fmt: skip
+}
 
 
 def with_features(
@@ -568,13 +600,15 @@ def with_features(
     inputs: Mapping[str, Feature],
     outputs: Mapping[str, Feature],
 ) -> PolicyConfig:
-    """The preset, changed by `overrides` (JSON values), for a dataset with these features. LeRobot
-    can load it.
+    """The preset, changed by `overrides` (JSON values), for a dataset with these features.
+
+    UserError also for a config that LeRobot could not load.
     """
     merged = {**PRESETS[preset], **overrides}
     config = policy_config_from_dict(merged)
     if config.beta_schedule in DDPM_SCHEDULES and config.noise_scheduler_type != "DDPM":
         raise UserError(
-            f"beta_schedule {config.beta_schedule!r} needs noise_scheduler_type DDPM, so does LeRobot"
+            f"beta_schedule {config.beta_schedule!r} needs noise_scheduler_type DDPM: "
+            "LeRobot's DDIM does not have it"
         )
     return replace(config, input_features=dict(inputs), output_features=dict(outputs))

@@ -1,7 +1,6 @@
-"""curves.png: a training's log as a picture.
+"""Draws curves.png from a training log.
 
-Knows train_log.jsonl and matplotlib. Refuses to know anything else of a training, so that any log
-can be drawn, also of a run that still writes it.
+It reads only train_log.jsonl, so any log can be drawn, also that of a run in progress.
 """
 
 from __future__ import annotations
@@ -24,37 +23,30 @@ Floats = NDArray[np.float64]
 
 
 def curves(log: Path, png: Path) -> None:
-    """Draws the log: loss, held-out loss, learning rate, samples/s, data wait. Nothing to draw,
-    nothing written.
+    """Draws loss, validation loss, learning rate, samples/s and data wait of a log.
 
-    The picture appears whole or not at all. OSError when it cannot be written, ValueError when the
-    log is none.
+    An empty log writes nothing; an incomplete picture is never visible. OSError when the picture
+    cannot be written, ValueError when the file is not a log.
     """
     rows = read_log(log)
     reports = [row for row in rows if "loss" in row]
     validations = [row for row in rows if "val_loss" in row]
     if not reports:
         return
-    logging.getLogger("matplotlib").setLevel(
-        logging.ERROR
-    )  # its first use tells at length about fonts
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no messages about the font cache
     partial = png.with_name(f".{png.name}.partial")
     _figure(reports, validations).savefig(partial, format="png", dpi=110)
     os.replace(partial, png)
 
 
 def read_log(log: Path) -> list[Row]:
-    """The lines as dicts. A last line without its end is being written, or was cut off: it is left
-    out.
-    """
+    """The lines as dicts. A last line without a newline is incomplete and is left out."""
     lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def smoothed(values: Floats, width: float) -> Floats:
-    """Each value's neighbourhood under a bell of this width, as a mean of what is finite there;
-    (N,).
-    """
+    """Values (N,) smoothed with a Gaussian of this width; NaN and infinite values are skipped."""
     reach = np.arange(-math.ceil(3.0 * width), math.ceil(3.0 * width) + 1)
     bell = np.exp(-0.5 * (reach / width) ** 2)
     there = np.isfinite(values)
@@ -82,7 +74,7 @@ def _figure(reports: Sequence[Row], validations: Sequence[Row]) -> Any:
 
 
 def _small(reports: Sequence[Row]) -> Iterable[tuple[str, Floats, str, bool]]:
-    """Title, values, colour, whether they jump about and need smoothing."""
+    """Title, values, colour, and whether the values are noisy and need smoothing."""
     yield "learning rate", _column(reports, "lr"), RATE, False
     yield "samples / s", _column(reports, "samples_per_s"), SPEED, True
     yield "waiting for data, % of the time", 100.0 * _column(reports, "data_wait"), WAIT, True
@@ -109,17 +101,18 @@ def _mark_best(axes: Any, validations: Sequence[Row]) -> None:
     best = [row for row in validations if row.get("best")]
     if best:
         step, loss = best[-1]["step"], best[-1]["val_loss"]
-        axes.plot([step], [loss], marker="*", ms=13, color=HELD_OUT, mec="white", mew=0.8, ls="none", zorder=5,
-                  label=f"best: {loss:.4g} at step {step}")  # fmt: skip
+        label = f"best: {loss:.4g} at step {step}"
+        star = {"marker": "*", "ms": 13, "mec": "white", "mew": 0.8, "ls": "none"}
+        axes.plot([step], [loss], color=HELD_OUT, zorder=5, label=label, **star)
 
 
 def _line(
-    axes: Any, x: Floats, y: Floats, colour: str, jumps: bool, label: str | None = None
+    axes: Any, x: Floats, y: Floats, colour: str, noisy: bool, label: str | None = None
 ) -> None:
-    """The values; where they jump, faintly, and their smoothed course over them."""
+    """Plots the values; noisy ones are faint, with the smoothed curve on top."""
     dot = "o" if len(x) == 1 else None
-    axes.plot(x, y, color=colour, lw=1.0, alpha=FAINT if jumps else 1.0, marker=dot, ms=4)
-    if jumps:
+    axes.plot(x, y, color=colour, lw=1.0, alpha=FAINT if noisy else 1.0, marker=dot, ms=4)
+    if noisy:
         axes.plot(x, smoothed(y, max(0.5, len(y) / 80)), color=colour, lw=1.8, label=label)
 
 
@@ -144,7 +137,7 @@ def _thousands(value: float, _position: float = 0.0) -> str:
 
 
 def _few(axes: Any) -> Any:
-    """Labels between the powers of ten only while few of those are in view."""
+    """A formatter with labels between the powers of ten, if few powers of ten are in view."""
 
     def label(value: float, _position: float = 0.0) -> str:
         low, high = axes.get_ylim()

@@ -1,13 +1,12 @@
-"""From a dataset's arrays to training batches: windows around an instant, normalised tensors, made
-ahead by threads.
+"""Makes training batches from a dataset's arrays: windows, normalised tensors, background threads.
 
-Knows LeRobot's windows (lerobot/datasets/dataset_reader.py): observations at offsets
-1-n_obs_steps..0, actions from 1-n_obs_steps on, clamped to the episode, with the clamped actions
-marked. Refuses to know networks and optimisers.
+The windows are LeRobot's (lerobot/datasets/dataset_reader.py): observations at the offsets
+1-n_obs_steps to 0, actions from 1-n_obs_steps on, clamped to the episode, with the clamped actions
+marked as padding.
 
-Everything random about step n is drawn here, for the whole global batch, from generators seeded by
-(seed, n); a batch is a slice of it. So a resumed run sees the batches it would have seen, however
-many processes share them.
+All random numbers of step n are drawn here for the whole global batch, from generators seeded by
+(seed, n); a process takes its slice. So a resumed run sees the same batches as an uninterrupted
+one, with any number of processes.
 """
 
 from __future__ import annotations
@@ -46,18 +45,17 @@ from mtdit.transforms import ImageTransforms
 from mtdit_robots.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MOST_VALIDATION_ROWS = 1024  # a second or so of a GPU; more would not change the curve
+MOST_VALIDATION_ROWS = 1024  # about a second on a GPU; more would not change the curve
 
 
-# --- what chance decides
-# ------------------------------------------------------------------------------------------
+# --- random draws
 
 
 @dataclass(frozen=True)
 class Chance:
-    """One draw for each sample of a global batch of G; None where nothing is left to chance."""
+    """The random numbers of a global batch of G samples; None where nothing is random."""
 
-    crop: Mapping[str, Tensor] | None = None  # camera -> (G, 2) top, left
+    crop: Mapping[str, Tensor] | None = None  # camera -> (G, 2) top, left in px
     shift: Mapping[str, Tensor] | None = None  # camera -> (G, 2) down, right in px
     brightness: Mapping[str, Tensor] | None = None  # camera -> (G,) factor
     transforms: Mapping[str, Tensor] | None = None  # camera -> (G, U) uniform numbers
@@ -67,16 +65,14 @@ class Chance:
 
 @dataclass(frozen=True)
 class HostBatch:
-    """A batch as a thread makes it: frames still uint8, everything on the CPU, pinned where a GPU
-    will fetch it.
-    """
+    """A batch on the CPU with uint8 frames, as a thread makes it; pinned if the device is a GPU."""
 
     frames: Mapping[str, Tensor]  # camera -> (B, S, H, W, 3) uint8
     state: Tensor  # (B, S, J) normalised
     task: Tensor  # (B,)
     actions: Tensor  # (B, T, A) normalised
     is_pad: Tensor  # (B, T)
-    crop: Mapping[str, Tensor] | None  # camera -> (B, 2); stays on the CPU, where slices are cut
+    crop: Mapping[str, Tensor] | None  # camera -> (B, 2); stays on the CPU
     brightness: Mapping[str, Tensor] | None  # camera -> (B,)
     noise: Tensor | None  # (B * K, T, A)
     time: Tensor | None  # (B * K,)
@@ -88,15 +84,17 @@ class HostBatch:
 
 @dataclass
 class Loader:
-    """Batches of a cache for one policy, on one device. States and actions are normalised once,
-    here.
+    """Makes the batches of a frame cache for one policy on one device.
+
+    States and actions are normalised once, at the start. UserError when the settings do not fit
+    the dataset.
     """
 
     cache: FrameCache
     config: PolicyConfig
     stats: DatasetStats
     text: Tensor  # (tasks, W) pooled text features, on the device
-    batch_size: int  # of one part
+    batch_size: int  # per process and accumulation part
     seed: int
     random_shift_px: int = 0
     random_brightness: float = 0.0
@@ -129,23 +127,23 @@ class Loader:
             side = min(self.cache.frames[camera].shape[1:3])
             if self.random_shift_px >= side:
                 raise UserError(
-                    f"random_shift_px must be below the {side} px of {camera!r}, got {self.random_shift_px}"
+                    f"random_shift_px must be less than the {side} px of camera {camera!r}, "
+                    f"got {self.random_shift_px}"
                 )
 
     def _split(self) -> None:
-        """Which rows are trained on, which are held out, and how often each task comes."""
+        """Sets the training rows, the held-out rows, and how often each task is drawn."""
         tasks = self.cache.info.facts.tasks
         held = held_out_episodes(self.task[self.ends - 1].tolist(), tasks, self.val_split)
         usable = usable_rows(self.ends, self.config.drop_n_last_frames or 0)
         out = np.isin(np.searchsorted(self.ends, usable, side="right"), held)
         self.usable, self.held_out = usable[~out], usable[out]
         if not len(self.usable):
-            raise UserError(
-                "every episode that is not held out is shorter than drop_n_last_frames; lower it"
-            )
+            raise UserError("every training episode is shorter than drop_n_last_frames; lower it")
         if len(held) and not len(self.held_out):
             raise UserError(
-                "every held-out episode is shorter than drop_n_last_frames: lower it, or train without val_split"
+                "every held-out episode is shorter than drop_n_last_frames; lower it, or train "
+                "without val_split"
             )
         present = {
             tasks[t]: self.usable[self.task[self.usable] == t]
@@ -163,29 +161,29 @@ class Loader:
         )
 
     def _crop_room(self, camera: str) -> tuple[int, int]:
-        """How far down and right of the top left corner a crop may lie, px."""
+        """How far the crop may move down and right from the top left corner, in px."""
         height, width = self.config.image_resize_shape or self.config.cameras[camera][:2]
         kept = self.config.image_crop_shape or (height, width)
         return height - kept[0], width - kept[1]
 
-    # training
+    # training batches
 
     def step(self, step: int, part: Part = Part()) -> Batch:  # noqa: B008
-        """This part's batch of training step `step`, on the device."""
+        """The batch of one part of training step `step`, on the device."""
         return self.on_device(self.parts(step, [part])[0])
 
     def rows_of(self, step: int, world: int = 1, parts: int = 1) -> Rows:
-        """The rows of the global batch of step `step`, (batch_size * world * parts,)."""
+        """The rows of step `step`'s global batch, (batch_size * world * parts,)."""
         return self.sampler.step(step, self.batch_size * world * parts)
 
     def parts(self, step: int, parts: Sequence[Part]) -> list[HostBatch]:
-        """Parts of training step `step`, made on the CPU. Any thread may call it."""
+        """Parts of training step `step` on the CPU. Any thread may call it."""
         rows = self.rows_of(step, parts[0].world, parts[0].parts)
         chance = self.chance(step, len(rows))
         return [self._host(rows, p.of(self.batch_size), chance, p.count) for p in parts]
 
     def chance(self, step: int, count: int) -> Chance:
-        """What chance decides about the `count` samples of step `step`."""
+        """The random numbers of the `count` samples of step `step`."""
 
         def draws(what: str, draw: Callable[[str, torch.Generator], Tensor]) -> dict[str, Tensor]:
             source = generator(self.seed, step, what)
@@ -218,13 +216,11 @@ class Loader:
     # one batch
 
     def rows(self, rows: Rows) -> Batch:
-        """The batch around these rows (B,), with nothing left to chance but noise and time, which
-        are not drawn.
-        """
+        """The batch around these rows (B,), without augmentation; noise and time are not drawn."""
         return self.on_device(self._host(rows, slice(0, len(rows)), Chance(), 1))
 
     def _host(self, all_rows: Rows, part: slice, chance: Chance, count: float) -> HostBatch:
-        """The batch around all_rows[part], one of `count` slices of all_rows (G,)."""
+        """The batch around all_rows[part], which is one of `count` slices of all_rows (G,)."""
         c = self.config
         rows = all_rows[part]
         seen, _ = self._window(rows, c.n_obs_steps)
@@ -253,8 +249,9 @@ class Loader:
         return HostBatch(**{n: _pinned(v) for n, v in vars(host).items()}) if self.pinned else host
 
     def _window(self, rows: Rows, length: int) -> tuple[Rows, NDArray[np.bool_]]:
-        """Rows (B, length) from n_obs_steps - 1 before each of `rows` on, kept in its episode, and
-        which had to be.
+        """Rows (B, length) from n_obs_steps - 1 before each row on, clamped to its episode.
+
+        The second array (B, length) is True where a row was clamped.
         """
         wanted = rows[:, None] + np.arange(
             1 - self.config.n_obs_steps, 1 - self.config.n_obs_steps + length
@@ -263,18 +260,14 @@ class Loader:
         return inside, wanted != inside
 
     def _frames(self, camera: str, seen: Rows, chance: Chance, part: slice) -> Tensor:
-        """The frames (B, S, H, W, 3) of these rows (B, S), transformed and shifted as chance has
-        it.
-        """
+        """The frames (B, S, H, W, 3) of these rows (B, S), transformed and shifted at random."""
         source = self.cache.frames[camera]
         buffer = torch.empty(
             (*seen.shape, *source.shape[1:]), dtype=torch.uint8, pin_memory=self.pinned
         )
         frames = buffer.numpy()
         if isinstance(source, np.ndarray):
-            np.take(
-                source, seen, axis=0, out=frames, mode="clip"
-            )  # any other mode would copy twice
+            np.take(source, seen, axis=0, out=frames, mode="clip")  # other modes copy twice
         else:
             frames[...] = source[seen]
         if chance.transforms is not None and self.transforms is not None:
@@ -309,14 +302,13 @@ class Loader:
             valid_actions=host.valid_actions,
         )
 
-    # validation and telling
+    # validation and log lines
 
     def validation(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """This process' share of the held-out batches, always the same; nothing when val_split is
-        0.
+        """This process' share of the held-out batches, the same every time; none if val_split is 0.
 
-        The held-out loss is the mean of the batches' losses weighted by their length, over all
-        processes.
+        The validation loss is the mean of the batches' losses over all processes, weighted by the
+        number of samples.
         """
         if not len(self.held_out):
             return
@@ -329,9 +321,7 @@ class Loader:
             yield self.on_device(self._host(rows, part, chance, len(rows) / (part.stop - first)))
 
     def told(self) -> list[str]:
-        """Lines for the log: how often each task comes, where that was asked for, and what is held
-        out.
-        """
+        """Lines for the console: each task's share if it is weighted, and the held-out episodes."""
         lines = []
         if self.sampler.quotas:
             lines.append(
@@ -346,7 +336,7 @@ class Loader:
         return lines
 
     def where(self, rows: Sequence[int] | Rows, most: int = 8) -> str:
-        """Rows as a person finds them: "episode 3 frame 17, ..."."""
+        """Rows as text: "episode 3 frame 17, ..."."""
         episodes = np.searchsorted(self.ends, rows, side="right")
         named = [
             f"episode {e} frame {r - self.first[r]}" for e, r in zip(episodes, rows, strict=True)
@@ -361,36 +351,34 @@ def normalized_images(
     scale: NDArray[np.float32],
     brightness: Tensor | None = None,
 ) -> Tensor:
-    """uint8 (..., H, W, 3) -> float (..., 3, H, W), channels last in memory: (pixel / 255 - offset)
-    / scale.
+    """uint8 (..., H, W, 3) -> float (..., 3, H, W), (pixel / 255 - offset) / scale.
 
-    brightness (B,): each sample's pixels are multiplied by it first.
+    The memory layout is channels last. brightness (B,) multiplies each sample's pixels first.
     """
     width = frames.shape[-2]
     pixels = frames.to(torch.float32, copy=True, memory_format=torch.contiguous_format).div_(255)
     if brightness is not None:
         pixels.mul_(brightness.view(-1, *(1,) * (frames.dim() - 1)))
-    rows = pixels.flatten(-2)  # (..., H, W * 3): whole rows at once, three at a time would be slow
+    rows = pixels.flatten(-2)  # (..., H, W * 3): whole rows are faster than three values at a time
     offset_, scale_ = (torch.from_numpy(v).to(frames.device).repeat(width) for v in (offset, scale))
     rows.sub_(offset_).div_(scale_)
     return pixels.movedim(-1, -3)
 
 
 def with_imagenet_stats(stats: DatasetStats, image_keys: Sequence[str]) -> DatasetStats:
-    """The statistics with every camera's mean and std replaced by ImageNet's, as LeRobot does by
-    default.
-    """
+    """The statistics with each camera's mean and std replaced by ImageNet's (LeRobot's default)."""
     fixed = {"mean": np.array(IMAGENET_MEAN, np.float32), "std": np.array(IMAGENET_STD, np.float32)}
     shaped = {n: v.reshape(3, 1, 1) for n, v in fixed.items()}
     return {**stats, **{key: {**stats.get(key, {}), **shaped} for key in image_keys}}
 
 
-# --- made ahead
+# --- background threads
 
 
 class Batches:
-    """The batches of one process, step after step, made ahead by threads; a context manager that
-    ends them.
+    """The batches of one process, step after step, made ahead of time by threads.
+
+    Use it as a context manager: leaving it ends the threads.
     """
 
     def __init__(
@@ -403,18 +391,17 @@ class Batches:
         workers: int = 2,
     ) -> None:
         self.loader, self.parts = loader, [Part(rank, world, i, parts) for i in range(parts)]
-        self.wait_s = 0.0  # that `next` has waited for threads so far
+        self.wait_s = 0.0  # time that `next` has waited for the threads so far
         self.copying = torch.cuda.Stream(loader.device) if loader.device.type == "cuda" else None
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
         self.steps = count(first_step)
-        self.ahead: deque[Future[list[Any]]] = (
-            deque()
-        )  # of HostBatch where a GPU fetches them, else of Batch
+        # Each result is a list of HostBatch if the device is a GPU, else of Batch.
+        self.ahead: deque[Future[list[Any]]] = deque()
         for _ in range(workers + 1):
             self._start_one()
 
     def next(self) -> list[Batch]:
-        """The parts of the next step, on the device. What goes wrong in a thread is raised here."""
+        """The parts of the next step, on the device. An error in a thread is raised here."""
         began = time.perf_counter()
         made = self.ahead.popleft().result()
         self.wait_s += time.perf_counter() - began
@@ -422,7 +409,7 @@ class Batches:
         return made if self.copying is None else self._fetched(made, self.copying)
 
     def close(self) -> None:
-        """Ends the threads; each finishes at most the batch it is at."""
+        """Ends the threads; each one finishes at most its current batch."""
         self.pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Batches:
@@ -446,9 +433,7 @@ class Batches:
         )
 
     def _fetched(self, made: list[HostBatch], copying: torch.cuda.Stream) -> list[Batch]:
-        """Copies on a stream of their own, so that they overlap with the step before, which the GPU
-        is still at.
-        """
+        """Copies to the GPU on a separate stream, so that it overlaps with the previous step."""
         with torch.cuda.stream(copying):
             batches = [self.loader.on_device(host) for host in made]
         computing = torch.cuda.current_stream(self.loader.device)
@@ -459,7 +444,7 @@ class Batches:
 
 
 def _pinned(value: Any) -> Any:
-    """The same value in memory that a GPU can fetch by itself, where it is a tensor or holds some."""
+    """A tensor, or a mapping of tensors, in pinned memory; other values unchanged."""
     if isinstance(value, Mapping):
         return {key: _pinned(v) for key, v in value.items()}
     return value.pin_memory() if isinstance(value, Tensor) else value

@@ -1,9 +1,9 @@
 """Reads a LeRobotDataset v3 folder: metadata, states, actions and decoded frames.
 
-Knows the format on disk (meta/, data/*.parquet, videos/*.mp4). Refuses to know policies, windows
-and batches. Decodes each video once from front to back, which is far cheaper than seeking frame by
-frame. Source of the format: lerobot/datasets/{dataset_metadata,dataset_reader,video_utils}.py,
-codebase_version v3.0.
+The files are meta/, data/*.parquet and videos/*.mp4. Each video is decoded once from front to
+back, which is far cheaper than seeking to single frames. Source of the format:
+lerobot/datasets/{dataset_metadata,dataset_reader,video_utils}.py, codebase_version v3.0. Windows
+and batches are made in `mtdit.data`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from mtdit.config import ACTION, IMAGES, STATE, Feature, read_json
 from mtdit_robots.errors import UserError
 
 INFO, STATS = "meta/info.json", "meta/stats.json"
-# where LeRobot puts them
+# LeRobot's default for video_path in meta/info.json
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """An opened dataset: everything but the frames is in memory. Rows are global frame numbers,
-    sorted by episode.
+    """An opened dataset: everything except the frames is in memory.
+
+    A row is a frame of the whole dataset; rows are sorted by episode.
     """
 
     root: Path
@@ -45,15 +46,13 @@ class Dataset:
     action: NDArray[np.float32]  # (N, A)
     task: NDArray[np.int64]  # (N,) index into tasks
     episode_ends: NDArray[np.int64]  # (E,) exclusive
-    stats: Mapping[
-        str, Mapping[str, NDArray[np.float32]]
-    ]  # meta/stats.json, or computed when that is missing
+    stats: Mapping[str, Mapping[str, NDArray[np.float32]]]  # meta/stats.json, else computed
     info: Mapping[str, Any]
     episodes: pa.Table
 
     @property
     def features(self) -> tuple[dict[str, Feature], dict[str, Feature]]:
-        """Input and output features as LeRobot's policy config names them."""
+        """Input and output features as in LeRobot's policy config."""
         images = {
             self.image_keys[c]: Feature("VISUAL", (s[2], s[0], s[1]))
             for c, s in self.cameras.items()
@@ -64,7 +63,7 @@ class Dataset:
 
     @property
     def max_speed(self) -> tuple[float, ...]:
-        """Units per second, 99.9th percentile of the commanded speed of each joint."""
+        """99.9th percentile of each joint's commanded speed, in units per second."""
         steps = np.abs(np.diff(self.action, axis=0)) * self.fps
         inside = np.delete(steps, self.episode_ends[:-1] - 1, axis=0)
         return (
@@ -74,25 +73,28 @@ class Dataset:
         )
 
     def frames(self, camera: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Every (row, frame (H, W, 3) RGB) of a camera, each row once. UserError when a video ends
-        early.
-        """
+        """Every (row, frame (H, W, 3) RGB) of a camera. UserError when a video lacks frames."""
         key = self.image_keys[camera]
         return _video_frames(self, key) if is_video(self, key) else _png_frames(self, key)
 
 
 def find_dataset(name: str) -> Path:
-    """The folder of a dataset given as a folder or a Hub repo id. UserError says why it is none."""
+    """The folder of a dataset that is given as a folder or as a Hub repo id (then downloaded).
+
+    UserError says why there is no dataset.
+    """
     folder = Path(name).expanduser()
     if (folder / INFO).is_file():
         return folder
     if folder.is_dir():
         raise UserError(
-            f"{folder} is not a LeRobotDataset: it has no {INFO}; give the folder that contains meta/"
+            f"{folder} is not a LeRobotDataset: it has no {INFO}; "
+            "give the folder that contains meta/"
         )
     if folder.is_absolute() or name.count("/") != 1 or name.startswith("."):
         raise UserError(
-            f"no dataset at {folder}; record one with `mtdit simulate --out {folder}` or check the path"
+            f"there is no dataset at {folder}; check the path, or record one with "
+            f"`mtdit simulate --out {folder}`"
         )
     return _from_hub(name)
 
@@ -111,12 +113,13 @@ def _from_hub(repo_id: str) -> Path:
             str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         )
         raise UserError(
-            f"no dataset {repo_id!r}: neither a folder nor on the Hub ({reason})"
+            f"there is no dataset {repo_id!r}, neither as a folder nor on the Hub ({reason}); "
+            "check the name"
         ) from None
 
 
 def open_dataset(name: str) -> Dataset:
-    """Opens a LeRobotDataset v3. UserError names what is missing or broken."""
+    """Opens a LeRobotDataset v3. UserError says what is missing or damaged."""
     root = find_dataset(name)
     info = read_json(root / INFO)
     _check_info(root, info)
@@ -150,7 +153,8 @@ def _check_info(root: Path, info: Any) -> None:
     version = str(info.get("codebase_version", "?")) if isinstance(info, dict) else "?"
     if not version.startswith("v3."):
         raise UserError(
-            f"{root} is a dataset of version {version}, v3.x is needed; convert it with LeRobot's script"
+            f"{root} is a LeRobotDataset of version {version}, but mtdit needs v3.x; "
+            "convert it with LeRobot's script"
         )
     if not isinstance(info.get("features"), dict):
         raise UserError(f"{root}/{INFO} lists no features; copy the dataset again")
@@ -174,13 +178,13 @@ def _image_shape(root: Path, key: str, feature: Mapping[str, Any]) -> tuple[int,
         shape = [*shape[1:], shape[0]]
     if len(shape) != 3 or shape[2] != 3:
         raise UserError(
-            f"{root}: camera {key!r} has shape {feature['shape']}, RGB (H, W, 3) is needed"
+            f"{root}: camera {key!r} has shape {feature['shape']}, but mtdit needs RGB (H, W, 3)"
         )
     return int(shape[0]), int(shape[1]), 3
 
 
 def _listed_names(feature: Mapping[str, Any]) -> list[Any]:
-    """Dimension names; LeRobot writes a list, older recordings a dict with one list in it."""
+    """Dimension names: a list, or in older recordings a dict that contains one list."""
     names = feature.get("names")
     if isinstance(names, dict):
         names = next(iter(names.values()), None)
@@ -193,7 +197,7 @@ def _names(feature: Mapping[str, Any], count: int) -> tuple[str, ...]:
 
 
 def _rows_of(episodes: pa.Table) -> int | None:
-    """How many rows the finished episodes have; None where their table does not say."""
+    """The number of rows in finished episodes; None where the table of episodes lacks it."""
     return (
         max(episodes["dataset_to_index"].to_pylist(), default=0)
         if "dataset_to_index" in episodes.column_names
@@ -202,8 +206,9 @@ def _rows_of(episodes: pa.Table) -> int | None:
 
 
 def _read_rows(root: Path, n_rows: int | None) -> dict[str, NDArray[Any]]:
-    """The columns training needs, sorted by row number. What a killed recorder left behind the last
-    episode is cut.
+    """The columns that training needs, sorted by row.
+
+    Rows after the last finished episode, left by a killed recorder, are dropped.
     """
     wanted = [STATE, ACTION, "timestamp", "index", "episode_index", "task_index"]
     table = _read_table(root, "data", "frames", wanted).slice(0, n_rows)
@@ -213,7 +218,7 @@ def _read_rows(root: Path, n_rows: int | None) -> dict[str, NDArray[Any]]:
 
 
 def data_files(root: Path, folder: str = "data") -> list[Path]:
-    """The parquet files of a dataset's folder, in the order of their rows."""
+    """The parquet files of a folder of the dataset, in the order of their rows."""
     return sorted((root / folder).glob("chunk-*/file-*.parquet"))
 
 
@@ -221,14 +226,16 @@ def _read_table(root: Path, folder: str, what: str, columns: list[str] | None = 
     files = data_files(root, folder)
     if not files:
         raise UserError(
-            f"{root} has no {what}: {folder}/chunk-000/file-000.parquet is missing; copy the whole dataset"
+            f"{root} has no {what}: {folder}/chunk-000/file-000.parquet is missing; "
+            "copy the whole dataset"
         )
     tables = [_read_parquet(file, columns) for file in files]
     for file, table in zip(files, tables, strict=True):
         missing = [c for c in columns or [] if c not in table.column_names]
         if missing:
             raise UserError(
-                f"{file} has no column {missing[0]!r}; the dataset and its meta/info.json do not match"
+                f"{file} has no column {missing[0]!r}, so the dataset does not match its "
+                "meta/info.json; copy the dataset again"
             )
     joined = pa.concat_tables(tables, promote_options="permissive")
     return joined.sort_by("index") if columns else joined
@@ -243,19 +250,19 @@ def _read_parquet(file: Path, columns: list[str] | None) -> pa.Table:
 
 
 def _to_numpy(root: Path, name: str, column: pa.ChunkedArray) -> NDArray[Any]:
-    """(N,) or, for a column of lists, (N, D). UserError when lists differ in length or values are
-    missing.
-    """
+    """A column as (N,), a column of lists as (N, D). UserError: lengths differ, values missing."""
     if column.null_count:
         raise UserError(
-            f"{root}: column {name!r} lacks {column.null_count} values; copy the dataset again"
+            f"{root}: {column.null_count} values are missing in column {name!r}; "
+            "copy the dataset again"
         )
     if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)):
         return column.to_numpy()
     lengths = np.unique(pc.list_value_length(column).to_numpy())
     if len(lengths) != 1:
         raise UserError(
-            f"{root}: {name!r} has {lengths[0]} numbers in one frame, {lengths[-1]} in another; re-record"
+            f"{root}: {name!r} has {lengths[0]} numbers in one frame and {lengths[-1]} in another; "
+            "record the dataset again"
         )
     return pc.list_flatten(column).to_numpy().reshape(len(column), -1)
 
@@ -267,34 +274,36 @@ def _check_rows(
     episodes: pa.Table,
     fps: int,
 ) -> None:
-    """UserError when the frames, the episodes, the tasks and fps do not go together."""
+    """UserError when the frames, the episodes, the tasks and fps contradict each other."""
     index, episode = columns["index"], columns["episode_index"]
     if not np.array_equal(index, np.arange(len(index))):
         gap = int(np.argmax(index != np.arange(len(index))))
-        raise UserError(f"{root}/data: row {gap} is missing or there twice; copy the dataset again")
+        raise UserError(f"{root}/data: row {gap} is missing or duplicated; copy the dataset again")
     ends = [*(np.flatnonzero(np.diff(episode)) + 1).tolist(), len(index)]
-    said = (
+    listed = (
         episodes["dataset_to_index"].to_pylist()
         if "dataset_to_index" in episodes.column_names
         else ends
     )
-    if ends != said:
+    if ends != listed:
         raise UserError(
-            f"{root}: data has {len(ends)} episodes and {len(index)} frames, meta/episodes says {len(said)} and "
-            f"{max(said, default=0)}; copy the dataset again, or finish its recording"
+            f"{root}: data/ has {len(ends)} episodes and {len(index)} frames, but meta/episodes "
+            f"lists {len(listed)} and {max(listed, default=0)}; copy the dataset again, or finish "
+            "its recording"
         )
     used = int(columns["task_index"].max())
     if used >= len(tasks) or columns["task_index"].min() < 0:
         raise UserError(
-            f"{root}/data uses task {used}, meta/tasks.parquet has {len(tasks)}; copy the dataset again"
+            f"{root}/data uses task number {used}, but meta/tasks.parquet has {len(tasks)} tasks; "
+            "copy the dataset again"
         )
     times = np.delete(
         np.diff(columns["timestamp"].reshape(-1).astype(np.float64)), np.array(ends[:-1], int) - 1
     )
     if len(times) and abs(np.median(times) * fps - 1) > 0.01:
         raise UserError(
-            f"{root}/{INFO} says fps {fps}, the frames are {np.median(times):.4g} s apart, "
-            f"i.e. {1 / max(np.median(times), 1e-9):.4g} fps; set the right one there"
+            f"{root}/{INFO} says fps {fps}, but the frames are {np.median(times):.4g} s apart "
+            f"({1 / max(np.median(times), 1e-9):.4g} fps); correct fps in that file"
         )
 
 
@@ -304,19 +313,21 @@ def _vectors(
     values = columns[key].astype(np.float32).reshape(len(columns[key]), -1)  # (N, D)
     if list(feature.get("shape", ())) != [values.shape[1]]:
         raise UserError(
-            f"{root}: {key} has {values.shape[1]} numbers per frame, {INFO} says shape {feature.get('shape')}; "
-            "copy the dataset again"
+            f"{root}: {key} has {values.shape[1]} numbers per frame, but {INFO} says shape "
+            f"{feature.get('shape')}; copy the dataset again"
         )
     names = _listed_names(feature)
     if names and len(names) != values.shape[1]:
         raise UserError(
-            f"{root}/{INFO}: {key} has {values.shape[1]} dimensions but {len(names)} names; correct them"
+            f"{root}/{INFO}: {key} has {values.shape[1]} dimensions but {len(names)} names; "
+            "correct the names"
         )
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
         episode = columns["episode_index"][bad[0]]
         raise UserError(
-            f"{root}: {key} of frame {bad[0]} (episode {episode}) is not a finite number; remove that episode"
+            f"{root}: {key} is not finite in frame {bad[0]} (episode {episode}); "
+            "remove that episode"
         )
     return values
 
@@ -336,7 +347,7 @@ def _tasks(root: Path) -> tuple[str, ...]:
 def _stats(
     root: Path, state: NDArray[np.float32], action: NDArray[np.float32]
 ) -> dict[str, dict[str, NDArray[np.float32]]]:
-    """meta/stats.json as arrays; what it lacks of state and action is computed from the rows."""
+    """meta/stats.json as arrays; missing statistics of state and action are computed."""
     raw = read_json(root / STATS) if (root / STATS).is_file() else {}
     try:
         stats = {
@@ -345,7 +356,7 @@ def _stats(
         }
     except (AttributeError, TypeError, ValueError):
         raise UserError(
-            f"{root / STATS} is not a table of statistics; remove it and they are computed"
+            f"{root / STATS} does not hold statistics; delete it, and mtdit computes them"
         ) from None
     for key, rows in ((STATE, state), (ACTION, action)):
         known = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
@@ -353,11 +364,13 @@ def _stats(
         if stats[key]["min"].shape != rows.shape[1:]:
             shape = stats[key]["min"].shape
             raise UserError(
-                f"{root}: statistics of {key} have shape {shape}, the rows {rows.shape[1:]}; recompute them"
+                f"{root}: the statistics of {key} have shape {shape}, but its frames have "
+                f"{rows.shape[1:]}; delete {STATS}, and mtdit computes them"
             )
         if not all(np.isfinite(stats[key][name]).all() for name in known):
             raise UserError(
-                f"{root}: statistics of {key} are not finite; remove {STATS} and they are computed"
+                f"{root}: the statistics of {key} are not finite; delete {STATS}, and mtdit "
+                "computes them"
             )
     return stats
 
@@ -366,13 +379,14 @@ def _stats(
 
 
 def is_video(dataset: Dataset, key: str) -> bool:
-    """Whether a camera is kept as video, not as PNGs in the data files."""
+    """Whether a camera is stored as video; otherwise its PNGs are in the data files."""
     return dataset.info["features"][key]["dtype"] == "video"
 
 
 def video_places(dataset: Dataset, key: str) -> dict[str, dict[int, int]]:
-    """Video (relative to the root) -> its frame number -> row. UserError when the table of episodes
-    does not say.
+    """Video path (relative to the root) -> frame number in the video -> row.
+
+    UserError when meta/episodes lacks the columns that say so.
     """
     columns = ["dataset_from_index", "length"]
     columns += [f"videos/{key}/{n}" for n in ("chunk_index", "file_index", "from_timestamp")]
@@ -390,7 +404,8 @@ def video_places(dataset: Dataset, key: str) -> dict[str, dict[int, int]]:
             path = pattern.format(video_key=key, chunk_index=chunk, file_index=file)
         except (KeyError, IndexError, ValueError, AttributeError):
             raise UserError(
-                f"{dataset.root}/{INFO}: video_path {pattern!r} is no pattern of LeRobot's"
+                f"{dataset.root}/{INFO}: video_path {pattern!r} is not a valid pattern; "
+                f"LeRobot's is {VIDEO_PATH!r}"
             ) from None
         first = round(start * dataset.fps)
         places.setdefault(path, {}).update({first + i: row + i for i in range(length)})
@@ -403,7 +418,7 @@ def _video_frames(dataset: Dataset, key: str) -> Iterator[tuple[int, NDArray[np.
 
 
 def _decode(path: Path, rows: dict[int, int], fps: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Frame numbers come from the time stamps, so a dropped frame is noticed and not shifted over."""
+    """Frame numbers come from the time stamps, so a dropped frame is noticed."""
     import av
 
     left = dict(rows)
@@ -417,7 +432,8 @@ def _decode(path: Path, rows: dict[int, int], fps: int) -> Iterator[tuple[int, N
         raise UserError(f"{path} cannot be decoded ({error}); copy the dataset again") from None
     if left:
         raise UserError(
-            f"{path} lacks {len(left)} of {len(rows)} frames (first: {min(left)}); copy the dataset again"
+            f"{path} lacks {len(left)} of {len(rows)} frames (first: {min(left)}); "
+            "copy the dataset again"
         )
 
 
@@ -432,12 +448,12 @@ def _png_frames(dataset: Dataset, key: str) -> Iterator[tuple[int, NDArray[np.ui
 
 
 def picture(file: Path, image: Any) -> NDArray[np.uint8]:
-    """A picture of a parquet file, {"bytes": PNG}, as (H, W, 3). UserError when it is broken."""
+    """An image of a parquet file, {"bytes": PNG}, as (H, W, 3). UserError when it is damaged."""
     from PIL import Image
 
     try:
         return np.array(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
     except (OSError, TypeError, KeyError, ValueError) as error:
         raise UserError(
-            f"{file} holds a picture that cannot be decoded ({error}); copy the dataset again"
+            f"{file} contains an image that cannot be decoded ({error}); copy the dataset again"
         ) from None

@@ -1,10 +1,9 @@
-"""The denoiser: a transformer over action chunks, steered by one conditioning vector through
-AdaLN-Zero.
+"""The denoiser: a transformer over action chunks, conditioned by one vector through AdaLN-Zero.
 
-Knows tensors of actions, time and conditioning. Refuses to know what the conditioning is made of,
-which objective trains it and how it is sampled. Parameter names and shapes are those of LeRobot's
-`noise_predictor` (lerobot/policies/multi_task_dit/modeling_multi_task_dit.py); after Peebles and
-Xie, arXiv 2212.09748.
+Parameter names and shapes are those of LeRobot's `noise_predictor`
+(lerobot/policies/multi_task_dit/modeling_multi_task_dit.py); the design is by Peebles and Xie,
+arXiv 2212.09748. The conditioning comes from `mtdit.encoders`; training loss and sampling are in
+`mtdit.objectives`.
 
 B batch, T horizon, D hidden, A action dim, C conditioning, E time embedding.
 """
@@ -35,9 +34,7 @@ class Denoiser(nn.Module):
         )
         self.input_proj = nn.Linear(config.action_dim, hidden)
         if config.use_positional_encoding:
-            self.pos_embedding = nn.Parameter(
-                torch.randn(1, config.horizon, hidden) * 0.02
-            )  # (1, T, D)
+            self.pos_embedding = nn.Parameter(0.02 * torch.randn(1, config.horizon, hidden))
         self.transformer_blocks = nn.ModuleList(
             Block(config, time_dim + conditioning_dim) for _ in range(config.num_layers)
         )
@@ -61,9 +58,7 @@ class Denoiser(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the conditioning; the gates start at
-    zero.
-    """
+    """Attention and MLP, shifted, scaled and gated by the conditioning; gates start at zero."""
 
     def __init__(self, config: PolicyConfig, condition_dim: int) -> None:
         super().__init__()
@@ -99,7 +94,7 @@ class Block(nn.Module):
 
 
 class RopeAttention(nn.Module):
-    """Bidirectional self-attention; queries and keys are rotated by their position."""
+    """Bidirectional self-attention with rotary position embedding of queries and keys."""
 
     def __init__(self, hidden: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -119,8 +114,9 @@ class RopeAttention(nn.Module):
 
 
 class SinusoidalTime(nn.Module):
-    """Time (B,) -> [sin, cos] at dim/2 geometric frequencies from 1 to 1/10000. Time is a step
-    number or 0..1.
+    """Time (B,) -> [sin, cos] (B, E) at E/2 geometric frequencies from 1 to 1/10000.
+
+    Time is a diffusion timestep, or a number from 0 to 1 for flow matching.
     """
 
     frequencies: Tensor  # (E / 2,)
@@ -137,8 +133,9 @@ class SinusoidalTime(nn.Module):
 
 
 def rope_tables(steps: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin (steps, head_dim) in the rotate-half layout: both halves hold the same angles
-    (arXiv 2104.09864).
+    """cos and sin (steps, head_dim) in the rotate-half layout (arXiv 2104.09864).
+
+    Both halves of a row hold the same angles.
     """
     inverse = 1.0 / base ** (torch.arange(0, head_dim, 2).float() / head_dim)
     angles = torch.outer(torch.arange(steps).float(), inverse).repeat(1, 2)
@@ -146,6 +143,6 @@ def rope_tables(steps: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates (..., T, head dim) by its position; the tables are (T, head dim)."""
+    """Rotates x (..., T, head dim) by position; the tables are (T, head dim)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)

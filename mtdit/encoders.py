@@ -1,17 +1,15 @@
-"""CLIP's two towers and what the policy makes of them: one conditioning vector per observation
-history.
+"""CLIP's vision and text encoders ("towers"), and the observation encoder built from them.
 
-Knows images, token ids, joint states and the shape of a CLIP. Refuses to know actions, objectives
-and files, except for `clip_shapes` and `load_clip`, which look a CLIP up by Hub name or local
-folder.
+The observation encoder turns images, token ids and joint states into one conditioning vector.
+`clip_shapes` and `load_clip` find a CLIP's sizes and weights by Hub name or folder.
 
-Parameter names, and their order, are those of transformers' CLIPVisionModel and CLIPTextModel
-inside LeRobot's `observation_encoder`, so optimiser states match by number. Vision: the class token
-of the last layer, *before* post_layernorm unless the shape says after. Text: frozen, pooled at the
-first EOS, projected.
+Parameter names and their order are those of transformers' CLIPVisionModel and CLIPTextModel inside
+LeRobot's `observation_encoder`, so that optimiser states match by number. The vision feature is the
+class token of the last layer *before* post_layernorm, unless the shape says after. The text tower
+is frozen; its feature is read at the first EOS and projected.
 
-B batch, S observation steps, N cameras, D vision width, W text width, P projected text (=
-hidden_dim).
+B batch, S observation steps, N cameras, D vision width, W text width, P projected text width
+(= hidden_dim).
 """
 
 from __future__ import annotations
@@ -36,12 +34,11 @@ from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle import MOST, from_json
 
 # --- the shape of a CLIP
-# ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class VisionShape:
-    """Names and defaults of transformers' CLIPVisionConfig."""
+    """Sizes of a vision tower; names and defaults are those of transformers' CLIPVisionConfig."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -51,12 +48,12 @@ class VisionShape:
     layer_norm_eps: float = 1e-5
     image_size: int = 224
     patch_size: int = 32
-    class_token_normed: bool = False  # ours: whether the feature is read after post_layernorm
+    class_token_normed: bool = False  # ours: the feature is read after post_layernorm
 
 
 @dataclass(frozen=True)
 class TextShape:
-    """Names and defaults of transformers' CLIPTextConfig."""
+    """Sizes of a text tower; names and defaults are those of transformers' CLIPTextConfig."""
 
     hidden_size: int = 512
     intermediate_size: int = 2048
@@ -71,24 +68,23 @@ class TextShape:
 
 @dataclass(frozen=True)
 class ClipShape:
-    """Enough to build both towers without their weights."""
+    """The sizes of both towers, enough to build them without weights."""
 
     vision: VisionShape = field(default_factory=VisionShape)
     text: TextShape = field(default_factory=TextShape)
 
     def to_json(self) -> dict[str, Any]:
-        """A config.json that transformers' CLIPConfig reads."""
+        """The content of a config.json for transformers' CLIPConfig."""
         parts = {"vision_config": asdict(self.vision), "text_config": asdict(self.text)}
         return {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": 64, **parts}
 
 
 TOKENIZER = "tokenizer.json"
-LEGACY_EOS = 2  # of OpenAI's own configs
-VISION, TEXT = ".vision_model.", ".text_model."  # what the names of a tower's weights contain
+LEGACY_EOS = 2  # eos_token_id in OpenAI's own configs
+VISION, TEXT = ".vision_model.", ".text_model."  # part of the names of a tower's weights
 _VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}  # OpenCLIP's H, g and G
-_OF_OPENAI = re.compile(
-    r"(openai/|[./~].*/)?clip-vit-(base|large)-patch\d\d(-336)?"
-)  # or a copy of the same name
+# OpenAI's CLIPs, or a local copy with the same folder name
+_OF_OPENAI = re.compile(r"(openai/|[./~].*/)?clip-vit-(base|large)-patch\d\d(-336)?")
 _OPENAI_TEXT = TextShape(eos_token_id=LEGACY_EOS)
 _OPENAI: dict[str, ClipShape] = {
     OPENAI_B16: ClipShape(VisionShape(patch_size=16), _OPENAI_TEXT),
@@ -103,11 +99,11 @@ _OPENAI: dict[str, ClipShape] = {
 def clip_shapes(
     config: PolicyConfig, beside: Path | None = None, weights: Mapping[str, Tensor] | None = None
 ) -> ClipShape:
-    """The shape of the towers a config names; `beside` (a folder with config.json) wins over the
-    names.
+    """The shape of the towers that a config names.
 
-    weights: a trained policy's. They tell the shape of one of OpenAI's CLIPs, so that none has to
-    be looked up; for another CLIP they leave open how many heads it has and what activates it.
+    beside: a folder whose config.json, if it exists, is used instead of the names. weights: those
+    of a trained policy. They are enough for one of OpenAI's CLIPs, so that it need not be looked
+    up; for another CLIP they do not give the number of heads and the activation.
     """
     vision, text = (
         shape_of(name, beside, weights)
@@ -121,9 +117,8 @@ def shape_of(
 ) -> ClipShape:
     """The shape of the CLIP with this Hub name or folder; see `clip_shapes`."""
     for folder in (beside, Path(name)):
-        if folder is not None and os.path.isfile(
-            folder / "config.json"
-        ):  # a name that is no path is no error
+        # os.path.isfile also accepts a name that is not a valid path
+        if folder is not None and os.path.isfile(folder / "config.json"):
             return _shape_from_json(folder / "config.json")
     if name in _OPENAI:
         return _OPENAI[name]
@@ -131,58 +126,61 @@ def shape_of(
         return ClipShape(vision_shape(weights), text_shape(weights))
     try:
         return _shape_from_json(Hub().file(name, "config.json"))
-    except (OSError, ValueError) as error:  # huggingface_hub's are of these
+    except (OSError, ValueError) as error:  # huggingface_hub's errors are subclasses of these
         raise _no_clip(name, error, beside) from None
 
 
 def vision_shape(weights: Mapping[str, Tensor]) -> VisionShape:
-    """What the shapes of a policy's weights tell of its vision towers, the rest as in OpenAI's
-    CLIPs.
+    """The shape of the vision towers, from the weights of a policy; the rest as in OpenAI's CLIPs.
 
-    UserError when they are no CLIP's. A policy without cameras has no tower: any shape does.
+    UserError when the weights are not those of a CLIP. A policy without cameras has no vision
+    tower; the default shape is returned.
     """
     tower = _tower(weights, VISION)
     if not tower:
         return VisionShape()
-    width, _, patch, _ = _sizes(
-        tower, "vision", "embeddings.patch_embedding.weight", 4
-    )  # (D, 3, patch, patch)
-    places, _ = _sizes(
-        tower, "vision", "embeddings.position_embedding.weight", 2
-    )  # of patches and the class token
+    # (D, 3, patch, patch)
+    width, _, patch, _ = _sizes(tower, "vision", "embeddings.patch_embedding.weight", 4)
+    # one position for each patch and one for the class token
+    places, _ = _sizes(tower, "vision", "embeddings.position_embedding.weight", 2)
     (inner,) = _sizes(tower, "vision", "encoder.layers.0.mlp.fc1.bias", 1)
     heads, side = _heads(width, _VISION_HEADS), patch * math.isqrt(places - 1)
     return VisionShape(width, inner, _layers(tower), heads, image_size=side, patch_size=patch)
 
 
 def text_shape(weights: Mapping[str, Tensor]) -> TextShape:
-    """What the shapes of a policy's weights tell of its text tower. UserError when they are no
-    CLIP's.
-    """
+    """The shape of the text tower, from the weights of a policy. UserError: not those of a CLIP."""
     tower = _tower(weights, TEXT)
     vocabulary, width = _sizes(tower, "text", "embeddings.token_embedding.weight", 2)
     longest, _ = _sizes(tower, "text", "embeddings.position_embedding.weight", 2)
     (inner,) = _sizes(tower, "text", "encoder.layers.0.mlp.fc1.bias", 1)
     return TextShape(
-        width, inner, _layers(tower), _heads(width), vocab_size=vocabulary, max_position_embeddings=longest,
+        width,
+        inner,
+        _layers(tower),
+        _heads(width),
+        vocab_size=vocabulary,
+        max_position_embeddings=longest,
         eos_token_id=LEGACY_EOS,
-    )  # fmt: skip
+    )
 
 
 def _tower(weights: Mapping[str, Tensor], marker: str) -> dict[str, Tensor]:
-    """The weights whose names contain `marker`, by what follows it. Cameras with towers of their
-    own are alike.
+    """The weights whose names contain `marker`, under the rest of the name.
+
+    If each camera has its own tower, the last one is used: all have the same shape.
     """
     return {name.partition(marker)[2]: value for name, value in weights.items() if marker in name}
 
 
 def _sizes(tower: Mapping[str, Tensor], kind: str, name: str, axes: int) -> tuple[int, ...]:
-    """The shape of a weight that every CLIP has. UserError: it is not there, or has other axes."""
+    """The shape of a weight that every CLIP has. UserError: missing, or wrong number of axes."""
     found = tuple(tower[name].shape) if name in tower else ()
     if len(found) != axes or 0 in found:
-        what = f"{name} is of shape {found}" if name in tower else f"{name} is missing"
+        what = f"{name} has shape {found}" if name in tower else f"{name} is missing"
         raise UserError(
-            f"the weights hold no CLIP {kind} tower ({what}); only CLIP's is supported: train with one"
+            f"the weights do not contain a CLIP {kind} tower ({what}); mtdit supports only CLIP: "
+            "train a policy with a CLIP"
         )
     return found
 
@@ -194,11 +192,12 @@ def _layers(tower: Mapping[str, Tensor]) -> int:
 
 
 def _heads(width: int, known: Mapping[int, int] | None = None) -> int:
-    """64 wide in every CLIP but the `known`, all of which are multiples of 64."""
+    """The number of heads: a head has width 64 in every CLIP except the `known` ones."""
     if width % 64:
         raise UserError(
-            f"the weights hold a CLIP tower {width} wide, which is no multiple of a head's 64, as 768 and 1024 are: "
-            "put that CLIP's own config.json beside them, as clip/config.json, or train with one of OpenAI's"
+            f"the weights contain a CLIP tower of width {width}, which is not a multiple of the "
+            "head width 64: put that CLIP's config.json next to them as clip/config.json, or train "
+            "with one of OpenAI's CLIPs"
         )
     return (known or {}).get(width, width // 64)
 
@@ -207,11 +206,11 @@ Shape = TypeVar("Shape", VisionShape, TextShape)
 
 
 def _shape_from_json(path: Path) -> ClipShape:
-    """Of a CLIP's config.json, whose other keys do not matter here. UserError: it is none."""
+    """Reads the shape from a CLIP's config.json. UserError when the file does not describe one."""
     raw = read_json(path)
     try:
         if not isinstance(raw, dict):
-            raise TypeError("it holds no settings")
+            raise TypeError("it is not a JSON object")
         vision = _part(VisionShape, raw.get("vision_config", {}), "vision_config")
         return ClipShape(vision, _part(TextShape, raw.get("text_config", {}), "text_config"))
     except (TypeError, ValueError, OverflowError) as error:
@@ -221,16 +220,17 @@ def _shape_from_json(path: Path) -> ClipShape:
         ) from None
 
 
-_LIMITS = {
-    "num_hidden_layers": (1, MOST_LAYERS),
-    "eos_token_id": (0, MOST),
-}  # of other numbers: (1, MOST)
+# Lowest and highest value; of all other numbers (1, MOST).
+_LIMITS = {"num_hidden_layers": (1, MOST_LAYERS), "eos_token_id": (0, MOST)}
 
 
 def _part(kind: type[Shape], values: Any, where: str) -> Shape:
-    """One tower's settings, the rest as in `kind`. Raises TypeError, ValueError, OverflowError."""
+    """The shape of one tower, with the defaults of `kind`.
+
+    Raises TypeError, ValueError or OverflowError for invalid values.
+    """
     if not isinstance(values, dict):
-        raise TypeError(f"{where} is no JSON object")
+        raise TypeError(f"{where} is not a JSON object")
     own = {f.name: values[f.name] for f in fields(kind) if f.name in values}
     shape: Shape = from_json(kind, {**asdict(kind()), **own}, where)
     for name, value in asdict(shape).items():
@@ -244,10 +244,13 @@ def _part(kind: type[Shape], values: Any, where: str) -> Shape:
 
 
 def _no_clip(name: str, error: Exception, beside: Path | None = None) -> UserError:
-    fix = "give a local folder with a CLIP, or a Hub name while online"
+    fix = "give a folder with a CLIP, or a Hub name while online"
     if beside is not None:
-        fix = f"put that CLIP's config.json at {beside / 'config.json'}: weights do not tell heads and activation"
-    return UserError(f"no CLIP called {name!r} ({_gist(error)}); {fix}")
+        fix = (
+            f"copy that CLIP's config.json to {beside / 'config.json'}: the weights alone do not "
+            "give the number of heads and the activation"
+        )
+    return UserError(f"cannot load the CLIP {name!r} ({_gist(error)}); {fix}")
 
 
 def _gist(error: Exception) -> str:
@@ -258,7 +261,7 @@ def _gist(error: Exception) -> str:
 # --- the towers
 
 
-QUICK = 1.702  # quick_gelu's slope
+QUICK = 1.702  # slope of quick_gelu
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -276,12 +279,11 @@ class Attention(nn.Module):
             nn.Linear(width, width) for _ in range(4)
         )
 
-    def forward(self, x: Tensor, asking: Tensor) -> Tensor:
-        """Tokens (B, L, W) and those of them whose answer is wanted (B, Q, W) -> (B, Q, W)."""
-        q, k, v = self.q_proj(asking), self.k_proj(x), self.v_proj(x)
-        q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v)
-        )  # (B, heads, L, head dim)
+    def forward(self, x: Tensor, queries: Tensor) -> Tensor:
+        """Tokens (B, L, W), and the tokens whose output is needed (B, Q, W) -> (B, Q, W)."""
+        q, k, v = self.q_proj(queries), self.k_proj(x), self.v_proj(x)
+        # each (B, heads, L, head dim)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
@@ -291,7 +293,8 @@ class Mlp(nn.Module):
         super().__init__()
         if activation not in _ACTIVATIONS:
             raise UserError(
-                f"CLIP activation {activation!r} is not supported; use one of {', '.join(_ACTIVATIONS)}"
+                f"the CLIP activation {activation!r} is not supported; use a CLIP with "
+                f"{' or '.join(_ACTIVATIONS)}"
             )
         self.activation = _ACTIVATIONS[activation]
         self.fc1 = nn.Linear(width, inner)
@@ -300,8 +303,8 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.activation is not quick_gelu:
             return self.fc2(self.activation(self.fc1(x)))
-        # quick_gelu(h) = silu(a h) / a: with `a` in the weights, which are fewer than activations,
-        # one kernel is left
+        # quick_gelu(h) = silu(a h) / a. Scaling the weights by `a` is cheaper than scaling the
+        # activations, and leaves one kernel.
         up = F.silu(F.linear(x, QUICK * self.fc1.weight, QUICK * self.fc1.bias))
         return F.linear(up, self.fc2.weight / QUICK, self.fc2.bias)
 
@@ -316,7 +319,7 @@ class Layer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
-        """Tokens (B, L, W) -> the first `wanted` of them, all if None."""
+        """Tokens (B, L, W) -> the first `wanted` output tokens, all if None."""
         normed = self.layer_norm1(x)
         x = x[:, :wanted] + self.self_attn(normed, normed[:, :wanted])
         return x + self.mlp(self.layer_norm2(x))
@@ -328,8 +331,9 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(Layer(shape, causal) for _ in range(shape.num_hidden_layers))
 
     def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
-        """Only the last layer can be spared the work for tokens nobody wants; the others need all
-        of them.
+        """Tokens (B, L, W) -> the first `wanted` output tokens, all if None.
+
+        Only the last layer can skip the others; the layers before it need all tokens.
         """
         for layer in self.layers[:-1]:
             x = layer(x)
@@ -351,20 +355,18 @@ class PatchEmbeddings(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Normalised images (B, 3, size, size) -> class token (B, D), before post_layernorm unless the
-    shape says after.
+    """Normalised images (B, 3, size, size) -> class token (B, D).
+
+    The token is read before post_layernorm, or after it if `shape.class_token_normed`.
     """
 
     def __init__(self, shape: VisionShape) -> None:
         super().__init__()
         self.embeddings = PatchEmbeddings(shape)
-        self.pre_layrnorm = nn.LayerNorm(
-            shape.hidden_size, eps=shape.layer_norm_eps
-        )  # CLIP's own spelling
+        width, eps = shape.hidden_size, shape.layer_norm_eps
+        self.pre_layrnorm = nn.LayerNorm(width, eps=eps)  # transformers' spelling
         self.encoder = Stack(shape, causal=False)
-        self.post_layernorm = nn.LayerNorm(
-            shape.hidden_size, eps=shape.layer_norm_eps
-        )  # LeRobot keeps it unused
+        self.post_layernorm = nn.LayerNorm(width, eps=eps)  # LeRobot has it, but does not use it
         self.normed = shape.class_token_normed
 
     def forward(self, images: Tensor) -> Tensor:
@@ -385,8 +387,9 @@ class TokenEmbeddings(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids (B, L) -> feature at the first EOS (B, W). Causal, so what follows the EOS does not
-    matter.
+    """Token ids (B, L) -> feature at the first EOS (B, W).
+
+    Attention is causal, so the tokens after the EOS have no influence.
     """
 
     def __init__(self, shape: TextShape) -> None:
@@ -403,12 +406,11 @@ class TextTower(nn.Module):
         return x[torch.arange(x.shape[0], device=x.device), end]
 
 
-# --- what the policy makes of them
-# --------------------------------------------------------------------------------
+# --- the observation encoder
 
 
 class VisionEncoder(nn.Module):
-    """The vision tower under the name LeRobot gives it."""
+    """The vision tower, under LeRobot's parameter names."""
 
     def __init__(self, shape: VisionShape) -> None:
         super().__init__()
@@ -419,7 +421,7 @@ class VisionEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Frozen text tower and the learned projection of its feature."""
+    """The frozen text tower and the learned projection of its feature."""
 
     def __init__(self, shape: TextShape, projected: int) -> None:
         super().__init__()
@@ -436,9 +438,7 @@ class TextEncoder(nn.Module):
 
 
 class ObservationEncoder(nn.Module):
-    """Images, state and pooled text -> conditioning (B, S * (state + N * D + P)), oldest step
-    first.
-    """
+    """Images, state and pooled text -> conditioning (B, S * (J + N * D + P)), oldest step first."""
 
     def __init__(self, config: PolicyConfig, shape: ClipShape) -> None:
         super().__init__()
@@ -458,18 +458,16 @@ class ObservationEncoder(nn.Module):
     def features(
         self, images: Mapping[str, Tensor], crop: Mapping[str, Tensor] | None = None
     ) -> Tensor | None:
-        """Camera -> normalised frames (B, S, 3, H, W), any size; returns (B, S, N * D), None
-        without cameras.
+        """Camera -> normalised frames (B, S, 3, H, W) of any size; returns (B, S, N * D).
 
-        crop: camera -> (B, 2) top and left of each sample's crop, for training; by default it is in
-        the middle.
+        None without cameras. crop: camera -> (B, 2) top and left of each sample's crop, for
+        training; by default the crop is in the centre.
         """
         if not self.cameras:
             return None
         places = crop or {}
-        ready = [
-            self.prepare(images[c], places.get(c)) for c in self.cameras
-        ]  # N times (B, S, 3, size, size)
+        # N times (B, S, 3, size, size)
+        ready = [self.prepare(images[c], places.get(c)) for c in self.cameras]
         batch, steps = ready[0].shape[:2]
         if self.config.use_separate_rgb_encoder_per_camera:
             tokens = [e(x.flatten(0, 1)) for e, x in zip(self.vision_encoders, ready, strict=True)]
@@ -478,7 +476,7 @@ class ObservationEncoder(nn.Module):
         return self.vision_encoder(stacked.flatten(0, 2)).reshape(batch, steps, -1)
 
     def prepare(self, images: Tensor, crop_at: Tensor | None = None) -> Tensor:
-        """Resize, then crop: at `crop_at` (B, 2), else in the middle."""
+        """Resizes, then crops: at `crop_at` (B, 2), else in the centre."""
         size, crop = self.config.image_resize_shape, self.config.image_crop_shape
         if size is not None:
             batch = images.flatten(0, 1)
@@ -493,33 +491,32 @@ class ObservationEncoder(nn.Module):
         )
 
     def forward(self, state: Tensor, features: Tensor | None, pooled_text: Tensor) -> Tensor:
-        """State (B, S, J) normalised, features (B, S, N * D), pooled text (B, W) -> conditioning
-        (B, C).
-        """
-        text = (
-            self.text_encoder(pooled_text).unsqueeze(1).expand(-1, state.shape[1], -1)
-        )  # (B, S, P)
+        """Normalised state (B, S, J), features (B, S, N * D), pooled text (B, W) -> (B, C)."""
+        projected = self.text_encoder(pooled_text)  # (B, P)
+        text = projected.unsqueeze(1).expand(-1, state.shape[1], -1)  # (B, S, P)
         parts = [state, text] if features is None else [state, features, text]
         return torch.cat(parts, dim=-1).flatten(1)
 
 
 def cropped(images: Tensor, size: tuple[int, int], at: Tensor) -> Tensor:
-    """Images (B, S, 3, H, W) cut to `size` at each sample's own (top, left), (B, 2); the same for
-    its steps.
-    """
+    """Images (B, S, 3, H, W) cropped to `size`; `at` (B, 2) is each sample's (top, left)."""
     height, width = size
     windows = zip(images, at.tolist(), strict=True)
     return torch.stack([x[..., t : t + height, s : s + width] for x, (t, s) in windows])
 
 
 def check_image_sizes(config: PolicyConfig, shape: VisionShape) -> None:
-    """CLIP's position table has one row per patch, so every camera must arrive at its native size."""
+    """UserError when a camera's images do not have CLIP's native size after resize and crop.
+
+    CLIP's table of positions has one row per patch, so it accepts no other size.
+    """
     for camera in config.cameras:
         size = input_size(config, camera)
         if size != (shape.image_size, shape.image_size):
             raise UserError(
-                f"camera {camera!r} reaches the vision tower as {size[0]}x{size[1]}, but it wants "
-                f"{shape.image_size}x{shape.image_size}; set image_resize_shape and image_crop_shape accordingly"
+                f"camera {camera!r} has {size[0]}x{size[1]} pixels after resize and crop, but the "
+                f"vision tower needs {shape.image_size}x{shape.image_size}; set image_resize_shape "
+                "and image_crop_shape to that size"
             )
 
 
@@ -527,9 +524,7 @@ def check_image_sizes(config: PolicyConfig, shape: VisionShape) -> None:
 
 
 def load_clip(encoder: ObservationEncoder) -> None:
-    """Fills the towers with the weights of the CLIPs the config names. UserError when one cannot be
-    had.
-    """
+    """Loads the weights of the CLIPs that the config names. UserError when one cannot be loaded."""
     towers = [module for module in encoder.modules() if isinstance(module, VisionEncoder)]
     if towers:
         weights = _pretrained("CLIPVisionModel", encoder.config.vision_encoder_name)
@@ -543,7 +538,7 @@ def _pretrained(kind: str, name: str) -> dict[str, Tensor]:
     import transformers
 
     before = transformers.logging.get_verbosity()
-    # a whole CLIP holds the other tower too; that is no news
+    # No warning about the weights of the other tower, which a whole CLIP contains too.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
@@ -556,22 +551,23 @@ def _pretrained(kind: str, name: str) -> dict[str, Tensor]:
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    """CLIP's tokenizer by Hub name or folder. UserError when there is none."""
+    """CLIP's tokenizer, by Hub name or folder. UserError when it cannot be loaded."""
     from transformers import CLIPTokenizer
 
     try:
         return CLIPTokenizer.from_pretrained(str(name))
-    except Exception as error:  # of any kind, when a file is damaged
+    except Exception as error:  # a damaged file can raise anything
         if os.path.isfile(Path(name) / TOKENIZER):
             reason = f"{type(error).__name__}: {_gist(error)}"
             raise UserError(
-                f"{name} holds no tokenizer of CLIP ({reason}); copy all its tokenizer files again"
+                f"{name} does not contain a valid CLIP tokenizer ({reason}); "
+                "copy its tokenizer files again"
             ) from None
         raise _no_clip(str(name), error) from None
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """OSError when it cannot be written; the tokenizers library says so with a bare Exception."""
+    """Writes the tokenizer's files. OSError instead of the bare Exception of `tokenizers`."""
     try:
         tokenizer.save_pretrained(str(folder))
     except Exception as error:
@@ -581,16 +577,17 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def tokenize(tokenizer: Any, texts: list[str], config: PolicyConfig) -> Tensor:
-    """Texts -> ids (len(texts), tokenizer_max_length) int64, padded on the right as LeRobot does.
+    """Texts -> ids (len(texts), tokenizer_max_length) int64, padded on the right like LeRobot's.
 
-    UserError for a text that is too long when the config forbids to cut it.
+    UserError for a text that is too long if `tokenizer_truncation` is false.
     """
     for text in texts if not config.tokenizer_truncation else ():
         count = len(tokenizer(text)["input_ids"])
         if count > config.tokenizer_max_length:
             raise UserError(
-                f"{text[:40]!r} has {count} tokens, tokenizer_max_length is {config.tokenizer_max_length}; "
-                "shorten the instruction or set tokenizer_truncation true"
+                f"{text[:40]!r} has {count} tokens, but tokenizer_max_length is "
+                f"{config.tokenizer_max_length}; shorten the instruction or set "
+                "tokenizer_truncation to true"
             )
     tokens = tokenizer(
         texts,

@@ -1,13 +1,12 @@
-"""The training loop. `fit` is to be read top to bottom.
+"""The training loop, `fit`.
 
-Knows the order of things within a step. Refuses to know how batches are made (mtdit.data), what the
-loss is (mtdit.policy), how weights move (mtdit.optim), what is written down (mtdit.journal) and
-kept (mtdit.keeping).
+Batches are made in mtdit.data, the loss in mtdit.policy; the optimiser is in mtdit.optim, the log
+in mtdit.journal, checkpoints in mtdit.keeping.
 
-Step n depends on the weights before it, the seed and n alone: what chance decides comes with its
-batch, and dropout from a generator seeded for the step. A resumed run therefore gives the losses of
-an uninterrupted one, and without dropout it does not matter how many processes and parts share the
-samples of a step.
+Step n depends only on the weights before it, the seed and n: random numbers come with the batch,
+and dropout from a generator that is seeded for the step. So a resumed run has the losses of an
+uninterrupted one. Without dropout the result does not depend on how many processes and
+accumulation parts share the samples of a step.
 """
 
 from __future__ import annotations
@@ -42,8 +41,9 @@ def fit(
     stop: Stop,
     reporter: Reporter,
 ) -> Path:
-    """Trains from the learner's step to the last one, and returns the folder of the checkpoint it
-    ends with.
+    """Trains from the learner's step to the last step; returns the folder of the last checkpoint.
+
+    It ends earlier when max_minutes are over, or on SIGINT or SIGTERM.
     """
     policy, accelerator = learner.policy, team.accelerator
     journal = Journal(config, team, loader, reporter, learner.step, learner.elapsed_s)
@@ -92,8 +92,9 @@ def fit(
 def backward(
     accelerator: Accelerator, model: nn.Module, parts: Sequence[Batch], noise_samples: int
 ) -> Tensor:
-    """Adds up the gradients of the parts' mean loss, over all processes. Returns this process' mean
-    loss, detached.
+    """Accumulates the gradients of the parts' mean loss over all processes.
+
+    Returns this process' mean loss, detached.
     """
     losses = []
     for i, batch in enumerate(parts, start=1):
@@ -105,8 +106,9 @@ def backward(
 
 
 def validate(learner: Learner, loader: Loader, team: Team, journal: Journal) -> bool:
-    """Measures the weights in use on the held-out episodes, if there are any; whether they are the
-    best so far.
+    """Measures the validation loss, if episodes are held out; returns whether it is the lowest.
+
+    It uses the averaged weights if there is an average.
     """
     if journal.validated_step == learner.step:
         return False
@@ -121,8 +123,9 @@ def validate(learner: Learner, loader: Loader, team: Team, journal: Journal) -> 
 
 @torch.no_grad()
 def held_out_loss(learner: Learner, loader: Loader, team: Team, noise_samples: int) -> float | None:
-    """Mean over the held-out samples of all processes; None without any. Draws nothing: the same
-    every time.
+    """Mean loss over the held-out samples of all processes; None if there are none.
+
+    Noise and times come with the batches, the same every time.
     """
     total = torch.zeros(2, device=loader.device)  # loss times samples, samples
     learner.policy.eval()
@@ -141,7 +144,7 @@ def held_out_loss(learner: Learner, loader: Loader, team: Team, noise_samples: i
 
 
 def compile_in_place(policy: Policy, backend: str | Callable[..., Any] = "inductor") -> None:
-    """The vision towers and the denoiser compile at their first call; names in the state_dict stay."""
+    """Compiles vision towers and denoiser at their first call; state_dict names do not change."""
     for module in policy.modules():
         if isinstance(module, VisionTower | Denoiser):
             module.compile(dynamic=False, backend=backend)

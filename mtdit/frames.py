@@ -1,8 +1,8 @@
-"""A dataset as arrays: decoded frames on disk, in memory or still in their videos, and everything
-else beside them.
+"""A dataset as arrays: states, actions, tasks, and frames that are cached or decoded on demand.
 
-Knows files and sizes. Refuses to know windows, batches and normalisation. A FrameCache on disk is a
-plain folder of .npy files; once it exists, training touches neither videos nor lerobot.
+Frames are decoded once to disk, once into memory, or from the videos whenever they are needed. A
+FrameCache on disk is a folder of .npy files; once it exists, training needs neither the videos nor
+lerobot. Windows, batches and normalisation are in `mtdit.data`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ OnProgress = Callable[[int, int], None]  # done, total
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What frames.json says."""
+    """The content of frames.json."""
 
     facts: DatasetFacts
-    input_features: dict[str, Feature]  # as in the dataset, whatever size is stored
+    input_features: dict[str, Feature]  # with the dataset's frame sizes, not the stored ones
     output_features: dict[str, Feature]
     image_keys: dict[str, str]  # camera -> feature key
     fingerprint: str  # of the dataset's metadata and the stored size
@@ -45,9 +45,9 @@ class CacheInfo:
 
 @dataclass(frozen=True)
 class FrameCache:
-    """The frames and everything else of a dataset, as arrays."""
+    """A dataset as arrays, frames included."""
 
-    folder: Path  # of the cache, or of the dataset when there is none on disk
+    folder: Path  # of the cache, or of the dataset if the cache is not on disk
     info: CacheInfo
     stats: DatasetStats
     frames: Mapping[str, NDArray[np.uint8] | SeekingFrames]  # camera -> (N, H, W, 3)
@@ -65,13 +65,13 @@ def frame_cache(
     say: Callable[[str], None] | None = None,
     kind: str = "disk",
 ) -> FrameCache:
-    """The frames of `dataset`, the same whatever the kind. `dataset` may itself be a cache, which
-    is then opened.
+    """The arrays of `dataset`; the frames are the same for every kind.
 
-    size: height and width the frames are stored with (float bilinear, antialiased, rounded); None
-    keeps their own. kind: "disk" decodes them once into `folder`, unless they are there; "memory"
-    decodes them now, into RAM (of every process); "video" decodes each when it is asked for.
-    UserError when there is not room enough.
+    dataset: a folder, a Hub repo id, or the folder of a cache, which is then opened. size: height
+    and width of the stored frames (float bilinear, antialiased, rounded); None keeps the dataset's
+    size. kind: "disk" decodes the frames once into `folder`, "memory" decodes them now into RAM (of
+    every process), "video" decodes each frame when it is used. UserError when there is not enough
+    space.
     """
     if (Path(dataset) / CACHE).is_file():
         return open_cache(Path(dataset))
@@ -82,14 +82,14 @@ def frame_cache(
             return cache
     opened = open_dataset(dataset)
     if kind == "video":
-        return _beside(opened, size, {c: _seeking(opened, c, size) for c in opened.cameras})
+        return _with_frames(opened, size, {c: _seeking(opened, c, size) for c in opened.cameras})
     needed, place = cache_bytes(opened, size), str(folder) if kind == "disk" else "memory"
     if kind == "disk":
         _check_folder(folder, needed)
     else:
         _check_memory(needed)
     if say is not None:
-        say(f"decoding {dataset} once, {needed / 1e6:.0f} MB in {place}")
+        say(f"decoding the frames of {dataset} once: {needed / 1e6:.0f} MB in {place}")
     if kind == "disk":
         return _write_cache(opened, folder, size, on_progress)
     frames = {
@@ -98,17 +98,17 @@ def frame_cache(
     }
     for camera, row, frame in _decoded(opened, size, on_progress):
         frames[camera][row] = frame
-    return _beside(opened, size, frames)
+    return _with_frames(opened, size, frames)
 
 
 def check_dataset(dataset: str) -> None:
-    """UserError at once when `dataset` is neither a dataset nor a cache."""
+    """UserError when `dataset` is neither a dataset nor a cache."""
     if not (Path(dataset) / CACHE).is_file():
         find_dataset(dataset)
 
 
 def fingerprint(root: Path, size: tuple[int, int] | None) -> str:
-    """Changes with the dataset's metadata and with the size its frames are stored in."""
+    """A hash of the dataset's metadata and of the size in which its frames are stored."""
     digest = hashlib.sha256(repr(size).encode())
     for path in [
         root / INFO,
@@ -120,14 +120,14 @@ def fingerprint(root: Path, size: tuple[int, int] | None) -> str:
 
 
 def cache_bytes(dataset: Dataset, size: tuple[int, int] | None) -> int:
-    """What the decoded frames will take on disk."""
+    """Bytes that the decoded frames need."""
     return sum(
         len(dataset.state) * int(np.prod(size or s[:2])) * 3 for s in dataset.cameras.values()
     )
 
 
 def open_cache(folder: Path) -> FrameCache:
-    """Opens a cache folder. UserError when it is not complete."""
+    """Opens the folder of a cache. UserError when it is not complete."""
     raw = read_json(folder / CACHE)
     features = {
         side: {k: Feature(f["type"], tuple(f["shape"])) for k, f in raw[side].items()}
@@ -156,12 +156,12 @@ def open_cache(folder: Path) -> FrameCache:
     return FrameCache(folder, info, stats, frames, **arrays)
 
 
-def _beside(
+def _with_frames(
     dataset: Dataset,
     size: tuple[int, int] | None,
     frames: Mapping[str, NDArray[np.uint8] | SeekingFrames],
 ) -> FrameCache:
-    """A cache of these frames, with all the rest as the dataset has it."""
+    """A cache of these frames and of the dataset's other arrays."""
     arrays = {n: getattr(dataset, n) for n in ARRAYS}
     return FrameCache(dataset.root, _cache_info(dataset, size), dataset.stats, frames, **arrays)
 
@@ -176,13 +176,11 @@ def _stored_size(dataset: Dataset, camera: str, size: tuple[int, int] | None) ->
 def _finish(
     dataset: Dataset, camera: str, size: tuple[int, int] | None, frame: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    """A decoded frame as it is stored. UserError when it has not the shape that the dataset
-    promises.
-    """
+    """A decoded frame in the stored size. UserError when its shape is not the one in info.json."""
     if frame.shape != dataset.cameras[camera]:
         raise UserError(
-            f"{dataset.root}: a frame of camera {camera!r} is {frame.shape}, {INFO} says {dataset.cameras[camera]}; "
-            "correct it there or record again"
+            f"{dataset.root}: a frame of camera {camera!r} has shape {frame.shape}, but {INFO} "
+            f"says {dataset.cameras[camera]}; correct that file or record the dataset again"
         )
     stored = _stored_size(dataset, camera, size)
     return frame if frame.shape[:2] == stored else resized(frame, stored)
@@ -200,7 +198,7 @@ def _seeking(dataset: Dataset, camera: str, size: tuple[int, int] | None) -> See
 def _decoded(
     dataset: Dataset, size: tuple[int, int] | None, on_progress: OnProgress | None
 ) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
-    """Every (camera, row, frame as stored), each video from front to back."""
+    """Every (camera, row, frame in the stored size), each video from front to back."""
     total, done = len(dataset.state) * len(dataset.cameras), 0
     for camera in dataset.cameras:
         for row, frame in dataset.frames(camera):
@@ -211,7 +209,7 @@ def _decoded(
 
 
 def resized(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Frame (H, W, 3) -> (*size, 3), as LeRobot resizes a float image, rounded to whole numbers."""
+    """Frame (H, W, 3) -> (*size, 3), resized as LeRobot resizes a float image, then rounded."""
     image = torch.from_numpy(frame).permute(2, 0, 1).float()
     small = resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
     return small.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
@@ -223,8 +221,8 @@ def resized(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
 def _write_cache(
     dataset: Dataset, folder: Path, size: tuple[int, int] | None, on_progress: OnProgress | None
 ) -> FrameCache:
-    """Writes under another name and renames, so that a crash or a full disk leaves no half cache."""
-    partial = _partial(folder)
+    """Writes to a temporary folder and renames it, so a crash leaves no incomplete cache."""
+    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -240,8 +238,8 @@ def _write_cache(
         os.replace(partial, folder)
     except OSError as error:
         raise UserError(
-            f"the frame cache cannot be written to {folder} ({error.strerror or error}); choose another --cache-dir, "
-            "or train with --frames video"
+            f"the frame cache cannot be written to {folder} ({error.strerror or error}); "
+            "choose another --cache-dir, or train with --frames video"
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -251,7 +249,7 @@ def _write_cache(
 def _write_frames(
     dataset: Dataset, folder: Path, size: tuple[int, int] | None, on_progress: OnProgress | None
 ) -> None:
-    """Plain writes, not a memory map: a disk that fills up is then an error and not a dead process."""
+    """Plain writes: on a full disk they raise an error; a memory map would kill the process."""
     with ExitStack() as stack:
         files = {
             c: stack.enter_context((folder / f"frames.{c}.npy").open("wb")) for c in dataset.cameras
@@ -268,10 +266,6 @@ def _write_frames(
             files[camera].write(frame.tobytes())
 
 
-def _partial(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.partial")
-
-
 def _cache_info(dataset: Dataset, size: tuple[int, int] | None) -> CacheInfo:
     inputs, outputs = dataset.features
     return CacheInfo(
@@ -284,7 +278,7 @@ def _cache_info(dataset: Dataset, size: tuple[int, int] | None) -> CacheInfo:
 
 
 def dataset_facts(dataset: Dataset) -> DatasetFacts:
-    """What a checkpoint keeps of its dataset."""
+    """What a checkpoint stores about its dataset."""
     return DatasetFacts(
         dataset=dataset.root.name,
         fps=dataset.fps,
@@ -296,28 +290,30 @@ def dataset_facts(dataset: Dataset) -> DatasetFacts:
 
 
 def _check_folder(folder: Path, needed: int) -> None:
-    """UserError when `folder` holds anything but a cache, or its disk has no room."""
+    """UserError when `folder` holds anything but a cache, or its disk has too little space."""
     if (
         folder.exists()
         and not (folder / CACHE).is_file()
         and (not folder.is_dir() or any(folder.iterdir()))
     ):
         raise UserError(
-            f"{folder} exists and is no frame cache; choose another --cache-dir or remove it"
+            f"{folder} exists and is not a frame cache; choose another --cache-dir or remove it"
         )
     others = [
         p.name for p in folder.glob("*") if p.suffix != ".npy" and p.name not in (CACHE, STATS_FILE)
     ]
     if others:
         raise UserError(
-            f"{folder} is the frame cache of other data, and holds {others[0]}; choose another --cache-dir"
+            f"{folder} is the frame cache of other data and also contains {others[0]}, so it is "
+            "not overwritten; choose another --cache-dir"
         )
     place = next(p for p in [folder, *folder.absolute().parents] if p.is_dir())
     free = shutil.disk_usage(place).free
     if needed > 0.95 * free:
         raise UserError(
-            f"decoded frames need {needed / 1e9:.1f} GB, {place} has {free / 1e9:.1f} GB free; choose another "
-            "--cache-dir, a smaller image_resize_shape, or --frames video, which needs no room"
+            f"the decoded frames need {needed / 1e9:.1f} GB, but {place} has {free / 1e9:.1f} GB "
+            "free; choose another --cache-dir, a smaller image_resize_shape, or --frames video, "
+            "which needs no cache"
         )
 
 
@@ -325,13 +321,13 @@ def _check_memory(needed: int) -> None:
     free = free_memory()
     if needed > 0.8 * free:
         raise UserError(
-            f"decoded frames need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free; use --frames disk, "
-            "or --frames video, which needs no room"
+            f"the decoded frames need {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB of "
+            "memory are free; use --frames disk, or --frames video, which needs no cache"
         )
 
 
 def free_memory() -> int:
-    """Bytes that programs could still take."""
+    """Bytes of memory that are available to programs."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(

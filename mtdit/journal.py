@@ -1,10 +1,8 @@
-"""What a training writes down: losses step by step, checked, averaged, timed; one line of JSON now
-and then.
+"""The training log: collects losses, checks them, and writes one JSON line per report.
 
-Knows the log file and what a figure means. Refuses to know what is done with a Report, and how a
-loss came about. Losses stay on the device until they are looked at, every `log_every` steps and
-before every checkpoint; even then the first one that is not finite is named by its step and by what
-that step was trained on.
+Losses stay on the device until they are checked, every `log_every` steps and before every
+checkpoint. The error about a loss that is not finite still names its step and the samples of that
+step. `mtdit.report` prints the reports.
 """
 
 from __future__ import annotations
@@ -29,9 +27,7 @@ LOG = "train_log.jsonl"
 
 
 class Journal:
-    """Every process keeps one, for looking at losses takes all of them; the main one writes and
-    tells.
-    """
+    """The log of one process. Checking losses involves all processes; only the main one writes."""
 
     def __init__(
         self,
@@ -46,9 +42,9 @@ class Journal:
         self.step, self.earlier_s, self.lr = step, earlier_s, 0.0
         self.began = self.last_s = time.perf_counter()
         self.waited_s = 0.0
-        self.validated_step = -1  # of this process' last validation
+        self.validated_step = -1  # step of the last validation
         self.losses: list[Tensor] = []  # of this process, since the last report
-        self.grad_norms: list[Tensor] = []  # of the whole step
+        self.grad_norms: list[Tensor] = []  # over all processes, since the last report
         self.file = _continued(config.output_dir / LOG, step) if team.main else None
 
     @property
@@ -57,16 +53,14 @@ class Journal:
 
     @property
     def fraction(self) -> float:
-        """Share of max_minutes that is used up by the main process' clock; 0 without a limit, and
-        on the others.
-        """
+        """Used share of max_minutes on the main process' clock; 0 without a limit, 0 elsewhere."""
         if not self.config.max_minutes or not self.team.main:
             return 0.0
         return self.elapsed_s / (60.0 * self.config.max_minutes)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What is done inside does not count as training when samples per second are told."""
+        """The time inside the block does not count in the samples per second."""
         began = time.perf_counter()
         yield
         self.last_s += time.perf_counter() - began
@@ -77,8 +71,9 @@ class Journal:
         self.grad_norms.append(grad_norm)
 
     def report(self, waited_s: float) -> None:
-        """Checks the losses since the last report, and tells of them. waited_s: for batches, since
-        the beginning.
+        """Checks the losses since the last report and reports their mean.
+
+        waited_s: time spent waiting for batches since the start.
         """
         if not self.losses:
             return
@@ -109,11 +104,10 @@ class Journal:
         self.reporter.validated(v)
 
     def check(self) -> Tensor:
-        """The losses since the last report, (steps,), as means over the processes; ends the run if
-        one is not finite.
+        """The losses since the last report (steps,), as means over the processes.
 
-        A gradient may overflow in fp16: the scaler skips that step. In other precisions it ruins
-        the weights.
+        Ends the run if a loss or a gradient is not finite. A gradient may overflow in fp16, where
+        the scaler skips the step; in other precisions it would destroy the weights.
         """
         if not self.losses:
             return torch.empty(0)
@@ -129,14 +123,15 @@ class Journal:
         return losses
 
     def _ruined(self, what: str, before: int) -> str:
-        """before: steps done before the one that went wrong."""
+        """The error message. before: number of steps before the one that failed."""
         rows = self.loader.rows_of(before, self.team.world, self.config.grad_accumulation)
         lower = (
             "a lower optimizer_lr" if self.config.amp == "no" else "a lower optimizer_lr or amp no"
         )
         return (
-            f"the {what} is not finite at step {before + 1}, on {self.loader.where(rows)}: look at these samples; "
-            f"the last checkpoint, if there is one, is good: resume it with {lower}"
+            f"the {what} is not finite at step {before + 1}, trained on {self.loader.where(rows)}: "
+            "check these samples; the last checkpoint, if there is one, is not affected: "
+            f"resume from it with {lower}"
         )
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -146,7 +141,7 @@ class Journal:
 
 
 def _continued(file: Path, step: int) -> Path:
-    """The log without what an interrupted run wrote after its last checkpoint."""
+    """The log file, without the lines that an interrupted run wrote after its last checkpoint."""
     file.parent.mkdir(parents=True, exist_ok=True)
     kept = file.read_text().splitlines(keepends=True) if step and file.is_file() else []
     file.write_text("".join(line for line in kept if _is_until(line, step)))
@@ -154,7 +149,7 @@ def _continued(file: Path, step: int) -> Path:
 
 
 def _is_until(line: str, step: int) -> bool:
-    """False also for a line that a crash cut short."""
+    """Whether a line is of `step` or earlier; False for a line that a crash cut off."""
     try:
         return json.loads(line)["step"] <= step
     except (json.JSONDecodeError, KeyError, TypeError):

@@ -1,8 +1,7 @@
-"""What a training keeps on disk, and how it goes on from there.
+"""The checkpoints of a training run: saving, pruning, resuming.
 
-Knows which checkpoints a run has: the last, the best, every so many steps; and what beside the
-weights makes a resumed run the same run. Refuses to know the format of a checkpoint
-(mtdit.checkpoint) and when one is due (mtdit.fit).
+It decides which checkpoints stay (last, best, newest) and which state besides the weights a resumed
+run needs. The format on disk is in mtdit.checkpoint; mtdit.fit decides when to save.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ BEST, LOCK = "best", ".lock"
 
 @dataclass(frozen=True)
 class Best:
-    """The lowest held-out loss so far, and after which step it was measured."""
+    """The lowest validation loss so far, and the step after which it was measured."""
 
     step: int
     loss: float
@@ -49,17 +48,17 @@ class Best:
 
 @dataclass
 class Learner:
-    """What a training changes, step by step; all that a resumed run must find again."""
+    """The state that training changes and that a resumed run restores."""
 
     policy: Policy
     optimizer: torch.optim.Optimizer
     average: Average | None
     step: int = 0
-    elapsed_s: float = 0.0  # before this process began
+    elapsed_s: float = 0.0  # training time before this process started
     best: Best | None = None
 
     def is_best(self, loss: float) -> bool:
-        """Remembers the held-out loss of this step if it is the lowest so far."""
+        """Whether the validation loss of this step is the lowest so far; if so, stores it."""
         if not loss < (self.best.loss if self.best else math.inf):
             return False
         self.best = Best(self.step, loss)
@@ -68,20 +67,20 @@ class Learner:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Inside, no other training writes to this output folder. UserError when one does already."""
+    """Locks the output folder inside the block. UserError when another training has locked it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"another training writes to {folder}: stop it, or choose another --out"
+                f"another training is writing to {folder}: stop it, or choose another --out"
             ) from None
         yield
 
 
 def new_learner(config: TrainConfig, policy: Policy) -> Learner:
-    """At step 0, with the policy's weights as they are."""
+    """A Learner at step 0, with the policy's current weights."""
     optimizer = make_optimizer(policy, next(policy.parameters()).device)
     return Learner(policy, optimizer, Average(policy, config.ema_max_decay) if config.ema else None)
 
@@ -91,15 +90,15 @@ def new_learner(config: TrainConfig, policy: Policy) -> Learner:
 
 @dataclass
 class Keeper:
-    """Saves a run. Every process has one; the main one writes."""
+    """Saves the checkpoints of a run. Every process has a Keeper; only the main one writes."""
 
     config: TrainConfig
     team: Team
     files: PretrainedFiles
-    saved: tuple[Path, int, Best | None] | None = None  # the newest checkpoint, and what it holds
+    saved: tuple[Path, int, Best | None] | None = None  # newest checkpoint: folder, step, best
 
     def save(self, learner: Learner, elapsed_s: float) -> Path:
-        """A checkpoint of this step, unless there is one. Returns its folder."""
+        """Saves a checkpoint of this step, unless it exists already. Returns its folder."""
         if self.saved is None or self.saved[1:] != (learner.step, learner.best):
             self.saved = (self._folder(learner.step), learner.step, learner.best)
             if self.team.main:
@@ -107,7 +106,7 @@ class Keeper:
         return self.saved[0]
 
     def tidy(self) -> None:
-        """Removes what a run that was killed while it saved has left."""
+        """Removes incomplete checkpoints of a run that was killed while saving."""
         for unfinished in self._folder(0).parent.glob(".*.partial"):
             shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -115,8 +114,8 @@ class Keeper:
         return self.config.output_dir / CHECKPOINTS / f"{step:06d}"
 
     def _write(self, learner: Learner, elapsed_s: float) -> None:
-        """pretrained_model holds the weights to be used, averaged if there is an average; live ones
-        go beside it.
+        """Writes the weights to act with (averaged, if there is an average) to pretrained_model,
+        and the live weights to training_state.
         """
         live = {k: v.detach().cpu().contiguous() for k, v in learner.policy.state_dict().items()}
         _check_finite(live)
@@ -131,7 +130,7 @@ class Keeper:
         self._prune({learner.step, best.step if best else learner.step})
 
     def _numbers(self, learner: Learner, elapsed_s: float) -> dict[str, Any]:
-        """For training_step.json; the first three under LeRobot's names."""
+        """The content of training_step.json; the first three names are LeRobot's."""
         scaler = self.team.accelerator.scaler
         return {
             "num_processes": self.team.world,
@@ -143,7 +142,7 @@ class Keeper:
         }
 
     def _prune(self, needed: set[int]) -> None:
-        """Leaves the newest `keep_checkpoints`, and the needed ones whatever their age."""
+        """Deletes all checkpoints except the newest `keep_checkpoints` and those of `needed`."""
         if self.config.keep_checkpoints is None:
             return
         folders = [c for c in self._folder(0).parent.glob("[0-9]*") if c.name.isdecimal()]
@@ -153,20 +152,21 @@ class Keeper:
 
 
 def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
-    ruined = [name for name, values in weights.items() if not values.isfinite().all()]
-    if ruined:
+    bad = [name for name, values in weights.items() if not values.isfinite().all()]
+    if bad:
         raise UserError(
-            f"{ruined[0]} is not finite any more; the last checkpoint, if there is one, is good: "
-            "resume it with a lower optimizer_lr"
+            f"the weights {bad[0]} are not finite any more; the last checkpoint, if there is one, "
+            "is not affected: resume from it with a lower optimizer_lr"
         )
 
 
-# --- going on
+# --- resuming
 
 
 def resume(learner: Learner, keeper: Keeper, checkpoint: Path, say: Callable[[str], None]) -> None:
-    """Fills the learner from RUN/checkpoints/<step>, of `mtdit train` or of LeRobot. Its policy has
-    the weights.
+    """Restores the learner from RUN/checkpoints/<step>, written by `mtdit train` or by LeRobot.
+
+    The learner's policy already has the weights. `say` prints what differs from the earlier run.
     """
     if keeper.team.main:
         keeper.tidy()
@@ -185,30 +185,35 @@ def resume(learner: Learner, keeper: Keeper, checkpoint: Path, say: Callable[[st
         say(line)
     if learner.step >= keeper.config.steps:
         say(
-            f"step {learner.step} is done and {keeper.config.steps} were asked for: nothing is left, raise --steps"
+            f"already trained {learner.step} of {keeper.config.steps} steps: "
+            "raise --steps to continue"
         )
 
 
 def _differences(keeper: Keeper, checkpoint: Path, numbers: Mapping[str, Any]) -> list[str]:
-    """What keeps the run from being the one that was interrupted."""
+    """What makes the resumed run different from the interrupted one, one line each."""
     if not is_ours(checkpoint):
         return [
-            f"{checkpoint} is LeRobot's: weights, Adam and step go on, LeRobot's random numbers cannot; "
-            "the order of samples and the noise are mtdit's from here on"
+            f"{checkpoint} is a checkpoint of LeRobot: weights, Adam and step are restored, but "
+            "LeRobot's random state is not; from here on mtdit draws the samples and the noise"
         ]
     before = int(
         numbers["batch_size"] * numbers["num_processes"] * numbers.get("grad_accum_steps", 1)
     )
     now = keeper.config.samples_per_step(keeper.team.world)
-    changed = f"a step sees {now} samples from here on, {before} before: the samples come in another order than they would"
+    changed = (
+        f"a step now sees {now} samples, before it was {before}: the order of the samples differs "
+        "from an uninterrupted run"
+    )
     leaked = (
-        "episodes held out from here on were trained on before: their loss looks better than it is"
+        "the validation split now contains episodes this run has trained on: its loss will be "
+        "optimistic"
     )
     held_out = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG).get("val_split", 0.0)
     return [changed] * (now != before) + [leaked] * (keeper.config.val_split > held_out)
 
 
 def is_ours(checkpoint: Path) -> bool:
-    """Whether RUN/checkpoints/<step> is of `mtdit train`, not of LeRobot's trainer."""
+    """Whether RUN/checkpoints/<step> was written by `mtdit train`, not by LeRobot's trainer."""
     raw = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG)
     return isinstance(raw, dict) and "noise_samples" in raw

@@ -1,17 +1,17 @@
-"""What the denoiser is trained to predict, and how a chunk is drawn from it.
+"""Training objectives and samplers: diffusion (DDPM, DDIM) and flow matching.
 
-Knows two objectives with one interface: `draw` the randomness of a training step, `loss` given it,
-`sample` given noise. Every sampler takes its noise as an argument, so two implementations can be
-compared chunk by chunk. Refuses to know the network: `denoise(x, time)` is any function (B, T, A),
-(B,) -> (B, T, A).
+Both objectives have one interface: `draw` returns the random numbers of a training step, `loss`
+uses them, `sample` turns noise into a chunk. Samplers take their noise as an argument, so two
+implementations can be compared chunk by chunk. The network is any function `denoise(x, time)`,
+(B, T, A), (B,) -> (B, T, A).
 
-A sampler can hold a prefix, rows of the chunk that are already promised (inpainting, arXiv
-2011.13456 section 5): before every call of the network they are set to the promised actions at that
-call's noise level, made with the chunk's own noise, and at the end to the promised actions. Only
-the network joins rows, so the free ones are drawn to fit them.
+A sampler can hold a prefix: rows of the chunk that are already committed (inpainting, arXiv
+2011.13456 section 5). Before each call of the network these rows are set to the committed actions
+at the noise level of that call, made with the chunk's own noise; at the end they are set to the
+committed actions. The network relates all rows, so the free rows are drawn to fit the prefix.
 
-Numerics equal diffusers' DDPMScheduler and DDIMScheduler with the arguments LeRobot passes (leading
-timesteps, eta 0, fixed_small variance), and LeRobot's flow matching.
+Numerics equal diffusers' DDPMScheduler and DDIMScheduler with the arguments that LeRobot passes
+(leading timesteps, eta 0, fixed_small variance), and LeRobot's flow matching.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from mtdit.config import PolicyConfig
 from mtdit_robots.errors import UserError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-Hold = Callable[
-    [Tensor, float, float], Tensor
-]  # x, share of actions, share of noise -> x with its held rows set
+# x, share of actions, share of noise -> x with its held rows set
+Hold = Callable[[Tensor, float, float], Tensor]
 
 
 def make_objective(config: PolicyConfig) -> Diffusion | FlowMatching:
@@ -39,10 +38,10 @@ def make_objective(config: PolicyConfig) -> Diffusion | FlowMatching:
 def mean_loss(
     prediction: Tensor, target: Tensor, is_pad: Tensor | None, valid_actions: float | None = None
 ) -> Tensor:
-    """Mean squared error; with `is_pad` (B, T) only over the actions that were really recorded.
+    """Mean squared error; with `is_pad` (B, T) only over actions that are not padding.
 
-    valid_actions: how many those are taken to be; a shard of a batch gives the whole batch's count
-    / shards, so that the mean over the shards is the loss of the whole.
+    valid_actions: the number of those actions to divide by. For a shard of a batch it is the whole
+    batch's number / shards, so that the mean over the shards is the loss of the whole batch.
     """
     error = (prediction.float() - target) ** 2
     if is_pad is None:
@@ -58,7 +57,7 @@ def mean_loss(
 
 @dataclass(frozen=True)
 class Step:
-    """One denoising step: the network's time, and how much signal is left before and after it."""
+    """One denoising step: the network's time, and the share of signal before and after it."""
 
     time: int
     alpha_bar: float
@@ -66,26 +65,24 @@ class Step:
 
 
 class Diffusion:
-    """Denoising diffusion (DDPM) training with DDPM or DDIM sampling."""
+    """Denoising diffusion (DDPM) training, with DDPM or DDIM sampling."""
 
     def __init__(self, config: PolicyConfig) -> None:
         self.config = config
         self.alpha_bar = torch.cumprod(1.0 - betas(config), dim=0)  # (num_train_timesteps,) float32
         if not self.alpha_bar[-1] > 0:
             raise UserError(
-                f"beta_end {config.beta_end} leaves nothing of an action; lower it or num_train_timesteps"
+                f"with beta_end {config.beta_end} no signal of an action is left at the last "
+                "timestep; lower beta_end or num_train_timesteps"
             )
-        self._alpha_bar = (
-            self.alpha_bar.tolist()
-        )  # numbers, so that a traced sampler holds constants
-        self.draws = (
-            config.inference_steps if config.noise_scheduler_type == "DDPM" else 1
-        )  # of noise, per chunk
+        self._alpha_bar = self.alpha_bar.tolist()  # numbers: constants in a traced sampler
+        # Noise tensors per chunk: the initial one, and one per DDPM step except the last.
+        self.draws = config.inference_steps if config.noise_scheduler_type == "DDPM" else 1
 
     def draw(
         self, actions: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Noise (B, T, A) and a timestep (B,) per sample, from `generator` or torch's global one."""
+        """Noise (B, T, A) and timesteps (B,), from `generator` or torch's global one."""
         noise = torch.randn(actions.shape, device=actions.device, generator=generator)
         most = self.config.num_train_timesteps
         return noise, torch.randint(
@@ -93,23 +90,31 @@ class Diffusion:
         )
 
     def loss(
-        self, denoise: Denoise, actions: Tensor, noise: Tensor, time: Tensor, is_pad: Tensor | None,
+        self,
+        denoise: Denoise,
+        actions: Tensor,
+        noise: Tensor,
+        time: Tensor,
+        is_pad: Tensor | None,
         valid_actions: float | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         alpha_bar = self.alpha_bar.to(actions.device)[time].view(-1, 1, 1)
         noisy = alpha_bar.sqrt() * actions + (1 - alpha_bar).sqrt() * noise
         target = noise if self.config.prediction_type == "epsilon" else actions
         return mean_loss(denoise(noisy, time), target, is_pad, valid_actions)
 
     def sample(
-        self, denoise: Denoise, noise: Tensor, step_noise: Tensor | Sequence[Tensor] | None = None,
-        prefix: Tensor | None = None, mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Noise (B, T, A) -> actions. DDPM adds `step_noise` (steps - 1, B, T, A) on the way, drawn
-        here if None.
+        self,
+        denoise: Denoise,
+        noise: Tensor,
+        step_noise: Tensor | Sequence[Tensor] | None = None,
+        prefix: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Noise (B, T, A) -> actions (B, T, A).
 
-        The rows of `prefix` (B, T, A) where `mask` (B, T, 1) is 1 are held; where it is 0 nothing
-        changes, to the bit.
+        step_noise: (steps - 1, B, T, A), added by DDPM after each step; drawn here if None. Rows of
+        `prefix` (B, T, A) are held where `mask` (B, T, 1) is 1; a mask of zeros changes no bit.
         """
         x, hold = noise, holding(noise, prefix, mask)
         for i, step in enumerate(self.steps()):
@@ -125,14 +130,14 @@ class Diffusion:
         return hold(x, 1.0, 0.0)
 
     def steps(self) -> list[Step]:
-        """`inference_steps` times, spaced evenly from high to low, ending at 0."""
+        """The `inference_steps` steps: evenly spaced timesteps from high to low, ending at 0."""
         stride = self.config.num_train_timesteps // self.config.inference_steps
         times = [i * stride for i in reversed(range(self.config.inference_steps))]
         signal = [self._alpha_bar[t] for t in times] + [1.0]
         return [Step(t, signal[i], signal[i + 1]) for i, t in enumerate(times)]
 
     def clean_and_noise(self, step: Step, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """The clean actions (clipped) and the noise that the network's output stands for."""
+        """The clean actions (clipped) and the noise that follow from the network's output."""
         signal, rest = math.sqrt(step.alpha_bar), math.sqrt(1.0 - step.alpha_bar)
         if self.config.prediction_type == "epsilon":
             clean, noise = (x - rest * output) / signal, output
@@ -143,7 +148,7 @@ class Diffusion:
         return clean, noise
 
     def ddim_step(self, step: Step, x: Tensor, output: Tensor) -> Tensor:
-        """Deterministic step (arXiv 2010.02502, eta 0). The noise is not recomputed after clipping."""
+        """Deterministic step (arXiv 2010.02502, eta 0); noise is not recomputed after clipping."""
         clean, noise = self.clean_and_noise(step, x, output)
         return math.sqrt(step.alpha_bar_next) * clean + math.sqrt(1.0 - step.alpha_bar_next) * noise
 
@@ -162,7 +167,7 @@ def ddpm_variance(step: Step) -> float:
 
 
 def betas(config: PolicyConfig) -> Tensor:
-    """Noise added per training step, (num_train_timesteps,) float32."""
+    """Noise added per timestep, (num_train_timesteps,) float32."""
     n, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
     if config.beta_schedule == "linear":
         return torch.linspace(start, end, n)
@@ -178,12 +183,12 @@ def betas(config: PolicyConfig) -> Tensor:
 
 
 def _cosine(t: float) -> float:
-    """Share of signal kept at time t of 0..1 (arXiv 2102.09672, eq. 17)."""
+    """Share of signal at time t from 0 to 1 (arXiv 2102.09672, eq. 17)."""
     return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
 
 def _laplace(t: float) -> float:
-    """Most steps near a signal-to-noise ratio of 1 (arXiv 2407.03297), as diffusers computes it."""
+    """Most steps are near a signal-to-noise ratio of 1 (arXiv 2407.03297); as in diffusers."""
     log_snr = -0.5 * math.copysign(1.0, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6)
     return math.sqrt(1.0 / (1.0 + math.exp(-log_snr)))
 
@@ -194,32 +199,32 @@ class FlowMatching:
     def __init__(self, config: PolicyConfig) -> None:
         self.config, self.draws = config, 1
         grid = torch.linspace(0, 1, config.num_integration_steps + 1)
-        self._grid = list(
-            zip(grid[:-1].tolist(), grid.diff().tolist(), strict=True)
-        )  # (time, dt) of each step
+        # (time, dt) of each step
+        self._grid = list(zip(grid[:-1].tolist(), grid.diff().tolist(), strict=True))
 
     def draw(
         self, actions: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Noise (B, T, A) and a time in [0, 1] (B,) per sample, from `generator` or torch's global
-        one.
-        """
+        """Noise (B, T, A) and times in [0, 1] (B,), from `generator` or torch's global one."""
         c, count, device = self.config, actions.shape[0], actions.device
         noise = torch.randn(actions.shape, device=device, generator=generator)
         if c.timestep_sampling_strategy == "uniform":
             return noise, torch.rand(count, device=device, generator=generator)
-        shape = torch.tensor(
-            [c.timestep_sampling_alpha, c.timestep_sampling_beta], device=device
-        ).expand(count, 2)
-        late = torch._sample_dirichlet(shape, generator=generator)[
-            :, 0
-        ]  # Beta; the public one takes no generator
+        alpha_beta = [c.timestep_sampling_alpha, c.timestep_sampling_beta]
+        shape = torch.tensor(alpha_beta, device=device).expand(count, 2)
+        # A Beta sample; torch.distributions.Beta does not accept a generator.
+        late = torch._sample_dirichlet(shape, generator=generator)[:, 0]
         return noise, c.timestep_sampling_s * (1.0 - late)
 
     def loss(
-        self, denoise: Denoise, actions: Tensor, noise: Tensor, time: Tensor, is_pad: Tensor | None,
+        self,
+        denoise: Denoise,
+        actions: Tensor,
+        noise: Tensor,
+        time: Tensor,
+        is_pad: Tensor | None,
         valid_actions: float | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         t, keep = time.view(-1, 1, 1), 1 - self.config.sigma_min
         between = t * actions + (1 - keep * t) * noise
         return mean_loss(denoise(between, time), actions - keep * noise, is_pad, valid_actions)
@@ -231,10 +236,10 @@ class FlowMatching:
         prefix: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Integrates the velocity from noise (B, T, A) to actions; nothing is clipped.
+        """Integrates the velocity from noise (B, T, A) to actions (B, T, A), without clipping.
 
-        The rows of `prefix` (B, T, A) where `mask` (B, T, 1) is 1 are held; where it is 0 nothing
-        changes, to the bit.
+        Rows of `prefix` (B, T, A) are held where `mask` (B, T, 1) is 1; a mask of zeros changes no
+        bit.
         """
         hold, keep = holding(noise, prefix, mask), 1 - self.config.sigma_min
 
@@ -266,10 +271,11 @@ def rk4_step(
 
 
 def holding(noise: Tensor, prefix: Tensor | None, mask: Tensor | None) -> Hold:
-    """`hold(x, signal, rest)`: (1 - mask) * x + mask * (signal * prefix + rest * noise); without a
-    mask x itself.
+    """`hold(x, signal, rest)` is (1 - mask) * x + mask * (signal * prefix + rest * noise).
+
+    Without a prefix or a mask it is x.
     """
     if prefix is None or mask is None:
         return lambda x, signal, rest: x
-    free, promised, its_noise = 1 - mask, mask * prefix, mask * noise
-    return lambda x, signal, rest: free * x + signal * promised + rest * its_noise
+    free, held, held_noise = 1 - mask, mask * prefix, mask * noise
+    return lambda x, signal, rest: free * x + signal * held + rest * held_noise

@@ -1,10 +1,10 @@
-"""The policy: an observation encoder, a denoiser and an objective, all in normalised numbers.
+"""The policy network: observation encoder, denoiser and objective, in normalised numbers.
 
-Knows how the three fit together. Refuses to know datasets, files, units and robots: frames come in
-normalised, states and actions leave and enter in the range the statistics give them.
+Frames, states and actions are normalised before they get here and unnormalised afterwards
+(`mtdit.data` for training, `mtdit.rollout` for control).
 
 `state_dict()` has exactly the keys and shapes of LeRobot's MultiTaskDiTPolicy, so weights load
-strictly both ways.
+strictly in both directions.
 """
 
 from __future__ import annotations
@@ -25,29 +25,23 @@ VISION_PREFIX = "observation_encoder.vision_encoder"  # also the start of "...vi
 
 @dataclass(frozen=True)
 class Batch:
-    """What the policy sees, and for training also what it should do. Everything normalised, on one
-    device.
-    """
+    """Normalised observations, and for training also actions, on one device."""
 
     images: Mapping[str, Tensor]  # camera -> (B, S, 3, H, W) float
     state: Tensor  # (B, S, J)
     text: Tensor  # (B, W) from `Policy.pooled_text`
     actions: Tensor | None = None  # (B, T, A)
-    is_pad: Tensor | None = None  # (B, T) bool: beyond the end of the episode
-    # What chance decides in a training step; drawn on the spot where it is None.
-    crop: Mapping[str, Tensor] | None = (
-        None  # camera -> (B, 2) int, top and left of the random crop
-    )
-    noise: Tensor | None = None  # (B * K, T, A), K draws per sample
-    time: Tensor | None = None  # (B * K,)
-    valid_actions: float | None = (
-        None  # what a masked loss is divided by, instead of the batch's own count
-    )
+    is_pad: Tensor | None = None  # (B, T) bool: outside the episode
+    crop: Mapping[str, Tensor] | None = None  # camera -> (B, 2) int, top and left; None: centre
+    noise: Tensor | None = None  # (B * K, T, A), K draws per sample; None: the loss draws it
+    time: Tensor | None = None  # (B * K,); None: the loss draws it
+    valid_actions: float | None = None  # divides a masked loss; None: the batch's own number
 
 
 class Policy(nn.Module):
-    """Built with random weights; `Policy.pretrained` takes CLIP's, `mtdit.checkpoint` a trained
-    policy's.
+    """The policy network, with random weights.
+
+    `Policy.pretrained` loads CLIP's weights, `mtdit.checkpoint` those of a trained policy.
     """
 
     def __init__(self, config: PolicyConfig, shape: ClipShape | None = None) -> None:
@@ -60,32 +54,31 @@ class Policy(nn.Module):
 
     @classmethod
     def pretrained(cls, config: PolicyConfig) -> Policy:
-        """A new policy whose towers hold the weights of the CLIPs that the config names."""
+        """A new policy with the pretrained weights of the CLIPs that the config names."""
         policy = cls(config)
         load_clip(policy.observation_encoder)
         return policy
 
     def pooled_text(self, token_ids: Tensor) -> Tensor:
-        """Token ids (B, L) -> frozen text feature (B, W). Once per task is enough."""
+        """Token ids (B, L) -> frozen text feature (B, W). It needs computing only once per task."""
         return self.observation_encoder.text_encoder.pooled(token_ids)
 
     def features(
         self, images: Mapping[str, Tensor], crop: Mapping[str, Tensor] | None = None
     ) -> Tensor | None:
-        """Camera -> (B, S, 3, H, W) normalised; returns (B, S, N * D), cameras in the config's
-        order.
-        """
+        """Camera -> normalised (B, S, 3, H, W); returns (B, S, N * D), cameras in config order."""
         return self.observation_encoder.features(images, crop)
 
     def conditioning(self, batch: Batch) -> Tensor:
-        """(B, C): what the denoiser knows about the observation."""
+        """The denoiser's conditioning vector (B, C)."""
         return self.observation_encoder(
             batch.state, self.features(batch.images, batch.crop), batch.text
         )
 
     def loss(self, batch: Batch, noise_samples: int = 1) -> Tensor:
-        """Mean squared error over the chunk. Each observation is encoded once and denoised
-        `noise_samples` times.
+        """Mean squared error over the chunk.
+
+        Each observation is encoded once and denoised with `noise_samples` draws.
         """
         assert batch.actions is not None, "a batch without actions has no loss"
         conditioning = self.conditioning(batch).repeat_interleave(noise_samples, dim=0)
@@ -105,9 +98,7 @@ class Policy(nn.Module):
     def sample(
         self, batch: Batch, noise: Tensor | None = None, step_noise: Tensor | None = None
     ) -> Tensor:
-        """Actions (B, T, A), normalised. `noise` (B, T, A) and DDPM's `step_noise` are drawn when
-        not given.
-        """
+        """Normalised actions (B, T, A). `noise` (B, T, A) and `step_noise` are drawn if None."""
         conditioning = self.conditioning(batch)
         if noise is None:
             noise = torch.randn(len(conditioning), self.config.horizon, self.config.action_dim).to(
@@ -117,11 +108,16 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def sample_from(
-        self, conditioning: Tensor, noise: Tensor, step_noise: Tensor | Sequence[Tensor] | None = None,
-        prefix: Tensor | None = None, mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Conditioning (B, C), noise (B, T, A) -> actions (B, T, A); `prefix` and `mask` as in
-        `Diffusion.sample`.
+        self,
+        conditioning: Tensor,
+        noise: Tensor,
+        step_noise: Tensor | Sequence[Tensor] | None = None,
+        prefix: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Conditioning (B, C), noise (B, T, A) -> actions (B, T, A).
+
+        The other arguments are those of `Diffusion.sample`.
         """
         if isinstance(self.objective, Diffusion):
             return self.objective.sample(
@@ -130,15 +126,16 @@ class Policy(nn.Module):
         return self.objective.sample(self._denoise(conditioning), noise, prefix, mask)
 
     def executed(self, chunk: Tensor) -> Tensor:
-        """The part of a chunk (B, T, A) that is carried out: (B, n_action_steps, A), from the
-        newest observation on.
+        """The executed part of a chunk (B, T, A): n_action_steps rows from the newest observation.
+
+        (B, n_action_steps, A)
         """
         start = self.config.n_obs_steps - 1
         return chunk[:, start : start + self.config.n_action_steps]
 
     def parameter_groups(self) -> list[dict]:
-        """Adam's two groups as LeRobot makes them: all that learns but the vision towers, and those
-        at a lower rate.
+        """Adam's two groups, as in LeRobot: all trained parameters except the vision towers', and
+        the vision towers' with a lower learning rate.
         """
         lr = self.config.optimizer_lr
         vision, other = list(self._learning(vision=True)), list(self._learning(vision=False))

@@ -1,8 +1,7 @@
-"""How a training tells what it does: figures now and then, a live bar on a terminal, a line now and
-then in a log file.
+"""Progress of a training on the console: a live bar on a terminal, single lines in a file or pipe.
 
-Knows what a figure is called and how it is shown. Refuses to know how it came about, and what is
-kept of it on disk (`mtdit.journal` writes the log, `mtdit.trackers` the curves).
+`mtdit.journal` computes the reports and writes the log; `mtdit.trackers` writes TensorBoard, wandb
+and curves.png.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-LINE_EVERY_S = 30.0  # in a log file
+LINE_EVERY_S = 30.0  # between two lines in a file or pipe
 
 
 @dataclass(frozen=True)
 class Report:
-    """One line of the log: the state after `step` steps. Loss is the mean since the line before."""
+    """The state after `step` steps, one line of the log. Loss is the mean since the last report."""
 
     step: int
     steps: int
@@ -31,31 +30,31 @@ class Report:
     grad_norm: float
     samples_per_s: float  # of all processes
     data_wait: float  # 0..1, share of the time spent waiting for batches
-    gpu_memory_gb: float  # most that was allocated so far; 0 without a GPU
-    elapsed_s: float  # of training, earlier runs that this one resumes included
-    progress: float  # 0..1, of steps or of max_minutes, whichever is further
+    gpu_memory_gb: float  # highest allocation so far; 0 without a GPU
+    elapsed_s: float  # training time, including the runs that this one resumes
+    progress: float  # 0..1, share of steps or of max_minutes, whichever is larger
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Loss of the weights in use on the held-out episodes, after `step` steps."""
+    """The loss on the held-out episodes after `step` steps; of the averaged weights, if any."""
 
     step: int
     loss: float
-    best: bool  # the lowest so far
+    best: bool  # whether it is the lowest so far
 
 
 class Reporter(Protocol):
-    """Who watches a training."""
+    """Receives the events of a training."""
 
     def say(self, line: str) -> None: ...
 
     def decoded(self, done: int, total: int) -> None:
-        """Frames, before the training."""
+        """Number of decoded frames, before the training."""
 
     def began(self, step: int) -> None:
-        """The training goes on from here, 0 for a new one: what an earlier run told of later steps
-        is void.
+        """The training starts after `step` steps, 0 for a new run. When it resumes, earlier events
+        of later steps are invalid.
         """
 
     def stepped(self, report: Report) -> None: ...
@@ -67,7 +66,7 @@ class Reporter(Protocol):
 
 
 class Silent:
-    """The reporter of all processes but the main one."""
+    """A reporter that does nothing, for all processes except the main one."""
 
     def say(self, line: str) -> None: ...
 
@@ -83,7 +82,7 @@ class Silent:
 
 
 def report_line(r: Report) -> str:
-    """A Report as a person reads it."""
+    """A Report as a line of text."""
     words = [
         f"step {r.step}/{r.steps}",
         f"loss {r.loss:.4f}",
@@ -101,7 +100,7 @@ def report_line(r: Report) -> str:
 
 
 def left_s(r: Report) -> float:
-    """Seconds to the end, if the rest goes like what was done."""
+    """Estimated seconds to the end, at the average speed so far."""
     return r.elapsed_s / r.progress * (1.0 - r.progress)
 
 
@@ -113,11 +112,11 @@ def _duration(seconds: float) -> str:
 
 
 def validation_line(v: Validation) -> str:
-    return f"step {v.step}  held-out loss {v.loss:.4f}{'  best so far' if v.best else ''}"
+    return f"step {v.step}  validation loss {v.loss:.4f}{'  best so far' if v.best else ''}"
 
 
 class BarReporter(Silent):
-    """For a terminal: one live bar, first for the frames, then for the steps."""
+    """For a terminal: a live bar, first for decoding, then for training."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -142,17 +141,15 @@ class BarReporter(Silent):
 
 
 class LineReporter(Silent):
-    """For a log file: the first line of a stage, its last one, and one every LINE_EVERY_S between
-    them.
-    """
+    """For a file or pipe: the first and the last line of each stage, and one every LINE_EVERY_S."""
 
     def __init__(
         self, write: Callable[[str], None], now_s: Callable[[], float] = time.monotonic
     ) -> None:
         self.write, self.now_s = write, now_s
         self.stage = ""
-        self.unsaid: str | None = None
-        self.said_s = 0.0
+        self.pending: str | None = None  # the newest line, if it is not written yet
+        self.written_s = 0.0
 
     def say(self, line: str) -> None:
         self.close()
@@ -168,21 +165,21 @@ class LineReporter(Silent):
         self.say(validation_line(validation))
 
     def close(self) -> None:
-        """Nothing comes after what was shown last, so it is worth its line."""
-        if self.unsaid is not None:
-            self.write(self.unsaid)
-            self.unsaid, self.said_s = None, self.now_s()
+        """Writes the pending line."""
+        if self.pending is not None:
+            self.write(self.pending)
+            self.pending, self.written_s = None, self.now_s()
 
     def _show(self, stage: str, line: str, last: bool) -> None:
-        due = stage != self.stage or last or self.now_s() - self.said_s >= LINE_EVERY_S
-        self.stage, self.unsaid = stage, line
+        due = stage != self.stage or last or self.now_s() - self.written_s >= LINE_EVERY_S
+        self.stage, self.pending = stage, line
         if due:
             self.close()
 
 
 @contextmanager
 def console_reporter(console: Console) -> Iterator[Reporter]:
-    """A bar if the console is a terminal, lines if it is a file or a pipe."""
+    """A bar if the console is a terminal, single lines if it is a file or a pipe."""
     if not console.is_terminal:
         lines = LineReporter(console.print)
         try:

@@ -1,8 +1,8 @@
-"""A trained checkpoint as a policy the control loop can run, computed by torch.
+"""Runs a trained checkpoint in the control loop, computed by torch.
 
-Knows the observation history, normalisation and the text feature; with the same noise its actions
-are LeRobot's `select_action`. Refuses to know robots, clocks and queues. The robot computer runs
-bundles instead, without torch.
+TorchPolicy keeps the observation history, normalises, and computes the text feature. With the same
+noise its actions equal those of LeRobot's `select_action`. The robot computer runs bundles instead,
+without torch (`mtdit_runtime.policy`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from mtdit_runtime.policy import (
     prefix_inputs,
 )
 
-DEFAULT_FPS = 30  # of SO-101 recordings; a checkpoint that LeRobot wrote does not say
+DEFAULT_FPS = 30  # LeRobot's default for SO-101 recordings; its checkpoints do not store fps
 
 
 @dataclass
 class _Moment:
-    """One observation inside the policy. Frames are dropped once their feature is known."""
+    """One observation in the history. Its frames are dropped when the feature is computed."""
 
     state: Tensor  # (J,) normalised
     frames: Mapping[str, Frame]
@@ -45,7 +45,7 @@ class _Moment:
 
 
 class TorchPolicy:
-    """The runtime's Policy protocol for an opened checkpoint. One per thread."""
+    """The runtime's Policy protocol for an opened checkpoint. Use one object per thread."""
 
     def __init__(self, checkpoint: Checkpoint, device: str | torch.device = "cpu") -> None:
         config = checkpoint.config
@@ -84,23 +84,24 @@ class TorchPolicy:
     def request(
         self, noise: Noise | None = None, committed: Positions | None = None
     ) -> Callable[[], Chunk]:
-        """Freezes history, task, noise and prefix now; the result computes the chunk (horizon, J)
-        in degrees.
+        """Takes history, task, noise and prefix as they are now; returns a function that computes
+        the chunk (horizon, J) in degrees.
+
+        committed: (n, J) actions in degrees that the chunk must begin with.
         """
         if self._text is None:
-            raise RuntimeError("reset() must come before the first chunk")
+            raise RuntimeError("call reset() before the first chunk")
         steps, text = self._history.steps(), self._text
-        held = (
-            np.zeros((0, len(self.joints))) if committed is None else np.array(committed)
-        )  # (n, J), a copy
+        nothing = np.zeros((0, len(self.joints)))
+        held = nothing if committed is None else np.array(committed)  # (n, J), a copy
         prefix = prefix_inputs(self._action_stats.normalize(held), self.horizon)
         arrays = {**noise_inputs(self._noise(noise)), **prefix}
         given = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
         return lambda: self._chunk(steps, text, given, held)
 
     def prepare(self) -> Callable[[], None]:
-        """Freezes now what a request after the next observation will need; the result encodes it
-        ahead.
+        """Takes the observations that the next request will need; returns a function that encodes
+        them ahead of time.
         """
         steps = self._history.steps_after_next()
 
@@ -122,17 +123,17 @@ class TorchPolicy:
             torch.stack([self._feature(moment) for moment in steps])[None] if self.cameras else None
         )
         conditioning = self.policy.observation_encoder(state, features, text)
-        on_the_way = given[STEP_NOISE].transpose(0, 1)  # (steps - 1, 1, T, A), empty but for DDPM
+        step_noise = given[STEP_NOISE].transpose(0, 1)  # (steps - 1, 1, T, A), empty without DDPM
         actions = self.policy.sample_from(
-            conditioning, given[NOISE], on_the_way, given[PREFIX], given[PREFIX_MASK]
+            conditioning, given[NOISE], step_noise, given[PREFIX], given[PREFIX_MASK]
         )[0]
         chunk = self._action_stats.unnormalize(actions.cpu().numpy()).astype(np.float64)
-        chunk[: len(held)] = held  # what normalising there and back rounds off
+        chunk[: len(held)] = held  # exactly, without the rounding of normalisation
         return chunk
 
     @torch.no_grad()
     def _feature(self, moment: _Moment) -> Tensor:
-        """(N * D,) of one observation, encoded on the first call."""
+        """The feature (N * D,) of one observation, computed on the first call."""
         if moment.feature is None and self.cameras:
             images = {c: self._image(moment.frames[c], c) for c in self.cameras}
             features = self.policy.features(images)
@@ -152,29 +153,30 @@ class TorchPolicy:
         if positions.shape != (self.policy.config.state_dim,):
             wanted = self.policy.config.state_dim
             raise UserError(
-                f"the robot gave {positions.shape[0]} positions, the policy needs {wanted}; check the arm"
+                f"the robot has {positions.shape[0]} joint positions, but the policy needs "
+                f"{wanted}; use the arm it was trained on"
             )
         for camera, shape in self.policy.config.cameras.items():
             if camera not in frames:
                 raise UserError(
-                    f"no frame of camera {camera!r}; connect it or rename a camera to {camera!r}"
+                    f"there is no frame of camera {camera!r}; connect that camera, or rename a "
+                    f"camera to {camera!r}"
                 )
             if frames[camera].shape != shape:
                 got = frames[camera].shape
                 raise UserError(
-                    f"camera {camera!r} gives {got}, the policy was trained on {shape}; set that size"
+                    f"camera {camera!r} gives frames of shape {got}, but the policy was trained on "
+                    f"{shape}; set the camera to that size"
                 )
 
 
 def open_policy(path: Path, device: str | torch.device = "cpu") -> TorchPolicy:
-    """A TorchPolicy from a run, a checkpoint or a pretrained_model folder. UserError when there is
-    none.
-    """
+    """A TorchPolicy from a run, a checkpoint or a pretrained_model folder. UserError: no policy."""
     return TorchPolicy(open_checkpoint(path), device)
 
 
 def joint_names(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The checkpoint's joints; of one that LeRobot wrote, the SO-101's if it moves six."""
+    """The checkpoint's joint names. LeRobot does not store them: six joints are the SO-101's."""
     if checkpoint.facts is not None:
         return checkpoint.facts.joints
     count = checkpoint.config.action_dim

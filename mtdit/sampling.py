@@ -1,12 +1,12 @@
-"""Which rows of a dataset a training step sees, and which episodes it never sees.
+"""Chooses the rows of the dataset for each training step, and the episodes that are held out.
 
-Knows episodes, tasks, the seed and the number of a step; everything here follows from those alone,
-so that any process can say what any other one sees. Refuses to know what is in a row.
+The choice depends only on the episodes, the tasks, the seed and the number of the step, so every
+process can compute what any other process sees.
 
-Without weights an epoch is one random permutation of all usable rows. With weights every task has a
-quota of an epoch's rows, its share of them rounded (largest remainders); it fills the quota from
-permutations of its own rows that run on from epoch to epoch, so within a task every row is seen
-equally often, and the epoch is then shuffled.
+Without weights, an epoch is one random permutation of all usable rows. With weights, each task has
+a quota of the epoch's rows: its share, rounded (largest remainders). The quota is filled from
+permutations of the task's rows that continue from epoch to epoch, so within a task every row is
+seen equally often. Then the epoch is shuffled.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Part:
-    """One slice of a step's global batch: of process `rank` of `world`, for accumulation part
-    `index` of `parts`.
+    """One slice of a step's global batch.
+
+    It is for process `rank` of `world`, and for accumulation part `index` of `parts`.
     """
 
     rank: int = 0
@@ -41,7 +42,7 @@ class Part:
         return self.world * self.parts
 
     def of(self, batch_size: int) -> slice:
-        """Its place among the batch_size * world * parts samples: parts first, then processes."""
+        """Its slice of the batch_size * world * parts samples, sorted by part, then by process."""
         start = (self.index * self.world + self.rank) * batch_size
         return slice(start, start + batch_size)
 
@@ -50,14 +51,14 @@ class Part:
 
 
 def episode_bounds(ends: Rows) -> tuple[Rows, Rows]:
-    """First and last row of the episode of every row, each (N,)."""
+    """The first and the last row of each row's episode, each (N,)."""
     starts = np.concatenate([[0], ends[:-1]])
     lengths = ends - starts
     return np.repeat(starts, lengths), np.repeat(ends - 1, lengths)
 
 
 def usable_rows(ends: Rows, drop_n_last_frames: int) -> Rows:
-    """Rows training may start from: all but the last of each episode. UserError when none is left."""
+    """Rows that training may start from: all but each episode's last ones. UserError: none left."""
     _, last = episode_bounds(ends)
     rows = np.arange(len(last))
     usable = rows[rows <= last - drop_n_last_frames]
@@ -69,11 +70,10 @@ def usable_rows(ends: Rows, drop_n_last_frames: int) -> Rows:
 
 
 def held_out_episodes(episode_tasks: Sequence[int], tasks: Sequence[str], split: float) -> Rows:
-    """Numbers of the episodes to validate on: the last ceil(n * split) of each task's n, as
-    LeRobot's eval_split.
+    """Numbers of the held-out episodes: the last ceil(n * split) of each task's n episodes.
 
-    episode_tasks: (E,) index into `tasks`. UserError when a task would keep no episode to train on
-    (LeRobot lets it).
+    This is LeRobot's eval_split. episode_tasks: (E,) index into `tasks`. UserError when a task
+    would have no training episode left (LeRobot allows it).
     """
     held: list[int] = []
     for task in sorted(set(episode_tasks)) if split else ():
@@ -81,8 +81,8 @@ def held_out_episodes(episode_tasks: Sequence[int], tasks: Sequence[str], split:
         count = math.ceil(len(episodes) * split)
         if count == len(episodes):
             raise UserError(
-                f"val_split {split:g} leaves no training episode of {tasks[task]!r}, which has {len(episodes)}; "
-                "lower val_split or record more"
+                f"val_split {split:g} leaves no training episode of {tasks[task]!r}, which has "
+                f"{len(episodes)}; lower val_split or record more"
             )
         held += episodes[len(episodes) - count :]
     return np.array(sorted(held), np.int64)
@@ -94,8 +94,10 @@ def held_out_episodes(episode_tasks: Sequence[int], tasks: Sequence[str], split:
 def task_shares(
     rows_per_task: Mapping[str, int], balance: bool, weights: Mapping[str, float]
 ) -> dict[str, float]:
-    """Task -> its share of the samples, summing to 1: in proportion to weight times number of rows,
-    or weight alone when balanced. Weights not given are 1. UserError names a task that has no rows.
+    """Task -> its share of the samples; the shares sum to 1.
+
+    A share is proportional to weight times number of rows, with `balance` to the weight alone. A
+    missing weight is 1. UserError names a weighted task that the dataset does not have.
     """
     for task in weights:
         if task not in rows_per_task:
@@ -103,7 +105,7 @@ def task_shares(
             hint = (
                 f"did you mean {near[0]!r}?"
                 if near
-                else f"it has {', '.join(map(repr, rows_per_task))}"
+                else f"its tasks are {', '.join(map(repr, rows_per_task))}"
             )
             raise UserError(f"task_weights: the dataset has no task {task!r}; {hint}")
     raw = {t: weights.get(t, 1.0) * (1 if balance else n) for t, n in rows_per_task.items()}
@@ -112,7 +114,7 @@ def task_shares(
 
 
 def quotas(shares: Sequence[float], count: int) -> list[int]:
-    """Whole numbers that sum to `count`, as near to shares * count as can be (largest remainders)."""
+    """Whole numbers that sum to `count` and are closest to shares * count (largest remainders)."""
     exact = [share * count for share in shares]
     whole = [math.floor(x) for x in exact]
     by_rest = sorted(range(len(exact)), key=lambda i: (whole[i] - exact[i], i))
@@ -126,19 +128,18 @@ def quotas(shares: Sequence[float], count: int) -> list[int]:
 
 @dataclass
 class Sampler:
-    """The endless order of rows, epoch by epoch, each len(rows) long."""
+    """An endless sequence of rows in epochs of len(rows)."""
 
-    rows: Rows  # (N,) usable
+    rows: Rows  # (N,) usable rows
     seed: int
-    quotas: Sequence[tuple[Rows, int]] = field(
-        default=()
-    )  # per task: its rows, how many an epoch takes; (): no weights
+    # Per task: its rows, and how many of them an epoch takes. Empty: no weights.
+    quotas: Sequence[tuple[Rows, int]] = field(default=())
 
     def __post_init__(self) -> None:
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     def step(self, step: int, count: int) -> Rows:
-        """The rows (count,) of training step `step` (from 0), when every step takes `count`."""
+        """The rows (count,) of training step `step` (from 0) if every step takes `count`."""
         return _take(self._epoch, len(self.rows), step * count, count)
 
     def _make_epoch(self, epoch: int) -> Rows:
@@ -160,7 +161,7 @@ class Sampler:
 
 
 def _take(laps: Callable[[int], Rows], length: int, first: int, count: int) -> Rows:
-    """`count` rows from place `first` on of an endless sequence of laps, each `length` long."""
+    """`count` rows, starting at index `first`, of an endless sequence of laps of `length` rows."""
     pieces: list[Rows] = [np.empty(0, np.int64)]
     while count:
         lap, start = divmod(first, length)

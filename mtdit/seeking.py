@@ -1,9 +1,8 @@
-"""Frames by row, decoded when they are asked for: training straight from the videos, without room
-for a frame cache.
+"""Decodes frames by row when they are needed, so that training needs no frame cache.
 
-Knows containers, key frames and parquet row groups. Refuses to know what a frame is for. Behaves
-like the array (N, H, W, 3) of a frame cache: it has a shape, and an array of rows takes frames out
-of it. Every thread keeps its own open files, so several may read at once.
+A SeekingFrames object behaves like the array (N, H, W, 3) of a frame cache: it has a shape, and
+indexing it with an array of rows returns frames. Each thread keeps its own files open, so several
+threads may read at once.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from mtdit.dataset import Dataset, data_files, is_video, picture, video_places
 from mtdit_robots.errors import UserError
 
 Frame = NDArray[np.uint8]
-MOST_OPEN = 16  # files or row groups that a thread keeps
-LOST = 1 << 62  # no frame is near it
-# frames rather decoded and dropped than sought over: LeRobot's videos have a key frame every second
-# one
+MOST_OPEN = 16  # files or row groups that a thread keeps open
+LOST = 1 << 62  # position after an error: no frame is near it, so the next one is sought
+# Up to this many frames are decoded and dropped instead of sought. LeRobot's videos have a key
+# frame every second frame.
 SKIP = 8
 
 
 class Opened(Protocol):
-    """A video, or a row group of PNGs: frames by their number in it."""
+    """An open video or row group of PNGs; it returns frames by their number in it."""
 
     def frame(self, number: int) -> Frame: ...
 
@@ -39,7 +38,10 @@ class Opened(Protocol):
 
 
 class SeekingFrames:
-    """The frames of one camera. `finish` makes of a decoded frame what the shape promises."""
+    """The frames of one camera, (N, *size, 3).
+
+    finish: brings a decoded frame to `size`. UserError when a row has no frame.
+    """
 
     def __init__(
         self, dataset: Dataset, camera: str, size: tuple[int, int], finish: Callable[[Frame], Frame]
@@ -51,7 +53,7 @@ class SeekingFrames:
         self.openers: list[Callable[[], Opened]] = []
         self.where = np.full((len(dataset.state), 2), -1, np.int64)  # row -> opener, number there
         for opener, rows, numbers in places:
-            used = rows < len(dataset.state)  # an episode that was never finished may lie behind
+            used = rows < len(dataset.state)  # an unfinished episode may follow the last row
             self.where[rows[used]] = np.stack(
                 [np.full(used.sum(), len(self.openers)), numbers[used]], axis=1
             )
@@ -59,12 +61,13 @@ class SeekingFrames:
         if (self.where < 0).any():
             missing = int(np.argmax((self.where < 0).any(axis=1)))
             raise UserError(
-                f"{dataset.root}: camera {camera!r} has no frame for row {missing}; copy the dataset again"
+                f"{dataset.root}: camera {camera!r} has no frame for row {missing}; "
+                "copy the dataset again"
             )
         self.own = threading.local()
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Frame:
-        """Rows (...,) -> frames (..., H, W, 3). UserError names the file that lacks one."""
+        """Rows (...,) -> frames (..., H, W, 3). UserError names a file that lacks a frame."""
         wanted, back = np.unique(rows, return_inverse=True)
         out = np.empty((len(wanted), *self.shape[1:]), np.uint8)
         for i in np.lexsort(self.where[wanted].T[::-1]):
@@ -82,9 +85,8 @@ class SeekingFrames:
         return kept[number]
 
 
-Place = tuple[
-    Callable[[], Opened], NDArray[np.int64], NDArray[np.int64]
-]  # how to open it, rows, numbers in it
+# How to open a video or row group, the rows it holds, and their frame numbers in it.
+Place = tuple[Callable[[], Opened], NDArray[np.int64], NDArray[np.int64]]
 
 
 def _in_videos(dataset: Dataset, key: str) -> Iterator[Place]:
@@ -104,22 +106,21 @@ def _in_parquet(dataset: Dataset, key: str) -> Iterator[Place]:
 
 
 class Video:
-    """An open video that goes to a frame by its key frame, or just on when the frame is near."""
+    """An open video. It seeks to a frame, or decodes on when the frame is at most SKIP ahead."""
 
     def __init__(self, path: Path, fps: int) -> None:
         import av
 
         self.path, self.fps = path, fps
-        self.number = -1  # of the frame decoded last
+        self.number = -1  # of the last decoded frame
         self.newest: Frame = np.empty(0, np.uint8)
         try:
             self.file = av.open(str(path))
             self.stream = self.file.streams.video[0]
         except (av.error.FFmpegError, OSError, IndexError) as error:
             raise _broken(path, error) from None
-        self.stream.codec_context.thread_count = (
-            1  # threads of the loader read several videos at once
-        )
+        # One decoding thread: the loader's threads read several videos at once.
+        self.stream.codec_context.thread_count = 1
         self.frames = self.file.decode(self.stream)
 
     def frame(self, number: int) -> Frame:
@@ -157,7 +158,7 @@ def _broken(path: Path, error: Any) -> UserError:
 
 
 class Pngs:
-    """One row group of PNGs, compressed in memory."""
+    """One row group of PNGs, held compressed in memory."""
 
     def __init__(self, file: Path, group: int, key: str) -> None:
         self.file = file

@@ -1,9 +1,8 @@
-"""Scripted demonstrations in the twin, written as a LeRobotDataset v3.
+"""Records scripted demonstrations in the twin (simulated SO-101) as a LeRobotDataset v3.
 
-Knows how an episode becomes frames on disk. Refuses to know physics, tasks and training. A recorded
-frame is (observation at tick t, action commanded at tick t), the order in which the runtime's loop
-observes and commands; positions went through the servos' ticks, so they are what a real arm would
-have reported.
+A recorded frame is (observation at tick t, action commanded at tick t), the order in which the
+control loop observes and commands. Positions are rounded to the servos' ticks, as a real arm
+reports them. Physics, tasks and the scripted expert are in `mtdit_robots.twin`.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from mtdit_robots.twin.world import CAMERAS, World
 
 FPS = 30
 ROBOT_TYPE = "so_follower"
-NOISE_RAD = 0.02  # on every other episode: shows how to come back to the path (DART)
-MOST_FAILURES = 0.5  # of the attempts, once there are enough of them to tell
+NOISE_RAD = 0.02  # on every other episode: shows how to return to the path (DART)
+MOST_FAILURES = 0.5  # share of the attempts, checked after FEWEST_ATTEMPTS
 FEWEST_ATTEMPTS = 10
 
-# x264 is 5 times faster than SVT-AV1 here. A key frame every second frame, LeRobot's own choice,
+# x264 is 5 times faster than SVT-AV1 here. A key frame every second frame is LeRobot's choice; it
 # keeps random access cheap.
 ENCODER = {"vcodec": "h264", "pix_fmt": "yuv420p", "g": 2, "crf": 18, "preset": "veryfast"}
 LONGEST_EPISODE = 4096  # frames that may wait for the encoder, so that it never drops one
@@ -52,10 +51,10 @@ class SimulateReport:
     kept: dict[str, int] = field(default_factory=dict)
     failed: dict[str, int] = field(default_factory=dict)
     frames: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # that the recording took
 
     def summary(self) -> str:
-        """One line per task and one for the whole."""
+        """One line per task and one for the total."""
         width = max(len(task) for task in self.kept)
         lines = [
             f"{task:{width}}  {n} kept, {self.failed[task]} failed" for task, n in self.kept.items()
@@ -78,13 +77,13 @@ def simulate(
     noise_rad: float = NOISE_RAD,
     on_progress: Progress = lambda done, total: None,
 ) -> SimulateReport:
-    """Record `episodes` successful demonstrations of every task, tasks taking turns, and return
-    what happened.
+    """Records `episodes` successful demonstrations of each task, alternating between the tasks.
 
-    Attempt k of each task is laid out by seed + k, so equal arguments give equal values.
-    image_size: (height, width), even. noise_rad: sigma of the noise on the commands of every other
-    attempt; recorded actions are without it. The folder appears when everything is in it.
-    UserError: unknown task, existing folder, odd size, hopeless expert.
+    Attempt k of each task has the scene of seed + k, so equal arguments give equal datasets.
+    image_size: (height, width), even. noise_rad: standard deviation of the noise added to the
+    commands of every other attempt, in rad; the recorded actions are without it. `out` appears
+    only when the dataset is complete. UserError: unknown task, existing folder, odd image size, or
+    an expert that fails too often.
     """
     wanted = [find_task(task).name for task in tasks]
     _check(wanted, episodes, out, image_size)
@@ -110,9 +109,7 @@ def simulate(
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A path that becomes `out` when the block ends without an error, and vanishes otherwise,
-    Ctrl-C included.
-    """
+    """A folder that is renamed to `out` when the block succeeds, and removed otherwise."""
     partial = out.absolute().with_name(f".{out.absolute().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -123,7 +120,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 
 def record(world: World, noise_rad: float, image_size: tuple[int, int]) -> list[Frame]:
-    """The frames of one demonstration of the world's task, whether it succeeds or not."""
+    """Runs one demonstration of the world's task and returns its frames, successful or not."""
     frames = []
     for step in demonstrate(world, noise_rad):
         images = {IMAGES + camera: world.render(camera, *image_size) for camera in CAMERAS}
@@ -142,7 +139,7 @@ def _record_success(
     noise_rad: float,
     report: SimulateReport,
 ) -> list[Frame]:
-    """The next attempts at the task until one succeeds; failures are counted in the report."""
+    """Attempts the task until one attempt succeeds; failures are counted in the report."""
     while True:
         attempt = report.kept[task] + report.failed[task]
         world.reset(task, seed + attempt)
@@ -152,7 +149,8 @@ def _record_success(
         report.failed[task] += 1
         if attempt >= FEWEST_ATTEMPTS and report.failed[task] > MOST_FAILURES * attempt:
             raise UserError(
-                f"the expert failed {report.failed[task]} of {attempt + 1} attempts to {task!r}: use less noise_rad"
+                f"the scripted expert failed {report.failed[task]} of {attempt + 1} attempts at "
+                f"{task!r}: use a smaller noise_rad"
             )
 
 
@@ -162,12 +160,13 @@ def _check(tasks: Sequence[str], episodes: int, out: Path, image_size: tuple[int
     if len(set(tasks)) < len(tasks):
         raise UserError("a task is named twice: name each one once and ask for more episodes")
     if episodes < 1:
-        raise UserError(f"{episodes} episodes is nothing to record: ask for 1 or more")
+        raise UserError(f"episodes must be at least 1, got {episodes}")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} exists already: choose another --out or remove it")
     if any(side < 16 or side % 2 for side in image_size):
         raise UserError(
-            f"image size {image_size[0]}x{image_size[1]} cannot be encoded: use even sides of 16 or more"
+            f"image size {image_size[0]}x{image_size[1]} cannot be encoded: "
+            "use even numbers of 16 or more"
         )
 
 
@@ -191,7 +190,7 @@ def _create(root: Path, name: str, image_size: tuple[int, int]) -> LeRobotDatase
 
 
 def _hush() -> None:
-    """Else every episode prints its encoder's statistics and a progress bar of its own."""
+    """Silences the encoder's statistics and the progress bar that every episode would print."""
     av.logging.set_libav_level(av.logging.ERROR)
     datasets.disable_progress_bars()
 

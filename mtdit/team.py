@@ -1,11 +1,10 @@
-"""The processes of one training: who they are, whose turn it is, and what they agree on.
+"""Distributed training: the processes of a run, how they synchronise, and stop signals.
 
-Knows accelerate, torch.distributed and signals. Refuses to know what is trained. One process is a
-team too.
+It uses accelerate and torch.distributed; a single process works the same way.
 
-Processes tell each other things on the host, over gloo, beside the gradients: asking whether to
-stop makes no GPU wait. When one process fails it says why and ends; the others then leave without a
-word, and the launcher ends the job.
+Processes exchange small values on the host with gloo, separately from the gradients, so asking
+whether to stop makes no GPU wait. A process that fails prints the reason and ends; the others then
+exit silently, and the launcher ends the job.
 """
 
 from __future__ import annotations
@@ -29,17 +28,18 @@ from accelerate.utils import DistributedDataParallelKwargs
 from mtdit_robots.errors import UserError
 
 PATIENCE = timedelta(days=30)  # the main process may decode frames for hours while the others wait
-AGAIN_S = 2.0  # launchers pass a Ctrl-C on to processes that had it already; a later one is meant
+# A second Ctrl-C within this time is ignored: launchers forward one that a process already got.
+AGAIN_S = 2.0
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Team:
-    """This process among those that train together."""
+    """This process, as one of the processes that train together."""
 
     accelerator: Accelerator
     device: torch.device
-    group: Any = None  # gloo; None when alone
+    group: Any = None  # gloo process group; None for a single process
 
     @property
     def rank(self) -> int:
@@ -51,23 +51,22 @@ class Team:
 
     @property
     def main(self) -> bool:
-        """Whether this process speaks and writes."""
+        """Whether this is the process that prints and writes files."""
         return self.accelerator.is_main_process
 
     def agree(self, *values: float) -> tuple[float, ...]:
-        """The highest of each value among the processes, the same on all of them. Waits for all."""
+        """The maximum of each value over the processes, the same on all. Waits for all of them."""
         if self.group is None:
             return values
-        told = torch.tensor(
-            [0.0, *values], dtype=torch.float64
-        )  # never empty: gloo waits for nobody then
+        # Never empty: gloo does not synchronise on an empty tensor.
+        highest = torch.tensor([0.0, *values], dtype=torch.float64)
         with self.listening():
-            dist.all_reduce(told, dist.ReduceOp.MAX, group=self.group)
-        return tuple(told[1:].tolist())
+            dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.group)
+        return tuple(highest[1:].tolist())
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        """The main process first, then the first one of every other machine, then the rest: these
-        find things done.
+        """Runs `work` in the main process first, then in one process of every other computer, then
+        in the rest, which find files and caches already written.
         """
         turn = 0 if self.main else 1 if self.accelerator.is_local_main_process else 2
         for now in range(3):
@@ -77,18 +76,19 @@ class Team:
         return result
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean over the processes, of values on the device."""
+        """The mean over the processes; values are on the device."""
         with self.listening():
             return self.accelerator.reduce(values, "mean")
 
     def fail(self, message: str) -> NoReturn:
-        """For what every process has found out: the main one says it."""
+        """Ends all processes with an error that all have found; only the main one prints it."""
         raise UserError(message) if self.main else SystemExit(2)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Leaves without a word when another process has gone, and on a signal that the main
-        process answers too.
+        """Inside the block, exits silently when another process has ended, or on a signal.
+
+        The main process raises KeyboardInterrupt for the signal instead.
         """
         try:
             yield
@@ -104,7 +104,7 @@ class Team:
 
 @contextmanager
 def said_once() -> Iterator[None]:
-    """For mistakes that every process finds out alike, before they are a team: one of them says it."""
+    """For a UserError that all processes raise before they are connected: only rank 0 prints it."""
     try:
         yield
     except UserError:
@@ -118,12 +118,12 @@ def _is_about_another_process(error: RuntimeError) -> bool:
 
 
 def gather(device: torch.device, amp: str) -> Team:
-    """The team this process was started in: alone, or by `accelerate launch` or `torchrun`.
+    """The Team of this process: alone, or with those of `accelerate launch` or `torchrun`.
 
-    UserError when processes were started that cannot train together.
+    UserError when the started processes cannot train together.
     """
     _check_launch(device)
-    # one process may train twice, in another precision or on another device
+    # A process may train twice, with another precision or on another device.
     AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     cpu = device.type == "cpu"
@@ -142,11 +142,13 @@ def _check_launch(device: torch.device) -> None:
         return
     if device.type != "cuda":
         raise UserError(
-            f"several processes cannot train on {device.type}; start one, or use --device cpu"
+            f"several processes cannot train on {device.type}; start one process, or use "
+            "--device cpu"
         )
     if local > torch.cuda.device_count():
         raise UserError(
-            f"{local} processes were started for {torch.cuda.device_count()} GPUs; start one for each GPU"
+            f"{local} processes were started for {torch.cuda.device_count()} GPUs; "
+            "start one process per GPU"
         )
 
 
@@ -159,8 +161,9 @@ def _leave() -> None:
 
 
 class Stop:
-    """SIGINT and SIGTERM: they interrupt what goes before the training, and ask the training to end
-    in order.
+    """Handles SIGINT and SIGTERM: they interrupt the preparation, and ask the training to end.
+
+    During training a second Ctrl-C after AGAIN_S interrupts at once.
     """
 
     def __init__(self) -> None:
@@ -184,11 +187,11 @@ class Stop:
 
 @contextmanager
 def stop_requests() -> Iterator[Stop]:
-    """Inside, the two signals go to the Stop; afterwards they mean again what they meant before."""
+    """Inside the block the two signals go to the Stop; afterwards the old handlers are restored."""
     stop = Stop()
     try:
         before = {s: signal.signal(s, stop.note) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us there stops us in another way
+    except ValueError:  # not the main thread, where Python sets no signal handlers
         before = {}
     try:
         yield stop

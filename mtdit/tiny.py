@@ -1,9 +1,8 @@
-"""A tiny CLIP made on the spot: random weights, CLIP's real vocabulary, a folder transformers and
-LeRobot load.
+"""Generates a tiny CLIP that transformers and LeRobot can load: random weights, real vocabulary.
 
-For tests, CPU demos and training from scratch without a download. Knows CLIP's byte-pair vocabulary
-(from the open_clip wheel) and how to scale random weights so that a frozen random text tower still
-tells instructions apart. Refuses to know policies and training.
+It is for tests, CPU demos and training from scratch without a download; it is not a pretrained
+CLIP. The byte-pair vocabulary comes from the open_clip wheel. The random weights are scaled so that
+the frozen random text encoder still distinguishes instructions.
 """
 
 from __future__ import annotations
@@ -39,31 +38,29 @@ TEXT_SEED = 34
 
 
 def make_tiny_clip(folder: Path, shape: ClipShape = TINY, seed: int = 0) -> Path:
-    """Writes config, weights and tokenizer (about 12 MB) into `folder` and returns it. A finished
-    folder is kept.
+    """Writes config, weights and tokenizer (about 12 MB) into `folder` and returns the folder.
 
-    The same seed gives the same bytes. The folder's name must contain "clip", because LeRobot
-    insists on it.
+    A complete folder is kept as it is. The same seed gives the same bytes. UserError when the
+    folder's name does not contain "clip", which LeRobot requires.
     """
     if "clip" not in folder.name.lower():
         raise UserError(
-            f"{folder}: the folder's name must contain 'clip', LeRobot insists on it; name it clip-tiny"
+            f"{folder}: the folder's name must contain 'clip', because LeRobot requires it; "
+            "name it clip-tiny"
         )
     if (folder / "config.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder)
     save_file(tiny_weights(shape, seed), folder / "model.safetensors", metadata={"format": "pt"})
-    partial = (
-        folder / "config.json.tmp"
-    )  # config.json last: its presence says that the rest is complete
+    partial = folder / "config.json.tmp"  # config.json comes last: it marks a complete folder
     partial.write_text(json.dumps(shape.to_json(), indent=2) + "\n")
     os.replace(partial, folder / "config.json")
     return folder
 
 
 def tiny_weights(shape: ClipShape, seed: int) -> dict[str, Tensor]:
-    """Both towers under the names of a CLIPModel."""
+    """The weights of both encoders, under the names of transformers' CLIPModel."""
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
@@ -84,7 +81,7 @@ def tiny_weights(shape: ClipShape, seed: int) -> dict[str, Tensor]:
 
 
 def _init_vision(tower: VisionTower) -> None:
-    """A from-scratch ViT: small positions, unit-variance patches, zero biases."""
+    """For training from scratch: small positions, unit-variance patches, zero biases."""
     for module in tower.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02 * (768 / module.in_features) ** 0.5)
@@ -96,12 +93,12 @@ def _init_vision(tower: VisionTower) -> None:
 
 
 def _init_text(tower: TextTower) -> None:
-    """Loud words, quiet EOS and positions: the feature read at the EOS is then what attention
-    gathered from the words.
+    """Large word embeddings, small EOS and position embeddings.
 
-    With CLIP's own initialisation every instruction gives nearly the same feature (cosine above
-    0.99); so does an unlucky seed. TEXT_SEED is the luckiest of 120: at most 0.63 between any two
-    of ten table-top instructions.
+    The feature at the EOS is then what attention gathers from the words. With CLIP's own
+    initialisation all instructions have nearly the same feature (cosine above 0.99), and with some
+    seeds too. TEXT_SEED is the best of 120: the cosine is at most 0.63 between any two of ten
+    table-top instructions.
     """
     embeddings = tower.embeddings
     nn.init.normal_(embeddings.token_embedding.weight, std=1.0)
@@ -115,9 +112,7 @@ def _init_text(tower: TextTower) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """CLIP's tokenizer as transformers keeps it (tokenizer.json, tokenizer_config.json), from
-    open_clip's merges.
-    """
+    """Writes CLIP's tokenizer in transformers' format (tokenizer.json, tokenizer_config.json)."""
     from transformers import CLIPTokenizer
 
     vocabulary, merges = clip_vocabulary()
@@ -133,8 +128,9 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def clip_vocabulary() -> tuple[dict[str, int], list[str]]:
-    """CLIP's 49408 tokens and 48894 merges (github.com/openai/CLIP, simple_tokenizer.py describes
-    the layout).
+    """CLIP's 49408 tokens and 48894 merges, from open_clip's wheel.
+
+    Source of the layout: simple_tokenizer.py of github.com/openai/CLIP.
     """
     package = find_spec("open_clip")
     if package is None or package.origin is None:
@@ -153,9 +149,7 @@ def clip_vocabulary() -> tuple[dict[str, int], list[str]]:
 
 
 def _byte_letters() -> list[str]:
-    """One printable letter per byte: printable bytes stand for themselves, the others follow from
-    code point 256 on.
-    """
+    """One printable letter per byte: itself if printable, else a code point from 256 on."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),

@@ -1,10 +1,8 @@
-"""What a training leaves to look at, in its output folder: TensorBoard's files, curves.png, a run
-of wandb.
+"""Trackers of a training: TensorBoard, curves.png and wandb.
 
-Knows those tools and how a resumed training goes on in the same curves. Refuses to know how a
-figure came about. None of it ends a training: what fails there is said in one line, and the
-training goes on without it. Only what can be known before the first step, a package that is
-missing, is a UserError.
+A resumed training continues the same curves. A tracker that fails does not end the training: one
+line says so, and the training continues without it. Only a missing package, which is known before
+the first step, is a UserError.
 """
 
 from __future__ import annotations
@@ -29,16 +27,20 @@ LOG = "train_log.jsonl"  # mtdit.journal writes it
 
 
 def scalars(r: Report) -> dict[str, float]:
-    """A Report in the names of the curves; the GPU's memory only where there is a GPU."""
+    """The values of a Report under the names of the curves; GPU memory only if there is a GPU."""
     memory = {"train/gpu_memory_gb": r.gpu_memory_gb} if r.gpu_memory_gb else {}
     return {
-        "train/loss": r.loss, "train/lr": r.lr, "train/grad_norm": r.grad_norm,
-        "train/samples_per_s": r.samples_per_s, "train/data_wait": r.data_wait, **memory,
-    }  # fmt: skip
+        "train/loss": r.loss,
+        "train/lr": r.lr,
+        "train/grad_norm": r.grad_norm,
+        "train/samples_per_s": r.samples_per_s,
+        "train/data_wait": r.data_wait,
+        **memory,
+    }
 
 
 class Tracker(Protocol):
-    """What keeps a training's figures somewhere."""
+    """Records the values of a training; the methods are those of a Reporter."""
 
     name: str
 
@@ -54,14 +56,13 @@ class Tracker(Protocol):
 
 
 class TensorBoard(Silent):
-    """Event files; a resumed training voids the points after its checkpoint and goes on."""
+    """TensorBoard event files. A resumed training purges the points after its checkpoint."""
 
     name = "TensorBoard"
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import (
-            SummaryWriter,
-        )  # UserError by its name where it is not installed
+        # The CLI turns the ImportError into a line that says what to install.
+        from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self.open = folder, SummaryWriter
         self.writer: Any = None
@@ -88,9 +89,7 @@ class TensorBoard(Silent):
 
 
 class Wandb(Silent):
-    """A run of wandb. Its id is kept in the output folder, so that a resumed training goes on in
-    the same run.
-    """
+    """A wandb run. Its id is stored in the output folder, so a resumed training continues it."""
 
     name = "wandb"
 
@@ -109,9 +108,13 @@ class Wandb(Silent):
         )
         try:
             self.run = wandb.init(
-                project=self.config.wandb, id=run_id, resume="allow", dir=str(out), name=out.absolute().name,
+                project=self.config.wandb,
+                id=run_id,
+                resume="allow",
+                dir=str(out),
+                name=out.absolute().name,
                 config=json.loads(json.dumps(asdict(self.config), default=str)),
-            )  # fmt: skip
+            )
         except wandb.Error as error:
             raise UserError(
                 f"wandb: {str(error).rstrip('.')}; run `wandb login`, or set WANDB_MODE=offline"
@@ -130,7 +133,7 @@ class Wandb(Silent):
 
 
 class Curves(Silent):
-    """curves.png, drawn anew at each checkpoint and at the end."""
+    """curves.png, redrawn at each checkpoint and at the end."""
 
     name = CURVES
 
@@ -149,57 +152,56 @@ class Curves(Silent):
 
 
 class Several:
-    """Tells whoever speaks to the user, and the trackers. A tracker that fails is said once and
-    left alone.
+    """Passes events to the console and to the trackers.
+
+    A tracker that fails is reported once and removed.
     """
 
-    def __init__(self, voice: Reporter, trackers: list[Tracker]) -> None:
-        self.voice, self.trackers = voice, trackers
-        self.say, self.decoded = voice.say, voice.decoded
+    def __init__(self, shown: Reporter, trackers: list[Tracker]) -> None:
+        self.shown, self.trackers = shown, trackers
+        self.say, self.decoded = shown.say, shown.decoded
 
     def began(self, step: int) -> None:
-        self.voice.began(step)
-        self._tell(lambda t: t.began(step))
+        self.shown.began(step)
+        self._each(lambda t: t.began(step))
 
     def stepped(self, report: Report) -> None:
-        self.voice.stepped(report)
-        self._tell(lambda t: t.stepped(report))
+        self.shown.stepped(report)
+        self._each(lambda t: t.stepped(report))
 
     def validated(self, validation: Validation) -> None:
-        self.voice.validated(validation)
-        self._tell(lambda t: t.validated(validation))
+        self.shown.validated(validation)
+        self._each(lambda t: t.validated(validation))
 
     def saved(self, checkpoint: Path) -> None:
-        self.voice.saved(checkpoint)
-        self._tell(lambda t: t.saved(checkpoint))
+        self.shown.saved(checkpoint)
+        self._each(lambda t: t.saved(checkpoint))
 
     def close(self) -> None:
-        self._tell(lambda t: t.close())
+        self._each(lambda t: t.close())
 
-    def _tell(self, about: Callable[[Tracker], None]) -> None:
+    def _each(self, call: Callable[[Tracker], None]) -> None:
         for tracker in tuple(self.trackers):
             try:
-                about(tracker)
+                call(tracker)
             except UserError:
                 raise
             except Exception as error:
                 self.trackers.remove(tracker)
                 why = " ".join(str(error).split()) or type(error).__name__
-                self.say(f"{tracker.name} failed ({why}); the training goes on without it")
+                self.say(f"{tracker.name} failed ({why}); the training continues without it")
 
 
 @contextmanager
 def reporters(config: TrainConfig) -> Iterator[Reporter]:
-    """The console, and the trackers that the config asks for. UserError when one of them is not
-    installed.
-    """
+    """The console and the trackers of the config. UserError when a tracker is not installed."""
     trackers: list[Tracker] = [Curves(config.output_dir)]
     if config.tensorboard:
         trackers.append(TensorBoard(config.output_dir / TENSORBOARD))
     if config.wandb:
         trackers.append(Wandb(config))
-    with console_reporter(console) as voice:
-        several = Several(voice, trackers)
+    with console_reporter(console) as shown:
+        several = Several(shown, trackers)
         try:
             yield several
         finally:

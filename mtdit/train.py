@@ -1,7 +1,7 @@
-"""Training: from a TrainConfig to a folder of checkpoints. `train` prepares; the loop is mtdit.fit.
+"""Training: from a TrainConfig to a folder of checkpoints.
 
-Knows where a run begins: with a preset, an earlier checkpoint, or where it was interrupted, on this
-dataset and this device. Refuses to know steps and batches.
+`train` prepares a run: a new one from a preset, one that starts from an earlier checkpoint, or one
+that resumes. The training loop is in mtdit.fit.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ SMALLER = "lower batch_size or noise_samples, or the policy's sizes"
 
 
 def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
-    """Trains, or goes on training, and returns the last checkpoint's folder. UserError for anything
-    the user can mend.
+    """Trains or resumes training; returns the folder of the last checkpoint.
 
-    SIGINT and SIGTERM save a checkpoint after the current step and end the run in order; before the
-    first step they are a KeyboardInterrupt. Started by `accelerate launch` or `torchrun`, every
-    process calls this.
+    UserError for everything that the user can fix. SIGINT and SIGTERM save a checkpoint after the
+    current step and end the run normally; before the first step they raise KeyboardInterrupt. With
+    `accelerate launch` or `torchrun`, every process calls this function.
     """
     with stop_requests() as stop, in_one_line():
         with said_once():
             device = pick_device(config.device)
             if config.amp == "fp16" and device.type != "cuda":
                 raise UserError(
-                    f"amp fp16 needs a CUDA GPU, the device is {device.type}; use amp bf16 or no"
+                    f"amp fp16 needs a CUDA GPU, but the device is {device.type}; "
+                    "use amp bf16 or no"
                 )
             team = gather(device, config.amp)
         if team.device.type == "cuda":
@@ -87,22 +87,22 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
             shown.began(learner.step)
             stop.training = True
             checkpoint = fit(config, learner, ready.loader, keeper, team, stop, shown)
-            team.agree()  # nobody leaves before the main process has written it
+            team.agree()  # no process ends before the main one has written the checkpoint
             return checkpoint
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What the loop needs."""
+    """What the training loop needs."""
 
     policy: Policy
     loader: Loader
     files: PretrainedFiles
-    resumed: Path | None  # the checkpoint this run goes on from
+    resumed: Path | None  # the checkpoint from which this run continues
 
 
 def prepare(config: TrainConfig, team: Team, shown: Reporter) -> Ready:
-    """Reads or decodes the dataset and builds the policy, on the team's device."""
+    """Reads the dataset, decodes frames if needed, and builds the policy on the team's device."""
     resumed = find_last_checkpoint(config.output_dir) if config.resume else None
     check_dataset(config.dataset)
     policy_config = _policy_config(config, resumed)
@@ -131,10 +131,10 @@ def prepare(config: TrainConfig, team: Team, shown: Reporter) -> Ready:
 
 
 def resumed_config(config: TrainConfig, given: Collection[str]) -> TrainConfig:
-    """The config with everything but its `given` fields as the run that it resumes was started
-    with.
+    """The config for resuming: the `given` fields from `config`, all others from the earlier run.
 
-    A run of LeRobot's trainer too: what it kept in its train_config.json and means the same here.
+    The earlier run may also be one of LeRobot's trainer; then the fields of its train_config.json
+    that have the same meaning here are used.
     """
     checkpoint = find_last_checkpoint(config.output_dir)
     raw = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG)
@@ -151,18 +151,23 @@ def resumed_config(config: TrainConfig, given: Collection[str]) -> TrainConfig:
 
 
 def _from_lerobot(raw: Any) -> dict[str, Any]:
-    """LeRobot's train_config.json in our words. Its 0.6.1 keeps no average of the weights."""
+    """LeRobot's train_config.json as TrainConfig fields. LeRobot 0.6.1 has no EMA."""
     if not isinstance(raw, dict) or "steps" not in raw:
         raise UserError(
-            f"the run's {TRAIN_CONFIG} says nothing about steps; start a new run with --init-from"
+            f"the run's {TRAIN_CONFIG} has no 'steps'; start a new run with --init-from"
         )
     dataset, optimizer, ema = (raw.get(part) or {} for part in ("dataset", "optimizer", "ema"))
     transforms = dataset.get("image_transforms") or {}
     known = {
-        "steps": raw["steps"], "batch_size": raw.get("batch_size"), "seed": raw.get("seed"),
-        "save_every": raw.get("save_freq"), "log_every": raw.get("log_freq"), "val_every": raw.get("eval_steps"),
-        "grad_clip_norm": optimizer.get("grad_clip_norm"), "val_split": dataset.get("eval_split"),
-    }  # fmt: skip
+        "steps": raw["steps"],
+        "batch_size": raw.get("batch_size"),
+        "seed": raw.get("seed"),
+        "save_every": raw.get("save_freq"),
+        "log_every": raw.get("log_freq"),
+        "val_every": raw.get("eval_steps"),
+        "grad_clip_norm": optimizer.get("grad_clip_norm"),
+        "val_split": dataset.get("eval_split"),
+    }
     return {
         **{name: value for name, value in known.items() if value is not None and value > 0},
         "ema": bool(ema.get("enable")),
@@ -172,19 +177,15 @@ def _from_lerobot(raw: Any) -> dict[str, Any]:
 
 
 def _policy_config(config: TrainConfig, resumed: Path | None) -> PolicyConfig:
-    """The policy before it meets the dataset: the checkpoint's this run goes on from, else the
-    preset; then options.
+    """The policy config without the dataset: the earlier checkpoint's or the preset's, with the
+    options of `config.policy`.
     """
     earlier = resumed or config.init_from
     if earlier is None:
-        standard = (
-            {"vision_encoder_name": "tiny", "text_encoder_name": "tiny"}
-            if config.preset == "tiny"
-            else {}
-        )
-        return with_features(
-            _with_clip_folders({**standard, **config.policy}, config), config.preset, {}, {}
-        )
+        tiny = config.preset == "tiny"
+        standard = dict.fromkeys(ENCODERS, "tiny") if tiny else {}
+        options = _with_clip_folders({**standard, **config.policy}, config)
+        return with_features(options, config.preset, {}, {})
     checkpoint = open_to_train(earlier)
     fields = {k: v for k, v in policy_config_to_dict(checkpoint.config).items() if k != "type"}
     return policy_config_from_dict(
@@ -197,13 +198,14 @@ def _policy_config(config: TrainConfig, resumed: Path | None) -> PolicyConfig:
 
 
 def _with_clip_folders(options: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """Options with `tiny` made and local folders spelled out, so that LeRobot finds them from
-    anywhere.
+    """The options with absolute CLIP folders, so that LeRobot finds them from any folder.
+
+    For the name "tiny" a tiny CLIP is generated in the output folder.
     """
     found = dict(options)
-    for name in (
-        n for n in ENCODERS & found.keys() if isinstance(found[n], str)
-    ):  # others are refused later
+    for name in ENCODERS & found.keys():
+        if not isinstance(found[name], str):
+            continue  # PolicyConfig refuses it
         if found[name] == "tiny":
             found[name] = str(make_tiny_clip(config.output_dir.absolute() / TINY_CLIP))
         else:
@@ -212,13 +214,16 @@ def _with_clip_folders(options: Mapping[str, Any], config: TrainConfig) -> dict[
 
 
 def _from_anywhere(name: str) -> str:
-    """A local folder spelled out; a Hub name as it is."""
+    """A local folder as an absolute path; a Hub name unchanged."""
     folder = Path(name).expanduser()
     return str(folder.absolute()) if name and folder.is_dir() else name
 
 
 def _own_tiny_clip(checkpoint: Checkpoint, config: TrainConfig) -> dict[str, str]:
-    """A tiny CLIP of the checkpoint is made again in this run, since the earlier run's may be gone."""
+    """If the checkpoint used a tiny CLIP, generates it again in this run's output folder.
+
+    The earlier run's folder may not exist any more.
+    """
     names = [name for name in ENCODERS if Path(getattr(checkpoint.config, name)).name == TINY_CLIP]
     shape = clip_shapes(checkpoint.config, beside=checkpoint.folder / CLIP) if names else None
     return {
@@ -229,20 +234,20 @@ def _own_tiny_clip(checkpoint: Checkpoint, config: TrainConfig) -> dict[str, str
 
 
 def _for_dataset(config: PolicyConfig, cache: FrameCache, device: torch.device) -> PolicyConfig:
-    """Takes the dataset's features, or checks that those of an earlier checkpoint fit it."""
+    """The config with the dataset's features. UserError: an earlier checkpoint has others."""
     inputs, outputs = cache.info.input_features, cache.info.output_features
     if config.input_features and (dict(config.input_features), dict(config.output_features)) != (
         inputs,
         outputs,
     ):
         raise UserError(
-            f"the checkpoint was trained on {_listed(config.input_features)}, the dataset has {_listed(inputs)}; "
-            "record with the same joints and cameras or train from scratch"
+            f"the checkpoint was trained on {_listed(config.input_features)}, but the dataset has "
+            f"{_listed(inputs)}; record with the same joints and cameras, or train from scratch"
         )
     return replace(
         config,
-        input_features=config.input_features
-        or inputs,  # the checkpoint's order of cameras, where there is one
+        # a checkpoint's order of cameras wins
+        input_features=config.input_features or inputs,
         output_features=config.output_features or outputs,
         device=device.type,
     )
@@ -255,7 +260,7 @@ def _listed(features: Mapping[str, Any]) -> str:
 def _start(
     config: TrainConfig, policy_config: PolicyConfig, cache: FrameCache, resumed: Path | None
 ) -> tuple[Policy, DatasetStats]:
-    """The policy this run begins with and the statistics it is normalised by."""
+    """The policy at the start of this run, and the statistics that normalise it."""
     torch.manual_seed(config.seed)
     stats = (
         with_imagenet_stats(cache.stats, list(cache.info.image_keys.values()))
@@ -265,10 +270,9 @@ def _start(
     if resumed is not None:
         checkpoint = open_checkpoint(resumed)
         policy = replace(checkpoint, config=policy_config).policy()
-        if (
-            resumed / TRAINING_STATE / LIVE
-        ).is_file():  # LeRobot keeps no average, and nothing beside
-            load_weights(policy, resumed / TRAINING_STATE / LIVE)
+        live = resumed / TRAINING_STATE / LIVE
+        if live.is_file():  # not in LeRobot's checkpoints: their model.safetensors is live
+            load_weights(policy, live)
         return policy, checkpoint.dataset_stats
     if config.init_from is not None:
         checkpoint = open_to_train(config.init_from)
@@ -287,48 +291,57 @@ def _tokenizer(config: PolicyConfig, earlier: Path | None) -> Any:
 def _loader(
     config: TrainConfig, policy: Policy, cache: FrameCache, stats: DatasetStats, tokenizer: Any
 ) -> Loader:
-    """The frozen text tower runs here, once per task of the dataset."""
+    """The loader, with the text features of all tasks: the frozen text tower runs only here."""
     device = next(policy.parameters()).device
     ids = tokenize(tokenizer, list(cache.info.facts.tasks), policy.config)
     text = policy.pooled_text(ids.to(device))
     return Loader(
-        cache, policy.config, stats, text, config.batch_size, config.seed,
-        random_shift_px=config.random_shift_px, random_brightness=config.random_brightness,
+        cache,
+        policy.config,
+        stats,
+        text,
+        config.batch_size,
+        config.seed,
+        random_shift_px=config.random_shift_px,
+        random_brightness=config.random_brightness,
         noise_samples=config.noise_samples,
-        balance_tasks=config.balance_tasks, task_weights=config.task_weights, val_split=config.val_split,
+        balance_tasks=config.balance_tasks,
+        task_weights=config.task_weights,
+        val_split=config.val_split,
         transforms=image_transforms(config.image_transforms),
-    )  # fmt: skip
+    )
 
 
 def _hurry() -> None:
-    """As LeRobot's trainer: matrix products in TF32, the fastest convolution found by trying."""
+    """Enables TF32 matrix products and cuDNN's autotuning, as LeRobot's trainer does."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: CUDA, else Apple's GPU, else the CPU. UserError for a device that is not there."""
-    there = {
+    """auto: CUDA, else Apple's GPU, else the CPU. UserError for a device that does not exist."""
+    counts = {
         "cuda": torch.cuda.device_count(),
         "mps": int(torch.backends.mps.is_available()),
         "cpu": 1,
     }
     if name == "auto":
-        return torch.device(next(kind for kind, count in there.items() if count))
+        return torch.device(next(kind for kind, count in counts.items() if count))
     try:
         device = torch.device(name)
-        count = there[device.type]
+        count = counts[device.type]
     except (RuntimeError, KeyError):
         raise UserError(f"device {name!r} does not exist; use auto, cpu, cuda or mps") from None
     if (device.index or 0) >= count:
         raise UserError(
-            f"device {name!r} is not available: torch sees {count} of {device.type}; use --device cpu"
+            f"device {name!r} is not available: torch finds {count} {device.type} device(s); "
+            "use --device cpu"
         )
     return device
 
 
-# --- telling
+# --- console, errors, log
 
 
 def _alone(config: TrainConfig, team: Team) -> AbstractContextManager[None]:
@@ -345,18 +358,20 @@ def _voice(
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """What torch says in many lines and the user can mend."""
+    """Turns torch's long messages about memory and torch.compile into a UserError of one line."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         more = "lower batch_size and raise grad_accumulation, or use amp bf16"
-        raise UserError(f"the GPU has not enough memory ({_gist(error)}); {more}") from None
+        raise UserError(f"the GPU does not have enough memory ({_gist(error)}); {more}") from None
     except MemoryError as error:
-        raise UserError(f"this machine has not enough memory ({_gist(error)}); {SMALLER}") from None
+        raise UserError(
+            f"this computer does not have enough memory ({_gist(error)}); {SMALLER}"
+        ) from None
     except RuntimeError as error:
         if "DefaultCPUAllocator" in str(error):
             raise UserError(
-                f"this machine has not enough memory ({_gist(error)}); {SMALLER}"
+                f"this computer does not have enough memory ({_gist(error)}); {SMALLER}"
             ) from None
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
@@ -366,28 +381,26 @@ def in_one_line() -> Iterator[None]:
 
 
 def _gist(error: Exception) -> str:
-    """The first two lines: torch._dynamo names its backend in one, and the reason in the next."""
+    """The first two lines: torch._dynamo names the backend in the first, the reason in the next."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:200] or type(error).__name__
 
 
 def _summary(config: TrainConfig, policy: Policy, cache: FrameCache, world: int) -> str:
-    facts, learned = (
-        cache.info.facts,
-        sum(p.numel() for p in policy.parameters() if p.requires_grad),
-    )
-    tasks = ", ".join(repr(t) for t in facts.tasks)
-    frozen = sum(p.numel() for p in policy.parameters()) - learned
+    tasks = ", ".join(repr(t) for t in cache.info.facts.tasks)
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in policy.parameters()) - trained
     goal = f"{config.max_minutes:g} minutes" if config.max_minutes else f"{config.steps} steps"
     return (
-        f"{len(cache.episode_ends)} episodes, {len(cache.state)} frames, {len(cache.frames)} cameras, tasks: {tasks}\n"
-        f"{learned / 1e6:.1f} M parameters learn, {frozen / 1e6:.1f} M are frozen; "
-        f"{goal} at batch {config.samples_per_step(world)}"
+        f"{len(cache.episode_ends)} episodes, {len(cache.state)} frames, "
+        f"{len(cache.frames)} cameras, tasks: {tasks}\n"
+        f"{trained / 1e6:.1f} M parameters are trained, {frozen / 1e6:.1f} M are frozen; "
+        f"{goal} with {config.samples_per_step(world)} samples per step"
     )
 
 
 def _as_json(config: TrainConfig) -> dict[str, Any]:
-    """For train_config.json, which a run is resumed by, from whatever folder."""
+    """The content of train_config.json, with absolute paths: a run resumes from any folder."""
     encoders = {
         n: _from_anywhere(v) for n, v in config.policy.items() if n in ENCODERS and v != "tiny"
     }

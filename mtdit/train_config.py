@@ -1,7 +1,7 @@
-"""One training run as a frozen dataclass: what is trained on what, how long, and what is kept.
+"""The configuration of a training run: a frozen dataclass with names, defaults and checks.
 
-Knows names, defaults and which of them exclude each other. Refuses to know torch: the CLI reads
-this without importing it. What the policy computes is `mtdit.config`'s.
+This module does not import torch, because the CLI reads it at start-up. The configuration of the
+policy is in `mtdit.config`.
 """
 
 from __future__ import annotations
@@ -15,27 +15,23 @@ from mtdit.config import PRESETS
 from mtdit_robots.errors import UserError
 
 FRAMES = ("disk", "memory", "video")
-MOST = 65_536  # samples of a part, parts, noise draws: more than any machine takes
+MOST = 65_536  # batch_size, grad_accumulation, noise_samples: more than any computer can use
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. `policy` holds the PolicyConfig fields that differ from the preset."""
 
-    dataset: str  # folder of a LeRobotDataset v3, a folder of a FrameCache, or a repo id
+    dataset: str  # folder of a LeRobotDataset v3, folder of a FrameCache, or Hub repo id
     output_dir: Path
     preset: str = "base"
     policy: Mapping[str, Any] = field(default_factory=dict)
 
     steps: int = 30_000  # of the optimiser
-    max_minutes: float | None = None  # stop and finish the learning-rate schedule at this wall time
-    batch_size: int = 64  # per process and accumulated part, as LeRobot counts
-    grad_accumulation: int = (
-        1  # parts per optimiser step; a step sees batch_size * processes * parts samples
-    )
-    noise_samples: int = (
-        1  # (noise, timestep) draws per encoded observation; the expected loss is the same
-    )
+    max_minutes: float | None = None  # stop after this time; the learning-rate schedule ends then
+    batch_size: int = 64  # per process and accumulation part, as in LeRobot
+    grad_accumulation: int = 1  # parts per step; samples = batch_size * processes * parts
+    noise_samples: int = 1  # (noise, timestep) draws per observation; same expected loss
     seed: int = 1000
 
     device: str = "auto"
@@ -45,32 +41,26 @@ class TrainConfig:
     ema_max_decay: float = 0.9999
     grad_clip_norm: float = 10.0
 
-    # decoded once to cache_dir; memory: decoded at every start; video: decoded as needed
+    # disk: decode once into cache_dir; memory: decode at start-up; video: decode on demand
     frames: str = "disk"
     cache_dir: Path | None = None  # None: output_dir/frames
     workers: int = 2  # threads that make batches ahead of the step that needs them
     imagenet_stats: bool = True  # normalise images by ImageNet's mean and std, not the dataset's
-    image_transforms: Mapping[str, Any] | None = (
-        None  # LeRobot's JSON: max_num_transforms, random_order, tfs
-    )
-    random_shift_px: int = (
-        0  # shift each camera's frames by up to this, edge-padded, one offset per sample
-    )
-    random_brightness: float = (
-        0.0  # multiply each camera's pixels by 1 + N(0, this), one draw per sample
-    )
-    balance_tasks: bool = False  # draw every task equally often, however many frames it has
-    task_weights: Mapping[str, float] = field(
-        default_factory=dict
-    )  # instruction -> how much more often; others 1
+    # LeRobot's JSON: max_num_transforms, random_order, tfs
+    image_transforms: Mapping[str, Any] | None = None
+    # Shift each camera's frames by up to this many px, edge-padded, one offset per sample.
+    random_shift_px: int = 0
+    # Multiply each camera's pixels by 1 + N(0, this), one draw per sample.
+    random_brightness: float = 0.0
+    balance_tasks: bool = False  # draw all tasks equally often, however many frames they have
+    # instruction -> how much more often it is drawn; 1 if not given
+    task_weights: Mapping[str, float] = field(default_factory=dict)
 
-    val_split: float = (
-        0.0  # share of each task's episodes (its last ones) held out for the validation loss
-    )
+    val_split: float = 0.0  # share of each task's episodes (the last) held out for validation
     val_every: int = 1_000
     log_every: int = 50
     save_every: int = 5_000
-    keep_checkpoints: int | None = None  # the newest so many, and the best; None: all
+    keep_checkpoints: int | None = None  # keep this many of the newest, and the best; None: all
     tensorboard: bool = True
     wandb: str | None = None  # project name
 
@@ -81,53 +71,81 @@ class TrainConfig:
         _check_train(self)
 
     def samples_per_step(self, processes: int) -> int:
-        """How many samples one step of the optimiser sees, all processes together."""
+        """Samples per step of the optimiser, over all processes."""
         return self.batch_size * self.grad_accumulation * processes
 
 
 def _check_train(c: TrainConfig) -> None:
+    positive = (
+        "steps",
+        "batch_size",
+        "grad_accumulation",
+        "noise_samples",
+        "workers",
+        "log_every",
+        "save_every",
+        "val_every",
+    )
+    limited = ("batch_size", "grad_accumulation", "noise_samples")
     rules = [
-        *((getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}")
-          for n in ("steps", "batch_size", "grad_accumulation", "noise_samples", "workers", "log_every", "save_every",
-                    "val_every")),
-        *((getattr(c, n) <= MOST, f"{n} must be at most {MOST}, got {getattr(c, n)}")
-          for n in ("batch_size", "grad_accumulation", "noise_samples")),
+        *((getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}") for n in positive),
+        *(
+            (getattr(c, n) <= MOST, f"{n} must be at most {MOST}, got {getattr(c, n)}")
+            for n in limited
+        ),
         (c.preset in PRESETS, f"preset must be one of {', '.join(PRESETS)}, got {c.preset!r}"),
         (c.amp in ("no", "bf16", "fp16"), f"amp must be one of no, bf16, fp16, got {c.amp!r}"),
         (c.frames in FRAMES, f"frames must be one of {', '.join(FRAMES)}, got {c.frames!r}"),
-        (c.max_minutes is None or c.max_minutes > 0, f"max_minutes must be positive, got {c.max_minutes}"),
+        (
+            c.max_minutes is None or c.max_minutes > 0,
+            f"max_minutes must be positive, got {c.max_minutes}",
+        ),
         (0.0 <= c.ema_max_decay < 1.0, f"ema_max_decay must be in [0, 1), got {c.ema_max_decay}"),
         (c.grad_clip_norm > 0, f"grad_clip_norm must be positive, got {c.grad_clip_norm}"),
         (c.random_shift_px >= 0, f"random_shift_px must not be negative, got {c.random_shift_px}"),
-        (0.0 <= c.random_brightness < 1.0, f"random_brightness must be in [0, 1), got {c.random_brightness}"),
+        (
+            0.0 <= c.random_brightness < 1.0,
+            f"random_brightness must be in [0, 1), got {c.random_brightness}",
+        ),
         (0.0 <= c.val_split < 1.0, f"val_split must be in [0, 1), got {c.val_split}"),
-        (c.keep_checkpoints is None or c.keep_checkpoints >= 1,
-         f"keep_checkpoints must be at least 1, got {c.keep_checkpoints}"),
-        (all(0 < w < 1e9 for w in c.task_weights.values()),
-         f"task_weights must be positive and below 1e9, got {dict(c.task_weights)}"),
+        (
+            c.keep_checkpoints is None or c.keep_checkpoints >= 1,
+            f"keep_checkpoints must be at least 1, got {c.keep_checkpoints}",
+        ),
+        (
+            all(0 < w < 1e9 for w in c.task_weights.values()),
+            f"task_weights must be positive and below 1e9, got {dict(c.task_weights)}",
+        ),
         (c.wandb is None or bool(c.wandb.strip()), "wandb needs the name of a project"),
-        (not (c.resume and c.init_from), "resume and init_from exclude each other; resume keeps the run's own weights"),
-    ]  # fmt: skip
+        (
+            not (c.resume and c.init_from),
+            "resume and init_from exclude each other: resume continues with the run's own weights",
+        ),
+    ]
     for holds, message in rules:
         if not holds:
             raise UserError(message)
 
 
-# TrainConfig fields that go with a preset.
+# The TrainConfig fields that each preset sets.
 _TRAINING: dict[str, dict[str, Any]] = {
     "base": {},
-    # On a CPU many small steps win, and noise draws are cheap beside the encoder. A pixel of the
-    # twin's top camera is 8 mm on the table: shifting by more than one would teach the policy not
-    # to care where things are.
+    # On a CPU many small steps are best, and noise draws are cheap compared to the encoder. A pixel
+    # of the twin's top camera is 8 mm on the table: with shifts of more than one pixel the policy
+    # would learn to ignore where objects are.
     "tiny": {
-        "batch_size": 32, "noise_samples": 4, "random_shift_px": 1, "random_brightness": 0.1, "grad_clip_norm": 1.0,
+        "batch_size": 32,
+        "noise_samples": 4,
+        "random_shift_px": 1,
+        "random_brightness": 0.1,
+        "grad_clip_norm": 1.0,
         "save_every": 1_000,
     },
-}  # fmt: skip
+}
 
 
 def training_defaults(preset: str) -> dict[str, Any]:
-    """The TrainConfig fields a preset sets; UserError for a preset that does not exist."""
+    """The TrainConfig fields that a preset sets. UserError for an unknown preset."""
     if preset not in _TRAINING:
         raise UserError(f"preset must be one of {', '.join(_TRAINING)}, got {preset!r}")
     return dict(_TRAINING[preset])

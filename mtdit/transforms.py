@@ -1,14 +1,13 @@
-"""LeRobot's image transforms, read from its JSON: for each sample a random few of them, with random
-strength.
+"""LeRobot's image transforms: reads them from LeRobot's JSON and applies them to frames.
 
-Knows LeRobot's rules (lerobot/transforms/transforms.py): `max_num_transforms` of `tfs`, chosen by
-weight without replacement, in the listed order unless `random_order`; one draw per sample and
-camera, the same for all its observation steps. Refuses to know where numbers come from: a draw is a
-row of uniform ones, so that any thread can make it.
+The rules are LeRobot's (lerobot/transforms/transforms.py): `max_num_transforms` of `tfs`, chosen by
+weight without replacement, applied in the listed order unless `random_order` is true. There is one
+draw per sample and camera, shared by all its observation steps. A draw is a row of uniform numbers
+that the caller passes in, so any thread can apply it.
 
-Differs from LeRobot in one thing: frames are transformed after the resize of the frame cache, not
-before. Colours come out alike; sharpness works on the pixels the policy sees, and an affine
-transform moves by whole ones of those.
+One difference from LeRobot: frames are transformed after the resize of the frame cache, not before.
+Colours are alike; sharpness works on the pixels that the policy sees, and an affine transform moves
+by whole pixels of that size.
 """
 
 from __future__ import annotations
@@ -40,36 +39,34 @@ DEFAULT_TFS: dict[str, dict[str, Any]] = {
         "kwargs": {"degrees": (-5.0, 5.0), "translate": (0.05, 0.05)},
     },
 }
-Apply = Callable[
-    [Tensor, list[float]], Tensor
-]  # uint8 (S, 3, H, W), uniform numbers -> (S, 3, H, W)
+# uint8 (S, 3, H, W), uniform numbers -> (S, 3, H, W)
+Apply = Callable[[Tensor, list[float]], Tensor]
 
 
 @dataclass(frozen=True)
 class Transform:
-    """One of `tfs`: how likely it is, how many uniform numbers decide its strength, what it does
-    with them.
-    """
+    """One entry of `tfs`."""
 
-    weight: float
-    numbers: int
+    weight: float  # how likely it is
+    numbers: int  # uniform numbers that decide its strength
     apply: Apply
 
 
 @dataclass(frozen=True)
 class ImageTransforms:
     transforms: tuple[Transform, ...]
-    most: int  # applied to a sample
+    most: int  # transforms applied to a sample
     random_order: bool
 
     @property
     def numbers(self) -> int:
-        """Uniform numbers that decide everything about one sample of one camera."""
+        """Uniform numbers that one sample of one camera needs."""
         return len(self.transforms) + sum(t.numbers for t in self.transforms)
 
     def chosen(self, numbers: Sequence[float]) -> list[int]:
-        """Which transforms, in the order they are applied: a race of exponential clocks, as
-        torch.multinomial runs.
+        """Indices of the chosen transforms, in the order in which they are applied.
+
+        Exponential clocks choose by weight without replacement, as in torch.multinomial.
         """
         clocks = [
             -math.log1p(-u) / t.weight for u, t in zip(numbers, self.transforms, strict=False)
@@ -78,7 +75,7 @@ class ImageTransforms:
         return first if self.random_order else sorted(first)
 
     def apply(self, frames: NDArray[np.uint8], numbers: Tensor) -> None:
-        """Transforms frames (B, S, H, W, 3) in place, as the uniform numbers (B, numbers) have it."""
+        """Transforms frames (B, S, H, W, 3) in place, from uniform numbers (B, self.numbers)."""
         for sample, drawn in zip(frames, numbers.tolist(), strict=True):
             image = self._sample(
                 torch.from_numpy(sample).permute(0, 3, 1, 2), drawn
@@ -96,10 +93,10 @@ class ImageTransforms:
 
 
 def image_transforms(raw: Mapping[str, Any] | None) -> ImageTransforms | None:
-    """LeRobot's `image_transforms` (enable, max_num_transforms, random_order, tfs), or its `tfs`
-    alone.
+    """Reads LeRobot's `image_transforms` (enable, max_num_transforms, random_order, tfs).
 
-    None when nothing is to be done. UserError names the entry that cannot be used.
+    raw: the whole object, or its `tfs` alone. None when nothing is to be done. UserError names the
+    invalid entry.
     """
     if raw is None or not isinstance(raw, Mapping):
         if raw is not None:
@@ -109,7 +106,7 @@ def image_transforms(raw: Mapping[str, Any] | None) -> ImageTransforms | None:
     unknown = sorted(set(settings) - _SETTINGS)
     if unknown:
         raise UserError(
-            f"image_transforms has no field {unknown[0]!r}; it has {', '.join(sorted(_SETTINGS))}"
+            f"image_transforms has no field {unknown[0]!r}; use {', '.join(sorted(_SETTINGS))}"
         )
     for name in ("enable", "random_order"):
         if not isinstance(settings.get(name, True), bool):
@@ -121,7 +118,8 @@ def image_transforms(raw: Mapping[str, Any] | None) -> ImageTransforms | None:
     most, listed = settings.get("max_num_transforms", 3), settings.get("tfs", DEFAULT_TFS)
     if type(most) is not int or most < 0 or not isinstance(listed, Mapping):
         raise UserError(
-            "image_transforms: max_num_transforms must be a number from 0 on, tfs an object of transforms"
+            "image_transforms: max_num_transforms must be an integer of at least 0, and tfs an "
+            "object of transforms"
         )
     read = [_transform(name, entry) for name, entry in listed.items()]
     used = tuple(t for t in read if t.weight > 0)
@@ -136,12 +134,13 @@ _SETTINGS = frozenset(["enable", "max_num_transforms", "random_order", "tfs"])
 def _transform(name: str, entry: Any) -> Transform:
     if not isinstance(entry, Mapping) or set(entry) - {"weight", "type", "kwargs"}:
         raise UserError(
-            f"image_transforms: {name!r} must be an object with weight, type and kwargs, got {entry!r}"
+            f"image_transforms: {name!r} must be an object with weight, type and kwargs, "
+            f"got {entry!r}"
         )
     kind, weight = entry.get("type", "Identity"), entry.get("weight", 1.0)
     if not isinstance(kind, str) or kind not in _TYPES:
         near = difflib.get_close_matches(str(kind), _TYPES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_TYPES)}"
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(_TYPES)}"
         raise UserError(f"image_transforms: {name!r} has the unknown type {kind!r}; {hint}")
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < 1e9:
         raise UserError(
@@ -175,7 +174,7 @@ def _color_jitter(**kwargs: Any) -> tuple[int, Apply]:
             image, {"fn_idx": sorted(range(4), key=u[4:].__getitem__), **factors}
         )
 
-    return 8, apply  # four strengths, four for their order
+    return 8, apply  # four strengths and four numbers for their order
 
 
 def _sharpness_jitter(sharpness: Any) -> tuple[int, Apply]:
@@ -191,7 +190,8 @@ def _sharpness_jitter(sharpness: Any) -> tuple[int, Apply]:
     )
     if not numbers or not 0.0 <= pair[0] <= pair[1]:
         raise ValueError(
-            f"sharpness must be a positive number or two increasing ones, got {sharpness!r}"
+            "sharpness must be a positive number, or two numbers in increasing order, "
+            f"got {sharpness!r}"
         )
     return 1, lambda image, u: v2.functional.adjust_sharpness(image, between(pair, u[0]))
 
@@ -220,12 +220,12 @@ def _random_affine(**kwargs: Any) -> tuple[int, Apply]:
 def _random_rotation(**kwargs: Any) -> tuple[int, Apply]:
     rotation = v2.RandomRotation(**kwargs)
     if rotation.expand:
-        raise ValueError("expand changes the size of a frame; leave it out")
+        raise ValueError("expand changes the size of a frame; remove it")
     return 1, lambda image, u: rotation.transform(image, {"angle": between(rotation.degrees, u[0])})
 
 
 def between(ends: Sequence[float], u: float) -> float:
-    """The point of [ends[0], ends[1]] that the uniform number u picks."""
+    """The point at share u (0 to 1) of the way from ends[0] to ends[1]."""
     return ends[0] + (ends[1] - ends[0]) * u
 
 

@@ -87,9 +87,9 @@ def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -
         ({"fps": NAN}, "facts.fps must be int, not float"),
         ({"fps": HUGE}, "facts.fps is 1000"),
         ({"max_speed": [1.0] * 5}, "6 joints have 5 values of max_speed"),
-        ({"max_speed": [1.0] * 5 + [NAN]}, "max_speed holds NaN, infinite or negative"),
-        ({"max_speed": [1.0] * 5 + [-1]}, "max_speed holds NaN, infinite or negative"),
-        ({"max_speed": [1.0] * 5 + [HUGE]}, "not what training writes"),
+        ({"max_speed": [1.0] * 5 + [NAN]}, "max_speed contains NaN, infinite or negative"),
+        ({"max_speed": [1.0] * 5 + [-1]}, "max_speed contains NaN, infinite or negative"),
+        ({"max_speed": [1.0] * 5 + [HUGE]}, r"mtdit\.json is not valid \("),
         ({"colour": 1}, "facts.colour is unknown"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
@@ -102,7 +102,7 @@ def test_facts(change: dict[str, Any], says: str, copy: Path) -> None:
 @pytest.mark.parametrize("key", ["dataset", "fps", "joints", "tasks", "max_speed", "robot_type"])
 def test_a_fact_that_is_missing(key: str, copy: Path) -> None:
     edit_json(copy / "mtdit.json", lambda raw: raw.pop(key) and None)
-    assert f"mtdit.json is not what training writes (facts.{key} is missing)" in refusal(copy)
+    assert f"mtdit.json is not valid (facts.{key} is missing)" in refusal(copy)
 
 
 def test_instructions_of_persons_end_in_a_bundle(workshop: Workshop, tmp_path: Path) -> None:
@@ -147,34 +147,42 @@ def lerobots(copy: Path) -> Path:
         (
             f"{STATE}.max",
             torch.zeros(5),
-            r"'max' of observation.state is of shape \(5,\), the policy takes \(6,\)",
+            r"'max' of observation.state has shape \(5,\), but the policy needs \(6,\)",
         ),
         (
             f"{STATE}.max",
             torch.zeros(1, 6),
-            r"'max' of observation.state is of shape \(1, 6\), the policy takes",
+            r"'max' of observation.state has shape \(1, 6\), but the policy needs",
         ),
-        (f"{STATE}.min", torch.full((6,), -INF), "'min' of observation.state holds NaN, infinite"),
+        (
+            f"{STATE}.min",
+            torch.full((6,), -INF),
+            "'min' of observation.state contains NaN, infinite",
+        ),
         (
             f"{STATE}.max",
             torch.full((6,), 3e38),
-            "'max' of observation.state holds NaN, infinite or absurdly large",
+            r"'max' of observation.state contains NaN, infinite numbers or numbers above 1e\+30",
         ),
         (f"{STATE}.max", torch.full((6,), -90.0), "'max' of observation.state is below 'min'"),
         (f"{ACTION}.min", None, "'min' of action is missing"),
-        (f"{ACTION}.max", torch.full((6,), NAN), "'max' of action holds NaN"),
+        (f"{ACTION}.max", torch.full((6,), NAN), "'max' of action contains NaN"),
         (
             f"{ACTION}.max",
             torch.tensor(1.0),
-            r"'max' of action is of shape \(1,\), the policy takes \(6,\)",
+            r"'max' of action has shape \(1,\), but the policy needs \(6,\)",
         ),
         (
             f"{TOP}.mean",
             torch.zeros(4, 1, 1),
-            r"'mean' of observation.images.top is of shape \(4,\), the policy takes",
+            r"'mean' of observation.images.top has shape \(4,\), but the policy needs",
         ),
         (f"{TOP}.std", None, "'std' of observation.images.top is missing"),
-        (f"{TOP}.std", torch.tensor([1.0, NAN, 1.0]), "'std' of observation.images.top holds NaN"),
+        (
+            f"{TOP}.std",
+            torch.tensor([1.0, NAN, 1.0]),
+            "'std' of observation.images.top contains NaN",
+        ),
         (
             f"{TOP}.std",
             torch.tensor([1.0, -1.0, 1.0]),
@@ -214,8 +222,8 @@ def test_weights_that_are_no_numbers(value: float, copy: Path) -> None:
     edit_tensors(copy / WEIGHTS, lambda t: t[name].view(-1)[7].fill_(value))
     said = refusal(copy)
     assert (
-        f"{WEIGHTS}: {name} holds NaN or infinite numbers; use an earlier checkpoint or train again"
-        in said
+        f"{WEIGHTS}: {name} contains NaN or infinite numbers; "
+        "use an earlier checkpoint or train again" in said
     )
 
 
@@ -224,7 +232,9 @@ def test_weights_that_are_no_numbers(value: float, copy: Path) -> None:
 )
 def test_a_preprocessor_without_statistics(content: str, copy: Path) -> None:
     (copy / "policy_preprocessor.json").write_text(content)
-    assert "policy_preprocessor.json names no normalizer statistics" in refusal(copy)
+    assert "policy_preprocessor.json does not name the normalizer's file of statistics" in refusal(
+        copy
+    )
 
 
 ELSEWHERE = (5, None, ["a"], "", ".", "..", "../../x", "clip/config.json", "a\0b", "a" * 400, "no")
@@ -234,7 +244,7 @@ ELSEWHERE = (5, None, ["a"], "", ".", "..", "../../x", "clip/config.json", "a\0b
 def test_statistics_that_are_elsewhere(name: Any, copy: Path) -> None:
     file = {"registry_name": "normalizer_processor", "state_file": name}
     (copy / "policy_preprocessor.json").write_text(json.dumps({"steps": [file]}))
-    assert "as statistics, which is no file in that folder" in refusal(copy)
+    assert "as file of statistics, but there is no such file in that folder" in refusal(copy)
 
 
 def test_statistics_of_an_absolute_path(copy: Path, tmp_path: Path) -> None:
@@ -244,15 +254,15 @@ def test_statistics_of_an_absolute_path(copy: Path, tmp_path: Path) -> None:
             copy / "policy_preprocessor.json",
             lambda raw: raw["steps"][4].update(state_file=path),  # noqa: B023
         )
-        assert "as statistics, which is no file in that folder" in refusal(copy)
+        assert "as file of statistics, but there is no such file in that folder" in refusal(copy)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda raw: 3, "it holds no settings"),
-        (lambda raw: {"vision_config": 3}, "vision_config is no JSON object"),
-        (lambda raw: {**raw, "text_config": []}, "text_config is no JSON object"),
+        (lambda raw: 3, "it is not a JSON object"),
+        (lambda raw: {"vision_config": 3}, "vision_config is not a JSON object"),
+        (lambda raw: {**raw, "text_config": []}, "text_config is not a JSON object"),
         (
             lambda raw: raw["vision_config"].update(hidden_size="64"),
             "vision_config.hidden_size must be int, not str",
@@ -291,15 +301,15 @@ def test_statistics_of_an_absolute_path(copy: Path, tmp_path: Path) -> None:
         ),
         (
             lambda raw: raw["text_config"].update(hidden_size=1 << 20),
-            "does not fit its config.json: it has",
+            "does not match its config.json: it has",
         ),
         (
             lambda raw: raw["text_config"].update(vocab_size=1 << 20),
-            "does not fit its config.json: it has",
+            "does not match its config.json: it has",
         ),
         (
             lambda raw: raw["vision_config"].update(image_size=224),
-            r"config\.json and the CLIP it names, or that of clip/",
+            r"config\.json and the CLIP that it names or that is in clip/",
         ),
     ],
 )
@@ -320,7 +330,9 @@ TOKENS = json.dumps(
 @pytest.mark.parametrize("content", ["{}", "{", "", "[]", "null", "3", "[" * 100_000, TOKENS])
 def test_the_tokenizer(content: str, copy: Path) -> None:
     (copy / "clip/tokenizer.json").write_text(content)
-    assert re.search(r"pretrained_model/clip holds no tokenizer of CLIP.*[:;] copy", refusal(copy))
+    assert re.search(
+        r"pretrained_model/clip does not contain a valid CLIP tokenizer.*[:;] copy", refusal(copy)
+    )
 
 
 def test_a_tokenizer_that_the_robot_computer_reads_otherwise(copy: Path) -> None:
@@ -345,10 +357,13 @@ def test_json_that_is_none(file: str, content: bytes, copy: Path) -> None:
         (lambda raw: raw.update(horizon=HUGE), "config.json: horizon must be at most 1048576"),
         (
             lambda raw: raw.update(timestep_embed_dim=HUGE),
-            "timestep_embed_dim must be even and 4 to 1048576",
+            "timestep_embed_dim must be an even number from 4 to 1048576",
         ),
         (lambda raw: raw.update(num_layers=10**5), "config.json: num_layers must be at most 1000"),
-        (lambda raw: raw.update(hidden_dim=1 << 20), "does not fit its config.json|make no policy"),
+        (
+            lambda raw: raw.update(hidden_dim=1 << 20),
+            "does not match its config.json|cannot build a policy",
+        ),
         (lambda raw: raw.update(rope_base=HUGE), "config.json: rope_base must be a finite number"),
         (
             lambda raw: raw.update(image_resize_shape=[HUGE, 1]),
@@ -356,7 +371,7 @@ def test_json_that_is_none(file: str, content: bytes, copy: Path) -> None:
         ),
         (
             lambda raw: raw.update(input_features={}, output_features={}),
-            "config.json names no features",
+            "config.json lists no features",
         ),
         (lambda raw: raw.update(input_features=3), "input_features must map each key to"),
         (lambda raw: raw["input_features"][TOP].update(shape=[3]), "must be RGB with shape"),
@@ -366,7 +381,7 @@ def test_json_that_is_none(file: str, content: bytes, copy: Path) -> None:
         ),
         (
             lambda raw: raw["input_features"][TOP].update(shape=[3, 60, 10**9]),
-            "must have a type and sizes",
+            "must have a known type and sizes",
         ),
         (
             lambda raw: raw["input_features"][STATE].update(shape="6"),
@@ -396,8 +411,8 @@ def test_a_camera_is_a_files_name_too(name: str, copy: Path) -> None:
 
     edit_json(copy / "config.json", rename)
     assert (
-        "names no camera: a name has 1 to 100 bytes, no slash and no control character"
-        in refusal(copy)
+        "is not a valid camera: its name must have 1 to 100 bytes, no slash and no control "
+        "character" in refusal(copy)
     )
 
 
@@ -418,7 +433,7 @@ def test_what_is_said_cannot_steer_the_terminal(
     assert ended.value.code == 2
     said = capfd.readouterr().err
     assert re.fullmatch(
-        r"mtdit: .*mtdit\.json is not what training writes \(facts\.\\x1b\[2J is unknown\).*\n",
+        r"mtdit: .*mtdit\.json is not valid \(facts\.\\x1b\[2J is unknown\).*\n",
         said,
     )
 
@@ -432,7 +447,7 @@ def test_clip_of_a_size_that_is_not_known(lerobots: Path) -> None:
     edit_json(lerobots / "config.json", lambda raw: {**raw, **names})
     with pytest.raises(
         UserError,
-        match="a CLIP tower 32 wide, which is no multiple of a head's 64, as 768 and 1024",
+        match="a CLIP tower of width 32, which is not a multiple of the head width 64",
     ):
         open_checkpoint(lerobots).policy()
 
@@ -447,11 +462,11 @@ def test_clip_of_a_size_that_is_not_known(lerobots: Path) -> None:
         ),
         (
             {"vision_encoder_name": "google/siglip-base-patch16-224"},
-            "vision_encoder_name must be a CLIP model",
+            "vision_encoder_name must name a CLIP model",
         ),
         (
             {"vision_encoder_name": "facebook/dinov3-vitb16"},
-            "vision_encoder_name must be a CLIP model",
+            "vision_encoder_name must name a CLIP model",
         ),
     ],
 )
@@ -480,7 +495,7 @@ def siglip(weights: dict[str, torch.Tensor]) -> None:
         ),
         (
             lambda weights: weights.update({"unet\n.weight": torch.zeros(1)}),
-            r"has an unknown 'unet\\n.weight'",
+            r"has the unknown tensor 'unet\\n.weight'",
         ),
     ],
 )
@@ -488,7 +503,7 @@ def test_other_architectures_by_weights(
     change: Callable[[Any], Any], says: str, copy: Path
 ) -> None:
     edit_tensors(copy / WEIGHTS, change)
-    assert re.search(f"{WEIGHTS} does not fit its config.json: it {says}", refusal(copy))
+    assert re.search(f"{WEIGHTS} does not match its config.json: it {says}", refusal(copy))
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, NORMALIZER])

@@ -80,7 +80,7 @@ def test_a_clean_dataset_needs_no_advice() -> None:
 
 
 def test_few_episodes() -> None:
-    only(said(clean([LENGTH] * 49)), "only 49 episodes", "below 50")
+    only(said(clean([LENGTH] * 49)), "only 49 episodes", "fewer than 50")
     assert said(clean([LENGTH] * 50, tasks=TASKS[:1])) == []
     lengths = [LENGTH] * 98
     only(
@@ -131,7 +131,7 @@ def test_idle_frames() -> None:
     action[:, -18:] = action[:, -18:-17]
     only(
         said(with_actions(cache, action.reshape(-1, 3))),
-        "over 0.5 s",
+        "more than 0.5 s",
         "35% at the start",
         "30% at the end",
     )
@@ -163,7 +163,7 @@ def test_statistics_of_another_dataset() -> None:
     narrow = {n: v * 0.8 for n, v in cache.stats[ACTION].items()}
     only(
         said(cache, stats={STATE: cache.stats[STATE], ACTION: narrow}),
-        "action leaves the range",
+        "action is outside the range",
         "%",
         "stats.json",
     )

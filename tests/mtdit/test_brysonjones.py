@@ -137,7 +137,7 @@ def test_it_can_be_moved_but_not_trained_further(theirs: Theirs, tmp_path: Path)
     theirs.raw["observation_encoder"]["text"]["model"] = "/gone/clip-tiny"
     (folder / "config.json").write_text(json.dumps(theirs.raw))
     with pytest.raises(
-        UserError, match=r"put that CLIP's config\.json at .*final_model/clip/config\.json"
+        UserError, match=r"copy that CLIP's config\.json to .*final_model/clip/config\.json"
     ):
         open_checkpoint(folder).policy()
     (folder / "clip").mkdir()
@@ -190,7 +190,7 @@ def test_files_that_are_refused(theirs: Theirs, tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     other = {name.replace(".blocks.", ".stages."): value for name, value in weights.items()}
     save_file(other, folder / "model.safetensors")
-    with pytest.raises(UserError, match="no CLIP vision tower"):
+    with pytest.raises(UserError, match="do not contain a CLIP vision tower"):
         open_checkpoint(folder).policy()
     save_file(
         {**weights, "observation_encoder.vision_encoder.model.reg_token": torch.zeros(1)},
@@ -200,7 +200,7 @@ def test_files_that_are_refused(theirs: Theirs, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown .*reg_token"):
         open_checkpoint(folder).policy()
     (folder / "dataset_stats.json").write_text("[1]")
-    with pytest.raises(UserError, match="does not hold statistics"):
+    with pytest.raises(UserError, match="does not contain statistics"):
         open_checkpoint(folder)
     (folder / "dataset_stats.json").unlink()
     with pytest.raises(UserError, match=r"no dataset_stats\.json"):

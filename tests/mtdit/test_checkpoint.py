@@ -260,10 +260,10 @@ def test_a_failed_save_leaves_the_one_before(saved: Path, clip_folder: Path) -> 
     files = files_for(open_checkpoint(saved).policy(), clip_folder)
     in_the_way = run / "checkpoints/.000008.partial"
     in_the_way.write_text("a file where a folder must be made")
-    with pytest.raises(UserError, match="the checkpoint before is intact"):
+    with pytest.raises(UserError, match="the previous checkpoint is intact"):
         save_checkpoint(run, 8, files, {}, {})
     in_the_way.unlink()
-    with pytest.raises(UserError, match="the checkpoint before is intact"):
+    with pytest.raises(UserError, match="the previous checkpoint is intact"):
         save_checkpoint(run, 8, files, {"no/such/folder.safetensors": {"x": torch.zeros(1)}}, {})
     assert os.readlink(run / "checkpoints/last") == "000007"
     assert [p.name for p in (run / "checkpoints").iterdir() if "8" in p.name] == []
@@ -362,10 +362,10 @@ def test_training_states_that_cannot_be_resumed(saved: Path) -> None:
     with pytest.raises(UserError, match=r"optimizer_state.*does not exist"):
         read_training_state(saved)
     save_file({"state/noise_predictor.input_proj.bias/step": torch.zeros(1)}, folder / OPTIMIZER)
-    with pytest.raises(UserError, match=r"not the state of one Adam.*--init-from"):
+    with pytest.raises(UserError, match=r"not the state of a single Adam.*--init-from"):
         read_training_state(saved)
     (folder / "training_step.json").write_text('{"step": "seven"}')
-    with pytest.raises(UserError, match="which step"):
+    with pytest.raises(UserError, match="has no valid 'step'"):
         read_training_state(saved)
     (folder / "training_step.json").unlink()
     with pytest.raises(UserError, match="--init-from"):
@@ -378,7 +378,7 @@ def test_observations_that_do_not_fit(saved: Path) -> None:
         policy.request()
     policy.reset(TASK, seed=0)
     positions, frames = observations(1)[0]
-    with pytest.raises(UserError, match="5 positions"):
+    with pytest.raises(UserError, match="5 joint positions"):
         policy.observe(positions[:5], frames)
     with pytest.raises(UserError, match="'wrist'"):
         policy.observe(positions, {"top": frames["top"]})
@@ -428,9 +428,9 @@ def test_nothing_there(tmp_path: Path) -> None:
     ({"type": "act"}, "'act'.*not supported"),
     ({"type": "pi05"}, "'pi05'.*not supported"),
     ({"type": "smolvla"}, "'smolvla'.*not supported"),
-    ({"type": "multi_task_dit", "vision_encoder_name": "google/siglip-base-patch16-224"}, "must be a CLIP model"),
-    ({"type": "multi_task_dit", "vision_encoder_name": "facebook/dinov3-vitb16"}, "must be a CLIP model"),
-    ({"model_type": "clip", "architectures": ["CLIPModel"]}, "a model of transformers .'clip'., no policy"),
+    ({"type": "multi_task_dit", "vision_encoder_name": "google/siglip-base-patch16-224"}, "must name a CLIP model"),
+    ({"type": "multi_task_dit", "vision_encoder_name": "facebook/dinov3-vitb16"}, "must name a CLIP model"),
+    ({"model_type": "clip", "architectures": ["CLIPModel"]}, "a transformers model .'clip'., not a policy"),
 ])  # fmt: skip
 def test_other_policies_are_told_apart(
     config: dict[str, Any], says: str, found: str, tmp_path: Path
@@ -458,7 +458,7 @@ def edit_weights(folder: Path, change: Any) -> None:
             lambda w: w.pop("noise_predictor.input_proj.bias"),
             "lacks noise_predictor.input_proj.bias",
         ),
-        (lambda w: w.update(extra=torch.zeros(1)), "unknown 'extra'"),
+        (lambda w: w.update(extra=torch.zeros(1)), "unknown tensor 'extra'"),
         (
             lambda w: w.update({"noise_predictor.input_proj.bias": torch.zeros(3)}),
             r"\(3,\), not \(32,\)",
@@ -489,18 +489,16 @@ def test_damaged_files(saved: Path) -> None:
         open_checkpoint(saved)
     (folder / "mtdit.json").unlink()
     (folder / "policy_preprocessor.json").write_text("[]")
-    with pytest.raises(UserError, match="no normalizer statistics"):
+    with pytest.raises(UserError, match="does not name the normalizer's file of statistics"):
         open_checkpoint(saved)
     (folder / "policy_preprocessor.json").write_text('{"steps": []}')
-    with pytest.raises(UserError, match="no normalizer statistics"):
+    with pytest.raises(UserError, match="does not name the normalizer's file of statistics"):
         open_checkpoint(saved)
 
 
 def test_paths_that_are_no_checkpoint(saved: Path, tmp_path: Path) -> None:
     weights = saved / PRETRAINED / "model.safetensors"
-    with pytest.raises(
-        UserError, match=rf"is a file: give the folder it lies in, {saved / PRETRAINED}"
-    ):
+    with pytest.raises(UserError, match=rf"is a file: give its folder, {saved / PRETRAINED}"):
         open_checkpoint(weights)
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -510,11 +508,11 @@ def test_paths_that_are_no_checkpoint(saved: Path, tmp_path: Path) -> None:
     ):
         open_checkpoint(alone)
     (alone / "config.json").write_text("[1, 2]")
-    with pytest.raises(UserError, match="no policy, it names no type"):
+    with pytest.raises(UserError, match="describes no policy: it has no 'type'"):
         open_checkpoint(alone)
     shutil.copyfile(saved / PRETRAINED / "config.json", alone / "config.json")
     with pytest.raises(
-        UserError, match=r"no policy_preprocessor\.json, which names the statistics"
+        UserError, match=r"no policy_preprocessor\.json, which names the file of statistics"
     ):
         open_checkpoint(alone)
 

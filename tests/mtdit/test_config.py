@@ -97,7 +97,7 @@ def test_json_round_trip_through_lerobot(tmp_path: Path) -> None:
         ({"tokenizer_max_length": 2}, "tokenizer_max_length"),
         (
             {"normalization_mapping": {"STAT": "MIN_MAX"}},
-            "normalization_mapping has an unknown 'STAT'",
+            "normalization_mapping has the unknown feature type 'STAT'",
         ),
         (
             {"input_features": {"observation.state": {"type": "STAT", "shape": [6]}}},
@@ -238,8 +238,8 @@ def test_a_crop_larger_than_the_frame_is_refused() -> None:
         ('{"type": "act"}', "'act'.*not supported"),
         ('{"type": "smolvla"}', "'smolvla'.*not supported"),
         ('{"type": "pi0"}', "'pi0'.*not supported"),
-        ('{"model_type": "clip", "text_config": {}}', "a model of transformers .*no policy"),
-        ("[]", "names no type"),
+        ('{"model_type": "clip", "text_config": {}}', "a transformers model .*not a policy"),
+        ("[]", "has no 'type'"),
         (None, "does not exist"),
     ],
 )

@@ -103,7 +103,7 @@ def test_missing_files(broken: Path) -> None:
 
 def test_damaged_tables(broken: Path) -> None:
     (broken / "meta/stats.json").write_text("[]")
-    refuses(broken, "remove it")
+    refuses(broken, "delete it")
     (broken / "meta/stats.json").unlink()
     (broken / "meta/tasks.parquet").write_bytes(b"junk")
     refuses(broken, "tasks.parquet cannot be read")
@@ -132,7 +132,7 @@ def test_statistics_that_are_not_finite(broken: Path) -> None:
 
 def test_a_video_path_that_is_no_pattern(broken: Path) -> None:
     edit_info(broken, video_path="{nothing}.mp4")
-    refuses(broken, "no pattern")
+    refuses(broken, "is not a valid pattern")
 
 
 def test_a_feature_without_a_type(broken: Path) -> None:
@@ -155,7 +155,9 @@ DATA = "data/chunk-000/file-000.parquet"
 
 def test_fps_that_is_not_that_of_the_frames(broken: Path) -> None:
     edit_info(broken, fps=30)
-    refuses(broken, r"info.json says fps 30, the frames are 0.1 s apart, i.e. 10 fps; set")
+    refuses(
+        broken, r"info.json says fps 30, but the frames are 0.1 s apart \(10 fps\); correct fps"
+    )
     edit_info(broken, fps=29.97)
     refuses(broken, "fps must be a positive integer, got 29.97")
 
@@ -164,12 +166,12 @@ def test_dimensions_that_differ(broken: Path) -> None:
     features = json.loads((broken / "meta/info.json").read_text())["features"]
     action = features["action"]
     edit_info(broken, features={**features, "action": {**action, "shape": [7]}})
-    refuses(broken, r"action has 6 numbers per frame, meta/info.json says shape \[7\]")
+    refuses(broken, r"action has 6 numbers per frame, but meta/info.json says shape \[7\]")
     edit_info(broken, features={**features, "action": {**action, "names": action["names"][:5]}})
     refuses(broken, "action has 6 dimensions but 5 names")
     edit_info(broken, features=features)
     edit_table(broken / DATA, lambda c: c["action"].__setitem__(4, [0.0] * 5))
-    refuses(broken, "'action' has 5 numbers in one frame, 6 in another")
+    refuses(broken, "'action' has 5 numbers in one frame and 6 in another")
 
 
 @pytest.mark.parametrize(
@@ -199,10 +201,10 @@ def test_missing_column(key: str, broken: Path) -> None:
 def test_values_that_are_none_or_not_finite(broken: Path) -> None:
     whole = (broken / DATA).read_bytes()
     edit_table(broken / DATA, lambda c: c["action"][30].__setitem__(2, float("nan")))
-    refuses(broken, r"action of frame 30 \(episode 1\) is not a finite number")
+    refuses(broken, r"action is not finite in frame 30 \(episode 1\)")
     (broken / DATA).write_bytes(whole)
     edit_table(broken / DATA, lambda c: c["action"].__setitem__(30, None))
-    refuses(broken, "column 'action' lacks 1 values")
+    refuses(broken, "1 values are missing in column 'action'")
 
 
 def test_rows_that_are_missing(broken: Path) -> None:
@@ -213,15 +215,15 @@ def test_rows_that_are_missing(broken: Path) -> None:
 def test_episodes_that_disagree(broken: Path) -> None:
     whole = (broken / DATA).read_bytes()
     edit_table(broken / DATA, lambda c: [v.__delitem__(slice(60, None)) for v in c.values()])  # type: ignore[arg-type,return-value]
-    refuses(broken, "data has 3 episodes and 60 frames, meta/episodes says 3 and 73")
+    refuses(broken, "data/ has 3 episodes and 60 frames, but meta/episodes lists 3 and 73")
     (broken / DATA).write_bytes(whole)
     edit_table(broken / DATA, lambda c: c.update(episode_index=[0] * 73))
-    refuses(broken, "data has 1 episodes and 73 frames, meta/episodes says 3 and 73")
+    refuses(broken, "data/ has 1 episodes and 73 frames, but meta/episodes lists 3 and 73")
 
 
 def test_task_out_of_range(broken: Path) -> None:
     edit_table(broken / DATA, lambda c: c.update(task_index=[5] * 73))
-    refuses(broken, "uses task 5, meta/tasks.parquet has 2")
+    refuses(broken, "uses task number 5, but meta/tasks.parquet has 2")
 
 
 def test_fewer_frames_than_rows(broken: Path) -> None:
@@ -258,7 +260,7 @@ def test_a_picture_that_is_broken(tmp_path: Path) -> None:
         table.set_column(place, table.field(place), pa.array(pictures, table.field(place).type)),
         folder / DATA,
     )
-    refuses(folder, f"{DATA} holds a picture that cannot be decoded")
+    refuses(folder, f"{DATA} contains an image that cannot be decoded")
 
 
 def test_a_camera_the_videos_do_not_have(broken: Path) -> None:

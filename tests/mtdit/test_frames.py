@@ -60,9 +60,8 @@ def test_size_is_said_before_anything_is_written(dataset_folder: Path, tmp_path:
         said.append(line)
 
     frame_cache(str(dataset_folder), tmp_path / "frames", (200, 100), say=say)
-    assert said == [
-        f"decoding {dataset_folder} once, {73 * 2 * 200 * 100 * 3 / 1e6:.0f} MB in {tmp_path / 'frames'}"
-    ]
+    megabytes = f"{73 * 2 * 200 * 100 * 3 / 1e6:.0f} MB in {tmp_path / 'frames'}"
+    assert said == [f"decoding the frames of {dataset_folder} once: {megabytes}"]
     written = sum(p.stat().st_size for p in (tmp_path / "frames").glob("frames.*.npy"))
     assert 0 <= written - cache_bytes(open_dataset(str(dataset_folder)), (200, 100)) < 1000
 
@@ -130,7 +129,7 @@ def test_a_write_that_fails_leaves_no_half_cache(dataset_folder: Path, tmp_path:
 
 def test_a_folder_of_something_else_is_left_alone(dataset_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is no frame cache"):
+    with pytest.raises(UserError, match="is not a frame cache"):
         frame_cache(str(dataset_folder), tmp_path, None)
     assert (tmp_path / "thesis.txt").exists()
 
@@ -141,7 +140,7 @@ def test_what_lies_beside_an_older_cache_is_left_alone(
     folder = tmp_path / "run"
     frame_cache(str(dataset_folder), folder, (16, 16))
     (folder / "checkpoints").mkdir()
-    with pytest.raises(UserError, match="holds checkpoints"):
+    with pytest.raises(UserError, match="also contains checkpoints"):
         frame_cache(str(dataset_folder), folder, (32, 32))
     assert (folder / "checkpoints").is_dir()
 

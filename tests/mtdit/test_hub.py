@@ -113,7 +113,7 @@ def test_only_what_a_checkpoint_needs_comes(hub: Hub, capsys: pytest.CaptureFixt
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert found == set(FILES) - {"README.md", "checkpoints/001000/model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == b"weights"
-    assert "asking the Hugging Face Hub for it" in capsys.readouterr().out
+    assert "looking for it on the Hugging Face Hub" in capsys.readouterr().out
     asked = len(Answering.asked)
     assert fetch("some/policy", check, hub) == folder
     assert len(Answering.asked) == asked, "asked once per process"
@@ -127,10 +127,10 @@ def test_another_policy_is_refused_before_its_weights_come(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize(("repo_id", "says"), [
-    ("some/gated", "is closed: accept its terms at https://huggingface.co/some/gated"),
-    ("some/typo", "neither a folder here nor on the Hub: check the name"),
-    ("some/dataset", r"has no config\.json, so it is no policy"),
-    ("some/..", "cannot be had from the Hub"),
+    ("some/gated", "is gated: accept its terms at https://huggingface.co/some/gated"),
+    ("some/typo", "neither a local folder nor on the Hub: check the name"),
+    ("some/dataset", r"has no config\.json, so it is not a policy"),
+    ("some/..", "cannot be downloaded from the Hub"),
 ])  # fmt: skip
 def test_repositories_that_give_no_policy(repo_id: str, says: str, hub: Hub) -> None:
     with pytest.raises(UserError, match=says):

@@ -75,8 +75,8 @@ def test_what_a_log_file_was_told_last_is_said_before_anything_else() -> None:
     lines.close()
     begins = [" ".join(line.split()[:3]) for line in written]
     assert begins == ["decoding 1/9 frames", "decoding 2/9 frames", "a word", "step 1/100 loss", "step 2/100 loss",
-                      "step 2 held-out", "step 3/100 loss"]  # fmt: skip
-    assert "held-out loss 0.2500  best so far" in written[-2]
+                      "step 2 validation", "step 3/100 loss"]  # fmt: skip
+    assert "validation loss 0.2500  best so far" in written[-2]
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -97,7 +97,7 @@ def test_the_console(terminal: bool) -> None:
         "5/10 frames",
         "step 60/100",
         "512 samples/s",
-        "held-out loss 0.2500",
+        "validation loss 0.2500",
         "40 min left",
         "[of]",
     ):
@@ -192,7 +192,7 @@ def test_a_tracker_that_fails_is_said_once_and_left_alone() -> None:
     several.stepped(report(2))
     assert broken.calls == 1
     said = [line for line in written if "broken" in line]
-    assert said == ["the broken one failed (no space left); the training goes on without it"]
+    assert said == ["the broken one failed (no space left); the training continues without it"]
 
 
 def test_a_mistake_of_the_users_is_not_swallowed() -> None:

@@ -77,7 +77,7 @@ def test_towers_per_camera_and_no_tower() -> None:
 
 def test_weights_that_are_no_clips() -> None:
     weights = weights_of(SHAPES["small"])
-    with pytest.raises(UserError, match="no CLIP text tower"):
+    with pytest.raises(UserError, match="do not contain a CLIP text tower"):
         text_shape({})
     odd = {
         name: value.new_empty(100) if "class_embedding" in name else value
@@ -87,7 +87,9 @@ def test_weights_that_are_no_clips() -> None:
     narrow = ClipShape(
         VisionShape(96, 192, 1, 3, image_size=16, patch_size=8), SHAPES["small"].text
     )
-    with pytest.raises(UserError, match="96 wide, which is no multiple of a head's 64"):
+    with pytest.raises(
+        UserError, match="of width 96, which is not a multiple of the head width 64"
+    ):
         vision_shape(weights_of(narrow))
 
 
@@ -106,7 +108,7 @@ def test_others_are_not_guessed(name: str, tmp_path: Path) -> None:
     config = PolicyConfig(vision_encoder_name=name, text_encoder_name=name)
     with pytest.raises(
         UserError,
-        match=r"put that CLIP's config\.json at .*/clip/config\.json: weights do not tell",
+        match=r"copy that CLIP's config\.json to .*/clip/config\.json: the weights alone do not",
     ):
         clip_shapes(config, tmp_path / "clip", weights_of(SHAPES["small"]))
 

@@ -125,8 +125,8 @@ def test_states_are_whole_ticks_and_actions_lead(recorded: Recorded) -> None:
         ({"tasks": ["open drawer"]}, "did you mean 'open the drawer'"),
         ({"tasks": []}, "name at least one"),
         ({"tasks": ["open the drawer"] * 2}, "named twice"),
-        ({"episodes": 0}, "ask for 1 or more"),
-        ({"image_size": (33, 32)}, "use even sides"),
+        ({"episodes": 0}, "episodes must be at least 1, got 0"),
+        ({"image_size": (33, 32)}, "use even numbers"),
         ({"out": Path("/tmp")}, "exists already"),
     ],
 )

@@ -164,7 +164,7 @@ def test_going_on_with_lerobots_run(theirs: Theirs, tmp_path: Path) -> None:
     found = read_tensors(ours / PRETRAINED / WEIGHTS)
     assert furthest(found, theirs.policy.state_dict()) < 1e-6
     assert furthest(found, forgetful.policy.state_dict()) > 1e-4, "Adam's moments matter"
-    assert any("is LeRobot's" in line for line in watcher.lines)
+    assert any("is a checkpoint of LeRobot" in line for line in watcher.lines)
     assert (ours / TRAINING_STATE / LIVE).is_file(), "from here on the run is ours"
     assert resumed_config(bare, []).steps == STEPS
     MultiTaskDiTPolicy.from_pretrained(ours / PRETRAINED, strict=True)

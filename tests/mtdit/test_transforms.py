@@ -182,7 +182,7 @@ def test_sharpness_is_torchvisions() -> None:
     ("raw", "says"),
     [
         ({"it": {"type": "ColourJitter"}}, "did you mean ColorJitter"),
-        ({"it": {"type": "Cutout"}}, "known are Identity, ColorJitter, SharpnessJitter"),
+        ({"it": {"type": "Cutout"}}, "use one of Identity, ColorJitter, SharpnessJitter"),
         ({"it": {"type": "ColorJitter", "kwargs": {"brightnes": 1}}}, "brightnes"),
         ({"it": {"type": "ColorJitter", "kwargs": {"hue": 2}}}, "hue"),
         ({"it": {"type": "SharpnessJitter", "kwargs": {"sharpness": [2, 1]}}}, "sharpness"),
