@@ -71,7 +71,7 @@ def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert_one_line(
         mtdit("doctor", "--json", str(tmp_path / "file/report.json")),
-        "file: ",
+        "file is not a folder",
         "choose another place",
     )
 
@@ -195,7 +195,8 @@ def test_an_output_folder_that_is_not_ours_stays(tmp_path: Path) -> None:
     out = str(tmp_path / "thesis")
     assert_one_line(mtdit("simulate", "--task", "open the drawer", "--out", out), "--overwrite")
     assert_one_line(
-        mtdit("simulate", "--task", "open the drawer", "--out", out, "--overwrite"), "not ours"
+        mtdit("simulate", "--task", "open the drawer", "--out", out, "--overwrite"),
+        "not a result of mtdit",
     )
     assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work"
 
@@ -204,7 +205,7 @@ def test_a_project_with_checkpoints_of_its_own_stays(tmp_path: Path) -> None:
     (tmp_path / "project/checkpoints").mkdir(parents=True)
     (tmp_path / "project/model.py").write_text("years of work")
     done = mtdit("train", "--dataset", "x", "--out", str(tmp_path / "project"), "--overwrite")
-    assert_one_line(done, "model.py", "not ours")
+    assert_one_line(done, "model.py", "not a result of mtdit")
     assert (tmp_path / "project/model.py").is_file()
 
 
@@ -323,14 +324,14 @@ def test_a_slip_of_the_pen_is_one_line(words: tuple[str, ...], says: str, tmp_pa
         (("--max-minutes", "0"), "max_minutes"),
         (("--grad-clip", "0"), "grad_clip_norm"),
         (("--task-weight", "open the drawer"), "--task-weight name=value"),
-        (("--task-weight", "open the drawer=much"), "has no number"),
+        (("--task-weight", "open the drawer=much"), "'much' is not a number"),
         (("--task-weight", "open the drawer=-1"), "task_weights must be positive"),
         (("--task-weight", "open the drawer=inf"), "task_weights must be positive"),
         (("--batch-size", "99999999999"), "batch_size must be at most"),
         (("--wandb", ""), "name of a project"),
         (("--image-transforms", "{brightness: 1}"), "not valid JSON"),
         (("--image-transforms", "nothing.json"), "nothing.json"),
-        (("--image-transforms", "list.json"), "no JSON object"),
+        (("--image-transforms", "list.json"), "not a JSON object"),
         (("--policy.type=diffusion",), "only multi_task_dit"),
         (("--policy.horizn=8",), "did you mean --policy.horizon?"),
         (("--config_path=run/checkpoints/last",), "--resume=true"),
@@ -364,7 +365,7 @@ def test_every_field_of_a_training_has_an_option() -> None:
     given = {"dataset": "d", "out": Path("o"), "resume": False, "preset": "tiny", "vision_encoder": "tiny",
              "horizon": 8, "policy": ["horizon=9", "text_encoder_name=my/clip"], "task_weights": ["a=b=2", "c=3"],
              "image_transforms": "default", "ema": False}  # fmt: skip
-    with pytest.raises(UserError, match="no number"):
+    with pytest.raises(UserError, match="is not a number"):
         _train_config(given)
     config, chosen = _train_config({**given, "task_weights": ["a=2", "c=3"]})
     assert chosen == {

@@ -41,6 +41,7 @@ class SafetyConfig:
     tracking_error: float = 25.0  # degrees; a free arm lags by up to 15 in fast motion
     tracking_end_s: float = 1.0
     not_finite_end_s: float = 0.5  # half a second of nonsense is not a glitch
+    max_speed: float = np.inf  # degrees or percent per second, a cap for every joint
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Limits:
             np.array([getattr(j, name) for j in joints]) for name in ("low", "high", "max_speed")
         )
         margin = np.maximum(config.range_margin * (high - low), config.min_margin)
-        max_step = np.maximum(speed * config.speed_factor, config.min_speed) / fps
+        speed = np.maximum(speed * config.speed_factor, config.min_speed)
+        max_step = np.minimum(speed, config.max_speed) / fps
         return cls(
             low - margin, high + margin, max_step, np.array([j.unit == "degrees" for j in joints])
         )
