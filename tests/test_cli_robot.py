@@ -327,7 +327,7 @@ def test_a_sweep_that_shows_nothing(arm: Arm, tmp_path: Path) -> None:
         (("--import", "missing.json"), ("no calibration file missing.json",)),
         (("--import", str(EXAMPLE), "--yes"), ("--port",)),
         (("--diff", str(EXAMPLE)), ("--id", "--file")),
-        (("--file", "missing.json", "--restore", "1"), ("has no earlier versions",)),
+        (("--file", "missing.json", "--restore", "1"), ("has no former versions",)),
         (("--id", "../x", "--history"), ("is no id",)),
     ],
 )
