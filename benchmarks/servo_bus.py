@@ -399,7 +399,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
             *rows,
             "",
-            f"Wire-time floor: {WIRE_BYTES} bytes at 1 Mbit/s = **{FLOOR_US:.0f} us**. mtdit's host "
+            f"Wire-time floor: {WIRE_BYTES} bytes at 1 Mbit/s = **{FLOOR_US:.0f} us**. mtdit's "
             f"overhead over the bare exchange: **{result['overhead_us']:.0f} us** per cycle "
             f"(target {TARGET_US}).",
             "Cycle times are medians over the cycles with a correct read, the fastest in brackets; "

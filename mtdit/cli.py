@@ -664,7 +664,7 @@ def run(
     from mtdit_runtime.run import RunOptions, check_task, run_policy
     from mtdit_runtime.safety import SafetyConfig
 
-    # Whoever names a port means the arm behind it; without one nothing real moves.
+    # a port means a real arm, and without one nothing real moves: docs/decisions.md, 27
     kind = robot or (RobotKind.twin if port is None else RobotKind.so101)
     is_twin = kind is RobotKind.twin
     manifest = open_bundle(bundle, check_files=False).manifest
