@@ -1,7 +1,5 @@
 """The contestants of `chunk_latency.py`, all from one checkpoint: LeRobot's policy, its plain ONNX
-export, and ours.
-
-Knows how each of them makes a chunk. Refuses to know clocks and ratios.
+export, and our bundle. `chunk_latency.py` measures them.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from mtdit_runtime.policy import BundlePolicy, prefix_inputs
 
 TASK, CAMERAS = "open the drawer", ("top", "wrist")
 STEPS = 10
-CALIBRATION = 8  # moments of made-up frames for int8; latency does not depend on what they show
+CALIBRATION = 8  # random observations for int8; latency does not depend on the pictures
 STATE, IMAGES = "observation.state", "observation.images"
 TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
 
@@ -63,7 +61,9 @@ SIZES = {
 
 
 def make_checkpoint(folder: Path, size: Size) -> Path:
-    """Random weights, AdaLN awake, in LeRobot's layout."""
+    """A checkpoint of random weights in LeRobot's format. AdaLN, which starts at zero, is random as
+    well.
+    """
     clip = make_tiny_clip(folder / "clip", size.clip)
     images = {f"{IMAGES}.{name}": Feature("VISUAL", (3, *size.camera)) for name in CAMERAS}
     config = PolicyConfig(
@@ -100,7 +100,9 @@ def lerobot_policy(checkpoint: Path, scheduler: str, steps: int | None) -> Multi
 
 
 def lerobot_batch(policy: MultiTaskDiTPolicy, size: Size) -> Batch:
-    """Already normalised and tokenised: LeRobot's processors cost nothing here."""
+    """An observation that is already normalised and tokenised: LeRobot's processors are not
+    measured.
+    """
     tokens = torch.full((1, 77), 49407)
     tokens[0, :4] = torch.tensor([49406, 1488, 518, 23219])
     generator = torch.Generator().manual_seed(0)
@@ -115,7 +117,9 @@ def lerobot_batch(policy: MultiTaskDiTPolicy, size: Size) -> Batch:
 
 
 def compiled(policy: MultiTaskDiTPolicy) -> MultiTaskDiTPolicy:
-    """LeRobot's two halves under torch.compile, in place. Compilation happens at the first chunk."""
+    """Put LeRobot's encoder and denoiser under torch.compile, in place. They are compiled at the
+    first chunk.
+    """
     policy.observation_encoder.encode = torch.compile(
         policy.observation_encoder.encode, dynamic=False
     )
@@ -124,12 +128,12 @@ def compiled(policy: MultiTaskDiTPolicy) -> MultiTaskDiTPolicy:
 
 
 def denoise(policy: MultiTaskDiTPolicy, condition: Tensor) -> Tensor:
-    """The denoiser's part of a chunk: all steps, from noise."""
+    """The denoiser's part of a chunk: all steps, starting from noise."""
     actions: Tensor = policy.objective.conditional_sample(policy.noise_predictor, 1, condition)
     return actions
 
 
-# -- what `torch.onnx.export` gives: an encoder, and a denoiser that is called once per step --
+# -- the plain ONNX export: an encoder, and a denoiser that is called once per step --
 
 
 class _Encoder(nn.Module):
@@ -142,8 +146,8 @@ class _Encoder(nn.Module):
 
 
 class PlainOnnx:
-    """LeRobot's own modules as two graphs in ONNX Runtime's default setting, the sampler around
-    them in numpy.
+    """LeRobot's own modules as two graphs in ONNX Runtime with its default settings; the sampler
+    around them is numpy.
     """
 
     def __init__(
@@ -170,7 +174,9 @@ class PlainOnnx:
         return _call(self.encoder, *self.batch.values())
 
     def denoise(self, noise: Array, condition: Array) -> Array:
-        """DDIM, its clean actions clipped as LeRobot's default does: (1, T, A) -> (1, T, A)."""
+        """DDIM; clips the predicted clean actions as LeRobot does by default. (1, T, A) -> the
+        same.
+        """
         x = noise
         for time, (now, then) in zip(self.times, self.signals, strict=True):
             predicted = _call(self.step, x, np.array([time]), condition)
@@ -193,7 +199,7 @@ def _plain(
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    # Threads that spin on after a call would slow down whoever is measured next.
+    # threads that keep spinning after a call would slow down the next contestant
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
@@ -208,7 +214,7 @@ def _call(session: onnxruntime.InferenceSession, *values: NDArray[Any]) -> Array
 
 
 class Ours:
-    """The runtime's policy on made-up camera frames. Every call checks that no frame and no task is
+    """The runtime's policy on random camera frames. Every call checks that no frame and no task is
     encoded twice.
     """
 
@@ -226,15 +232,15 @@ class Ours:
         self.cold()
 
     def ahead(self) -> None:
-        """What the control loop does in the tick before one that asks for a chunk."""
+        """The work that the control loop does in the tick before it requests a chunk."""
         self._policy.prepare()()
 
     def tick(self) -> Array:
-        """The critical path: one new frame per camera, the older one and the task remembered."""
+        """The critical path: one new frame per camera; the older one and the task are cached."""
         return self._encoding(1, self._observe)
 
     def cold(self) -> Array:
-        """The first chunk after the task is known: two frames per camera."""
+        """The first chunk of a task: two new frames per camera."""
 
         def start() -> None:
             self._policy.reset(TASK, seed=0)
@@ -257,7 +263,7 @@ class Ours:
 
 
 def _no_text() -> Engine:
-    raise AssertionError("the text of a task seen in training lies in the bundle")
+    raise AssertionError("the bundle contains the text features of every trained task")
 
 
 def engine(bundle: Bundle, name: str, threads: int) -> OnnxEngine:
@@ -266,7 +272,7 @@ def engine(bundle: Bundle, name: str, threads: int) -> OnnxEngine:
 
 
 def graph_call(bundle: Bundle, name: str, graph: Engine) -> Callable[[], Arrays]:
-    """A graph alone on made-up inputs, nothing held."""
+    """A call of one graph on random inputs, without committed actions."""
     rng, manifest = np.random.default_rng(0), bundle.manifest
     asked = {t.name: rng.standard_normal(t.shape, np.float32) for t in manifest.graphs[name].inputs}
     nothing = prefix_inputs(np.zeros((0, 6), np.float32), manifest.horizon)
@@ -275,7 +281,7 @@ def graph_call(bundle: Bundle, name: str, graph: Engine) -> Callable[[], Arrays]
 
 
 def int8_vision(checkpoint: Path, folder: Path, size: Size, threads: int) -> OnnxEngine:
-    """The vision graph as `mtdit export --int8` makes it, calibrated on made-up frames."""
+    """The vision graph as `mtdit export --int8` makes it, but calibrated on random frames."""
     opened = open_checkpoint(checkpoint)
     folded = fold(opened.policy(), {camera: opened.image_scaling(camera) for camera in CAMERAS})
     assert folded.vision is not None

@@ -1,10 +1,10 @@
-"""One action chunk on a GPU: LeRobot in half precision, eager and compiled, against the folded
-policy in a CUDA graph.
+"""Latency of one action chunk on a GPU: LeRobot in half precision, eager and compiled, against the
+folded policy in a CUDA graph.
 
-Knows CUDA through torch: our graphs' own torch modules are captured, which is what TensorRT starts
-from, before it fuses anything. Refuses to know how a plan is built (`mtdit bench` measures one
-where it lies). The bound beside each time is the least that this GPU needs for the weights it must
-read or the products it must do, at rates probed here.
+The torch modules of our graphs are captured, which is what TensorRT starts from, before it fuses
+anything; `mtdit bench` measures a built TensorRT engine. The bound beside each time is the least
+time this GPU needs to read the weights or to compute the matrix products, at the rates measured
+here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mtdit_export.fold import fold
 from mtdit_export.precision import halve
 
 WARM_UP = 3
-SIDE, COPIED = 8192, 1 << 28  # of the matrices multiplied; bytes copied
+SIDE, COPIED = 8192, 1 << 28  # rows of the multiplied matrices; bytes copied
 EAGER, COMPILED = f"LeRobot fp16, DDIM {STEPS}", f"LeRobot fp16, DDIM {STEPS}, torch.compile"
 VISION, DENOISER, CHUNK = (
     "ours fp16, vision",
@@ -41,8 +41,8 @@ Call = Callable[[], Any]
 
 @torch.no_grad()
 def compare(checkpoint: Path, size: Size, repeats: int, device: str = "cuda") -> dict[str, Any]:
-    """Medians, bounds and their ratio, for the last line of the benchmark. `device` other than
-    cuda: a rehearsal.
+    """Median times, bounds and their ratios, for the JSON line of the benchmark. A `device` other
+    than cuda only tests the code.
     """
     graphs = folded_calls(checkpoint, device)
     (vision, vision_cost), (denoiser, denoiser_cost) = graphs["vision"], graphs["denoiser"]
@@ -72,7 +72,7 @@ def compare(checkpoint: Path, size: Size, repeats: int, device: str = "cuda") ->
 
 
 def lerobot_calls(checkpoint: Path, size: Size, device: str) -> dict[str, Call]:
-    """Under autocast to float16, which is what LeRobot's use_amp does."""
+    """LeRobot's chunk, eager and compiled, under autocast to float16 as with its use_amp."""
     policies = {EAGER: lerobot_policy(checkpoint, "DDIM", STEPS).to(device)}
     policies[COMPILED] = compiled(lerobot_policy(checkpoint, "DDIM", STEPS).to(device))
     batch = {name: value.to(device) for name, value in lerobot_batch(policies[EAGER], size).items()}
@@ -89,7 +89,7 @@ def lerobot_calls(checkpoint: Path, size: Size, device: str) -> dict[str, Call]:
 
 
 def folded_calls(checkpoint: Path, device: str) -> dict[str, tuple[Call, Cost]]:
-    """Our vision and denoiser with half precision weights, each replayed as one CUDA graph."""
+    """Our graphs with half precision weights, each replayed as one CUDA graph, and their cost."""
     opened = open_checkpoint(checkpoint)
     config = sampled(opened.config, "ddim", STEPS)
     folded = fold(
@@ -108,7 +108,7 @@ def folded_calls(checkpoint: Path, device: str) -> dict[str, tuple[Call, Cost]]:
 
 
 def captured(module: nn.Module, inputs: list[Tensor], device: str) -> Call:
-    """The module as a CUDA graph on these very inputs; on another device, the module itself."""
+    """A CUDA graph of the module on these inputs; on another device, the module itself."""
     if device != "cuda":
         return lambda: module(*inputs)
     side = torch.cuda.Stream()
@@ -122,11 +122,13 @@ def captured(module: nn.Module, inputs: list[Tensor], device: str) -> Call:
     return graph.replay
 
 
-# -- what the GPU is able to do --
+# -- the GPU's own rates --
 
 
 def speed(device: str) -> dict[str, float]:
-    """{flops: of a large float16 product, bytes: copied} per second."""
+    """Per second: {"flops": operations of a large float16 product, "bytes": read and written by a
+    copy}.
+    """
     side, copied = (SIDE, COPIED) if device == "cuda" else (256, 1 << 20)
     a = torch.randn(side, side, device=device, dtype=torch.float16)
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
@@ -165,7 +167,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             "|---|---:|---:|---:|",
             *rows,
             "",
-            f"Probed: {rates['flops'] / 1e3:.0f} TFLOP/s in a float16 product, {rates['bytes']:.0f} GB/s copied.",
+            f"Measured rates: {rates['flops'] / 1e3:.0f} TFLOP/s in a float16 product, "
+            f"{rates['bytes']:.0f} GB/s in a copy.",
             "",
         ]
     )

@@ -1,14 +1,14 @@
-"""How long one action chunk takes: LeRobot's policy, its plain ONNX export and our bundle, same
-weights, one run.
+"""Latency of one action chunk: LeRobot's policy, its plain ONNX export and our bundle, with the
+same weights in one run.
 
-    python benchmarks/chunk_latency.py [--size base|tiny] [--repeats 5] [--threads N] [--out
-    table.md]
+    python benchmarks/chunk_latency.py [--size base|tiny] [--repeats 5] [--threads N]
+        [--out table.md]
 
-`base` is LeRobot's default of 249 M parameters: CLIP ViT-B/16 shapes, two 640x480 cameras, six
-layers, 512 wide. The weights are random; latency does not depend on them. LeRobot gets a batch that
-is already normalised and tokenised, so its processors cost nothing here; ours starts from the
-cameras' bytes. All contestants take turns, so that a busy moment of the machine hits all of them.
-With CUDA, `chunk_gpu.py` adds a second table. Ends with one line of JSON.
+`base` is LeRobot's default with 249 M parameters: CLIP ViT-B/16 shapes, two 640x480 cameras, six
+layers of width 512. The weights are random; latency does not depend on them. LeRobot gets a batch
+that is already normalised and tokenised, so its processors are not measured; our bundle starts from
+the cameras' bytes. The contestants take turns, so that a busy moment of the machine affects all of
+them. With CUDA, `chunk_gpu.py` adds a second table. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ from mtdit_export.export import export
 from mtdit_runtime.bundle import Bundle, open_bundle
 
 PACKAGES = ("torch", "lerobot", "transformers", "onnxruntime", "onnx")
-SIDE = 2048  # of the matrices whose product tells what the machine is able to do
-TOLERANCE = 1e-3  # of LeRobot's plain export, normalised actions
+SIDE = 2048  # rows of the matrices whose product measures the machine's speed
+TOLERANCE = 1e-3  # largest error of LeRobot's plain export, in normalised actions
 
 DEFAULT, DDIM = "LeRobot, DDPM 100 (its default)", f"LeRobot, DDIM {STEPS}"
 COMPILED, PLAIN = f"LeRobot, DDIM {STEPS}, torch.compile", f"plain ONNX export, DDIM {STEPS}"
@@ -70,7 +70,7 @@ PRODUCT = f"matrix product, {SIDE} cubed"
 
 @dataclass(frozen=True)
 class Turn:
-    """What is timed, and what is done before the clock starts."""
+    """The call that is timed, and the work before the clock starts."""
 
     call: Callable[[], Any]
     ahead: Callable[[], Any] = lambda: None
@@ -82,7 +82,7 @@ Timed = dict[str, Turn]
 def contestants(
     checkpoint: Path, bundle: Bundle, size: Size, threads: int, done: Callable[[str], None]
 ) -> Timed:
-    """Name -> what is timed."""
+    """Name -> the turn of each contestant. done: called with a line after each slow step."""
     scratch = bundle.folder.parent
     default, eager = (
         lerobot_policy(checkpoint, "DDPM", None),
@@ -120,7 +120,7 @@ def contestants(
 
 
 def check_same(eager: MultiTaskDiTPolicy, plain: PlainOnnx, condition: torch.Tensor) -> Array:
-    """The noise from which LeRobot and its plain export were seen to make the same actions."""
+    """Check that LeRobot and its plain export compute the same actions; returns the noise used."""
     torch.manual_seed(0)
     noise: Array = torch.randn(plain.shape).numpy()
     torch.manual_seed(0)
@@ -137,13 +137,13 @@ def check_same(eager: MultiTaskDiTPolicy, plain: PlainOnnx, condition: torch.Ten
 
 @torch.inference_mode()
 def warm_up(timed: Timed) -> dict[str, float]:
-    """Seconds of every first call. torch.compile compiles then."""
+    """Seconds of every first call, in which torch.compile compiles."""
     return {name: _milliseconds(turn) / 1e3 for name, turn in timed.items()}
 
 
 @torch.inference_mode()
 def measure(timed: Timed, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of every call, taken in turns."""
+    """Milliseconds of every call; the contestants take turns."""
     taken: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(repeats):
         for name, turn in timed.items():
@@ -216,9 +216,22 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"| {name} | {ms:.1f} | {result['fastest_ms'][name]:.1f} |"
         for name, ms in result["median_ms"].items()
     ]
+    r = result
+    ratios = {
+        "LeRobot's default, DDPM 100": f"**{r['ratio_vs_lerobot_default']:.1f}**",
+        f"LeRobot, DDIM {STEPS}": f"**{r['ratio_vs_lerobot_ddim10']:.1f}**",
+        "the same, ours with int8 towers": f"**{r['ratio_vs_lerobot_ddim10_int8']:.1f}**",
+        f"LeRobot under torch.compile, DDIM {STEPS}": f"{r['ratio_vs_compile_ddim10']:.1f}",
+        f"a plain ONNX export, DDIM {STEPS}": f"{r['ratio_vs_plain_onnx']:.1f}",
+        "denoiser alone: LeRobot": f"**{r['denoiser_ratio_vs_eager']:.1f}**",
+        "the same, with what is done ahead": f"{r['denoiser_ratio_vs_eager_all_of_it']:.1f}",
+        "denoiser alone: torch.compile": f"{r['denoiser_ratio_vs_compile']:.1f}",
+        "denoiser alone: the plain ONNX export": f"**{r['denoiser_ratio_vs_plain_onnx']:.1f}**",
+    }
     return "\n".join(
         [
-            f"# One action chunk, {result['parameters'] / 1e6:.0f} M parameters, batch 1, fp32 but for the int8 line",
+            f"# One action chunk, {result['parameters'] / 1e6:.0f} M parameters, batch 1, "
+            "fp32 except for the int8 line",
             "",
             "| | median ms | fastest ms |",
             "|---|---:|---:|",
@@ -226,27 +239,21 @@ def markdown(result: Mapping[str, Any]) -> str:
             "",
             "| ours, one new frame per camera, is faster than | times |",
             "|---|---:|",
-            f"| LeRobot's default, DDPM 100 | **{result['ratio_vs_lerobot_default']:.1f}** |",
-            f"| LeRobot, DDIM {STEPS} | **{result['ratio_vs_lerobot_ddim10']:.1f}** |",
-            f"| the same, ours with int8 towers | **{result['ratio_vs_lerobot_ddim10_int8']:.1f}** |",
-            f"| LeRobot under torch.compile, DDIM {STEPS} | {result['ratio_vs_compile_ddim10']:.1f} |",
-            f"| a plain ONNX export, DDIM {STEPS} | {result['ratio_vs_plain_onnx']:.1f} |",
-            f"| denoiser alone: LeRobot | **{result['denoiser_ratio_vs_eager']:.1f}** |",
-            f"| the same, with what is done ahead | {result['denoiser_ratio_vs_eager_all_of_it']:.1f} |",
-            f"| denoiser alone: torch.compile | {result['denoiser_ratio_vs_compile']:.1f} |",
-            f"| denoiser alone: the plain ONNX export | **{result['denoiser_ratio_vs_plain_onnx']:.1f}** |",
+            *(f"| {name} | {times} |" for name, times in ratios.items()),
             "",
-            f"Operations, counted from shapes: vision {gflop['vision']:.2f} GFLOP (one frame per camera), denoiser "
-            f"{gflop['denoiser']:.2f} GFLOP ({STEPS} steps); what the denoiser makes of the text and of the older "
-            "observation is computed a tick ahead. "
-            f"The denoiser runs at {rates['denoiser']:.0f} GFLOP/s, torch's product of two {SIDE}x{SIDE} matrices at "
-            f"{rates['product']:.0f}: **{result['denoiser_fraction_of_matmul_rate']:.0%}** of this machine's rate.",
+            f"Operations, counted from shapes: vision {gflop['vision']:.2f} GFLOP (one frame per "
+            f"camera), denoiser {gflop['denoiser']:.2f} GFLOP ({STEPS} steps). The denoiser's work "
+            "that depends only on the text and the older observation is done a tick ahead. The "
+            f"denoiser runs at {rates['denoiser']:.0f} GFLOP/s, torch's product of two "
+            f"{SIDE}x{SIDE} matrices at {rates['product']:.0f}: "
+            f"**{result['denoiser_fraction_of_matmul_rate']:.0%}** of this machine's rate.",
             "",
-            f"torch.compile took {result['compile_s']:.0f} s to compile (its first chunk). Every chunk of ours was "
-            "checked to encode each frame once and no task again.",
+            f"torch.compile took {result['compile_s']:.0f} s to compile (its first chunk). Every "
+            "chunk of ours is checked to encode each frame once and the task not again.",
             "",
-            f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} thread(s) for everybody, "
-            f"load average {hardware['load_before']} when it began; {result['repeats']} repeats, taken in turns.",
+            f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} thread(s) for "
+            f"each contestant, load average {hardware['load_before']} at the start; "
+            f"{result['repeats']} repeats, taken in turns.",
             ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
             "Made by `python benchmarks/chunk_latency.py`.",
             "",
@@ -256,17 +263,20 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def count_parameters(checkpoint: Path) -> int:
     with safe_open(str(checkpoint / WEIGHTS), framework="numpy") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118, not a mapping
+        names = list(file.keys())
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=SIZES, default="base")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--out", type=Path, help="write the table here as markdown")
+    parser.add_argument("--size", choices=SIZES, default="base", help="size of the policy")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls per contestant")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads to use"
+    )
+    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     arguments = parser.parse_args()
     if arguments.repeats < 1 or arguments.threads < 1:
         parser.error("--repeats and --threads must be at least 1")

@@ -1,7 +1,9 @@
-"""How often the twin's scripted experts succeed, how long they take, and what a recorded tick
-costs.
+"""Success rate, duration and CPU time of the twin's scripted experts, and CPU time of a rendered
+frame.
 
-Prints a table and, last, one line of JSON. `python benchmarks/experts.py --episodes 100`
+    python benchmarks/experts.py --episodes 100
+
+Prints a table, and one line of JSON at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from mtdit_robots.twin.world import CAMERAS, World
 
 
 def measure(world: World, task: str, episodes: int, seed: int, noise_rad: float) -> dict[str, Any]:
-    """Success and length of `episodes` demonstrations laid out by seed, seed + 1, ..."""
+    """Successes, mean length and CPU time of `episodes` demonstrations with the seeds seed,
+    seed + 1, ...
+    """
     lengths, failed, began = [], [], time.process_time()
     for k in range(seed, seed + episodes):
         world.reset(task, k)
@@ -34,13 +38,18 @@ def measure(world: World, task: str, episodes: int, seed: int, noise_rad: float)
             failed.append(k)
     cpu_ms = (time.process_time() - began) / episodes * 1000
     return {
-        "task": task, "noise_rad": noise_rad, "episodes": episodes, "successes": episodes - len(failed),
-        "failed_seeds": failed, "mean_s": round(float(np.mean(lengths)) / 30, 2), "cpu_ms_per_episode": round(cpu_ms),
-    }  # fmt: skip
+        "task": task,
+        "noise_rad": noise_rad,
+        "episodes": episodes,
+        "successes": episodes - len(failed),
+        "failed_seeds": failed,
+        "mean_s": round(float(np.mean(lengths)) / 30, 2),
+        "cpu_ms_per_episode": round(cpu_ms),
+    }
 
 
 def picture_ms(world: World, size: int, repeats: int = 40) -> float:
-    """CPU milliseconds for one frame of every camera."""
+    """CPU milliseconds to render one size x size frame of every camera."""
     for camera in CAMERAS:
         world.render(camera, size, size)
     began = time.process_time()
@@ -51,11 +60,13 @@ def picture_ms(world: World, size: int, repeats: int = 40) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--episodes", type=int, default=100, help="per task and noise level")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode")
     parser.add_argument(
-        "--noise", type=float, nargs="*", default=[0.0, 0.02], help="rad, one table block each"
+        "--noise", type=float, nargs="*", default=[0.0, 0.02], help="noise levels in rad"
     )
     options = parser.parse_args()
     world = World()

@@ -1,4 +1,4 @@
-"""What a benchmark ran on. Knows how Linux names its processor."""
+"""The hardware that a benchmark runs on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 
 def cpu_name() -> str:
+    """The processor's name in Linux' /proc/cpuinfo, else its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [

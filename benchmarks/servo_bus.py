@@ -1,15 +1,16 @@
-"""What one control cycle costs on the servo bus: read six positions, write six goals, one driver
-against the other.
+"""Time of one control cycle on the servo bus (read six positions, write six goals), compared
+between drivers.
 
     python benchmarks/servo_bus.py [--cycles 1000] [--silent-cycles 5] [--out table.md]
 
-The servos are virtual and live in a process of their own behind pseudo-terminals, once answering at
-once and once as late as a wire of 1 Mbit/s would let them. Every driver has a port of its own;
-drivers take turns in short blocks, so that a busy moment of the machine hits all of them. Servos
-jump to their goals, so a driver must read what it wrote in the cycle before; anything else is
-counted as wrong, not timed, and flushed away before its next turn. "bare" writes and reads the same
-bytes without looking at them: what it costs is pseudo-terminal, scheduler and virtual servos, the
-rest of a row is the driver's. Ends with one line of JSON.
+The servos are virtual and run in a process of their own behind pseudo-terminals. They answer
+immediately in one measurement, and after the delay of a 1 Mbit/s wire in the other. Every driver
+has its own port. The drivers take turns in short blocks, so that a busy moment of the machine
+affects all of them. The servos jump to their goals, so a driver must read what it wrote in the
+cycle before; anything else is counted as wrong, is not timed, and is flushed before the driver's
+next turn. "bare" writes and reads the same bytes without looking at them: its time is that of the
+pseudo-terminal, the scheduler and the virtual servos, and the rest of a row is the driver's. The
+last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from mtdit_robots.twin.registers import ServoRegisters
 SIX = tuple(range(1, 7))
 SILENT = 3
 PR_SET_TIMERSLACK = 29
-BLOCK = 50  # cycles a driver runs before the next one's turn
+BLOCK = 50  # cycles of one turn
 BAUD = 1_000_000
 REPLY_BYTES = 6 * 8
 WIRE_BYTES = 14 + REPLY_BYTES + 26  # request, replies, goals
@@ -52,14 +53,15 @@ PRESENT, GOAL = REGISTERS["Present_Position"].address, REGISTERS["Goal_Position"
 PACKAGES = ("feetech-servo-sdk", "lerobot", "pyserial", "rustypot")
 
 
-# -- the virtual servos' own process --
+# -- the process of the virtual servos --
 
 
 def serve(kind: str, count: int) -> None:
-    """`count` ports with six servos each until standard input closes. kind: at-once, wire, silent."""
-    ctypes.CDLL(None).prctl(
-        PR_SET_TIMERSLACK, 1
-    )  # sleep as exactly as the kernel can: 1 ns instead of 50 us late
+    """Serve `count` ports with six servos each until standard input closes. kind: at-once, wire or
+    silent.
+    """
+    # sleep as exactly as the kernel can: 1 ns late instead of 50 us
+    ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1)
     chains = [_chain(wire_time=kind == "wire", silent=kind == "silent") for _ in range(count)]
     poll, by_fd = select.poll(), {bus.fileno(): bus for bus in chains}
     for fd in (sys.stdin.fileno(), *by_fd):
@@ -98,10 +100,12 @@ def served(kind: str, count: int) -> Iterator[list[str]]:
             process.stdin.close()
 
 
-# -- the drivers, all with one face: positions of those that answered, by id --
+# -- the drivers --
 
 
 class Driver(Protocol):
+    """The interface of all drivers. `read` returns servo id -> position of those that answered."""
+
     def read(self) -> dict[int, int]: ...
 
     def write(self, goals: dict[int, int]) -> None: ...
@@ -110,7 +114,7 @@ class Driver(Protocol):
 
 
 class Bare:
-    """No driver: the bytes of a cycle, unseen."""
+    """No driver: writes and reads the bytes of a cycle without decoding them."""
 
     def __init__(self, port: str) -> None:
         self._serial = open_serial(port, BAUD)
@@ -150,7 +154,7 @@ class Ours:
 
 
 class Sdk:
-    """feetech-servo-sdk's group operations as its examples use them."""
+    """feetech-servo-sdk's group operations, used as in its examples."""
 
     def __init__(self, port: str) -> None:
         import scservo_sdk as scs
@@ -179,7 +183,7 @@ class Sdk:
 
 
 class LeRobot:
-    """Its Feetech bus with ticks instead of degrees, and the retries its follower asks for."""
+    """LeRobot's Feetech bus, in ticks instead of degrees, with the retries of its follower."""
 
     def __init__(self, port: str) -> None:
         from lerobot.motors import Motor, MotorNormMode
@@ -206,7 +210,7 @@ class LeRobot:
 
 
 class Rustypot:
-    """Pollen Robotics' driver in Rust; as LeRobot's, it gives nothing when one servo is missing."""
+    """Pollen Robotics' driver in Rust. Like LeRobot's it returns nothing if a servo is missing."""
 
     def __init__(self, port: str) -> None:
         from rustypot import Sts3215PyController
@@ -232,10 +236,14 @@ def _goal_packet(goals: Mapping[int, int]) -> bytes:
 
 
 def drivers() -> dict[str, Callable[[str], Driver]]:
-    """Name -> how to open it; rustypot only where it is installed."""
+    """Name -> function that opens the driver on a port; rustypot only if it is installed."""
     found: dict[str, Callable[[str], Driver]] = {
-        "bare": Bare, "mtdit": Ours, "mtdit --bus sdk": lambda port: Ours(port, SdkBus), "SDK": Sdk, "LeRobot": LeRobot,
-    }  # fmt: skip
+        "bare": Bare,
+        "mtdit": Ours,
+        "mtdit --bus sdk": lambda port: Ours(port, SdkBus),
+        "SDK": Sdk,
+        "LeRobot": LeRobot,
+    }
     if importlib.util.find_spec("rustypot"):
         found["rustypot (Rust)"] = Rustypot
     return found
@@ -246,21 +254,19 @@ def drivers() -> dict[str, Callable[[str], Driver]]:
 
 @dataclass
 class Taken:
-    """What one driver's cycles cost so far."""
+    """The measurements of one driver so far."""
 
-    cycle_us: list[float] = field(default_factory=list)  # of those that read right
+    cycle_us: list[float] = field(default_factory=list)  # only cycles with a correct read
     cycles: int = 0
     cpu_s: float = 0.0
     failed: int = 0  # reads without all six positions
-    wrong: int = (
-        0  # reads of anything but the goals written before: late replies of an earlier cycle
-    )
+    wrong: int = 0  # reads of other positions than written: late replies of an earlier cycle
 
     def summary(self) -> dict[str, float]:
-        """Microseconds, and counts. RuntimeError for a driver that never read what it had written."""
+        """Microseconds per cycle, and counts. RuntimeError for a driver without a correct read."""
         ordered = sorted(self.cycle_us)
         if not ordered:
-            raise RuntimeError(f"a driver read nothing right in {self.cycles} cycles")
+            raise RuntimeError(f"a driver had no correct read in {self.cycles} cycles")
         return {
             "cycle_us": round(statistics.median(ordered), 1),
             "fastest_us": round(ordered[0], 1),
@@ -272,7 +278,7 @@ class Taken:
 
 
 def turn(driver: Driver, taken: Taken, cycles: int) -> None:
-    """One driver's turn: every read must give the goals written before it."""
+    """Run one driver for `cycles`: every read must return the goals that were written before."""
     goals = dict.fromkeys(SIX, 2048)
     driver.write(goals)
     cpu_began = time.process_time()
@@ -290,7 +296,7 @@ def turn(driver: Driver, taken: Taken, cycles: int) -> None:
 
 
 def measure(kind: str, cycles: int) -> dict[str, dict[str, float]]:
-    """Per driver: microseconds of a cycle, of processor time a cycle, and failed reads."""
+    """Driver -> microseconds per cycle, CPU microseconds per cycle, failed and wrong reads."""
     opens = drivers()
     with served(kind, len(opens)) as ports, ExitStack() as files:
         doors = {
@@ -311,8 +317,8 @@ def measure(kind: str, cycles: int) -> dict[str, dict[str, float]]:
 
 
 def measure_silent(cycles: int) -> dict[str, dict[str, float]]:
-    """Per driver: milliseconds of the first and of a later read while one servo is silent;
-    positions it still gives.
+    """Driver -> milliseconds of the first and of a later read while one servo is silent, and how
+    many positions it still returns.
     """
     opens = {name: opener for name, opener in drivers().items() if name != "bare"}
     results = {}
@@ -333,7 +339,7 @@ def measure_silent(cycles: int) -> dict[str, dict[str, float]]:
     return results
 
 
-# -- telling --
+# -- the report --
 
 
 def machine(cycles: int) -> dict[str, Any]:
@@ -387,19 +393,22 @@ def markdown(result: Mapping[str, Any]) -> str:
         [
             "# A cycle on the servo bus: six positions read, six goals written",
             "",
-            "| driver | at once: cycle us | cpu us | 1 Mbit/s: cycle us | cpu us "
-            "| reads failed / wrong | one servo silent: first read ms | later ms | positions kept |",
+            "| driver | no delay: cycle us | cpu us | 1 Mbit/s: cycle us | cpu us "
+            "| reads failed / wrong | one servo silent: first read ms | later ms "
+            "| positions returned |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
             *rows,
             "",
-            f"Wire-time floor: {WIRE_BYTES} bytes at 1 Mbit/s = **{FLOOR_US:.0f} us**. mtdit's host overhead over the "
-            f"bare exchange: **{result['overhead_us']:.0f} us** a cycle (target {TARGET_US}).",
-            "Cycles are medians of those that read right, the fastest in brackets; cpu is the client's processor time "
-            "per cycle. `bare` looks at no byte it reads. Wrong: positions of an earlier cycle given as new, out of a "
-            "late reply left in the port. Drivers that spin (SDK, LeRobot) suffer most from a busy machine.",
+            f"Wire-time floor: {WIRE_BYTES} bytes at 1 Mbit/s = **{FLOOR_US:.0f} us**. mtdit's "
+            f"overhead over the bare exchange: **{result['overhead_us']:.0f} us** per cycle "
+            f"(target {TARGET_US}).",
+            "Cycle times are medians over the cycles with a correct read, the fastest in brackets; "
+            "cpu is the client's processor time per cycle. `bare` does not decode what it reads. "
+            "Wrong: positions of an earlier cycle returned as new, from a late reply left in the "
+            "port. A busy machine slows drivers that busy-wait (SDK, LeRobot) most.",
             "",
-            f"{hardware['cpu']}, {hardware['cores']} cores, load average {hardware['load_before']} when it began; "
-            f"{result['cycles']} cycles, drivers in turns.",
+            f"{hardware['cpu']}, {hardware['cores']} cores, load average "
+            f"{hardware['load_before']} at the start; {result['cycles']} cycles, drivers in turns.",
             ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
             "Made by `python benchmarks/servo_bus.py`.",
             "",
@@ -411,9 +420,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cycles", type=int, default=1000)
-    parser.add_argument("--silent-cycles", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="write the table here as markdown")
+    parser.add_argument("--cycles", type=int, default=1000, help="timed cycles per driver")
+    parser.add_argument(
+        "--silent-cycles", type=int, default=5, help="timed reads while one servo is silent"
+    )
+    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     parser.add_argument("--serve", choices=("at-once", "wire", "silent"), help=argparse.SUPPRESS)
     parser.add_argument("--ports", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

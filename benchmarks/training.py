@@ -1,17 +1,17 @@
-"""How fast a policy trains: `mtdit train` against the installed `lerobot-train`, same data, same
-weights, one machine.
+"""Training speed: `mtdit train` against the installed `lerobot-train`, with the same data and
+weights on one machine.
 
     python benchmarks/training.py [--steps 120] [--rounds 3] [--batch 32] [--curves] [--quick]
-    [--out training.md]
+        [--out training.md]
 
-The dataset is recorded on the spot in the twin, as video; both sides start from one checkpoint with
-fresh weights and take its policy config: random crops, one noise draw per sample, gradient norm 10,
-no average of the weights. `mtdit` runs once more with its own default, the average on. Every run is
-a process of its own through the tool's command line, and the sides take turns. The rate is counted
-from step SKIP on, when LeRobot has used up the batches its workers made before the first step; what
-comes before (imports, workers, decoding) is told beside it. A CPU gets a policy of CI size; with a
-GPU it is CLIP ViT-B/16 (random weights, no download), bf16, batch 64 and 256. `--curves` trains
-longer and draws both loss curves into one picture. Ends with one line of JSON.
+The dataset is recorded in the twin at the start, as video. Both tools start from one checkpoint
+with new weights and use its policy config: random crops, one noise draw per sample, gradient norm
+10, no EMA. `mtdit` also runs with its own default, EMA on. Every run is a process of its own
+through the tool's command line, and the tools take turns. The rate counts from step SKIP on, when
+LeRobot has used up the batches its workers prepared before the first step; the time before
+(imports, workers, decoding) is reported separately. A CPU trains a policy of CI size; a GPU trains
+CLIP ViT-B/16 (random weights, no download) in bf16 with batch 64 and 256. `--curves` trains longer
+and draws both loss curves into one picture. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from mtdit.tiny import TINY, make_tiny_clip
 
 TASKS = ("open the drawer", "close the drawer")
 LOG_EVERY = 5  # steps
-SKIP = 20  # steps: LeRobot's 4 workers have 16 batches ready when training begins
+SKIP = 20  # steps: LeRobot's 4 workers have 16 batches ready when training starts
 PACKAGES = ("torch", "lerobot", "accelerate", "transformers")
-SMOOTH = 10  # log lines, so 50 steps
+SMOOTH = 10  # log lines, which is 50 steps
 RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained on what."""
+    """One policy to train, and the device and batch size to train it with."""
 
     name: str
     device: str
@@ -59,7 +59,7 @@ class Case:
     clip: ClipShape
     preset: str
     frame: int  # pixels, square
-    policy: Mapping[str, Any]  # what differs from the preset
+    policy: Mapping[str, Any]  # fields that differ from the preset
 
 
 B16 = ClipShape(VisionShape(patch_size=16), TextShape(eos_token_id=2))
@@ -76,18 +76,18 @@ GPU_CASES = tuple(
 
 @dataclass(frozen=True)
 class Run:
-    """What one process did. The three lists go together, one entry per log line."""
+    """The log of one training process. The three lists have one entry per log line."""
 
     steps: list[int]
     loss: list[float]  # mean since the line before
-    at_s: list[float]  # since the first log line
-    wait: float  # 0..1, share of the time spent waiting for batches
-    first_step_s: float  # since the process was started: up to the first log line
+    at_s: list[float]  # seconds since the first log line
+    wait: float  # 0..1, fraction of the time spent waiting for batches
+    first_step_s: float  # from the start of the process to the first log line
     total_s: float
 
     def counted_from(self, skip: int) -> int:
-        """The step of the first log line at or after `skip`; of the last but one if the run is
-        shorter.
+        """The step of the first log line at or after `skip`, or of the last line but one if the run
+        is shorter.
         """
         return next(step for step in self.steps if step >= min(skip, self.steps[-2]))
 
@@ -97,24 +97,22 @@ class Run:
         return batch * (self.steps[-1] - self.steps[first]) / (self.at_s[-1] - self.at_s[first])
 
 
-# -- the two contestants --
+# -- the two tools --
 
 
 @dataclass(frozen=True)
 class Side:
-    """One tool's command line, and how its progress is read while it runs."""
+    """One tool: its command line, and the function that reads its progress while it runs."""
 
     name: str
     command: Callable[[Bench, Path, int, int], list[str]]  # bench, output folder, steps, seed
-    read: Callable[
-        [Iterator[str], Path, float], Run
-    ]  # lines it prints, output folder, when it began
+    read: Callable[[Iterator[str], Path, float], Run]  # printed lines, output folder, start time
     environment: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all runs of a case share."""
+    """The inputs that all runs of a case share."""
 
     case: Case
     dataset: Path
@@ -125,11 +123,12 @@ class Bench:
 def mtdit_command(bench: Bench, out: Path, steps: int, seed: int, ema: bool = False) -> list[str]:
     c = bench.case
     return [
-        sys.executable, "-m", "mtdit.cli", "train", f"--dataset={bench.dataset}", f"--out={out}",
-        f"--preset={c.preset}", f"--init-from={bench.checkpoint}", f"--steps={steps}", f"--batch-size={c.batch}",
-        f"--seed={seed}", f"--device={c.device}", f"--amp={c.amp}", "--noise-samples=1", "--random-shift=0",
-        "--random-brightness=0", "--grad-clip=10", f"--log-every={LOG_EVERY}", f"--save-every={steps}",
-        "--ema" if ema else "--no-ema",
+        sys.executable, "-m", "mtdit.cli", "train",
+        f"--dataset={bench.dataset}", f"--out={out}", f"--preset={c.preset}",
+        f"--init-from={bench.checkpoint}", f"--steps={steps}", f"--batch-size={c.batch}",
+        f"--seed={seed}", f"--device={c.device}", f"--amp={c.amp}", "--noise-samples=1",
+        "--random-shift=0", "--random-brightness=0", "--grad-clip=10",
+        f"--log-every={LOG_EVERY}", f"--save-every={steps}", "--ema" if ema else "--no-ema",
     ]  # fmt: skip
 
 
@@ -137,15 +136,16 @@ def lerobot_command(bench: Bench, out: Path, steps: int, seed: int) -> list[str]
     c = bench.case
     return [
         str(Path(sys.executable).parent / "lerobot-train"), f"--policy.path={bench.checkpoint}",
-        "--policy.push_to_hub=false", f"--policy.device={c.device}", "--dataset.repo_id=local/bench",
-        f"--dataset.root={bench.dataset}", f"--dataset.video_backend={video_backend()}", "--wandb.enable=false",
+        "--policy.push_to_hub=false", f"--policy.device={c.device}",
+        "--dataset.repo_id=local/bench", f"--dataset.root={bench.dataset}",
+        f"--dataset.video_backend={video_backend()}", "--wandb.enable=false",
         f"--output_dir={out}", f"--steps={steps}", f"--batch_size={c.batch}", f"--seed={seed}",
         f"--log_freq={LOG_EVERY}", "--save_freq=0", f"--num_workers={bench.lerobot_workers}",
     ]  # fmt: skip
 
 
 def video_backend() -> str:
-    """torchcodec where it loads, as LeRobot has it by default."""
+    """LeRobot's default: torchcodec if it can be imported, else pyav."""
     try:
         importlib.import_module("torchcodec")
     except (ImportError, RuntimeError):
@@ -154,7 +154,9 @@ def video_backend() -> str:
 
 
 def read_lerobot(lines: Iterator[str], _out: Path, began: float) -> Run:
-    """Its log lines carry no clock finer than a second, so they are timed as they arrive."""
+    """Read lerobot-train's progress. Its log lines have full seconds only, so each line is timed
+    when it arrives. RuntimeError if there are none.
+    """
     stamped = [
         (time.perf_counter(), figures) for line in lines if (figures := lerobot_figures(line))
     ]
@@ -176,13 +178,15 @@ _FIGURE = re.compile(r"\b(loss|updt_s|data_s):([0-9.]+|nan|inf)(?=\s|$)")
 
 
 def lerobot_figures(line: str) -> dict[str, float] | None:
-    """loss, updt_s and data_s of one of LeRobot's progress lines; None for any other line."""
+    """loss, updt_s and data_s of one of lerobot-train's progress lines; None for any other line."""
     found = {name: float(value) for name, value in _FIGURE.findall(line)}
     return found if {"loss", "updt_s", "data_s"} <= found.keys() else None
 
 
 def read_mtdit(lines: Iterator[str], out: Path, began: float) -> Run:
-    """Its log says what it did and, by the file's own time, when the process had done it."""
+    """Read mtdit's log when the process has ended. The file's modification time is that of the last
+    line.
+    """
     began_at = time.time() - (time.perf_counter() - began)
     for _ in lines:  # until it ends
         pass
@@ -193,8 +197,8 @@ def read_mtdit(lines: Iterator[str], out: Path, began: float) -> Run:
 
 
 def mtdit_run(log: Sequence[str], written_s: float, total_s: float) -> Run:
-    """The log's lines, when in the process' life the last of them was written, and how long that
-    life was.
+    """A Run from the lines of train_log.jsonl. written_s: seconds from the start of the process to
+    the last line; total_s: to its end.
     """
     reports = [r for r in map(json.loads, log) if "samples_per_s" in r]
     at_s = [r["elapsed_s"] - reports[0]["elapsed_s"] for r in reports]
@@ -209,7 +213,7 @@ def mtdit_run(log: Sequence[str], written_s: float, total_s: float) -> Run:
 
 
 def settled(waits: Sequence[float]) -> float:
-    """Median of the log lines after step SKIP, of all if there are none."""
+    """Median over the log lines after step SKIP, or over all if there are none."""
     return statistics.median(waits[SKIP // LOG_EVERY :] or waits)
 
 
@@ -220,8 +224,8 @@ def sides(case: Case) -> list[Side]:
     def averaged(bench: Bench, out: Path, steps: int, seed: int) -> list[str]:
         return mtdit_command(bench, out, steps, seed, ema=True)
 
-    # LeRobot has no bf16 switch for this policy, only --policy.use_amp, which is fp16; accelerate's
-    # variable is heard
+    # LeRobot has no bf16 option for this policy, only --policy.use_amp, which is fp16; it does obey
+    # accelerate's variable
     amp = {"ACCELERATE_MIXED_PRECISION": case.amp}
     return [
         Side(LEROBOT, lerobot_command, read_lerobot, amp),
@@ -234,8 +238,8 @@ def sides(case: Case) -> list[Side]:
 
 
 def prepare(case: Case, folder: Path, episodes: int, lerobot_workers: int) -> Bench:
-    """Records the dataset and makes the checkpoint both sides start from: one step at a rate of
-    nearly zero.
+    """Record the dataset and make the checkpoint that both tools start from: one training step with
+    a learning rate of almost zero.
     """
     dataset, clip, fresh = folder / "dataset", folder / "clip-bench", folder / "fresh"
     make_tiny_clip(clip, case.clip)
@@ -253,9 +257,16 @@ def prepare(case: Case, folder: Path, episodes: int, lerobot_workers: int) -> Be
         for name, value in {**policy, "scheduler_warmup_steps": 10}.items()
     ]
     call(
-        "train", f"--dataset={dataset}", f"--out={fresh}", f"--preset={case.preset}", "--steps=1", "--batch-size=1",
-        "--no-ema", "--device=cpu", *options,
-    )  # fmt: skip
+        "train",
+        f"--dataset={dataset}",
+        f"--out={fresh}",
+        f"--preset={case.preset}",
+        "--steps=1",
+        "--batch-size=1",
+        "--no-ema",
+        "--device=cpu",
+        *options,
+    )
     return Bench(case, dataset, fresh / "checkpoints/000001/pretrained_model", lerobot_workers)
 
 
@@ -268,7 +279,7 @@ def call(*arguments: str) -> None:
 
 
 def run(side: Side, bench: Bench, steps: int, seed: int = 1000) -> Run:
-    """One whole process, from start to end."""
+    """Run one training process. RuntimeError with its last lines if it fails."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         began, seen = time.perf_counter(), deque[str](maxlen=30)
@@ -292,15 +303,15 @@ def run(side: Side, bench: Bench, steps: int, seed: int = 1000) -> Run:
 
 
 def remembered(lines: Iterable[str], last: deque[str]) -> Iterator[str]:
-    """The lines as they come, kept in `last` for the message if something goes wrong."""
+    """Pass the lines on, and keep them in `last` for the error message."""
     for line in lines:
         last.append(line)
         yield line
 
 
 def shared_environment() -> dict[str, str]:
-    """The same for both: no network, sleeping rather than spinning threads, as many of them as the
-    shell asks for.
+    """The same for both tools: no network, threads that sleep instead of spinning, and the shell's
+    OMP_NUM_THREADS.
     """
     return {
         "HF_HUB_OFFLINE": "1",
@@ -315,7 +326,7 @@ def threads() -> str:
 
 
 def take_turns(bench: Bench, steps: int, rounds: int) -> dict[str, list[Run]]:
-    """Every side once per round, in turn; every other round backwards."""
+    """Run every tool once per round; every other round in reverse order."""
     contestants = sides(bench.case)
     taken: dict[str, list[Run]] = {side.name: [] for side in contestants}
     for i in range(rounds):
@@ -326,11 +337,11 @@ def take_turns(bench: Bench, steps: int, rounds: int) -> dict[str, list[Run]]:
     return taken
 
 
-# -- telling --
+# -- the report --
 
 
 def summary(case: Case, taken: Mapping[str, Sequence[Run]], workers: int) -> dict[str, Any]:
-    """Medians over the rounds, the spread, and the ratios round by round."""
+    """Medians over the rounds, lowest and highest, and the medians of each round's ratios."""
     rates = {name: [r.rate(case.batch, SKIP) for r in runs] for name, runs in taken.items()}
     busy = {
         name: [v / (1 - r.wait) for v, r in zip(rates[name], runs, strict=True)]
@@ -395,35 +406,39 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines += _case_lines(case)
     if result.get("curves"):
         lines += _curve_lines(result["curves"])
-    return "\n".join([
-        *lines,
-        f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}, load average "
-        f"{hardware['load_before']} when it began; {result['rounds']} round(s) of {result['steps']} steps, in turns. "
-        f"OMP_NUM_THREADS={result['threads']} and sleeping threads for both; videos read by {result['video_backend']}.",
+    lines += [
+        f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['gpu'] or 'no GPU'}, load "
+        f"average {hardware['load_before']} at the start; {result['rounds']} round(s) of "
+        f"{result['steps']} steps, in turns. OMP_NUM_THREADS={result['threads']} and sleeping "
+        f"threads for both; LeRobot decodes videos with {result['video_backend']}.",
         f"{versions}.",
         "Made by `python benchmarks/training.py`.",
         "",
-    ])  # fmt: skip
+    ]
+    return "\n".join(lines)
 
 
 def _case_lines(case: Mapping[str, Any]) -> list[str]:
     rows = [
-        f"| {name} | {s['samples_per_s']:.1f} | {s['lowest']:.1f} .. {s['highest']:.1f} | {100 * s['data_wait']:.0f} % "
-        f"| {s['first_step_s']:.0f} | {s['total_s']:.0f} |"
+        f"| {name} | {s['samples_per_s']:.1f} | {s['lowest']:.1f} .. {s['highest']:.1f} "
+        f"| {100 * s['data_wait']:.0f} % | {s['first_step_s']:.0f} | {s['total_s']:.0f} |"
         for name, s in case["sides"].items()
     ]
     return [
         f"## {case['case']}: batch {case['batch']}, amp {case['amp']}",
         "",
-        f"| | samples/s | lowest .. highest | waiting for data | s to step {LOG_EVERY} | s in all |",
+        "| | samples/s | lowest .. highest | waiting for data "
+        f"| s to step {LOG_EVERY} | s in total |",
         "|---|---:|---:|---:|---:|---:|",
         *rows,
         "",
-        f"mtdit / LeRobot: **{case['ratio_samples_per_s']:.2f}x**, with the average of weights "
-        f"{case['ratio_with_average']:.2f}x; waiting for data left out on both sides "
-        f"{case['ratio_without_waiting_for_data']:.2f}x. Rates from step {case['counted_from_step']} on.",
-        f"LeRobot has {case['lerobot_workers']} worker processes that decode video, and tokenises and normalises while "
-        "it waits; mtdit decodes every frame once, within the seconds before the first step, and has 2 threads.",
+        f"mtdit / LeRobot: **{case['ratio_samples_per_s']:.2f}x**, with EMA "
+        f"{case['ratio_with_average']:.2f}x; without the time spent waiting for data "
+        f"{case['ratio_without_waiting_for_data']:.2f}x. Rates from step "
+        f"{case['counted_from_step']} on.",
+        f"LeRobot has {case['lerobot_workers']} worker processes that decode video, and tokenises "
+        "and normalises in the main process; mtdit decodes every frame once, before the first "
+        "step, and has 2 threads.",
         "",
     ]
 
@@ -432,20 +447,19 @@ def _curve_lines(curves: Mapping[str, Any]) -> list[str]:
     return [
         "## The same training",
         "",
-        f"![loss curves](training.png) Smoothed losses over {curves['steps']} steps from the same weights differ by "
-        f"{100 * curves['difference']:.1f} % on average between the tools (mtdit minus LeRobot "
-        f"{100 * curves['bias']:+.1f} %), and by {100 * curves['between_seeds']:.1f} % between two seeds of mtdit.",
+        f"![loss curves](training.png) Over {curves['steps']} steps from the same weights, the "
+        f"smoothed losses of the two tools differ by {100 * curves['difference']:.1f} % on average "
+        f"(mtdit minus LeRobot: {100 * curves['bias']:+.1f} %), and those of two seeds of mtdit by "
+        f"{100 * curves['between_seeds']:.1f} %.",
         "",
     ]
 
 
-# -- the same training --
+# -- loss curves --
 
 
 def loss_curves(bench: Bench, steps: int, picture: Path) -> dict[str, Any]:
-    """One longer run per side and a second seed of ours, to have something to compare their
-    difference with.
-    """
+    """One longer run per tool, and one of mtdit with another seed, to compare differences with."""
     lerobot, ours, _ = sides(bench.case)
     runs = {LEROBOT: run(lerobot, bench, steps), AS_LEROBOT: run(ours, bench, steps)}
     other = run(ours, bench, steps, seed=1001)
@@ -462,13 +476,13 @@ def loss_curves(bench: Bench, steps: int, picture: Path) -> dict[str, Any]:
 
 
 def smoothed(loss: Sequence[float]) -> list[float]:
-    """Running mean over SMOOTH log lines, fewer if there are fewer."""
+    """Running mean over SMOOTH log lines, or over all if there are fewer."""
     width = min(SMOOTH, len(loss))
     return [statistics.mean(loss[i : i + width]) for i in range(len(loss) - width + 1)]
 
 
 def relative_difference(a: Sequence[float], b: Sequence[float]) -> float:
-    """Mean of |a - b| over the mean of both."""
+    """Mean of |a - b| divided by the mean of both."""
     return statistics.mean(abs(x - y) for x, y in zip(a, b, strict=True)) / statistics.mean(
         [*a, *b]
     )
@@ -496,20 +510,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, help="instead of each case's own")
-    parser.add_argument("--episodes", type=int, default=8, help="recorded per task")
-    parser.add_argument("--lerobot-workers", type=int, default=4, help="4 is its default")
-    parser.add_argument("--amp", choices=("no", "bf16"), help="instead of each case's own")
-    parser.add_argument("--cpu", action="store_true", help="the CPU's case even where a GPU is")
+    parser.add_argument("--steps", type=int, default=120, help="steps per run")
+    parser.add_argument("--rounds", type=int, default=3, help="runs per tool")
+    parser.add_argument("--batch", type=int, help="batch size instead of each case's own")
+    parser.add_argument("--episodes", type=int, default=8, help="episodes to record per task")
     parser.add_argument(
-        "--curves", action="store_true", help="train for --curve-steps too and draw the losses"
+        "--lerobot-workers", type=int, default=4, help="LeRobot's --num_workers; 4 is its default"
     )
-    parser.add_argument("--curve-steps", type=int, default=500)
-    parser.add_argument("--quick", action="store_true", help="one short round: does it run at all?")
-    parser.add_argument("--out", type=Path, help="write the tables here as markdown")
-    parser.add_argument("--picture", type=Path, default=RESULTS / "training.png")
+    parser.add_argument(
+        "--amp", choices=("no", "bf16"), help="mixed precision instead of each case's own"
+    )
+    parser.add_argument("--cpu", action="store_true", help="run the CPU case even with a GPU")
+    parser.add_argument(
+        "--curves", action="store_true", help="also train for --curve-steps and draw the losses"
+    )
+    parser.add_argument("--curve-steps", type=int, default=500, help="steps for --curves")
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round, to test the benchmark itself"
+    )
+    parser.add_argument("--out", type=Path, help="write the tables to this Markdown file")
+    parser.add_argument(
+        "--picture", type=Path, default=RESULTS / "training.png", help="file for the loss curves"
+    )
     a = parser.parse_args()
     if a.quick:
         a.steps, a.rounds, a.episodes, a.lerobot_workers, a.batch = 15, 1, 1, 1, a.batch or 8

@@ -1,4 +1,4 @@
-"""The workstation side of mtdit: data, policy, training. Importing this package alone does not
+"""The workstation side of mtdit: datasets, policy and training. Importing the package does not
 import torch.
 """
 

@@ -1,8 +1,7 @@
-"""`mtdit calibrate` and its modes: which file is meant, what is compared with what, what is said
-afterwards.
+"""`mtdit calibrate` and its modes: find the file, run the procedure or compare, print the result.
 
-Knows the words. Refuses to know keys and bars (`hands_on`), the procedure
-(`mtdit_robots.calibrate`) and the file's format (`mtdit_robots.calibration`).
+Prompts and bars are in `mtdit.hands_on`, the procedure in `mtdit_robots.calibrate`, the file format
+in `mtdit_robots.calibration`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from mtdit_runtime.loop import dying_in_order
 
 @dataclass(frozen=True)
 class Arm:
-    """The arm a person means: its port, and its file by LeRobot id or by path."""
+    """The arm that the options name: its port, and its calibration by LeRobot id or by file."""
 
     port: str | None
     name: str | None = None
@@ -36,30 +35,37 @@ class Arm:
     bus: str = "own"  # or sdk
 
     def needed_port(self) -> str:
-        """UserError when none was given."""
+        """The port. UserError if none was given."""
         if self.port is None:
-            raise UserError("which arm? add --port /dev/ttyACM0; `mtdit find-port` lists the ports")
+            raise UserError(
+                "--port is missing: add --port /dev/ttyACM0; `mtdit find-port` lists the ports"
+            )
         return self.port
 
     def opened(self) -> AbstractContextManager[Bus]:
-        """UserError when no port was given, or it does not open."""
+        """The arm's bus, closed at the end of the block. UserError if no port was given or it
+        cannot be opened.
+        """
         return procedure.opened(self.needed_port(), bus=self.bus)
 
     def place(self) -> Path:
-        """The file's path, whether it exists or not. UserError unless exactly one of --id and
-        --file was given.
+        """The file's path, existing or not. UserError unless exactly one of --id and --file was
+        given.
         """
         if self.name is not None and self.file is not None:
-            raise UserError("--id and --file exclude each other: give one")
+            raise UserError("--id and --file exclude each other: give only one of them")
         if self.file is not None:
             return self.file
         if self.name is not None:
             return calibrations.place_of(self.name, self.leader)
-        raise UserError("which file? add --id my_arm (LeRobot's folder) or --file my_arm.json")
+        raise UserError(
+            "the calibration file is missing: add --id my_arm (in LeRobot's folder) "
+            "or --file my_arm.json"
+        )
 
     def calibration(self) -> Calibration | None:
-        """What the file holds; None when no file was named. UserError when it is missing or
-        damaged.
+        """The calibration in the file; None if no file was named. UserError if the file is missing
+        or damaged.
         """
         if self.name is None and self.file is None:
             return None
@@ -69,16 +75,16 @@ class Arm:
 
 
 def calibrate(options: hands_on.CalibrateOptions) -> None:
-    """Run the procedure; Exit(1) when the person leaves."""
+    """Run the procedure; Exit(1) if the person quits."""
     made = hands_on.calibrate(options)
     if made is None:
-        console.print("left; nothing was saved")
+        console.print("stopped; nothing was saved")
         raise typer.Exit(1)
     rows = [
         (joint, IDS[joint], c.homing_offset, c.range_min, c.range_max) for joint, c in made.items()
     ]
     console.print(table("", ["joint", "id", "homing offset", "min", "max"], rows))
-    console.print(f"saved {options.place}; the servos hold the same")
+    console.print(f"saved to {options.place} and to the servos")
     if not options.leader:
         console.print(
             f"next: mtdit run --robot so101 --port {options.port} --calibration {options.place} ..."
@@ -86,7 +92,7 @@ def calibrate(options: hands_on.CalibrateOptions) -> None:
 
 
 def check(arm: Arm, json_out: Path | None) -> bool:
-    """Whether file, servos and end stops go together. Nothing is written or moved."""
+    """Compare file, servos and end stops; True if they agree. Nothing is written or moved."""
     file = arm.calibration()
     with arm.opened() as bus:
         findings = procedure.inspect(bus, file)
@@ -95,7 +101,7 @@ def check(arm: Arm, json_out: Path | None) -> bool:
     ]
     console.print(table("", ["joint", "", "finding", "what to do"], rows))
     if file is None:
-        console.print("no file was compared: add --id or --file")
+        console.print("no file was compared: add --id or --file to compare one")
     healthy = all(finding.status != "fail" for finding in findings)
     write_json(json_out, {"healthy": healthy, "joints": [asdict(finding) for finding in findings]})
     return healthy
@@ -105,22 +111,22 @@ def import_file(arm: Arm, file: Path, yes: bool) -> None:
     """Write a file to the servos' EEPROM."""
     calibration = calibrations.load(file)
     _write(arm, calibration, yes)
-    console.print(f"the servos hold {file}")
+    console.print(f"wrote {file} to the servos")
 
 
 def export_file(arm: Arm, file: Path) -> None:
-    """Write what the servos hold to a file; UserError when that is no calibration."""
+    """Write the servos' calibration to a file; UserError if it is not a valid one."""
     with arm.opened() as bus:
         servos.handshake(bus)
         held = servos.read_calibration(bus)
     calibrations.check(held)
     calibrations.save(held, file)
-    console.print(f"saved what the servos hold to {file}")
+    console.print(f"saved the servos' calibration to {file}")
 
 
 def diff(arm: Arm, file: Path) -> bool:
-    """Whether the file equals what the servos hold, or the file of --id/--file when no port is
-    given.
+    """Compare the file with the servos, or without a port with the file of --id or --file. True if
+    they are equal.
     """
     ours = calibrations.load(file)
     if arm.port is not None:
@@ -136,10 +142,10 @@ def diff(arm: Arm, file: Path) -> bool:
 
 
 def show_history(arm: Arm) -> None:
-    """The former versions, newest first, with the number that --restore takes."""
+    """Print the earlier versions, newest first, with the number that --restore takes."""
     versions = calibrations.history(arm.place())
     if not versions:
-        console.print(f"{arm.place()} has no former versions")
+        console.print(f"{arm.place()} has no earlier versions")
         return
     for version in versions:
         console.print(
@@ -148,24 +154,24 @@ def show_history(arm: Arm) -> None:
 
 
 def restore(arm: Arm, number: int, yes: bool) -> None:
-    """Put a former version back in the file and, when a port is given, in the servos."""
+    """Restore an earlier version of the file and, if a port is given, write it to the servos."""
     place = arm.place()
     version = calibrations.former(place, number)
-    if (
-        arm.port is not None
-    ):  # first: whoever leaves here, or has an arm that fails, keeps the file too
+    # the servos first: if the person quits or the arm fails, the file stays unchanged as well
+    if arm.port is not None:
         import_file(arm, version.path, yes)
     calibrations.restore(place, number)
-    console.print(f"{place} is again as before {version.replaced:%Y-%m-%d %H:%M:%S} UTC")
+    console.print(f"restored {place} as of {version.replaced:%Y-%m-%d %H:%M:%S} UTC")
     if arm.port is None:
         console.print(f"next: mtdit calibrate --port PORT --import {place}")
 
 
 def _write(arm: Arm, calibration: Calibration, yes: bool) -> None:
-    """Ask, then write. Exit(1) when the person leaves."""
+    """Ask, then write. Exit(1) if the person quits."""
     arm.needed_port()
-    if not hands_on.confirm("the arm goes limp while its servos are written: lay it down", yes):
-        console.print("left; the servos are as they were")
+    question = "torque goes off while the servos are written and the arm drops: lay it down"
+    if not hands_on.confirm(question, yes):
+        console.print("stopped; the servos were not changed")
         raise typer.Exit(1)
     with dying_in_order(), arm.opened() as bus:
         procedure.write(bus, calibration, console.print)

@@ -1,8 +1,7 @@
-"""The `mtdit` command: options in, one call to a stage, results printed.
+"""The `mtdit` command: parse the options, call one stage, print its result.
 
-Knows every command's words and nothing of how it works. Each stage is imported inside its command,
-so `mtdit run` on the robot computer never meets torch. A mistake of the user's is one line and exit
-code 2.
+Each stage is imported inside its command, so `mtdit run` on the robot computer never imports torch.
+A user's mistake ends in one line on standard error and exit code 2.
 """
 
 from __future__ import annotations
@@ -22,12 +21,13 @@ from typing import Annotated, Any, cast
 
 import typer
 from rich.progress import Progress, TaskID
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from mtdit import cli_bundle, cli_record, cli_robot
 from mtdit.config import read_json
+from mtdit.demo import DemoConfig
 from mtdit.lerobot_flags import translate
-from mtdit.options import BusKind, BusOption, Clock, Json, RobotKind
+from mtdit.options import BusKind, BusOption, BusTimeout, Clock, Json, RobotKind
 from mtdit.terminal import console, progress, table, write_json
 from mtdit.train_config import TrainConfig, training_defaults
 from mtdit_export.errors import ExportError
@@ -39,25 +39,42 @@ from mtdit_runtime.words import plain
 OUTPUTS = Path("outputs")
 RUN, BUNDLE = OUTPUTS / "train", cli_bundle.BUNDLE
 MAX_SEED = 2**31 - 1
-MOST_WORDS = 4000  # characters of a message that ends a command
-INTERRUPTED = 130  # what a shell calls a Ctrl-C
+MOST_WORDS = 4000  # characters of the message that ends a command
+INTERRUPTED = 130  # the exit code that shells use for Ctrl-C
+
+
+class CommandList(TyperGroup):
+    """Help that shows the whole sentence about each command, where click would cut it at 60
+    characters.
+    """
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        names = self.list_commands(ctx)
+        with formatter.section("Commands"):
+            formatter.write_dl([(n, self.commands[n].get_short_help_str(200)) for n in names])
+
 
 app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-    help="From a LeRobot dataset to a moving SO-101: simulate, train, export, run, eval.",
-)  # fmt: skip
+    cls=CommandList,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train a Multitask DiT policy on a LeRobot dataset and run it on an SO-101 arm.",
+)
 
 UsageError = cast(
     "type[typer.BadParameter]", typer.BadParameter.__mro__[1]
-)  # click's; typer hides its name
+)  # click's; typer does not export it
 
-# What a stage leaves in its --out, and what of it is worth asking before it is replaced.
+# What a stage writes to --out, and the part that proves that an existing folder is such a result.
 DATASET_PARTS, DATASET_PROOF = {"meta", "data", "videos", "images"}, "meta/info.json"
 RUN_PROOF = "checkpoints"
-RUN_CACHES = {".lock", "clip-tiny", "frames", ".frames.partial", "train_log.jsonl", "tensorboard", "curves.png",
-              ".curves.png.partial", "wandb", "wandb_run.json"}  # fmt: skip
+RUN_CACHES = {
+    ".lock", "clip-tiny", "frames", ".frames.partial", "train_log.jsonl", "tensorboard",
+    "curves.png", ".curves.png.partial", "wandb", "wandb_run.json",
+}  # fmt: skip
 
-# Which extra brings a module that turned out to be missing.
+# module that cannot be imported -> the extra that installs it
 EXTRA_OF = {
     **dict.fromkeys(("onnxruntime", "cv2", "tokenizers"), "runtime"),
     "mujoco": "twin",
@@ -76,57 +93,71 @@ class Backend(str, Enum):
     tensorrt = "tensorrt"
 
 
-Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Makes the run repeatable.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what an earlier run left at --out.")
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=MAX_SEED, help="Random seed; the same seed gives the same result."),
 ]
-BundleOption = Annotated[Path, typer.Option("--bundle", help="The policy: a NAME.mtdit folder.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace the result of an earlier run in --out; default: stop if there is one.",
+    ),
+]
+BundleOption = Annotated[
+    Path,
+    typer.Option("--bundle", help="Bundle to run: a folder NAME.mtdit that `mtdit export` wrote."),
+]
 BackendOption = Annotated[
-    Backend, typer.Option(help="auto takes the fastest that really runs and says which.")
+    Backend,
+    typer.Option(help="Backend that computes the policy; auto: the fastest one that works here."),
 ]
 Calibration = Annotated[
-    str | None, typer.Option(help="The arm's calibration: a file, or LeRobot's id of the arm.")
+    str | None,
+    typer.Option(help="Calibration of the real arm: a JSON file, or the arm's id in LeRobot."),
 ]
 CameraList = Annotated[
     list[str] | None,
     typer.Option(
-        "--camera", help="name=source: a device, file:clip.mp4 or dataset:FOLDER:camera; repeat."
+        "--camera",
+        help="Camera as NAME=SOURCE, repeat for each camera; SOURCE is a device (/dev/video0), "
+        "file:CLIP.mp4 or dataset:FOLDER:CAMERA.",
     ),
 ]
 
 
 class GroupedHelp(TyperCommand):
-    """Options under the headings they were declared with."""
+    """Help that lists the options under the headings they were declared with."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
         for option in self.get_params(ctx):
             record = option.get_help_record(ctx)
             if record is not None:
-                groups.setdefault(getattr(option, "rich_help_panel", None) or "Help", []).append(
-                    record
-                )
+                heading = getattr(option, "rich_help_panel", None) or "Help"
+                groups.setdefault(heading, []).append(record)
         for name, records in groups.items():
             with formatter.section(name):
                 formatter.write_dl(records)
 
 
 def _ask(group: str, says: str, like: str = "", names: str = "", **limits: Any) -> Any:
-    """An option of `train` that may be left out; `like` is the TrainConfig field whose default the
-    help shows.
+    """An option of `train` without a value of its own: leaving it out is not the same as its
+    default, which the preset may change. like: the TrainConfig field whose default the help shows.
     """
-    shown = str(getattr(TrainConfig, like)) if like else False
+    # typer prints a `show_default` string in parentheses, so the default is part of the text
+    default = f" [default: {getattr(TrainConfig, like)}]" if like else ""
     return typer.Option(
-        *names.split(), help=says, rich_help_panel=group, show_default=shown, **limits
+        *names.split(), help=says + default, rich_help_panel=group, show_default=False, **limits
     )
 
 
 def main() -> None:
-    """Entry point. User errors and missing extras end in one line on stderr and exit code 2,
-    failures in 1.
+    """Entry point. A user's mistake and a missing extra end in one line on standard error and exit
+    code 2, a failure in exit code 1, Ctrl-C in 130.
     """
-    # torch's threads wait asleep: spinning at barriers makes training 4 times slower as soon as a
-    # core is shared
+    # torch's threads sleep while they wait: spinning at barriers makes training 4 times slower as
+    # soon as a core is shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
@@ -137,30 +168,27 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except UsageError as error:
-        _fail(
-            f"{error.format_message().rstrip('.')}: see {error.ctx.command_path if error.ctx else 'mtdit'} --help"
-        )
+        command = error.ctx.command_path if error.ctx else "mtdit"
+        _fail(f"{error.format_message().rstrip('.')}: see {command} --help")
     except typer.Abort:
         _fail("interrupted", INTERRUPTED)
     except ExportError as error:
         _fail(str(error), code=1)
     except OSError as error:
         if error.filename is not None or error.errno in DISK_FULL:
-            _fail(
-                f"{error.filename or 'the disk'}: {error.strerror}: choose another place, or make room there"
-            )
-        _fail(str(error), code=1)  # a twin or an arm that died
+            place = error.filename or "the disk"
+            _fail(f"{place}: {error.strerror}: choose another place, or make room there")
+        _fail(str(error), code=1)  # the twin or the arm stopped answering
     except ModuleNotFoundError as error:
         extra = EXTRA_OF.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        _fail(
-            f'this command needs {error.name}, which is not installed: pip install "mtdit[{extra}]"'
-        )
+        install = f'pip install "mtdit[{extra}]"'
+        _fail(f"this command needs {error.name}, which is not installed: {install}")
 
 
 def _words(words: list[str]) -> list[str]:
-    """The command line in our words; one of LeRobot's trainer is translated."""
+    """The command line with `mtdit` options only: lerobot-train's flags are translated."""
     if words[:1] != ["train"]:
         return words or ["--help"]
     said = translate(words[1:])
@@ -171,8 +199,8 @@ def _words(words: list[str]) -> list[str]:
 
 
 def _rank() -> int:
-    """Which process of a training this is, as `accelerate launch` and `torchrun` number them; only
-    0 speaks.
+    """Rank of this training process, as `accelerate launch` and `torchrun` set it; only rank 0
+    prints.
     """
     return int(os.environ.get("RANK", 0))
 
@@ -183,23 +211,24 @@ def _fail(message: str, code: int = 2) -> None:
     sys.exit(code)
 
 
-# -- the workstation
+# -- on the workstation
 
 
 @app.command()
 def simulate(
     task: Annotated[
-        list[str], typer.Option(help='Instruction, e.g. "open the drawer"; repeat for more.')
+        list[str],
+        typer.Option(help='Task to demonstrate, e.g. "open the drawer"; repeat for more tasks.'),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the new LeRobotDataset.")],
-    episodes: Annotated[int, typer.Option(min=1, help="Demonstrations per task.")] = 50,
+    out: Annotated[Path, typer.Option(help="Folder to write the new LeRobotDataset to.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Number of demonstrations per task.")] = 50,
     seed: Seed = 0,
     image_size: Annotated[
-        int, typer.Option(min=16, max=640, help="Square camera frames of this many pixels.")
+        int, typer.Option(min=16, max=640, help="Width and height of the camera frames, in pixels.")
     ] = 64,
     overwrite: Overwrite = False,
 ) -> None:
-    """Record scripted demonstrations in the twin as a LeRobotDataset v3."""
+    """Record scripted demonstrations of the simulated arm as a LeRobotDataset v3."""
     from mtdit_robots.twin.tasks import find_task
 
     names = [find_task(name).name for name in task]
@@ -209,9 +238,13 @@ def simulate(
     with progress("recording") as bars:
         bar = bars.add_task("", total=episodes * len(names))
         report = record(
-            names, episodes, out, seed=seed, image_size=(image_size, image_size),
+            names,
+            episodes,
+            out,
+            seed=seed,
+            image_size=(image_size, image_size),
             on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
-        )  # fmt: skip
+        )
     console.print(report.summary())
     console.print(f"next: mtdit train --dataset {quote(str(out))}")
 
@@ -219,145 +252,241 @@ def simulate(
 @app.command(cls=GroupedHelp)
 def train(
     dataset: Annotated[
-        str | None, _ask("Data", "LeRobotDataset v3: a folder or a repo id; --resume knows it.")
+        str | None,
+        _ask(
+            "Data",
+            "LeRobotDataset v3 to train on: a folder or a Hub repo id; default with --resume: the "
+            "run's dataset.",
+        ),
     ] = None,
     frames: Annotated[
         str | None,
         _ask(
             "Data",
-            "disk: decoded once into files; memory: at every start; video: as needed.",
+            "Where frames are read from: disk (decode once, cache), memory (decode at start-up), "
+            "video (decode on demand).",
             "frames",
         ),
     ] = None,
     cache_dir: Annotated[
-        Path | None, _ask("Data", "Where decoded frames are kept; default: in --out.")
+        Path | None, _ask("Data", "Folder for the decoded frames; default: OUT/frames.")
     ] = None,
     workers: Annotated[
-        int | None, _ask("Data", "Threads that make batches ahead.", "workers", min=1)
+        int | None,
+        _ask("Data", "Number of threads that prepare batches ahead.", "workers", min=1),
     ] = None,
     imagenet_stats: Annotated[
         bool | None,
         _ask(
             "Data",
-            "What normalises images; default: ImageNet's.",
+            "Normalise images with ImageNet's or the dataset's statistics; default: ImageNet's.",
             names="--imagenet-stats/--dataset-stats",
         ),
     ] = None,
     image_transforms: Annotated[
-        str | None, _ask("Data", "Augmentation: 'default', LeRobot's JSON, or a file of it.")
+        str | None,
+        _ask(
+            "Data",
+            "Augment images: 'default' (LeRobot's set), LeRobot's image_transforms as JSON, or a "
+            "file with that JSON; off if omitted.",
+        ),
     ] = None,
     random_shift_px: Annotated[
         int | None,
         _ask(
             "Data",
-            "Shift frames by up to so many pixels.",
+            "Shift each camera's frames at random by up to this many pixels.",
             "random_shift_px",
             "--random-shift",
             min=0,
         ),
     ] = None,
     random_brightness: Annotated[
-        float | None, _ask("Data", "Multiply pixels by 1 + N(0, this).", "random_brightness")
+        float | None,
+        _ask("Data", "Multiply each camera's pixels by 1 + N(0, this value).", "random_brightness"),
     ] = None,
     balance_tasks: Annotated[
         bool | None,
         _ask(
             "Data",
-            "Draw every task equally often; default: no.",
+            "Draw every task equally often, however many frames it has; default: no.",
             names="--balance-tasks/--no-balance-tasks",
         ),
     ] = None,
     task_weights: Annotated[
         list[str] | None,
-        _ask("Data", 'How much more often, "open the drawer=2"; repeat.', names="--task-weight"),
+        _ask(
+            "Data",
+            'Draw a task more often, e.g. "open the drawer=2" for twice; repeat for more tasks; '
+            "default: 1 for every task.",
+            names="--task-weight",
+        ),
     ] = None,
     val_split: Annotated[
-        float | None, _ask("Data", "Share of each task's episodes held out.", "val_split")
+        float | None,
+        _ask("Data", "Fraction of each task's episodes held out for validation.", "val_split"),
     ] = None,
     preset: Annotated[
         str | None,
-        _ask("Policy", "base: CLIP ViT-B/16 towers; tiny: small enough for a CPU.", "preset"),
+        _ask(
+            "Policy",
+            "Size of the policy: base (CLIP ViT-B/16 encoders) or tiny (small encoders trained "
+            "from scratch on a CPU, for the twin; it also changes training defaults).",
+            "preset",
+        ),
     ] = None,
     vision_encoder: Annotated[
-        str | None, _ask("Policy", "CLIP of both towers: a Hub name, a folder, or tiny.")
+        str | None,
+        _ask(
+            "Policy",
+            "CLIP model that encodes images and text: a Hub name, a folder, or tiny; "
+            "default: the preset's.",
+        ),
     ] = None,
-    objective: Annotated[str | None, _ask("Policy", "diffusion or flow_matching.")] = None,
-    horizon: Annotated[int | None, _ask("Policy", "Actions in a chunk.", min=1)] = None,
+    objective: Annotated[
+        str | None,
+        _ask("Policy", "Training objective: diffusion or flow_matching; default: diffusion."),
+    ] = None,
+    horizon: Annotated[
+        int | None, _ask("Policy", "Number of actions in a chunk; default: the preset's.", min=1)
+    ] = None,
     policy: Annotated[
-        list[str] | None, _ask("Policy", "name=value of any other field, LeRobot's names.")
+        list[str] | None,
+        _ask("Policy", "Set another policy field: NAME=VALUE, with LeRobot's names; repeat."),
     ] = None,
-    steps: Annotated[int | None, _ask("Length", "Optimiser steps.", "steps", min=1)] = None,
+    steps: Annotated[
+        int | None, _ask("Length", "Number of optimiser steps.", "steps", min=1)
+    ] = None,
     max_minutes: Annotated[
-        float | None, _ask("Length", "Finish, schedule and all, after this long.")
+        float | None,
+        _ask(
+            "Length",
+            "Stop after this many minutes; the LR schedule ends then. Default: no time limit.",
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, _ask("Length", "Samples per process and part.", "batch_size", min=1)
+        int | None,
+        _ask("Length", "Number of samples in a batch, per process.", "batch_size", min=1),
     ] = None,
     grad_accumulation: Annotated[
         int | None,
-        _ask("Length", "Parts whose gradients make one step.", "grad_accumulation", min=1),
+        _ask(
+            "Length",
+            "Number of batches whose gradients make one optimiser step.",
+            "grad_accumulation",
+            min=1,
+        ),
     ] = None,
     noise_samples: Annotated[
-        int | None, _ask("Length", "Noise draws per encoded observation.", "noise_samples", min=1)
+        int | None,
+        _ask(
+            "Length",
+            "Number of (noise, timestep) draws per encoded observation.",
+            "noise_samples",
+            min=1,
+        ),
     ] = None,
     seed: Annotated[
-        int | None, _ask("Length", "Makes the run repeatable.", "seed", min=0, max=MAX_SEED)
+        int | None,
+        _ask(
+            "Length",
+            "Random seed; the same seed gives the same run.",
+            "seed",
+            min=0,
+            max=MAX_SEED,
+        ),
     ] = None,
     device: Annotated[
-        str | None, _ask("Machine", "auto, cpu, cuda, cuda:1, mps.", "device")
+        str | None, _ask("Machine", "Device to train on: auto, cpu, cuda, cuda:1 or mps.", "device")
     ] = None,
     amp: Annotated[str | None, _ask("Machine", "Mixed precision: no, bf16 or fp16.", "amp")] = None,
     compile: Annotated[
         bool | None,
-        _ask("Machine", "torch.compile the network; default: no.", names="--compile/--no-compile"),
+        _ask(
+            "Machine",
+            "Run the network through torch.compile; default: no.",
+            names="--compile/--no-compile",
+        ),
     ] = None,
     ema: Annotated[
-        bool | None, _ask("Machine", "Use averaged weights; default: yes.", names="--ema/--no-ema")
+        bool | None,
+        _ask(
+            "Machine",
+            "Average the weights over the steps (EMA) and save the average; default: yes.",
+            names="--ema/--no-ema",
+        ),
     ] = None,
     ema_max_decay: Annotated[
-        float | None, _ask("Machine", "Of the averaged weights.", "ema_max_decay")
+        float | None, _ask("Machine", "Maximum EMA decay.", "ema_max_decay")
     ] = None,
     grad_clip_norm: Annotated[
         float | None,
-        _ask("Machine", "Longest gradient of a step.", "grad_clip_norm", "--grad-clip"),
+        _ask("Machine", "Clip the gradient to this norm.", "grad_clip_norm", "--grad-clip"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run.", rich_help_panel="Results")] = RUN,
-    log_every: Annotated[int | None, _ask("Results", "Steps.", "log_every", min=1)] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the run's checkpoints, logs and curves.", rich_help_panel="Results"
+        ),
+    ] = RUN,
+    log_every: Annotated[
+        int | None, _ask("Results", "Log every N steps.", "log_every", min=1)
+    ] = None,
     val_every: Annotated[
-        int | None, _ask("Results", "Steps, with --val-split.", "val_every", min=1)
+        int | None,
+        _ask(
+            "Results",
+            "Compute the validation loss every N steps; needs --val-split.",
+            "val_every",
+            min=1,
+        ),
     ] = None,
-    save_every: Annotated[int | None, _ask("Results", "Steps.", "save_every", min=1)] = None,
+    save_every: Annotated[
+        int | None, _ask("Results", "Save a checkpoint every N steps.", "save_every", min=1)
+    ] = None,
     keep_checkpoints: Annotated[
-        int | None, _ask("Results", "The newest so many, and the best; default: all.", min=1)
+        int | None,
+        _ask("Results", "Keep the newest N checkpoints and the best one; default: all.", min=1),
     ] = None,
     tensorboard: Annotated[
         bool | None,
         _ask(
             "Results",
-            "Curves in OUT/tensorboard; default: yes.",
+            "Write TensorBoard curves to OUT/tensorboard; default: yes.",
             names="--tensorboard/--no-tensorboard",
         ),
     ] = None,
     wandb: Annotated[
-        str | None, _ask("Results", "Also log to this project of Weights & Biases.")
+        str | None, _ask("Results", "Also log to this Weights & Biases project; default: none.")
     ] = None,
     resume: Annotated[
         bool,
         _ask(
             "Start",
-            "Go on from the last checkpoint in --out, with that run's options.",
+            "Continue from the last checkpoint in --out, with that run's options.",
             names="--resume",
         ),
     ] = False,
     init_from: Annotated[
-        Path | None, _ask("Start", "Start from these weights: a run, checkpoint or Hub repo id.")
+        Path | None,
+        _ask(
+            "Start",
+            "Start from this policy's weights: a run, a checkpoint folder or a Hub repo id; "
+            "default: new weights.",
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, _ask("Start", "Replace an earlier run at --out.", names="--overwrite")
+        bool,
+        _ask(
+            "Start",
+            "Replace an earlier run in --out; default: stop if there is one.",
+            names="--overwrite",
+        ),
     ] = False,
 ) -> None:
-    """Train a Multitask DiT policy; its checkpoint loads in LeRobot, whose command lines are
-    understood too.
+    """Train a Multitask DiT policy; lerobot-train flags are accepted as well.
+
+    The checkpoint loads in LeRobot.
     """
     given = {name: value for name, value in locals().items() if value is not None and value != []}
     config, chosen = _train_config(given)
@@ -379,39 +508,52 @@ def export(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="A run, a checkpoint folder, or owner/name on the Hub; default: the last run."
+            help="Run, checkpoint folder or Hub repo id; default: the newest run in outputs/."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The bundle to write, NAME.mtdit.")] = BUNDLE,
+    out: Annotated[Path, typer.Option(help="Bundle folder to write, NAME.mtdit.")] = BUNDLE,
     fp16: Annotated[
-        bool, typer.Option("--fp16", help="Weights and matrix products in fp16.")
+        bool,
+        typer.Option("--fp16", help="Store weights and multiply matrices in fp16; default: fp32."),
     ] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Vision and text in int8; calibrated on --dataset.")
+        bool,
+        typer.Option(
+            "--int8",
+            help="Run the vision and text encoders in int8; needs --dataset for calibration; "
+            "default: fp32.",
+        ),
     ] = False,
-    steps: Annotated[int, typer.Option(help="Denoising steps inside the graph.")] = 10,
+    steps: Annotated[int, typer.Option(help="Number of denoising steps in the graph.")] = 10,
     sampler: Annotated[
-        str | None, typer.Option(help="ddim (default) or ddpm; euler or rk4 for flow matching.")
+        str | None,
+        typer.Option(
+            help="Sampler: ddim or ddpm for diffusion, euler or rk4 for flow matching; "
+            "default: ddim, or the integration method of the policy."
+        ),
     ] = None,
     dataset: Annotated[
-        Path | None, typer.Option(help="Check on this dataset's frames instead of random ones.")
+        Path | None,
+        typer.Option(help="Check the bundle on this dataset's frames; default: random frames."),
     ] = None,
     rtc: Annotated[
         bool,
         typer.Option(
             "--rtc",
-            help="Also a denoiser that continues the chunk being executed (twice the time).",
+            help="Also export a denoiser for real-time chunking, which continues the chunk being "
+            "executed and takes twice the time; default: no.",
         ),
     ] = False,
     build: Annotated[
         bool,
         typer.Option(
-            "--build/--no-build", help="Where TensorRT and a GPU are: build its engines too."
+            "--build/--no-build",
+            help="Also build TensorRT engines if this computer has TensorRT and a GPU.",
         ),
     ] = True,
     json_out: Json = None,
 ) -> None:
-    """Fold a checkpoint into ONNX graphs, verify them against the torch policy, write a bundle."""
+    """Export a checkpoint to a bundle of ONNX graphs, and verify it against the torch policy."""
     from mtdit.checkpoint import last_run
     from mtdit_export.export import export as write
     from mtdit_runtime.loop import dying_in_order
@@ -437,62 +579,129 @@ def export(
     write_json(json_out, report.to_dict())
 
 
-# -- the robot computer
+# -- on the robot computer
 
 
 @app.command()
 def run(
-    task: Annotated[str, typer.Option(help='The instruction, e.g. "open the drawer".')],
+    task: Annotated[str, typer.Option(help='Instruction for the policy, e.g. "open the drawer".')],
     robot: Annotated[
-        RobotKind, typer.Option(help="A real SO-101 or the simulated one.")
-    ] = RobotKind.twin,
+        RobotKind | None,
+        typer.Option(
+            help="Robot to drive: so101 (a real arm) or twin (the simulated one); "
+            "default: so101 if --port is given, else twin."
+        ),
+    ] = None,
     bundle: BundleOption = BUNDLE,
-    port: Annotated[str | None, typer.Option(help="Serial port of a real arm.")] = None,
+    port: Annotated[
+        str | None,
+        typer.Option(help="Serial port of the real arm, e.g. /dev/ttyACM0; required for so101."),
+    ] = None,
     calibration: Calibration = None,
     camera: CameraList = None,
+    max_speed: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            max=10_000.0,
+            help="Maximum speed of every joint in degrees per second (gripper: percent); "
+            "default: only the limits from the training data.",
+        ),
+    ] = None,
+    home_s: Annotated[
+        float | None,
+        typer.Option(
+            "--home-seconds",
+            min=0.0,
+            max=60.0,
+            help="Seconds for the return to the start pose at the end, 0: stay there; "
+            "default: 3 for a real arm, 0 for the twin.",
+        ),
+    ] = None,
+    bus_timeout: BusTimeout = 0.05,
     bus: BusOption = BusKind.own,
     backend: BackendOption = Backend.auto,
     duration: Annotated[
-        float | None, typer.Option(min=0.0, help="Seconds; default: until success or Ctrl-C.")
+        float | None,
+        typer.Option(min=0.0, help="Stop after this many seconds; default: at success or Ctrl-C."),
     ] = None,
     clock: Annotated[
-        Clock, typer.Option(help="Of the twin: real time, or as fast as it goes.")
+        Clock,
+        typer.Option(help="Clock of the twin: real time, or lockstep (as fast as possible)."),
     ] = Clock.real,
     seed: Annotated[
         int,
         typer.Option(
-            min=0, max=MAX_SEED, help="Of the denoising noise, and of the twin's placements."
+            min=0, max=MAX_SEED, help="Random seed of the denoising noise and the twin's scene."
         ),
     ] = 0,
     prefetch: Annotated[
-        int | None, typer.Option(min=0, help="Ticks a chunk is asked ahead; default: measured.")
+        int | None,
+        typer.Option(
+            min=0,
+            help="Ticks before a chunk ends at which the next one is requested; "
+            "default: from the measured latency.",
+        ),
     ] = None,
     new_task: Annotated[
-        bool, typer.Option("--new-task", help="Allow an instruction training has not seen.")
+        bool,
+        typer.Option(
+            "--new-task",
+            help="Allow an instruction that is not in the training data; default: refuse it.",
+        ),
     ] = False,
-    video: Annotated[Path | None, typer.Option(help="Film the run to this .mp4.")] = None,
-    log: Annotated[Path | None, typer.Option(help="Record every tick to this file.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Film the run to this .mp4 file; default: no film.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Record every tick to this .npz file; default: no log.")
+    ] = None,
     json_out: Json = None,
 ) -> None:
-    """Drive an arm from a bundle, without torch."""
+    """Run a bundle's policy on a real arm or on the twin, without torch."""
     from mtdit_runtime.bundle import open_bundle
     from mtdit_runtime.loop import report_table
     from mtdit_runtime.run import RunOptions, check_task, run_policy
+    from mtdit_runtime.safety import SafetyConfig
 
+    # a port means a real arm, and without one nothing real moves: docs/decisions.md, 27
+    kind = robot or (RobotKind.twin if port is None else RobotKind.so101)
+    is_twin = kind is RobotKind.twin
     manifest = open_bundle(bundle, check_files=False).manifest
     check_task(manifest, task, new_task)
     sizes = {c.name: (c.height, c.width) for c in manifest.cameras}
     with _rig(
-        robot, sizes, manifest.fps, task, seed, clock, port, calibration, camera, bus.value
+        kind,
+        sizes,
+        manifest.fps,
+        task,
+        seed,
+        clock,
+        port,
+        calibration,
+        camera,
+        bus.value,
+        bus_timeout,
     ) as rig:
-        report = run_policy(
-            RunOptions(
-                bundle=bundle, task=task, robot=rig.robot, backend=backend.value, duration_s=duration, seed=seed,
-                prefetch_ticks=prefetch, lockstep=clock is Clock.lockstep and robot is RobotKind.twin,
-                new_task=new_task, success=rig.success, log=log, video=video, overview=rig.overview if video else None,
-                home_s=0.0 if robot is RobotKind.twin else RunOptions.home_s, say=console.print,
-            )
-        )  # fmt: skip
+        options = RunOptions(
+            bundle=bundle,
+            task=task,
+            robot=rig.robot,
+            backend=backend.value,
+            duration_s=duration,
+            seed=seed,
+            prefetch_ticks=prefetch,
+            lockstep=clock is Clock.lockstep and is_twin,
+            new_task=new_task,
+            home_s=(0.0 if is_twin else RunOptions.home_s) if home_s is None else home_s,
+            safety=SafetyConfig() if max_speed is None else SafetyConfig(max_speed=max_speed),
+            success=rig.success,
+            log=log,
+            video=video,
+            overview=rig.overview if video else None,
+            say=console.print,
+        )
+        report = run_policy(options)
     console.print(report_table(report))
     write_json(json_out, report.to_dict())
     if not report.ok:
@@ -502,28 +711,43 @@ def run(
 @app.command("eval")
 def evaluate(
     task: Annotated[
-        list[str], typer.Option(help="Task whose success is measured; repeat for more.")
+        list[str], typer.Option(help="Task whose success rate is measured; repeat for more tasks.")
     ],
-    robot: Annotated[RobotKind, typer.Option(help="Only the twin knows success.")] = RobotKind.twin,
-    bundle: Annotated[Path | None, typer.Option(help="A NAME.mtdit folder.")] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="A run, checkpoint or Hub repo id instead: torch.")
+    robot: Annotated[
+        RobotKind, typer.Option(help="Robot to use: only twin, a real arm cannot tell success.")
+    ] = RobotKind.twin,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help=f"Bundle to evaluate, NAME.mtdit; default: {BUNDLE}."),
     ] = None,
-    episodes: Annotated[int, typer.Option(min=1, help="Scenes per task.")] = 50,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Evaluate the torch policy instead: a run, a checkpoint folder or a Hub repo id."
+        ),
+    ] = None,
+    episodes: Annotated[
+        int, typer.Option(min=1, help="Number of episodes per task, each in another scene.")
+    ] = 50,
     seed: Annotated[
         int,
-        typer.Option(min=0, max=100_000, help="Picks the scenes; none of them is ever recorded."),
+        typer.Option(
+            min=0,
+            max=100_000,
+            help="Random seed that picks the scenes; none of them is ever in a recorded dataset.",
+        ),
     ] = 0,
     instruction: Annotated[
-        str | None, typer.Option(help="Tell the policy this instead of the task.")
+        str | None,
+        typer.Option(help="Instruction to give instead, as a control; default: the task itself."),
     ] = None,
     max_s: Annotated[
-        float, typer.Option(min=0.1, help="Simulated seconds an episode may take.")
+        float, typer.Option(min=0.1, help="Simulated seconds after which an episode has failed.")
     ] = 12.0,
     backend: BackendOption = Backend.auto,
     json_out: Json = None,
 ) -> None:
-    """Closed-loop success in the twin, in lock-step, with a 95 % Wilson interval."""
+    """Measure a policy's success rate in the twin, with a 95 % Wilson interval."""
     from mtdit_robots.twin.client import Twin
     from mtdit_robots.twin.tasks import find_task
     from mtdit_runtime.evaluate import evaluate as measure
@@ -543,10 +767,16 @@ def evaluate(
             bar = bars.add_task(name, total=episodes)
             reports.append(
                 measure(
-                    policy, twin, name, episodes, seed, max_s, instruction,
+                    policy,
+                    twin,
+                    name,
+                    episodes,
+                    seed,
+                    max_s,
+                    instruction,
                     on_episode=partial(_advance, bars, bar),
                 )
-            )  # fmt: skip
+            )
     for report in reports:
         console.print(str(report))
     values = [report.to_dict() for report in reports]
@@ -555,14 +785,12 @@ def evaluate(
 
 @app.command()
 def bench(
-    bundle: Annotated[Path, typer.Argument(help="A NAME.mtdit folder.")] = BUNDLE,
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, NAME.mtdit.")] = BUNDLE,
     backend: BackendOption = Backend.auto,
-    repeats: Annotated[int, typer.Option(min=2, help="Chunks to time.")] = 50,
+    repeats: Annotated[int, typer.Option(min=2, help="Number of chunks to time.")] = 50,
     json_out: Json = None,
 ) -> None:
-    """Latency of a bundle on this computer, per stage, and how near that is to what the processor
-    is able to do.
-    """
+    """Measure a bundle's latency on this computer, per stage, beside what the processor can do."""
     from mtdit_runtime.bench import bench as measure
     from mtdit_runtime.bench import report
 
@@ -576,28 +804,32 @@ def bench(
 
 @app.command()
 def doctor(
-    robot: Annotated[str, typer.Option(help="none, twin or so101.")] = "none",
+    robot: Annotated[
+        str, typer.Option(help="Robot to check: none, twin or so101 (a real arm).")
+    ] = "none",
     port: Annotated[
-        str | None, typer.Option(help="Serial port of a real arm; nothing is moved.")
+        str | None, typer.Option(help="Serial port of the real arm; nothing moves.")
     ] = None,
     calibration: Calibration = None,
     camera: CameraList = None,
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="A NAME.mtdit folder to compare with.")
+        Path | None,
+        typer.Option(
+            "--bundle", help="Bundle to compare the computer, arm and cameras with, NAME.mtdit."
+        ),
     ] = None,
     servo_volts: Annotated[
-        float | None, typer.Option(help="What the servos are made for: 7.4 or 12.")
+        float | None,
+        typer.Option(help="Rated voltage of the servos, 7.4 or 12; default: not compared."),
     ] = None,
     cycles: Annotated[
-        int, typer.Option(min=1, help="Bus exchanges whose errors are counted.")
+        int, typer.Option(min=1, help="Number of bus exchanges in which errors are counted.")
     ] = 1000,
-    patience: Annotated[
-        float, typer.Option(min=0.01, max=10.0, help="Seconds a servo may take to answer.")
-    ] = 0.05,
+    bus_timeout: BusTimeout = 0.05,
     bus: BusOption = BusKind.own,
     json_out: Json = None,
 ) -> None:
-    """What works on this computer, what does not, and the line that mends it."""
+    """Check this computer, the arm and the cameras, and print the fix for each problem."""
     from mtdit.driving import calibration_file
     from mtdit_runtime.doctor import Questions, healthy, to_dict
     from mtdit_runtime.doctor import doctor as check
@@ -607,10 +839,17 @@ def doctor(
     cameras = dict(_pairs("--camera", camera or []))
     checks = check(
         Questions(
-            robot, port, calibration_file(calibration), cameras, bundle, servo_volts=servo_volts, cycles=cycles,
-            patience_s=patience, bus=bus.value,
+            robot,
+            port,
+            calibration_file(calibration),
+            cameras,
+            bundle,
+            servo_volts=servo_volts,
+            cycles=cycles,
+            patience_s=bus_timeout,
+            bus=bus.value,
         )
-    )  # fmt: skip
+    )
     rows = [(c.id, c.status, c.finding, c.remedy) for c in checks]
     console.print(table("", ["check", "", "finding", "what to do"], rows))
     write_json(json_out, to_dict(checks))
@@ -621,22 +860,27 @@ def doctor(
 @app.command()
 def twin(
     link: Annotated[
-        Path | None, typer.Option(help="Make this name point to the port, e.g. /tmp/ttySIM0.")
+        Path | None,
+        typer.Option(help="Path to link to the port, e.g. /tmp/ttySIM0; default: no link."),
     ] = None,
-    task: Annotated[str, typer.Option(help="Whose table is laid.")] = "open the drawer",
+    task: Annotated[str, typer.Option(help="Task whose scene is set up.")] = "open the drawer",
     seed: Seed = 0,
     clock: Annotated[
-        Clock, typer.Option(help="lockstep: one goal write is one tick.")
+        Clock,
+        typer.Option(help="Clock: real time, or lockstep (each goal write is one tick)."),
     ] = Clock.real,
     picture_to: Annotated[
-        Path, typer.Option("--picture", help="Keep a picture here, refreshed.")
+        Path,
+        typer.Option("--picture", help="File for a picture of the scene, updated each second."),
     ] = OUTPUTS / "twin.png",
     calibration_to: Annotated[
-        Path, typer.Option("--calibration", help="Write the twin's calibration JSON here.")
+        Path, typer.Option("--calibration", help="File for the twin's calibration JSON.")
     ] = (OUTPUTS / "twin.json"),
-    seconds: Annotated[float | None, typer.Option(help="Stop by itself; default: Ctrl-C.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Stop after this many seconds; default: at Ctrl-C.")
+    ] = None,
 ) -> None:
-    """Serve the simulated arm on a pseudo-terminal to any Feetech client, and show it."""
+    """Serve the simulated arm on a pseudo-terminal to any Feetech client, and show a picture."""
     from mtdit.serve import serve
 
     serve(task, seed, clock.value, link, picture_to, calibration_to, seconds)
@@ -644,22 +888,21 @@ def twin(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Everything lands here.")] = OUTPUTS / "demo",
-    episodes: Annotated[int | None, typer.Option(min=1, help="Demonstrations per task.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Of training.")] = None,
-    eval_episodes: Annotated[int | None, typer.Option(min=1, help="Scenes per task.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for all results.")] = OUTPUTS / "demo",
+    episodes: Annotated[
+        int, typer.Option(min=1, help="Number of demonstrations per task.")
+    ] = DemoConfig.episodes,
+    minutes: Annotated[float, typer.Option(help="Minutes of training.")] = DemoConfig.train_minutes,
+    eval_episodes: Annotated[
+        int, typer.Option(min=1, help="Number of evaluated scenes per task.")
+    ] = DemoConfig.eval_episodes,
 ) -> None:
-    """The whole road on this computer: record, train, export, run, evaluate."""
-    from mtdit.demo import DemoConfig
+    """Run the whole pipeline on this computer: simulate, train, export, run and evaluate."""
     from mtdit.demo import demo as walk
 
-    given: dict[str, Any] = {
-        "episodes": episodes,
-        "train_minutes": minutes,
-        "eval_episodes": eval_episodes,
-    }
     walk(
-        DemoConfig(out=out, **{k: v for k, v in given.items() if v is not None}), say=console.print
+        DemoConfig(out=out, episodes=episodes, train_minutes=minutes, eval_episodes=eval_episodes),
+        say=console.print,
     )
 
 
@@ -667,7 +910,9 @@ def demo(
 
 
 def _train_config(given: Mapping[str, Any]) -> tuple[TrainConfig, set[str]]:
-    """The run that the options of `train` ask for, and which TrainConfig fields were among them."""
+    """The TrainConfig that the options of `train` describe, and the names of the fields that were
+    given. UserError for a value that cannot be read, or without a dataset.
+    """
     options = {f.name: given[f.name] for f in fields(TrainConfig) if f.name in given}
     read = {"task_weights": _weights, "image_transforms": _image_transforms}
     options.update({name: parse(given[name]) for name, parse in read.items() if name in given})
@@ -679,14 +924,15 @@ def _train_config(given: Mapping[str, Any]) -> tuple[TrainConfig, set[str]]:
         options["dataset"] = _dataset_of(given["out"])
     if "dataset" not in options:
         raise UserError(
-            "--dataset is missing: give a LeRobotDataset's folder or repo id, or --resume with --out"
+            "--dataset is missing: give a LeRobotDataset's folder or repo id, "
+            "or --resume and the run's --out"
         )
     return TrainConfig(output_dir=given["out"], **options), chosen
 
 
 def _check_sources(config: TrainConfig) -> None:
-    """That what the run starts from is there, and will be once --out is emptied; that no run is
-    writing there.
+    """UserError if the dataset or the initial weights do not exist, or if they are inside --out and
+    --overwrite would delete them, or if another run is writing to --out.
     """
     from mtdit.checkpoint import open_to_train
     from mtdit.frames import check_dataset
@@ -707,29 +953,29 @@ def _check_sources(config: TrainConfig) -> None:
             and place.resolve().is_relative_to(config.output_dir.resolve())
         ):
             raise UserError(
-                f"{option} {place} is in {config.output_dir}, which --overwrite empties: give another --out"
+                f"{option} {place} is in {config.output_dir}, which --overwrite empties: "
+                "choose another --out"
             )
 
 
 def _shortcuts(given: Mapping[str, Any]) -> dict[str, Any]:
     """Policy fields that have an option of their own."""
-    fields = {name: given[name] for name in ("horizon", "objective") if name in given}
+    shortcuts = {name: given[name] for name in ("horizon", "objective") if name in given}
     if "vision_encoder" in given:
-        fields.update(
-            dict.fromkeys(("vision_encoder_name", "text_encoder_name"), given["vision_encoder"])
-        )
-    return fields
+        names = ("vision_encoder_name", "text_encoder_name")
+        shortcuts.update(dict.fromkeys(names, given["vision_encoder"]))
+    return shortcuts
 
 
 def _dataset_of(run: Path) -> str:
-    """What the run was trained on; also a run of LeRobot's trainer."""
+    """The dataset that a run was trained on; the run may be LeRobot's."""
     from mtdit.checkpoint import PRETRAINED, TRAIN_CONFIG, find_last_checkpoint
 
     raw = read_json(find_last_checkpoint(run) / PRETRAINED / TRAIN_CONFIG)
     dataset = raw.get("dataset") if isinstance(raw, dict) else None
     name = (dataset.get("root") or dataset.get("repo_id")) if isinstance(dataset, dict) else dataset
     if not isinstance(name, str):
-        raise UserError(f"{run} does not say what it was trained on: give --dataset")
+        raise UserError(f"{run} does not name the dataset it was trained on: add --dataset")
     return name
 
 
@@ -740,13 +986,14 @@ def _weights(words: Iterable[str]) -> dict[str, float]:
             weights[task] = float(value)
         except ValueError:
             raise UserError(
-                f'--task-weight "{task}={value}" has no number: write --task-weight "{task}=2"'
+                f'--task-weight "{task}={value}": {value!r} is not a number: '
+                f'write --task-weight "{task}=2"'
             ) from None
     return weights
 
 
 def _image_transforms(word: str) -> Mapping[str, Any]:
-    """`default` is LeRobot's own set."""
+    """LeRobot's image_transforms, from JSON or from a file; `default` is LeRobot's own set."""
     if word == "default":
         return {}
     if not word.lstrip().startswith("{"):
@@ -760,12 +1007,13 @@ def _image_transforms(word: str) -> Mapping[str, Any]:
             ) from None
     if not isinstance(read, dict):
         raise UserError(
-            f"--image-transforms {word} is no JSON object: give LeRobot's image_transforms, or default"
+            f"--image-transforms {word} is not a JSON object: "
+            "give LeRobot's image_transforms, or default"
         )
     return read
 
 
-# -- what several commands share
+# -- shared by several commands
 
 
 def _advance(bars: Progress, bar: TaskID, *_: Any) -> None:
@@ -774,7 +1022,7 @@ def _advance(bars: Progress, bar: TaskID, *_: Any) -> None:
 
 @dataclass(frozen=True)
 class Rig:
-    """A robot that is not connected yet, and what only the twin can add."""
+    """A robot that is not connected yet. Only the twin knows success and has an overview camera."""
 
     robot: Robot
     success: Callable[[], bool] | None = None
@@ -783,11 +1031,23 @@ class Rig:
 
 @contextmanager
 def _rig(
-    kind: RobotKind, sizes: Mapping[str, tuple[int, int]], fps: int, task: str, seed: int, clock: Clock,
-    port: str | None, calibration: str | None, cameras: list[str] | None, bus: str,
-) -> Iterator[Rig]:  # fmt: skip
+    kind: RobotKind,
+    sizes: Mapping[str, tuple[int, int]],
+    fps: int,
+    task: str,
+    seed: int,
+    clock: Clock,
+    port: str | None,
+    calibration: str | None,
+    cameras: list[str] | None,
+    bus: str,
+    bus_timeout: float,
+) -> Iterator[Rig]:
+    """The robot that the options describe; the twin runs as long as the block. sizes: camera ->
+    (height, width). UserError names the option that is missing or wrong.
+    """
     if kind is RobotKind.so101:
-        yield Rig(_so101(sizes, fps, port, calibration, cameras or [], bus))
+        yield Rig(_so101(sizes, fps, port, calibration, cameras or [], bus, bus_timeout))
         return
     from mtdit_robots.twin.client import Twin
     from mtdit_robots.twin.tasks import find_task
@@ -801,9 +1061,14 @@ def _rig(
 
 
 def _so101(
-    sizes: Mapping[str, tuple[int, int]], fps: int, port: str | None, calibration: str | None, cameras: list[str],
+    sizes: Mapping[str, tuple[int, int]],
+    fps: int,
+    port: str | None,
+    calibration: str | None,
+    cameras: list[str],
     bus: str,
-) -> Robot:  # fmt: skip
+    bus_timeout: float,
+) -> Robot:
     from mtdit.driving import load_calibration
     from mtdit_robots.arm import So101Arm
     from mtdit_robots.camera import open_camera
@@ -811,30 +1076,26 @@ def _so101(
 
     if port is None or calibration is None:
         missing = "--port /dev/ttyACM0" if port is None else "--calibration my_arm.json"
-        raise UserError(
-            f"a real arm needs {missing}: `mtdit doctor --robot so101` helps to find it"
-        )
+        raise UserError(f"a real arm needs {missing}: run `mtdit doctor --robot so101` for help")
     devices = dict(_pairs("--camera", cameras))
     for name in sizes:
         if name not in devices:
             raise UserError(f"the policy needs camera {name!r}: add --camera {name}=/dev/video0")
     loaded = load_calibration("--calibration", calibration)
-    open_bus(
-        bus, port
-    ).close()  # a wrong port is told at once, before the cameras have taken their seconds
+    open_bus(bus, port).close()  # report a wrong port before the cameras take seconds to open
     opened = [
         open_camera(name, devices[name], height, width, fps)
         for name, (height, width) in sizes.items()
     ]
-    return So101Arm(port, loaded, opened, bus=bus)
+    return So101Arm(port, loaded, opened, timeout_s=bus_timeout, bus=bus)
 
 
 def _policy(
     bundle: Path | None, checkpoint: Path | None, backend: Backend
 ) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """A Policy and the size of its cameras' frames."""
+    """The policy of a bundle or of a checkpoint, and (height, width) of each of its cameras."""
     if bundle is not None and checkpoint is not None:
-        raise UserError("--bundle and --checkpoint exclude each other: give one")
+        raise UserError("--bundle and --checkpoint exclude each other: give only one of them")
     if checkpoint is not None:
         from mtdit.checkpoint import open_checkpoint
         from mtdit.rollout import TorchPolicy
@@ -853,10 +1114,11 @@ def _policy(
 
 
 def _one_size(sizes: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
-    """The twin draws all its cameras in one size."""
+    """(height, width) that all cameras have: the twin renders them in one size."""
     if len(set(sizes.values())) > 1:
         raise UserError(
-            f"the twin's cameras share one size, the policy wants {dict(sizes)}: train on one size"
+            f"the twin renders all cameras in one size, but the policy needs {dict(sizes)}: "
+            "train on frames of one size"
         )
     return next(iter(sizes.values()), (64, 64))
 
@@ -870,7 +1132,7 @@ def _pairs(option: str, words: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _fields(words: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Values are JSON where they parse as such, else plain words."""
+    """Names and values of --policy; a value that is not JSON is taken as a string."""
     for name, value in _pairs("--policy", words):
         try:
             yield name, json.loads(value)
@@ -879,14 +1141,18 @@ def _fields(words: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _make_room(
-    out: Path, overwrite: bool, proof: str, parts: Set[str], caches: Set[str] = frozenset(),
+    out: Path,
+    overwrite: bool,
+    proof: str,
+    parts: Set[str],
+    caches: Set[str] = frozenset(),
     check: Callable[[], None] = lambda: None,
-) -> None:  # fmt: skip
-    """Remove an earlier result, if asked, and only if `proof` shows that it is one and nothing else
-    lies beside it.
+) -> None:
+    """Delete an earlier result in `out` if `overwrite` is set. UserError if it is not set, or if
+    `out` is not an earlier result: it lacks `proof`, or holds more than `parts` and `caches`.
 
-    A folder of nothing but `caches` is a run that never began: it is used again as it is. check:
-    may still object.
+    A folder with nothing but `caches` is a run that never started: it is used as it is. check: is
+    called right before the deletion and may raise.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is not a folder: choose another --out")
@@ -897,12 +1163,16 @@ def _make_room(
         raise UserError(f"{out} exists: add --overwrite to replace it, or choose another --out")
     others = sorted(found - parts - caches)
     if others or not (out / proof).exists():
-        why = f"holds {others[0]}" if others else f"has no {proof}"
-        raise UserError(f"{out} {why}, so it is not ours to replace: choose another --out")
+        why = f"contains {others[0]}" if others else f"has no {proof}"
+        raise UserError(
+            f"{out} {why}, so it is not a result of mtdit and stays: choose another --out"
+        )
     if out.is_symlink():
         raise UserError(f"{out} is a link: give the folder it points to, or choose another --out")
     if Path.cwd().is_relative_to(out.resolve()):
-        raise UserError(f"{out} is the folder you are in: leave it first, or choose another --out")
+        raise UserError(
+            f"you are in {out}, so it cannot be replaced: leave it, or choose another --out"
+        )
     check()
     shutil.rmtree(out)
 

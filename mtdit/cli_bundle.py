@@ -1,7 +1,6 @@
-"""The commands for a bundle that is there: build engines from it, verify it, look into it.
+"""The commands for an existing bundle: `mtdit build`, `verify` and `inspect`.
 
-Knows their words and options; each stage is imported inside its command. None of them needs torch,
-except `verify --checkpoint`.
+Each stage is imported inside its command. Only `verify --checkpoint` needs torch.
 """
 
 from __future__ import annotations
@@ -23,9 +22,11 @@ from mtdit_runtime.words import plain
 
 BUNDLE = Path("outputs/policy.mtdit")
 AGAINST = {"golden": "golden fixtures", "checkpoint": "checkpoint"}
-BACKENDS = "onnx, cuda, tensorrt, or auto: the fastest that really runs."
+BACKENDS = "Backend: onnx, cuda, tensorrt, or auto (the fastest one that works here)."
 
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A NAME.mtdit folder.")]
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, NAME.mtdit.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -39,13 +40,22 @@ def build(
     bundle: BundleArgument = BUNDLE,
     workspace_mb: Annotated[
         int,
-        typer.Option(min=64, help="Memory for trying kernels; the default suits boards of 8 GB."),
+        typer.Option(
+            min=64,
+            help="Memory in MB that TensorRT may use while it tries kernels; "
+            "the default suits boards with 8 GB.",
+        ),
     ] = 1024,
     clean: Annotated[
-        bool, typer.Option("--clean", help="Remove engines of other GPUs, versions and graphs.")
+        bool,
+        typer.Option(
+            "--clean",
+            help="Delete engines built for other GPUs, TensorRT versions and graphs; "
+            "default: keep them.",
+        ),
     ] = False,
 ) -> None:
-    """Build TensorRT engines for this computer's GPU, and check them with the bundle's golden
+    """Build TensorRT engines for this computer's GPU, and check them against the bundle's golden
     fixtures.
     """
     from mtdit_runtime.bundle import open_bundle
@@ -55,8 +65,8 @@ def build(
 
 
 def build_if_possible(bundle: Path) -> str:
-    """Engines where TensorRT and a GPU are, else nothing; one line that says which. ExportError as
-    from `build`.
+    """Build engines if this computer has TensorRT and a GPU. Returns one line that says what was
+    done; ExportError as from `build`.
     """
     from mtdit_runtime.bundle import open_bundle
     from mtdit_runtime.engine import this_device
@@ -64,7 +74,10 @@ def build_if_possible(bundle: Path) -> str:
     try:
         this_device()
     except UserError as error:
-        return f"no TensorRT engines here ({str(error).partition(':')[0]}): on the robot computer, mtdit build NAME.mtdit"
+        return (
+            f"no TensorRT engines built ({str(error).partition(':')[0]}): "
+            "run `mtdit build NAME.mtdit` on the robot computer"
+        )
     return f"engines: {_build(open_bundle(bundle))}"
 
 
@@ -74,7 +87,7 @@ def _build(bundle: Any, workspace_mb: int = 1024, clean: bool = False) -> Path:
     from mtdit_runtime.loop import dying_in_order
 
     device = this_device()
-    console.print(f"{device.gpu}, TensorRT {device.tensorrt}: the GPU is not free until this ends")
+    console.print(f"{device.gpu}, TensorRT {device.tensorrt}: the GPU is busy until this ends")
     with dying_in_order(), _bars() as on_progress:
         return make(
             bundle,
@@ -89,7 +102,7 @@ def _build(bundle: Any, workspace_mb: int = 1024, clean: bool = False) -> Path:
 
 @contextmanager
 def _bars() -> Iterator[Callable[[str, float, float], None]]:
-    """A bar per graph with the elapsed time, where a person looks on."""
+    """A progress bar with elapsed time per graph; nothing outside a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -114,22 +127,30 @@ def verify(
     backend: Annotated[str, typer.Option(help=BACKENDS)] = "auto",
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Also compare with the torch policy this bundle was made from."),
+        typer.Option(
+            help="Also compare with the torch policy of this checkpoint, from which the bundle "
+            "was made."
+        ),
     ] = None,
     dataset: Annotated[
-        Path | None, typer.Option(help="With --checkpoint: on frames of this dataset.")
+        Path | None,
+        typer.Option(
+            help="With --checkpoint: compare on this dataset's frames; default: random frames."
+        ),
     ] = None,
     json_out: Json = None,
 ) -> None:
-    """Check a bundle: checksums, schema, and what its graphs compute here against the golden
-    fixtures.
+    """Check a bundle's checksums and schema, and compare what it computes on this computer with the
+    golden fixtures (inputs and outputs of the trained policy, stored in the bundle).
     """
     from mtdit_runtime.bundle import open_bundle
     from mtdit_runtime.engine import choose_engines
     from mtdit_runtime.golden import check_bundle
 
     if dataset is not None and checkpoint is None:
-        raise UserError("--dataset needs --checkpoint: the golden fixtures bring their own frames")
+        raise UserError(
+            "--dataset needs --checkpoint: the golden fixtures already contain their frames"
+        )
     opened = open_bundle(bundle)
     engines = choose_engines(opened, backend)
     results = {"golden": check_bundle(opened, engines)}
@@ -137,9 +158,12 @@ def verify(
         from mtdit_export.recheck import recheck
 
         results["checkpoint"] = recheck(opened, checkpoint, dataset, backend)
-    ended_well = not any(result.failures for result in results.values())
+    passed = not any(result.failures for result in results.values())
+    # what --json and `mtdit doctor` tell is longer: why no faster backend was chosen
+    backend_used = str(engines.reason).partition(";")[0]  # "onnx, as asked", "auto: CPU"
     console.print(
-        f"{bundle}: {len(opened.manifest.files)} files match their checksums; backend {_chosen(engines)}"
+        f"{bundle}: {len(opened.manifest.files)} files match their checksums; "
+        f"backend {backend_used}"
     )
     for against, result in results.items():
         console.print(
@@ -148,28 +172,21 @@ def verify(
         for line in result.failures:
             console.print(f"fail: {line}")
     console.print(
-        "the bundle is the trained policy"
-        if ended_well
-        else "the bundle is not the trained policy here"
+        "OK: outputs match the trained policy on this backend"
+        if passed
+        else "FAILED: outputs differ from the trained policy on this backend"
     )
     write_json(
         json_out,
         {
             "bundle": str(bundle),
             "backend": engines.reason,
-            "ok": ended_well,
+            "ok": passed,
             **{name: {"stages": r.stages, "failures": r.failures} for name, r in results.items()},
         },
     )
-    if not ended_well:
+    if not passed:
         raise typer.Exit(1)
-
-
-def _chosen(engines: Any) -> str:
-    """Without why the others were passed over, which --json and `mtdit doctor` tell: "onnx, as
-    asked", "auto: CPU".
-    """
-    return str(engines.reason).partition(";")[0]
 
 
 def _number(value: float) -> str:
@@ -191,7 +208,7 @@ def _stages(title: str, stages: Mapping[str, Mapping[str, float]]) -> Any:
 
 
 def inspect(bundle: BundleArgument = BUNDLE, json_out: Json = None) -> None:
-    """Look into a bundle: policy, cameras, joints, graphs, checks, origin, engines."""
+    """Show what a bundle contains: policy, cameras, joints, graphs, checks, origin and engines."""
     from mtdit_runtime.about import about
     from mtdit_runtime.bundle import open_bundle
 
@@ -202,7 +219,7 @@ def inspect(bundle: BundleArgument = BUNDLE, json_out: Json = None) -> None:
 
 
 def shown(facts: Mapping[str, Any]) -> Iterator[Any]:
-    """What `mtdit_runtime.about` found, as tables and lines."""
+    """The facts of `mtdit_runtime.about` as tables and lines, ready to print."""
     sampler = facts["sampler"]
     yield table(facts["bundle"], ["", ""], _overview(facts, sampler))
     rows = [
@@ -214,7 +231,7 @@ def shown(facts: Mapping[str, Any]) -> Iterator[Any]:
         )
         for j in facts["joints"]
     ]
-    yield table("joints, as trained", ["joint", "range", "unit", "fastest"], rows)
+    yield table("joints, as trained", ["joint", "range", "unit", "max speed"], rows)
     sizes = [
         (
             plain(c["name"], 40),
@@ -234,7 +251,7 @@ def shown(facts: Mapping[str, Any]) -> Iterator[Any]:
             f"checked at export on {facts['verification'].get('frames', 'frames')}", stages
         )
     if not facts["engines"]:
-        yield "no TensorRT engines: `mtdit build` makes them on the robot computer"
+        yield "no TensorRT engines: run `mtdit build` on the robot computer to build them"
     for engine in facts["engines"]:
         yield table("TensorRT engines", ["", ""], _engines(engine))
 
@@ -242,21 +259,25 @@ def shown(facts: Mapping[str, Any]) -> Iterator[Any]:
 def _overview(facts: Mapping[str, Any], sampler: Mapping[str, Any]) -> list[tuple[str, str]]:
     made = facts["provenance"]
     versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
+    needs = ", ".join(f"{name} {version}" for name, version in facts["requirements"].items())
+    chunk = (
+        f"{facts['n_action_steps']} of {facts['horizon']} actions at {facts['fps']} Hz, "
+        f"from {facts['n_obs_steps']} observations"
+    )
     return [
         ("policy", f"{facts['name']}, {facts['precision']}, {facts['bytes'] / 1e6:.0f} MB"),
         ("sampler", f"{sampler['kind']}, {sampler['steps']} steps"),
-        ("chunk", f"{facts['n_action_steps']} of {facts['horizon']} actions at {facts['fps']} Hz, "
-                  f"from {facts['n_obs_steps']} observations"),
+        ("chunk", chunk),
         *(("task" if i == 0 else "", task) for i, task in enumerate(facts["tasks"])),
         ("made from", f"{made.get('checkpoint', '?')}, dataset {made.get('dataset', '?')}"),
         ("made on", f"{made.get('date', '?')} with {versions}"),
-        ("needs", ", ".join(f"{name} {version}" for name, version in facts["requirements"].items())),
+        ("needs", needs),
         ("format", f"schema {facts['schema_version']}, ONNX opset {facts['opset']}"),
-    ]  # fmt: skip
+    ]
 
 
 def _tensors(name: str, graph: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """One line for each tensor that goes in or out."""
+    """A row for each pair of an input and an output tensor."""
     lines = zip_longest(graph["inputs"], graph["outputs"], fillvalue="")
     for i, (given, got) in enumerate(lines):
         yield (
@@ -272,9 +293,9 @@ def _engines(engine: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("built for", f"{plain(engine['gpu'], 60)}, TensorRT {plain(engine['tensorrt'], 20)}"),
         ("size", f"{megabytes:.0f} MB"),
         ("on", plain(engine["built"], 60)),
-        ("here", "they fit" if engine["fits"] else engine["why"]),
+        ("on this computer", "usable" if engine["fits"] else engine["why"]),
     ]
 
 
 def _size(size: Any) -> str:
-    return f"{size[1]}x{size[0]}" if size else "as it is"
+    return f"{size[1]}x{size[0]}" if size else "unchanged"

@@ -1,8 +1,8 @@
-"""The commands that drive an arm without a policy, and look at its cameras: teleoperate, record,
-replay, find-cameras.
+"""The commands that drive an arm without a policy or look at its cameras: `mtdit teleoperate`,
+`record`, `replay` and `find-cameras`.
 
-Knows their words and options; each stage is imported inside its command, and none of them needs
-torch. Nothing asks a question: keys only shorten what a timer would end.
+Each stage is imported inside its command, and none of them needs torch. They ask no questions: a
+key only ends a phase earlier than its timer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mtdit.options import BusKind, BusOption, Clock, Json, RobotKind
+from mtdit.options import BusKind, BusOption, BusTimeout, Clock, Json, RobotKind
 from mtdit.terminal import console, table, write_json
 from mtdit_robots.errors import UserError
 
@@ -24,46 +24,68 @@ class CodecName(str, Enum):
     av1 = "av1"
 
 
-Robot = Annotated[RobotKind, typer.Option("--robot", help="A real SO-101 or the simulated one.")]
-Port = Annotated[str | None, typer.Option("--port", help="Serial port of the follower.")]
+# Unlike `mtdit run`, these commands never fall back to the twin: they are made for a person at an
+# arm, and one who forgets --port is asked for it.
+Robot = Annotated[
+    RobotKind,
+    typer.Option("--robot", help="Robot to drive: so101 (a real arm) or twin (the simulated one)."),
+]
+Port = Annotated[
+    str | None,
+    typer.Option(
+        "--port", help="Serial port of the follower arm, e.g. /dev/ttyACM0; required for so101."
+    ),
+]
 CalibrationName = Annotated[
     str | None,
     typer.Option(
-        "--calibration", help="The follower's calibration: a file, or LeRobot's id of the arm."
+        "--calibration",
+        help="Calibration of the follower arm: a JSON file, or the arm's id in LeRobot; required "
+        "for so101.",
     ),
 ]
-LeaderPort = Annotated[str | None, typer.Option(help="Serial port of the leader.")]
+LeaderPort = Annotated[
+    str | None, typer.Option(help="Serial port of the leader arm, e.g. /dev/ttyACM1.")
+]
 LeaderCalibration = Annotated[
-    str | None, typer.Option(help="The leader's calibration: a file, or LeRobot's id.")
+    str | None,
+    typer.Option(help="Calibration of the leader arm: a JSON file, or the arm's id in LeRobot."),
 ]
 Cameras = Annotated[
     list[str] | None,
     typer.Option(
-        "--camera", help="name=source: a device, file:clip.mp4 or dataset:FOLDER:camera; repeat."
+        "--camera",
+        help="Camera as NAME=SOURCE, repeat for each camera; SOURCE is a device (/dev/video0), "
+        "file:CLIP.mp4 or dataset:FOLDER:CAMERA.",
     ),
 ]
-Height = Annotated[int, typer.Option(min=16, help="Of every camera, pixels.")]
-Width = Annotated[int, typer.Option(min=16, help="Of every camera, pixels.")]
-Fps = Annotated[int, typer.Option(min=1, max=200, help="Ticks per second.")]
+Height = Annotated[int, typer.Option(min=16, help="Frame height in pixels, all cameras.")]
+Width = Annotated[int, typer.Option(min=16, help="Frame width in pixels, all cameras.")]
+Fps = Annotated[int, typer.Option(min=1, max=200, help="Control ticks and frames per second.")]
 MaxSpeed = Annotated[
     float,
     typer.Option(
-        min=1.0, max=10_000.0, help="Degrees per second the follower may be told to move."
+        min=1.0,
+        max=10_000.0,
+        help="Maximum speed of the follower's joints in degrees per second (gripper: percent).",
     ),
 ]
 HomeS = Annotated[
     float,
     typer.Option(
-        "--home-seconds", min=0.0, max=60.0, help="Ride back to the start pose; 0: stay there."
+        "--home-seconds",
+        min=0.0,
+        max=60.0,
+        help="Seconds for the return to the start pose at the end; 0: stay there.",
     ),
 ]
-Patience = Annotated[
-    float, typer.Option(min=0.01, max=10.0, help="Seconds a servo may take to answer.")
-]
 TwinClock = Annotated[
-    Clock, typer.Option("--clock", help="Of the twin: real time, or as fast as it goes.")
+    Clock,
+    typer.Option(
+        "--clock", help="Clock of the twin: real time, or lockstep (as fast as possible)."
+    ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the twin's placements.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed of the twin's scene.")]
 
 HEIGHT, WIDTH = 480, 640
 
@@ -87,17 +109,18 @@ def teleoperate(
     width: Width = WIDTH,
     fps: Fps = 30,
     duration: Annotated[
-        float | None, typer.Option(min=0.0, help="Seconds; default: until Ctrl-C.")
+        float | None,
+        typer.Option(min=0.0, help="Stop after this many seconds; default: at Ctrl-C."),
     ] = None,
     max_speed: MaxSpeed = 300.0,
     home_s: HomeS = 3.0,
-    patience: Patience = 0.05,
+    bus_timeout: BusTimeout = 0.05,
     bus: BusOption = BusKind.own,
     clock: TwinClock = Clock.real,
     seed: Seed = 0,
     json_out: Json = None,
 ) -> None:
-    """Drive a follower with a leader arm; nothing is recorded."""
+    """Drive a follower arm with a leader arm; nothing is recorded."""
     from mtdit import driving
     from mtdit_robots.so101 import JOINTS
     from mtdit_runtime.teleoperate import Board, DriveOptions
@@ -110,7 +133,7 @@ def teleoperate(
         camera or (),
         (height, width),
         fps,
-        patience,
+        bus_timeout,
         clock.value,
         seed,
         bus=bus.value,
@@ -136,8 +159,13 @@ def teleoperate(
 
 
 def record(
-    out: Annotated[Path, typer.Option(help="Folder of the LeRobotDataset.")],
-    task: Annotated[str, typer.Option(help='What is shown, e.g. "put the cube into the box".')],
+    out: Annotated[Path, typer.Option(help="Folder to write the LeRobotDataset to.")],
+    task: Annotated[
+        str,
+        typer.Option(
+            help='Instruction that the demonstrations show, e.g. "put the cube into the box".'
+        ),
+    ],
     robot: Robot = RobotKind.so101,
     port: Port = None,
     calibration: CalibrationName = None,
@@ -147,10 +175,17 @@ def record(
     height: Height = HEIGHT,
     width: Width = WIDTH,
     fps: Fps = 30,
-    episodes: Annotated[int, typer.Option(min=1, help="To keep in this session.")] = 50,
+    episodes: Annotated[
+        int, typer.Option(min=1, help="Number of episodes to save in this session.")
+    ] = 50,
     episode_s: Annotated[
         float,
-        typer.Option("--episode-seconds", min=0.1, max=3600.0, help="Longest an episode gets."),
+        typer.Option(
+            "--episode-seconds",
+            min=0.1,
+            max=3600.0,
+            help="Seconds after which an episode ends; a key ends it earlier.",
+        ),
     ] = 60.0,
     reset_s: Annotated[
         float,
@@ -158,21 +193,29 @@ def record(
             "--reset-seconds",
             min=0.0,
             max=86400.0,
-            help="Pause to lay the table again; the arm follows.",
+            help="Pause between episodes to reset the scene, in seconds; teleoperation stays on.",
         ),
     ] = 60.0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Add to the recording that --out holds.")
+        bool,
+        typer.Option(
+            "--resume", help="Add episodes to the dataset in --out; default: a new dataset."
+        ),
     ] = False,
     images: Annotated[
-        bool, typer.Option("--images", help="PNG instead of video: exact, 20 x larger.")
+        bool,
+        typer.Option(
+            "--images",
+            help="Save frames as PNG instead of video: lossless, but 20 times larger.",
+        ),
     ] = False,
     codec: Annotated[
-        CodecName, typer.Option(help="h264 is the quick one, av1 LeRobot's own.")
+        CodecName,
+        typer.Option(help="Video codec: h264 (fast) or av1 (LeRobot's default)."),
     ] = CodecName.h264,
     max_speed: MaxSpeed = 300.0,
     home_s: HomeS = 3.0,
-    patience: Patience = 0.05,
+    bus_timeout: BusTimeout = 0.05,
     bus: BusOption = BusKind.own,
     clock: TwinClock = Clock.real,
     seed: Seed = 0,
@@ -180,8 +223,8 @@ def record(
 ) -> None:
     """Record demonstrations with a leader arm, as a LeRobotDataset v3.
 
-    Keys: right arrow or ENTER goes on early, left arrow or r once more, q or ESC ends after this
-    episode.
+    Keys: right arrow or ENTER finishes the episode or the pause, left arrow or r re-records the
+    episode, q or ESC stops after this episode.
     """
     from mtdit import driving
     from mtdit_robots.so101 import JOINTS
@@ -192,9 +235,19 @@ def record(
     plan = Plan(task, episodes, episode_s, reset_s)
     plan.check(fps)
     follower = driving.Follower(
-        robot.value, port, calibration, camera or (), (height, width), fps, patience, clock.value, seed, task,
-        strict=True, bus=bus.value,
-    )  # fmt: skip
+        robot.value,
+        port,
+        calibration,
+        camera or (),
+        (height, width),
+        fps,
+        bus_timeout,
+        clock.value,
+        seed,
+        task,
+        strict=True,
+        bus=bus.value,
+    )
     leader = driving.leader(leader_port, leader_calibration, follower)
     with driving.rigged(follower) as rig, driving.keys_if_any() as key:
         layout = Layout(fps, JOINTS, rig.cameras, video=not images)
@@ -232,20 +285,22 @@ def record(
 
 
 def replay(
-    dataset: Annotated[Path, typer.Option(help="Folder of a LeRobotDataset.")],
-    episode: Annotated[int, typer.Option(min=0, help="Which one, from 0.")] = 0,
+    dataset: Annotated[Path, typer.Option(help="Folder of the LeRobotDataset.")],
+    episode: Annotated[
+        int, typer.Option(min=0, help="Number of the episode to replay, from 0.")
+    ] = 0,
     robot: Robot = RobotKind.so101,
     port: Port = None,
     calibration: CalibrationName = None,
     max_speed: MaxSpeed = 300.0,
     home_s: HomeS = 3.0,
-    patience: Patience = 0.05,
+    bus_timeout: BusTimeout = 0.05,
     bus: BusOption = BusKind.own,
     clock: TwinClock = Clock.real,
     seed: Seed = 0,
     json_out: Json = None,
 ) -> None:
-    """Play a recorded episode's actions on an arm, and say how well it followed."""
+    """Replay a recorded episode's actions on an arm, and report how well it followed them."""
     from mtdit import driving
     from mtdit_runtime.demonstrations import read_episode
     from mtdit_runtime.replay import play
@@ -260,7 +315,7 @@ def replay(
         (),
         (64, 64),
         fps,
-        patience,
+        bus_timeout,
         clock.value,
         seed,
         recorded.task,
@@ -281,8 +336,8 @@ def replay(
             say=console.print,
         )
         report = play(recorded, options)
-    driving.show_errors("behind its action, one tick later", report.tracking)
-    driving.show_errors("beside the recorded movement", report.recorded)
+    driving.show_errors("error to the action, one tick later", report.tracking)
+    driving.show_errors("error to the recorded movement", report.recorded)
     driving.show(report.run)
     write_json(json_out, report.to_dict())
     driving.leave(report.run)
@@ -292,17 +347,23 @@ def find_cameras(
     camera: Cameras = None,
     height: Height = HEIGHT,
     width: Width = WIDTH,
-    fps: Annotated[float, typer.Option(min=1.0, max=1000.0, help="Asked of every camera.")] = 30.0,
+    fps: Annotated[
+        float,
+        typer.Option(min=1.0, max=1000.0, help="Frame rate to request from every camera, in Hz."),
+    ] = 30.0,
     seconds: Annotated[
-        float, typer.Option(min=0.1, max=3600.0, help="Watch all of them together for so long.")
+        float, typer.Option(min=0.1, max=3600.0, help="Seconds to run all cameras at once.")
     ] = 3.0,
     snapshots: Annotated[
-        Path | None, typer.Option(help="Write a PNG of each camera into this folder.")
+        Path | None,
+        typer.Option(help="Folder for a PNG of each camera's last frame; default: none is saved."),
     ] = None,
-    dev: Annotated[Path, typer.Option(help="Device folder.")] = Path("/dev"),
+    dev: Annotated[Path, typer.Option(help="Folder in which to look for camera devices.")] = Path(
+        "/dev"
+    ),
     json_out: Json = None,
 ) -> None:
-    """Cameras, what they offer, and what they deliver when all of them run at once."""
+    """List the cameras and their modes, and measure what they deliver when all run at once."""
     from mtdit import driving
     from mtdit_robots.camera_check import save_png, watch
     from mtdit_robots.v4l2 import find_devices
@@ -312,7 +373,7 @@ def find_cameras(
     sources = dict(driving.pairs("--camera", camera)) if camera else found
     if not sources and not devices:
         raise UserError(
-            f"no camera below {dev}: plug one in, and look at `dmesg`; or name one with --camera"
+            f"no camera in {dev}: plug one in and check `dmesg`, or name one with --camera"
         )
     watched = (
         watch(sources, dict.fromkeys(sources, (height, width)), fps, seconds) if sources else []
@@ -337,19 +398,24 @@ def _show_devices(devices: list[Any]) -> None:
             console.print(f"  {device.problem}")
         for mode in device.modes:
             size = f"{mode.width}x{mode.height}" if mode.width else "any size"
-            console.print(
-                f"  {mode.pixel_format} {size} {', '.join(f'{rate:g}' for rate in mode.rates_hz)} Hz"
-            )
+            rates = ", ".join(f"{rate:g}" for rate in mode.rates_hz)
+            console.print(f"  {mode.pixel_format} {size} {rates} Hz")
 
 
 def _show_watched(watched: list[Any], fps: float) -> None:
     rows = [
-        (one.name, one.pixel_format, f"{one.rate_hz:.1f} of {fps:g}", f"{one.oldest_s * 1e3:.0f}",
-         one.problem or (f"too {one.exposure}" if one.exposure else "ok"))
+        (
+            one.name,
+            one.pixel_format,
+            f"{one.rate_hz:.1f} of {fps:g}",
+            f"{one.oldest_s * 1e3:.0f}",
+            one.problem or (f"too {one.exposure}" if one.exposure else "ok"),
+        )
         for one in watched
-    ]  # fmt: skip
+    ]
+    columns = ["camera", "format", "Hz", "oldest frame, ms", ""]
     if rows:
-        console.print(table("all at once", ["camera", "format", "Hz", "oldest ms", ""], rows))
+        console.print(table("all cameras at once", columns, rows))
 
 
 def _plain(watched: Any) -> dict[str, Any]:

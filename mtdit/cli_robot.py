@@ -1,8 +1,7 @@
-"""The commands between unboxing an arm and `mtdit run`: find its port, set up its servos, calibrate
-it.
+"""The commands that prepare a new arm: `mtdit find-port`, `setup-motors` and `calibrate`.
 
-Knows their words and options; each stage is imported inside its command, and none of them needs
-torch. Every question a command may ask has a flag that answers it.
+Each stage is imported inside its command, and none of them needs torch. Every question that a
+command may ask can be answered by a flag instead.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mtdit.options import BusKind, BusOption, Json
+from mtdit.options import BusKind, BusOption, BusTimeout, Json
 from mtdit.terminal import console, write_json
 from mtdit_robots.errors import UserError
 
@@ -20,9 +19,13 @@ PortOption = Annotated[
     str, typer.Option("--port", help="Serial port of the arm, e.g. /dev/ttyACM0.")
 ]
 Leader = Annotated[
-    bool, typer.Option("--leader", help="A leader arm, the one that is moved by hand.")
+    bool,
+    typer.Option("--leader", help="The arm is a leader (moved by hand); default: a follower."),
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before going on.")]
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", help="Continue without asking; default: ask before torque goes off."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,42 +37,50 @@ def register(app: typer.Typer) -> None:
 
 def find_port(
     every_id: Annotated[
-        bool, typer.Option("--all", help="Any id at any rate; some 7 s a port.")
+        bool,
+        typer.Option(
+            "--all",
+            help="Scan every id at every baud rate, about 7 s per port; default: ids 1 to 6.",
+        ),
     ] = False,
     ask: Annotated[
-        bool, typer.Option("--probe/--no-probe", help="Ask who answers, or only list the ports.")
+        bool,
+        typer.Option(
+            "--probe/--no-probe", help="Look for servos on each port, or only list ports."
+        ),
     ] = True,
-    patience: Annotated[
-        float, typer.Option(min=0.01, max=10.0, help="Seconds a servo may take to answer.")
-    ] = 0.05,
-    dev: Annotated[Path, typer.Option(help="Device folder.")] = Path("/dev"),
+    bus_timeout: BusTimeout = 0.05,
+    dev: Annotated[Path, typer.Option(help="Folder in which to look for serial ports.")] = Path(
+        "/dev"
+    ),
     json_out: Json = None,
 ) -> None:
-    """Serial ports and the servos behind them; nothing is moved and nothing needs unplugging."""
+    """List the serial ports and the servos on them; nothing moves, nothing has to be unplugged."""
     from mtdit_robots.ports import Report, find_ports, modem_manager_runs, probe, udev_rule
 
     ports = find_ports(dev)
     reports = [
-        probe(port, every_id=every_id, timeout_s=patience) if ask else Report(port)
+        probe(port, every_id=every_id, timeout_s=bus_timeout) if ask else Report(port)
         for port in ports
     ]
-    hurdles = [report.port for report in reports if "no permission" in report.problem]
+    forbidden = [report.port for report in reports if "no permission" in report.problem]
     manager = modem_manager_runs()
     write_json(
         json_out, {"ports": [report.to_dict() for report in reports], "modem_manager": manager}
     )
     if not ports:
         raise UserError(
-            f"no USB serial port below {dev}: plug in the arm's USB cable, and look at `dmesg`"
+            f"no USB serial port in {dev}: plug in the arm's USB cable and check `dmesg`"
         )
     _show_ports(reports, ask)
     if manager:
         console.print(
-            "ModemManager is running: it talks to a new port for some seconds, and may disturb the arm"
+            "ModemManager is running: it writes to a new port for a few seconds and may disturb "
+            "the arm"
         )
-    for port in hurdles or (ports[:1] if manager else []):
+    for port in forbidden or (ports[:1] if manager else []):
         console.print(
-            "put this line into /etc/udev/rules.d/99-so101.rules, then unplug and plug in again:"
+            "add this line to /etc/udev/rules.d/99-so101.rules, then plug the arm in again:"
         )
         console.print(udev_rule(port.device))
     if ask and not any(report.servos for report in reports):
@@ -87,37 +98,45 @@ def _show_ports(reports: list[Any], asked: bool) -> None:
         if report.problem:
             console.print(f"  {report.problem}")
         elif asked and not report.servos:
-            console.print(
-                "  nobody answers: switch the arm's power on, or try --all for servos that are not set up"
-            )
+            console.print("  no servo answered: check the arm's power, or scan all ids with --all")
 
 
 def setup_motors(
     port: PortOption,
     leader: Leader = False,
     motor: Annotated[
-        str | None, typer.Option(help="Only this joint's servo, e.g. gripper.")
+        str | None,
+        typer.Option(help="Set up only this joint's servo, e.g. gripper; default: all six."),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", help="The servo is connected, alone; do not ask. With --motor.")
+        bool,
+        typer.Option(
+            "--yes",
+            help="With --motor: do not ask, the joint's servo is connected and no other one is.",
+        ),
     ] = False,
-    patience: Annotated[
+    bus_timeout: Annotated[
         float,
         typer.Option(
-            min=0.01, max=10.0, help="Seconds to listen at each of 8 rates; 0.8 reach any id."
+            "--bus-timeout",
+            min=0.01,
+            max=10.0,
+            help="Seconds a servo may take to answer, at each of 8 baud rates; 0.8 is enough for "
+            "every id.",
         ),
     ] = 0.8,
 ) -> None:
-    """Give each servo its id, one at a time; never while two servos answer."""
+    """Give each servo its id, one servo at a time; refuses to write while two servos answer."""
     from mtdit.hands_on import SetupOptions
     from mtdit.hands_on import setup_motors as set_up
 
-    if not set_up(SetupOptions(port, leader, motor, yes, patience)):
-        console.print("left; run it again to go on, what is set up already is recognised")
+    if not set_up(SetupOptions(port, leader, motor, yes, bus_timeout)):
+        console.print("stopped; run the command again to continue with the remaining servos")
         raise typer.Exit(1)
     if motor is None:
         console.print(
-            f"next: connect all six in a chain, then mtdit calibrate --port {port} --id my_arm"
+            "next: connect all six servos in a chain, then run "
+            f"mtdit calibrate --port {port} --id my_arm"
         )
 
 
@@ -127,60 +146,86 @@ def calibrate(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--id", help="LeRobot's id of the arm; its file is in LeRobot's folder."),
+        typer.Option("--id", help="The arm's id in LeRobot; the file is in LeRobot's folder."),
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="A calibration file instead of an id.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Calibration file to use instead of --id.")
+    ] = None,
     leader: Leader = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Compare file, servos and end stops; nothing moves.")
+        bool,
+        typer.Option("--check", help="Compare file, servos and end stops; nothing is written."),
     ] = False,
     import_from: Annotated[
-        Path | None, typer.Option("--import", help="Write this file to the servos.")
+        Path | None,
+        typer.Option("--import", help="Write the calibration in this file to the servos."),
     ] = None,
     export_to: Annotated[
-        Path | None, typer.Option("--export", help="Write what the servos hold to this file.")
+        Path | None,
+        typer.Option("--export", help="Write the servos' calibration to this file."),
     ] = None,
     diff: Annotated[
-        Path | None, typer.Option(help="Compare this file with the servos, or with --id/--file.")
+        Path | None,
+        typer.Option(
+            help="Compare this file with the servos on --port, or with the file of --id or --file."
+        ),
     ] = None,
     history: Annotated[
-        bool, typer.Option("--history", help="List the file's former versions.")
+        bool, typer.Option("--history", help="List the earlier versions of the file.")
     ] = False,
     restore: Annotated[
-        int | None, typer.Option(help="Put the N-th newest former version back.", metavar="N")
+        int | None,
+        typer.Option(
+            help="Restore the N-th newest earlier version of the file, with --port to the servos "
+            "as well.",
+            metavar="N",
+        ),
     ] = None,
     centre_now: Annotated[
-        bool, typer.Option("--centre-now", help="The arm stands mid-range; do not ask.")
+        bool,
+        typer.Option(
+            "--centre-now",
+            help="Do not ask: every joint is already in the middle of its travel.",
+        ),
     ] = False,
     sweep_s: Annotated[
         float | None,
         typer.Option(
-            "--sweep-seconds", min=0.1, max=3600.0, help="Sweep for so long, without keys."
+            "--sweep-seconds",
+            min=0.1,
+            max=3600.0,
+            help="Record the joints' ranges for this many seconds; default: until ENTER.",
         ),
     ] = None,
     min_travel: Annotated[
         float,
         typer.Option(
-            min=0.05, max=1.0, help="Share of an SO-101's travel that each joint must show."
+            min=0.05,
+            max=1.0,
+            help="Fraction of an SO-101's travel that each joint has to be moved.",
         ),
     ] = 0.6,
     yes: Yes = False,
     bus: BusOption = BusKind.own,
     json_out: Json = None,
 ) -> None:
-    """Calibrate an arm, as LeRobot does and in its format; or check, copy, compare, restore a
-    calibration.
+    """Calibrate an arm the way LeRobot does and in its file format; or check, copy, compare or
+    restore a calibration.
     """
     from mtdit import calibrate as modes
     from mtdit.hands_on import CalibrateOptions
 
     chosen = {
-        "--check": check, "--import": import_from, "--export": export_to, "--diff": diff, "--history": history,
+        "--check": check,
+        "--import": import_from,
+        "--export": export_to,
+        "--diff": diff,
+        "--history": history,
         "--restore": restore,
-    }  # fmt: skip
+    }
     given = [flag for flag, value in chosen.items() if value is not None and value is not False]
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} exclude each other: give one")
+        raise UserError(f"{' and '.join(given)} exclude each other: give only one of them")
     arm = modes.Arm(port, name, file, leader, bus.value)
     if check:
         healthy = modes.check(arm, json_out)

@@ -1,8 +1,7 @@
-"""The whole road as a person would type it: record, train, export, run, evaluate, report.
+"""`mtdit demo`: the whole pipeline, from scripted demonstrations to an evaluation.
 
-Knows the commands, where their results go, and which of them are already done. Refuses to know how
-any stage works: every stage is a `mtdit` command line in a process of its own, printed before it
-runs, so it can be repeated by hand.
+Every stage is a `mtdit` command line in a process of its own. It is printed before it runs, so that
+it can be repeated by hand. Stages that are already done are skipped.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ STAMPS = "stages"
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Sizes of the demonstration. The defaults fit 2 CPU cores and 30 minutes."""
+    """Sizes of the demo. The defaults take less than 30 minutes on 2 CPU cores."""
 
     out: Path = Path("outputs/demo")
     episodes: int = 80  # demonstrations per task
-    train_minutes: float = 18.0  # of the 30; recording takes 2 to 5, the rest 3
+    train_minutes: float = 18.0  # recording takes 2 to 5 more, the other stages 3
     eval_episodes: int = 30  # per task; 30 gives a Wilson interval of about +-15 points
     run_seconds: float = 8.0
     image_size: int = 64
     seed: int = 0
-    run_seed: int = 100_000  # a scene no demonstration shows; eval has seeds of its own
+    run_seed: int = 100_000  # a scene that is in no demonstration; eval has its own seeds
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of the road and the file that proves it is done."""
+    """One command of the demo, and the file that exists once it is done."""
 
     name: str
     says: str
@@ -50,27 +49,33 @@ class Stage:
 
 
 def stages(config: DemoConfig) -> list[Stage]:
-    """The road in order. Run and eval show scenes that no demonstration did."""
+    """The stages in order. Run and eval use scenes that are in no demonstration."""
     out, seed = config.out, config.seed
     dataset, run, bundle = out / "dataset", out / "train", out / "policy.mtdit"
     tasks = " ".join(f'--task "{task}"' for task in TASKS)
-    road = [
+    preparation = [
         _stage(
-            "record", f"{config.episodes} scripted demonstrations of each of {len(TASKS)} tasks, in the twin",
-            f"simulate {tasks} --episodes {config.episodes} --image-size {config.image_size} --seed {seed} "
-            f"--out {_word(dataset)} --overwrite", dataset / "meta/info.json",
+            "record",
+            f"{config.episodes} scripted demonstrations of each of {len(TASKS)} tasks, in the twin",
+            f"simulate {tasks} --episodes {config.episodes} --image-size {config.image_size} "
+            f"--seed {seed} --out {_word(dataset)} --overwrite",
+            dataset / "meta/info.json",
         ),
         _stage(
-            "train", f"a small policy from scratch on the CPU, {config.train_minutes:g} minutes",
-            f"train --dataset {_word(dataset)} --preset tiny --max-minutes {config.train_minutes:g} --seed {seed} "
-            f"--out {_word(run)} --overwrite", run / "checkpoints/last",
+            "train",
+            f"a small policy from scratch on the CPU, {config.train_minutes:g} minutes",
+            f"train --dataset {_word(dataset)} --preset tiny --max-minutes "
+            f"{config.train_minutes:g} --seed {seed} --out {_word(run)} --overwrite",
+            run / "checkpoints/last",
         ),
         _stage(
-            "export", "fp16 ONNX graphs with the sampler inside, checked against the torch policy",
-            f"export {_word(run)} --fp16 --dataset {_word(dataset)} --out {_word(bundle)}", bundle / "manifest.json",
+            "export",
+            "fp16 ONNX graphs with the sampler inside, checked against the torch policy",
+            f"export {_word(run)} --fp16 --dataset {_word(dataset)} --out {_word(bundle)}",
+            bundle / "manifest.json",
         ),
-    ]  # fmt: skip
-    return road + [
+    ]
+    return preparation + [
         stage for task in TASKS for stage in (run_stage(config, task), eval_stage(config, task))
     ]
 
@@ -90,16 +95,17 @@ def run_stage(config: DemoConfig, task: str) -> Stage:
 def eval_stage(config: DemoConfig, task: str) -> Stage:
     path = config.out / f"eval-{_slug(task)}.json"
     options = f"--episodes {config.eval_episodes} --seed {config.seed} --json {_word(path)}"
-    says = f"{config.eval_episodes} scenes it has not seen, in lock-step"
+    says = f"{config.eval_episodes} scenes that it has not seen, in simulated time"
     return _stage(f"eval {task}", says, _on_twin("eval", config, task, options), path)
 
 
 def _on_twin(command: str, config: DemoConfig, task: str, options: str) -> str:
-    return f'{command} --robot twin --bundle {_word(config.out / "policy.mtdit")} --task "{task}" {options}'
+    bundle = _word(config.out / "policy.mtdit")
+    return f'{command} --robot twin --bundle {bundle} --task "{task}" {options}'
 
 
 def _word(path: Path | str) -> str:
-    """The path as one word of a command line, spaces and all."""
+    """The path quoted for a command line."""
     return shlex.quote(str(path))
 
 
@@ -112,10 +118,10 @@ def _slug(task: str) -> str:
 
 
 def demo(config: DemoConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Walk the road, keep what is finished, write report.json, and return it.
+    """Run the stages that are not done yet, write report.json, and return it.
 
-    Raises UserError naming the stage and its command when one fails; finished stages stay and are
-    not repeated.
+    Raises UserError with the name of a stage that failed; finished stages are kept and not run
+    again.
     """
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / STAMPS).mkdir(exist_ok=True)
@@ -150,13 +156,14 @@ def _run(out: Path, stage: Stage, say: Callable[[str], None]) -> None:
     _stamp(out, stage).unlink(missing_ok=True)
     say(f"    $ mtdit {shlex.join(stage.command)}")
     began = time.monotonic()
-    live = {**os.environ, "PYTHONUNBUFFERED": "1"}  # progress shows up in a log file as well
+    live = {**os.environ, "PYTHONUNBUFFERED": "1"}  # progress appears in a log file at once
     code = subprocess.run(
         [sys.executable, "-m", "mtdit.cli", *stage.command], check=False, env=live
     ).returncode
     if code:
         raise UserError(
-            f"demo: stage {stage.name!r} ended with code {code}: see above, then run `make demo` again"
+            f"demo: stage {stage.name!r} failed with exit code {code}: fix the problem above, "
+            "then run the demo again"
         )
     took_s = round(time.monotonic() - began, 1)
     _stamp(out, stage).write_text(json.dumps({"command": stage.command, "took_s": took_s}) + "\n")
@@ -164,7 +171,7 @@ def _run(out: Path, stage: Stage, say: Callable[[str], None]) -> None:
 
 
 def _report(config: DemoConfig) -> dict[str, Any]:
-    """Rates and timings of every stage, from the files the stages wrote."""
+    """Success rates and durations, from the files that the stages wrote."""
     stage_s = {
         s.name: json.loads(_stamp(config.out, s).read_text())["took_s"] for s in stages(config)
     }
@@ -185,14 +192,13 @@ def _report(config: DemoConfig) -> dict[str, Any]:
 
 
 def _summary(report: dict[str, Any], out: Path, say: Callable[[str], None]) -> None:
-    say("\nThe policy that was just trained, on scenes it has not seen:")
+    say("\nThe trained policy on scenes that it has not seen:")
     for task, result in report["tasks"].items():
         score, run = result["eval"], result["run"]
         interval = f"95 % interval {score['low']:.0%} to {score['high']:.0%}"
         say(f"  {task}: {score['successes']}/{score['episodes']} ({interval})")
         chunk_ms = run["stages"].get("chunk", {}).get("p50_ms", 0.0)
         late = f"{run['late_ticks']} late ticks of {run['ticks']}, a chunk took {chunk_ms:.0f} ms"
-        say(f"    filmed: {run['reason']} after {run['duration_s']:.1f} s, {late}")
-    say(
-        f"All stages took {report['total_s'] / 60:.0f} minutes. Videos: {out}/*.mp4  Report: {out}/report.json"
-    )
+        say(f"    filmed run: {run['reason']} after {run['duration_s']:.1f} s, {late}")
+    say(f"All stages took {report['total_s'] / 60:.0f} minutes.")
+    say(f"Videos: {out}/*.mp4  Report: {out}/report.json")

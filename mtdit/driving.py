@@ -1,8 +1,8 @@
-"""What a person sees and types while an arm is driven by hand or by a recording; and how such an
-arm is found.
+"""Build the arm that teleoperate, record and replay drive, show it on the screen, and read keys
+meanwhile.
 
-Knows the screen, keys and the two kinds of robot. Refuses to know control and file formats. The
-screen is drawn by a thread of its own: a terminal that hangs must not hold up the arm.
+Control is in `mtdit_runtime.teleoperate`. The screen is drawn in a thread of its own, because a
+terminal that hangs must not stop the arm.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ NO_CALIBRATION = "make one with `mtdit calibrate`"
 
 @dataclass(frozen=True)
 class Follower:
-    """Which arm is driven, as the options say. cameras: name=source; size: (height, width) of every
+    """The arm that the options describe. cameras: NAME=SOURCE; size: (height, width) of every
     camera.
     """
 
@@ -50,13 +49,11 @@ class Follower:
     cameras: Sequence[str] = ()
     size: tuple[int, int] = (480, 640)
     fps: int = 30
-    patience_s: float = 0.05
-    clock: str = "real"  # of the twin
+    bus_timeout_s: float = 0.05  # seconds a servo may take to answer
+    clock: str = "real"  # the twin's
     seed: int = 0
-    task: str | None = (
-        None  # whose table the twin lays; one it does not know is a mistake only when `strict`
-    )
-    strict: bool = False
+    task: str | None = None  # the twin's scene; without a known task, that of its first one
+    strict: bool = False  # refuse a task that the twin does not know
     bus: str = "own"  # or sdk
 
     @property
@@ -66,7 +63,7 @@ class Follower:
 
 @dataclass(frozen=True)
 class Rig:
-    """A robot that is not connected yet, its calibration, and the size of each of its cameras."""
+    """A robot that is not connected yet, its calibration, and (height, width) of each camera."""
 
     robot: Robot
     calibration: Calibration
@@ -76,7 +73,9 @@ class Rig:
 
 @contextmanager
 def rigged(follower: Follower) -> Iterator[Rig]:
-    """The arm the options describe. UserError names the option that is missing or wrong."""
+    """The arm that the options describe; the twin runs as long as the block. UserError names the
+    option that is missing or wrong.
+    """
     if follower.kind == "so101":
         yield _real(follower)
         return
@@ -86,7 +85,7 @@ def rigged(follower: Follower) -> Iterator[Rig]:
         "--camera": follower.cameras,
     }
     for option in (option for option, value in real.items() if value):
-        raise UserError(f"{option} is of a real arm: leave it out, or use --robot so101")
+        raise UserError(f"{option} is for a real arm: leave it out, or use --robot so101")
     from mtdit_robots.twin.client import Twin
     from mtdit_robots.twin.tasks import TASKS, find_task
 
@@ -105,7 +104,10 @@ def rigged(follower: Follower) -> Iterator[Rig]:
 
 def _real(follower: Follower) -> Rig:
     if follower.port is None:
-        raise UserError("which arm? add --port /dev/ttyACM0, `mtdit find-port` lists the ports")
+        raise UserError(
+            "--port of the follower is missing: add --port /dev/ttyACM0, or use --robot twin; "
+            "`mtdit find-port` lists the ports"
+        )
     calibration = load_calibration("--calibration", follower.calibration)
     height, width = follower.size
     named = dict(pairs("--camera", follower.cameras))
@@ -113,38 +115,45 @@ def _real(follower: Follower) -> Rig:
         open_camera(name, source, height, width, follower.fps) for name, source in named.items()
     ]
     arm = So101Arm(
-        follower.port, calibration, opened, timeout_s=follower.patience_s, bus=follower.bus
+        follower.port, calibration, opened, timeout_s=follower.bus_timeout_s, bus=follower.bus
     )
     return Rig(arm, calibration, dict.fromkeys(named, follower.size))
 
 
 def leader(port: str | None, calibration: str | None, follower: Follower) -> So101Leader:
-    """The leader arm the options describe; not connected yet."""
+    """The leader arm that the options describe; not connected yet. UserError names the option that
+    is missing or wrong.
+    """
     if port is None:
         raise UserError(
-            "which arm leads? add --leader-port /dev/ttyACM1, `mtdit find-port` lists the ports"
+            "--leader-port is missing: add --leader-port /dev/ttyACM1; "
+            "`mtdit find-port` lists the ports"
         )
     if follower.port is not None and os.path.realpath(port) == os.path.realpath(follower.port):
         raise UserError(
-            f"--leader-port and --port are both {port}: an arm cannot lead itself, see `mtdit find-port`"
+            f"--leader-port and --port are both {port}: an arm cannot lead itself, "
+            "see `mtdit find-port`"
         )
     loaded = load_calibration("--leader-calibration", calibration, leader=True)
-    return So101Leader(port, loaded, timeout_s=follower.patience_s, bus=follower.bus)
+    return So101Leader(port, loaded, timeout_s=follower.bus_timeout_s, bus=follower.bus)
 
 
 def load_calibration(option: str, name: str | None, leader: bool = False) -> Calibration:
-    """From a file, or from LeRobot's folder by the id it was calibrated under."""
+    """The calibration in a file, or in LeRobot's folder under the arm's id. option: named in the
+    UserError if `name` is missing.
+    """
     file = calibration_file(name, leader)
     if file is None:
         raise UserError(
-            f"{option} is missing: give the arm's file or LeRobot's id of it, or {NO_CALIBRATION}"
+            f"{option} is missing: give the arm's calibration file or its id in LeRobot, "
+            f"or {NO_CALIBRATION}"
         )
     return calibrations.load(file)
 
 
 def calibration_file(name: str | None, leader: bool = False) -> Path | None:
-    """Where the calibration is that a person calls by its file or by its id. UserError for an id
-    LeRobot lacks.
+    """The path of a calibration that is named by file or by id. UserError for an id that is not in
+    LeRobot's folder.
     """
     if name is None:
         return None
@@ -153,7 +162,7 @@ def calibration_file(name: str | None, leader: bool = False) -> Path | None:
 
 
 def pairs(option: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """name=value words, each name once."""
+    """(name, source) of NAME=SOURCE words. UserError for a name that is given twice."""
     seen = set[str]()
     for word in words:
         name, sign, value = word.partition("=")
@@ -162,7 +171,7 @@ def pairs(option: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
                 f"{option} {word!r}: write {option} name=source, e.g. {option} top=/dev/video0"
             )
         if name in seen:
-            raise UserError(f"{option} {name} is given twice: every camera has a name of its own")
+            raise UserError(f"{option} {name} is given twice: give every camera a different name")
         seen.add(name)
         yield name, value
 
@@ -171,10 +180,10 @@ def pairs(option: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
 def screen(
     board: Board, status: Callable[[], str] = str, help_line: str = "Ctrl-C ends it"
 ) -> Iterator[None]:
-    """Show joints and rates while the block runs; without a terminal nothing."""
+    """Show joints and rates while the block runs; without a terminal, show nothing."""
 
     def picture() -> Group:
-        joints = table("", ["joint", "leader", "told", "measured"], board.rows())
+        joints = table("", ["joint", "leader", "commanded", "measured"], board.rows())
         return Group(Text(status() or "driving"), joints, Text(board.line()), Text(help_line))
 
     live = Live(
@@ -186,32 +195,30 @@ def screen(
 
 @contextmanager
 def keys_if_any() -> Iterator[Callable[[], str | None]]:
-    """A function that gives the key hit since it was last asked; without a terminal it never gives
-    one.
-
-    Nor does it once the terminal is gone: what then becomes of the arm is for the hang-up signal to
-    say.
+    """A function that returns the key pressed since the last call, or None. Without a terminal, and
+    after the terminal was closed, it always returns None: the hang-up signal then ends the run.
     """
     if not sys.stdin.isatty():
         yield lambda: None
         return
     with Keys("") as keys:
-        yield partial(_key_if_any, keys)
 
+        def pressed() -> str | None:
+            try:
+                return keys.get(0.0)
+            except KeyboardInterrupt:
+                return None
 
-def _key_if_any(keys: Keys) -> str | None:
-    try:
-        return keys.get(0.0)
-    except KeyboardInterrupt:
-        return None
+        yield pressed
 
 
 def show(report: RunReport) -> None:
+    """Print a report as a table."""
     console.print(table("", ["", ""], report_rows(report)))
 
 
 def show_errors(title: str, errors: Mapping[str, Mapping[str, float]]) -> None:
-    """Joint -> {mean, max}."""
+    """Print a table of errors: joint -> {"mean", "max"}, degrees (gripper: percent)."""
     rows = [
         (joint, *(f"{value:.2f}" for value in errors[joint].values()))
         for joint in JOINTS
@@ -221,7 +228,7 @@ def show_errors(title: str, errors: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def leave(report: RunReport) -> None:
-    """The exit code: 130 after Ctrl-C, 1 when the run ended otherwise than it should."""
+    """Exit with 130 after Ctrl-C, with 1 after a run that failed; return after one that is ok."""
     if report.reason == "interrupted":
         raise typer.Exit(130)
     if not report.ok:
@@ -229,14 +236,26 @@ def leave(report: RunReport) -> None:
 
 
 def summary(outcome: Any, out: Path, n_episodes: int) -> str:
-    """What a recording session has come to, in one or two lines."""
-    line = f"{outcome.kept} episodes kept ({outcome.frames} frames), {outcome.discarded} not; {out} holds {n_episodes}"
+    """The result of a recording session: one line, and one for each problem."""
+    lines = [
+        f"{outcome.kept} episodes saved ({outcome.frames} frames), {outcome.discarded} discarded; "
+        f"{out} now has {n_episodes} episodes"
+    ]
     if outcome.interrupted:
-        line += "\nthe episode under way when it ended is not kept"
+        lines.append("the episode that was being recorded at the end was not saved")
     for camera, n in outcome.repeated.items():
-        line += f"\n{n} frames of {camera} show the picture before, the encoder was too slow: use a smaller --width"
+        lines.append(
+            f"{n} frames of {camera} repeat the previous picture because the encoder was too slow: "
+            "use a smaller --width and --height"
+        )
     if outcome.slow_episodes:
-        line += f"\n{outcome.slow_episodes} episodes ran slower than --fps says: use a lower --fps, or smaller cameras"
+        lines.append(
+            f"{outcome.slow_episodes} episodes were recorded more slowly than --fps: "
+            "use a lower --fps, or smaller frames"
+        )
     if outcome.stale_frames:
-        line += f"\n{outcome.stale_frames} frames have old pictures: check the cameras with `mtdit find-cameras`"
-    return line
+        lines.append(
+            f"{outcome.stale_frames} frames have outdated pictures: "
+            "check the cameras with `mtdit find-cameras`"
+        )
+    return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""What a person at the arm is asked and shown: calibrating with live bars, and one servo after the
-other.
+"""Prompts for the person at the arm: calibration with live bars, and the setup of one servo after
+the other.
 
-Knows prompts, keys and rich. Refuses to know registers and files' insides. Every question has a
-flag that answers it; where there is no terminal and the flag is missing, one line names it.
+Every question can be answered by a flag. Without a terminal, a missing flag is named in the error.
+The procedures themselves are in `mtdit_robots.calibrate` and `mtdit_robots.motor_setup`.
 """
 
 from __future__ import annotations
@@ -30,21 +30,20 @@ from mtdit_robots.calibrate import (
 )
 from mtdit_robots.calibration import Calibration
 from mtdit_robots.errors import UserError
-from mtdit_robots.ports import Servo
 from mtdit_robots.so101 import JOINTS
 from mtdit_runtime.loop import dying_in_order
 
-BAR_CELLS = 40  # over one turn of the encoder
-SAMPLE_S = 0.02  # as LeRobot
+BAR_CELLS = 40  # characters for one turn of the encoder
+SAMPLE_S = 0.02  # LeRobot's value
 REFRESH_S = 0.1
 LEAVE = ("q", "escape")
-ADVICE = "ENTER when every joint has its tick · c centre again · q leave"
+ADVICE = "ENTER: finish, when every joint has its tick · c: centre again · q: quit"
 
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    """port: serial device. place: the file to write. centre_now, sweep_s, yes answer what a person
-    would be asked.
+    """port: serial device. place: the file to write. min_share: fraction of an SO-101's travel that
+    each joint must be moved. centre_now, sweep_s and yes answer the questions in advance.
     """
 
     port: str
@@ -57,7 +56,7 @@ class CalibrateOptions:
     bus: str = "own"  # or sdk
 
     def unanswered(self) -> str:
-        """The flags a run without a terminal still needs; empty when it can go ahead."""
+        """The flags that are missing for a run without a terminal; empty if there are none."""
         given = {
             "--yes": self.yes,
             "--centre-now": self.centre_now,
@@ -67,8 +66,8 @@ class CalibrateOptions:
 
 
 def calibrate(options: CalibrateOptions) -> Calibration | None:
-    """Centre, sweep, write to the servos and to the file. None when the person left; the arm is as
-    before then.
+    """Centre, sweep, write to the servos and to the file. None if the person quits; the servos then
+    keep the calibration they had.
     """
     flags = options.unanswered()
     with dying_in_order(), Keys(flags) if flags else nullcontext() as keys:
@@ -78,8 +77,10 @@ def calibrate(options: CalibrateOptions) -> Calibration | None:
 def _calibrate(options: CalibrateOptions, keys: Keys | None) -> Calibration | None:
     calibrations.check_place(options.place)
     if options.place.exists():
-        console.print(f"{options.place} exists; it will be replaced, and kept in the history")
-    if not options.yes and not _go_on(keys, f"the {_arm(options.leader)} goes limp now: hold it"):
+        console.print(f"{options.place} exists: it will be replaced and kept in the history")
+    if not options.yes and not _go_on(
+        keys, f"torque goes off and the {_arm(options.leader)} drops: hold it"
+    ):
         return None
     with (
         opened(options.port, bus=options.bus) as bus,
@@ -92,7 +93,7 @@ def _calibrate(options: CalibrateOptions, keys: Keys | None) -> Calibration | No
 
 
 def _centre(calibrator: Calibrator, keys: Keys | None, now: bool) -> bool:
-    """Until it succeeds, or the person leaves. PoseError when nobody can be asked."""
+    """Centre until it succeeds; False if the person quits. PoseError with `now`, without asking."""
     while now or _go_on(keys, "put every joint in the middle of its travel"):
         try:
             offsets = calibrator.centre()
@@ -111,12 +112,12 @@ def _centre(calibrator: Calibrator, keys: Keys | None, now: bool) -> bool:
 def _sweep(
     calibrator: Calibrator, keys: Keys | None, options: CalibrateOptions
 ) -> Calibration | None:
-    """Sample until the time is up, or ENTER finds every joint well swept; None when the person
-    leaves.
+    """Sample until the time is up, or until ENTER finds that every joint was moved far enough; None
+    if the person quits. PoseError if the time is up too early.
     """
     console.print(f"now move every joint except {FULL_TURN} from stop to stop, one after the other")
     end_s = float("inf") if options.sweep_s is None else time.monotonic() + options.sweep_s
-    advice = ADVICE if options.sweep_s is None else f"{options.sweep_s:.0f} s in all"
+    advice = ADVICE if options.sweep_s is None else f"{options.sweep_s:.0f} s in total"
     with Live(console=console, auto_refresh=False, transient=True) as live:
         shown_s = 0.0
         while time.monotonic() < end_s:
@@ -137,7 +138,7 @@ def _sweep(
 
 
 def _finish(calibrator: Calibrator, place: Path) -> Calibration | None:
-    """None, and the reasons on the screen, when the sweep has to go on."""
+    """Save the calibration; None, with the reasons printed, if the sweep has to continue."""
     try:
         return calibrator.finish(partial(calibrations.save, path=place))
     except PoseError as error:
@@ -148,13 +149,13 @@ def _finish(calibrator: Calibrator, place: Path) -> Calibration | None:
 def _recentre(calibrator: Calibrator) -> None:
     try:
         calibrator.centre()
-        console.print("centred again, sweep from the start")
+        console.print("centred again: sweep all joints from the start")
     except PoseError as error:
-        console.print(f"{error}; then press c")
+        console.print(f"{error}; then press c again")
 
 
 def _pause(keys: Keys | None) -> str | None:
-    """One sample's time, or the key that cut it short."""
+    """Wait until the next sample; returns the key that was pressed meanwhile."""
     if keys is not None:
         return keys.get(SAMPLE_S)
     time.sleep(SAMPLE_S)
@@ -162,16 +163,15 @@ def _pause(keys: Keys | None) -> str | None:
 
 
 def bars(sweep: Sweep, min_share: float, advice: str) -> Text:
-    """One line per joint: the bar over one turn, lowest, present, highest, span, and a tick mark
-    when it is enough.
+    """One line per joint: a bar over one turn; lowest, present and highest tick; span; and a tick
+    mark once the span is large enough.
     """
     text = Text()
     for joint in JOINTS:
+        ticks = f"{sweep.low[joint]:4} {sweep.now[joint]:4} {sweep.high[joint]:4}"
         text.append(f"{joint:14}")
         text.append_text(_bar(sweep, joint))
-        text.append(
-            f" {sweep.low[joint]:4} {sweep.now[joint]:4} {sweep.high[joint]:4}  {_span(sweep, joint):20}"
-        )
+        text.append(f" {ticks}  {_span(sweep, joint):20}")
         enough = sweep.enough(joint, min_share)
         text.append("✓\n" if enough else "\n", style="green")
     return text.append(advice)
@@ -198,22 +198,22 @@ def _cell(ticks: int) -> int:
 
 @dataclass(frozen=True)
 class SetupOptions:
-    """motor: only this joint's servo. yes: do not ask, the servo is connected. patience_s:
-    listening at each rate.
+    """motor: set up only this joint's servo. yes: do not ask, the servo is connected.
+    bus_timeout_s: seconds to wait for answers at each baud rate.
     """
 
     port: str
     leader: bool = False
     motor: str | None = None
     yes: bool = False
-    patience_s: float = motor_setup.BROADCAST_WAIT_S
+    bus_timeout_s: float = motor_setup.BROADCAST_WAIT_S
 
 
 def setup_motors(options: SetupOptions) -> bool:
-    """Give every servo its id, gripper first. False when the person left before the last."""
+    """Give every servo its id, gripper first. False if the person quits before the last one."""
     if options.motor is not None and options.motor not in JOINTS:
         raise UserError(
-            f"there is no motor {options.motor!r}: use one of {', '.join(motor_setup.ORDER)}"
+            f"--motor {options.motor!r} is not a joint: use one of {', '.join(motor_setup.ORDER)}"
         )
     if options.motor is not None and options.yes:
         _set_up(options, options.motor)
@@ -227,14 +227,14 @@ def setup_motors(options: SetupOptions) -> bool:
 
 
 def _ask_for(joint: str, options: SetupOptions, keys: Keys) -> str:
-    """Until this joint's servo is right: "next", also when it is skipped, "complete" for a whole
-    arm, or "leave".
+    """Ask until this joint's servo is set up. Returns "next" (also if it is skipped), "complete" if
+    a whole arm is already set up, or "leave".
     """
     gear = motor_setup.gear(joint, options.leader)
     while True:
         console.print(
-            f"connect only the {joint} servo (gear {gear}) of the {_arm(options.leader)}, power on: "
-            "ENTER when ready, s to skip it, q to leave"
+            f"connect only the {joint} servo (gear {gear}) of the {_arm(options.leader)} and "
+            "switch its power on: ENTER to continue, s to skip it, q to quit"
         )
         key = keys.wait("enter", "s", *LEAVE)
         if key != "enter":
@@ -246,25 +246,22 @@ def _ask_for(joint: str, options: SetupOptions, keys: Keys) -> str:
 
 
 def _set_up(options: SetupOptions, joint: str) -> bool:
-    """Set up the one servo on the wire. True when a whole arm hangs there that needs nothing.
-    UserError otherwise.
+    """Set up the one servo that is connected. True if it is a whole arm that is already set up.
+    UserError unless exactly one servo answers.
     """
     port = options.port
-    found = motor_setup.find_servos(port, _say_baud, options.patience_s)
+    found = motor_setup.find_servos(port, _say_baud, options.bus_timeout_s)
     if motor_setup.complete(found):
         console.print("all six servos answer with their ids at 1000000 baud: nothing to do")
         return True
     servo = motor_setup.only_servo(port, found)
     console.print(f"found {servo}")
     if motor_setup.is_set_up(servo, joint):
-        console.print(f"{joint} is right already")
+        console.print(f"{joint} is already set up")
     else:
-        console.print(f"{joint} is now {_brief(motor_setup.set_up(port, servo, joint))}")
+        now = motor_setup.set_up(port, servo, joint)
+        console.print(f"{joint} is now id {now.id} at {now.baud} baud")
     return False
-
-
-def _brief(servo: Servo) -> str:
-    return f"id {servo.id} at {servo.baud} baud"
 
 
 def _say_baud(baud: int) -> None:
@@ -273,7 +270,7 @@ def _say_baud(baud: int) -> None:
 
 
 def confirm(question: str, yes: bool) -> bool:
-    """Whether to go on: `yes`, or ENTER. UserError naming --yes where nobody can be asked."""
+    """True for `yes` or ENTER, False for q. UserError that names --yes if there is no terminal."""
     if yes:
         return True
     with Keys("--yes") as keys:
@@ -281,14 +278,14 @@ def confirm(question: str, yes: bool) -> bool:
 
 
 def _go_on(keys: Keys | None, question: str) -> bool:
-    """ENTER goes on, q or escape leaves; other keys are told so."""
+    """Ask until ENTER (True) or q or escape (False)."""
     if keys is None:
-        raise UserError(f"nobody can be asked to go on ({question}): add --yes")
-    console.print(f"{question}: ENTER to go on, q to leave")
+        raise UserError(f"no terminal to ask in ({question}): add --yes")
+    console.print(f"{question}: ENTER to continue, q to quit")
     while (key := keys.get()) != "enter":
         if key in LEAVE:
             return False
-        console.print("ENTER or q")
+        console.print("press ENTER or q")
     return True
 
 

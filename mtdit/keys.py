@@ -1,8 +1,7 @@
-"""Single keys from the terminal, while something else goes on.
+"""Read single keys from the terminal while something else runs.
 
-Knows the terminal's character mode and the few keys our commands use. Refuses to know what they
-mean. Ctrl-C stays what it is everywhere: KeyboardInterrupt. Source of the sequences: XTerm control
-sequences (CSI and SS3 cursor keys).
+Ctrl-C still raises KeyboardInterrupt. Source of the key sequences: XTerm control sequences (CSI and
+SS3 cursor keys).
 """
 
 from __future__ import annotations
@@ -24,18 +23,14 @@ _NAMES = {"\r": "enter", "\n": "enter", " ": "space", "\x1b": "escape", "\x7f": 
 
 
 class Keys:
-    """Keys typed at standard input. Use it as a context manager: leaving it gives the terminal back
-    as it was.
+    """Keys typed at standard input. A context manager: it restores the terminal's mode at the end.
 
-    flags: what to pass on the command line where there is no terminal, for the message. UserError
-    in that case.
+    UserError if there is no terminal. flags: the options that the message suggests in that case.
     """
 
     def __init__(self, flags: str) -> None:
         if not sys.stdin.isatty():
-            raise UserError(
-                f"this asks questions, and there is no terminal to answer in: add {flags}"
-            )
+            raise UserError(f"this command needs a terminal; to run without one add {flags}")
         self._fd = sys.stdin.fileno()
         self._waiting: list[str] = []
 
@@ -50,14 +45,12 @@ class Keys:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(termios.error):  # the terminal was closed meanwhile
+        with contextlib.suppress(termios.error):  # the terminal has been closed
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
 
     def get(self, timeout_s: float | None = None) -> str | None:
-        """The next key: "enter", "left", "escape", "space" ... or the character, in lower case.
-        None after the timeout.
-
-        KeyboardInterrupt when the terminal is gone: nobody is left to answer.
+        """The next key: "enter", "left", "escape", "space" ..., or the character in lower case.
+        None after `timeout_s` seconds. KeyboardInterrupt if the terminal was closed.
         """
         if not self._waiting and select.select([self._fd], [], [], timeout_s)[0]:
             self._waiting.extend(split(self._read()))
@@ -80,7 +73,7 @@ class Keys:
 
 
 def split(text: str) -> Iterator[str]:
-    """The names of the keys in what one read returned; unknown control sequences give nothing."""
+    """The names of the keys in the text of one read; unknown control sequences are left out."""
     while text:
         length = _length(text)
         key, text = text[:length], text[length:]
@@ -91,8 +84,8 @@ def split(text: str) -> Iterator[str]:
 
 
 def _length(text: str) -> int:
-    """Characters of the first key in `text`: a control sequence ends with its first letter or
-    tilde.
+    """Number of characters of the first key in `text`. A control sequence ends with its first
+    letter or tilde.
     """
     if text[:2] not in ("\x1b[", "\x1bO"):
         return 1

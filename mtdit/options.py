@@ -1,4 +1,4 @@
-"""Options that several commands share, word for word. Knows typer; refuses to know what they do."""
+"""Options that several commands share, with their names, limits and help texts."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ class BusKind(str, Enum):
 
 
 def _json_place(where: Path | None) -> Path | None:
-    """With `--json -` standard output is JSON and nothing else; words for people go to standard
-    error.
+    """With `--json -` standard output gets only JSON, and everything else goes to standard error.
 
-    UserError: a place that cannot be written is told before the work, not after it.
+    UserError for a file that cannot be written: before the work starts, not after it.
     """
     console.stderr = str(where) == "-"
     if where is not None and not console.stderr:
@@ -45,9 +44,9 @@ def _check_writable(file: Path) -> None:
     if there == file and file.is_dir():
         raise UserError(f"--json {file} is a folder: name a file in it")
     if there != file and not there.is_dir():
-        raise UserError(f"{there}: Not a directory: choose another place for --json")
+        raise UserError(f"{there} is not a folder: choose another place for --json")
     if not os.access(there, os.W_OK):
-        raise UserError(f"{there} cannot be written: choose another place for --json")
+        raise UserError(f"{there} is not writable: choose another place for --json")
 
 
 Json = Annotated[
@@ -55,10 +54,16 @@ Json = Annotated[
     typer.Option(
         "--json",
         callback=_json_place,
-        help="Also write the result to this file; - for standard output.",
+        help="Also write the result to this file as JSON; - for standard output.",
     ),
 ]
 BusOption = Annotated[
     BusKind,
-    typer.Option("--bus", help="sdk: Feetech's own packets instead of ours; both do the same."),
+    typer.Option(
+        "--bus", help="Servo driver: own (mtdit's) or sdk (Feetech's SDK); both behave the same."
+    ),
+]
+BusTimeout = Annotated[
+    float,
+    typer.Option("--bus-timeout", min=0.01, max=10.0, help="Seconds a servo may take to answer."),
 ]

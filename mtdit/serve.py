@@ -1,8 +1,4 @@
-"""`mtdit twin`: keep a simulated arm on its port and a picture of it on the screen until told to
-stop.
-
-Knows the twin's client and the terminal. Refuses to know physics and packets.
-"""
+"""`mtdit twin`: serve a simulated arm on its port and show a picture of it, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -30,15 +26,15 @@ def serve(
     calibration_to: Path,
     seconds: float | None,
 ) -> None:
-    """Blocks until Ctrl-C or `seconds`. Writes the calibration once and the picture about every
-    second.
+    """Serve until Ctrl-C or for `seconds`. Writes the calibration once, and the picture about once
+    a second.
     """
     find_task(task)
     with Twin(clock=clock, link=link) as twin:
         twin.reset(task, seed)
         calibration_to.parent.mkdir(parents=True, exist_ok=True)
         calibrations.save(twin.calibration, calibration_to)
-        console.print(f"port        {twin.port}" + (f"  also {link}" if link else ""))
+        console.print(f"port        {twin.port}" + (f"  and {link}" if link else ""))
         console.print(f"calibration {calibration_to}")
         console.print(f"picture     {picture_to}")
         _show(twin, picture_to, seconds)
@@ -59,7 +55,7 @@ def _show(twin: Twin, picture_to: Path, seconds: float | None) -> None:
 
 
 def _save(frame: Frame, path: Path) -> None:
-    """Under a temporary name first: whoever looks at the picture never sees half of one."""
+    """Write under a temporary name, then rename: nobody reads an incomplete picture."""
     import cv2
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,4 @@
-"""What a person sees in the terminal: bars, tables, a small picture; and what a script gets: JSON.
-
-Knows rich; refuses to know what it shows.
-"""
+"""Terminal output: progress bars, tables and a small picture for people, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def progress(words: str = "{task.description}") -> Progress:
-    """A bar with count, elapsed and remaining time."""
+    """A progress bar with count, elapsed time and remaining time."""
     columns = (
         TextColumn(words),
         BarColumn(),
@@ -46,8 +43,8 @@ def progress(words: str = "{task.description}") -> Progress:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Numbers to the right, words to the left; a status word gets its colour. What steers a
-    terminal is written out.
+    """A table: numbers aligned right, words left, "ok", "warn" and "fail" in colour. Control
+    characters are escaped.
     """
     out = Table(title=plain(title, MOST_IN_A_CELL), title_justify="left", box=None, pad_edge=False)
     cells = [[_cell(value) for value in row] for row in rows]
@@ -60,8 +57,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 
 
 def write_json(where: Path | None, value: Any) -> None:
-    """Write `value` to the file, to standard output for "-", or nowhere. JSON has no NaN and no
-    infinity: null.
+    """Write `value` as JSON to the file, to standard output for "-", or nowhere for None. NaN and
+    infinity become null, because JSON has neither.
     """
     if where is None:
         return
@@ -87,7 +84,9 @@ def _cell(value: Any) -> Text:
 
 
 def picture(frame: NDArray[np.uint8], columns: int = 72) -> Text:
-    """(H, W, 3) uint8 as half-block characters: two pixels a cell, so the aspect ratio is kept."""
+    """A picture of half-block characters from (H, W, 3) uint8. Each character shows two pixels, one
+    above the other, which keeps the aspect ratio.
+    """
     height, width, _ = frame.shape
     rows = max(2, round(columns * height / width)) // 2 * 2
     y, x = np.arange(rows) * height // rows, np.arange(columns) * width // columns

@@ -11,11 +11,21 @@ import pty
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import typer
 
+from mtdit.cli import app, main
 from mtdit_robots.errors import UserError
+from mtdit_runtime.record import load_log
+from mtdit_runtime.safety import SafetyConfig
+
+if TYPE_CHECKING:
+    from mtdit_runtime.run import RunOptions
 
 
 def mtdit(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -71,7 +81,7 @@ def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert_one_line(
         mtdit("doctor", "--json", str(tmp_path / "file/report.json")),
-        "file: ",
+        "file is not a folder",
         "choose another place",
     )
 
@@ -195,7 +205,8 @@ def test_an_output_folder_that_is_not_ours_stays(tmp_path: Path) -> None:
     out = str(tmp_path / "thesis")
     assert_one_line(mtdit("simulate", "--task", "open the drawer", "--out", out), "--overwrite")
     assert_one_line(
-        mtdit("simulate", "--task", "open the drawer", "--out", out, "--overwrite"), "not ours"
+        mtdit("simulate", "--task", "open the drawer", "--out", out, "--overwrite"),
+        "not a result of mtdit",
     )
     assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work"
 
@@ -204,7 +215,7 @@ def test_a_project_with_checkpoints_of_its_own_stays(tmp_path: Path) -> None:
     (tmp_path / "project/checkpoints").mkdir(parents=True)
     (tmp_path / "project/model.py").write_text("years of work")
     done = mtdit("train", "--dataset", "x", "--out", str(tmp_path / "project"), "--overwrite")
-    assert_one_line(done, "model.py", "not ours")
+    assert_one_line(done, "model.py", "not a result of mtdit")
     assert (tmp_path / "project/model.py").is_file()
 
 
@@ -323,14 +334,14 @@ def test_a_slip_of_the_pen_is_one_line(words: tuple[str, ...], says: str, tmp_pa
         (("--max-minutes", "0"), "max_minutes"),
         (("--grad-clip", "0"), "grad_clip_norm"),
         (("--task-weight", "open the drawer"), "--task-weight name=value"),
-        (("--task-weight", "open the drawer=much"), "has no number"),
+        (("--task-weight", "open the drawer=much"), "'much' is not a number"),
         (("--task-weight", "open the drawer=-1"), "task_weights must be positive"),
         (("--task-weight", "open the drawer=inf"), "task_weights must be positive"),
         (("--batch-size", "99999999999"), "batch_size must be at most"),
         (("--wandb", ""), "name of a project"),
         (("--image-transforms", "{brightness: 1}"), "not valid JSON"),
         (("--image-transforms", "nothing.json"), "nothing.json"),
-        (("--image-transforms", "list.json"), "no JSON object"),
+        (("--image-transforms", "list.json"), "not a JSON object"),
         (("--policy.type=diffusion",), "only multi_task_dit"),
         (("--policy.horizn=8",), "did you mean --policy.horizon?"),
         (("--config_path=run/checkpoints/last",), "--resume=true"),
@@ -350,6 +361,33 @@ def test_training_without_a_dataset(tmp_path: Path) -> None:
     assert_one_line(mtdit("train", "--resume", cwd=tmp_path), "outputs/train", "no checkpoint")
 
 
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_in_a_sentence_what_it_does(name: str) -> None:
+    command = COMMANDS[name]
+    assert len(command.help.split()) >= 5
+    for option in command.params:
+        words = (option.help or "").split()
+        assert len(words) >= 3, option.name
+        assert words[0] not in ("Of", "Whether"), option.name
+        assert option.help.endswith("."), option.name
+        assert "(" not in str(option.show_default), "typer would print it in parentheses"
+
+
+def test_the_list_of_commands_shows_whole_sentences() -> None:
+    told = " ".join(mtdit("--help").stdout.split())
+    assert "Check this computer, the arm and the cameras, and print the fix for each" in told
+    assert "..." not in told
+
+
+def test_the_help_of_train_shows_plain_defaults() -> None:
+    told = " ".join(mtdit("train", "--help").stdout.split())
+    assert "[default: disk]" in told
+    assert "[default: (" not in told
+
+
 def test_every_field_of_a_training_has_an_option() -> None:
     """The help names it, under a heading, and what is given arrives in the TrainConfig."""
     from mtdit.cli import _train_config
@@ -364,7 +402,7 @@ def test_every_field_of_a_training_has_an_option() -> None:
     given = {"dataset": "d", "out": Path("o"), "resume": False, "preset": "tiny", "vision_encoder": "tiny",
              "horizon": 8, "policy": ["horizon=9", "text_encoder_name=my/clip"], "task_weights": ["a=b=2", "c=3"],
              "image_transforms": "default", "ema": False}  # fmt: skip
-    with pytest.raises(UserError, match="no number"):
+    with pytest.raises(UserError, match="is not a number"):
         _train_config(given)
     config, chosen = _train_config({**given, "task_weights": ["a=2", "c=3"]})
     assert chosen == {
@@ -500,6 +538,86 @@ def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
     done = mtdit("bench", "policy.mtdit", "--repeats", "4", "--json", "-", cwd=run_folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"denoiser"' in done.stdout
+
+
+class Started(Exception):  # noqa: N818, not an error
+    """Instead of a run: its options, and how the arm was built."""
+
+    def __init__(self, options: RunOptions, arm: dict[str, Any]) -> None:
+        super().__init__(options)
+        self.options, self.arm = options, arm
+
+
+@pytest.fixture
+def started(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Started]:
+    """What `mtdit run WORDS` would have run, in this process."""
+    arm: dict[str, Any] = {}
+
+    def build_arm(port: str, *_: Any, **options: Any) -> str:
+        arm.update(options, port=port)
+        return "arm"
+
+    def run_policy(options: RunOptions) -> None:
+        raise Started(options, arm)
+
+    monkeypatch.setattr("mtdit_robots.arm.So101Arm", build_arm)
+    monkeypatch.setattr("mtdit_runtime.run.run_policy", run_policy)
+    monkeypatch.chdir(run_folder)
+
+    def run(*words: str) -> Started:
+        task = ("--bundle", "policy.mtdit", "--task", "open the drawer")
+        monkeypatch.setattr(sys, "argv", ["mtdit", "run", *task, *words])
+        with pytest.raises(Started) as caught:
+            main()
+        return caught.value
+
+    return run
+
+
+@pytest.fixture
+def real_arm(run_folder: Path, tmp_path: Path) -> Iterator[tuple[str, ...]]:
+    """The options of an arm without --robot: a port that opens, and films as cameras."""
+    ours, theirs = pty.openpty()
+    cameras = (f"--camera={name}=dataset:dataset:{name}" for name in ("top", "wrist"))
+    calibration = write_calibration(tmp_path / "arm.json")
+    yield ("--port", os.ttyname(theirs), "--calibration", str(calibration), *cameras)
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_the_options_of_run_reach_the_arm_and_the_loop(
+    started: Callable[..., Started], real_arm: tuple[str, ...]
+) -> None:
+    given = ("--max-speed", "40", "--home-seconds", "1.5", "--bus-timeout", "0.2", "--bus", "sdk")
+    run = started(*real_arm, *given)
+    assert run.options.robot == "arm", "a port without --robot means a real arm"
+    assert run.arm == {"port": real_arm[1], "timeout_s": 0.2, "bus": "sdk"}
+    assert (run.options.safety, run.options.home_s) == (SafetyConfig(max_speed=40.0), 1.5)
+
+
+def test_the_defaults_of_run(started: Callable[..., Started], real_arm: tuple[str, ...]) -> None:
+    run = started(*real_arm)
+    assert run.arm == {"port": real_arm[1], "timeout_s": 0.05, "bus": "own"}
+    assert (run.options.safety, run.options.home_s) == (SafetyConfig(), 3.0)
+    for words in ((), ("--robot", "twin")):
+        run = started(*words)
+        assert run.options.success is not None, "without a port it is the twin"
+        assert (run.options.safety, run.options.home_s) == (SafetyConfig(), 0.0)
+    assert started("--home-seconds", "2").options.home_s == 2.0
+
+
+def test_a_run_is_no_faster_than_max_speed(run_folder: Path, tmp_path: Path) -> None:
+    def fastest(*more: str) -> float:
+        log = tmp_path / "run.npz"
+        words = ("run", "--bundle", "policy.mtdit", "--task", "open the drawer", "--robot", "twin")
+        options = ("--clock", "lockstep", "--duration", "2", "--log", str(log), *more)
+        done = mtdit(*words, *options, cwd=run_folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return float(np.abs(np.diff(load_log(log).columns["sent"], axis=0)).max()) * 30
+
+    assert fastest("--max-speed", "5") <= 5 + 360 / 4095 * 30 < fastest()  # within one tick
 
 
 def test_twin_serves_a_port_a_calibration_and_a_picture(tmp_path: Path) -> None:

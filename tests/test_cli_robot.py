@@ -30,7 +30,7 @@ REACH = dict(zip(JOINTS, (1250, 1130, 1100, 1077, 0, 700), strict=True))
 CALIBRATED = ("Homing_Offset", "Min_Position_Limit", "Max_Position_Limit")
 CTRL_C, ENTER, ESCAPE = "\x03", "\r", "\x1b"
 PATIENT_S = 60.0
-QUICKLY = ("--patience", "0.3")  # a virtual servo answers at once, whatever its id
+QUICKLY = ("--bus-timeout", "0.3")  # a virtual servo answers at once, whatever its id
 
 Start = Callable[..., Any]
 Refused = Callable[..., str]
@@ -132,10 +132,10 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None
 def test_calibrate_in_a_terminal(arm: Arm, terminal: Start, tmp_path: Path) -> None:
     file = tmp_path / "new" / "arm.json"
     screen = terminal("-m", "mtdit.cli", "calibrate", "--port", arm.port, "--file", str(file))
-    screen.expect("goes limp now: hold it: ENTER to go on, q to leave")
+    screen.expect("torque goes off and the arm drops: hold it: ENTER to continue, q to quit")
     assert all(servo.torque_enabled for servo in arm.servos.values())
     screen.send("x")
-    screen.expect("ENTER or q")
+    screen.expect("press ENTER or q")
     screen.send(ENTER)
     screen.expect("torque is off")
     assert not any(servo.torque_enabled for servo in arm.servos.values())
@@ -150,7 +150,7 @@ def test_calibrate_in_a_terminal(arm: Arm, terminal: Start, tmp_path: Path) -> N
     screen.expect("centred: shoulder_pan -147, shoulder_lift +1053")
 
     screen.expect("move every joint except wrist_roll")
-    screen.expect("ENTER when every joint has its tick")
+    screen.expect("ENTER: finish, when every joint has its tick")
     arm.sweep("shoulder_pan")
     screen.expect("220 of 220 degrees  ✓")
     screen.send("x" + ENTER)
@@ -165,7 +165,7 @@ def test_calibrate_in_a_terminal(arm: Arm, terminal: Start, tmp_path: Path) -> N
     screen.expect("centred again")
     arm.sweep(*SWEPT)
     screen.send(ENTER)
-    screen.expect(f"saved {file}; the servos hold the same")
+    screen.expect(f"saved to {file} and to the servos")
     assert screen.exit_code() == 0
     assert values(load(file)) == WANTED
     assert arm.is_limp_and_locked()
@@ -175,13 +175,13 @@ def test_calibrate_in_a_terminal(arm: Arm, terminal: Start, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("moment", "key", "code"),
     [
-        ("goes limp now", CTRL_C, 130),
-        ("ENTER when every joint", signal.SIGTERM, 130),
-        ("ENTER when every joint", signal.SIGHUP, 130),
+        ("the arm drops", CTRL_C, 130),
+        ("ENTER: finish", signal.SIGTERM, 130),
+        ("ENTER: finish", signal.SIGHUP, 130),
         ("middle of its travel", CTRL_C, 130),
         ("middle of its travel", ESCAPE, 1),
-        ("ENTER when every joint", CTRL_C, 130),
-        ("ENTER when every joint", "q", 1),
+        ("ENTER: finish", CTRL_C, 130),
+        ("ENTER: finish", "q", 1),
     ],
 )
 def test_leaving_puts_everything_back(
@@ -192,7 +192,7 @@ def test_leaving_puts_everything_back(
         servo.set("Torque_Enable", 1)
     file = tmp_path / "arm.json"
     screen = terminal("-m", "mtdit.cli", "calibrate", "--port", arm.port, "--file", str(file))
-    for step in ("goes limp now", "middle of its travel", "ENTER when every joint"):
+    for step in ("the arm drops", "middle of its travel", "ENTER: finish"):
         screen.expect(step)
         if step == moment:
             break
@@ -202,9 +202,9 @@ def test_leaving_puts_everything_back(
     else:
         screen.send(key)
     assert screen.exit_code() == code
-    assert code == 130 or "left; nothing was saved" in screen.screen
+    assert code == 130 or "stopped; nothing was saved" in screen.screen
     assert "Traceback" not in screen.screen
-    if moment == "goes limp now":  # nothing was sent yet: the arm holds its pose
+    if moment == "the arm drops":  # nothing was sent yet: the arm holds its pose
         assert all(servo.torque_enabled for servo in arm.servos.values())
     else:
         assert "the servos still have their former calibration" in screen.screen
@@ -226,7 +226,7 @@ def test_a_port_that_fails_midway(arm: Arm, terminal: Start, tmp_path: Path) -> 
     )
     screen.expect("middle of its travel")
     screen.send(ENTER)
-    screen.expect("ENTER when every joint")
+    screen.expect("ENTER: finish")
     arm.bus.faults.silent = {4}
     assert screen.exit_code() == 2
     assert "wrist_flex did not confirm torque off: cut the arm's power" in screen.screen
@@ -285,7 +285,7 @@ def test_without_a_terminal_the_missing_flags_are_named(
     arm: Arm, tmp_path: Path, refused: Refused, flags: tuple[str, ...], named: str
 ) -> None:
     line = refused("calibrate", "--port", arm.port, "--file", str(tmp_path / "arm.json"), *flags)
-    assert "no terminal" in line
+    assert "needs a terminal" in line
     assert line.endswith(named)
     assert all(servo.torque_enabled for servo in arm.servos.values())
 
@@ -469,7 +469,7 @@ def test_the_doctor_by_id_and_as_json(arm: Arm, tmp_path: Path) -> None:
         arm.port,
         "--cycles",
         "3",
-        "--patience",
+        "--bus-timeout",
         "2",
         "--json",
         "-",
@@ -502,7 +502,7 @@ def test_setup_motors_in_a_terminal(arm: Arm, terminal: Start) -> None:
     plug(arm)
     screen = terminal("-m", "mtdit.cli", "setup-motors", "--port", arm.port, *QUICKLY)
     screen.expect(
-        "connect only the gripper servo (gear 1/345) of the arm, power on: ENTER when ready"
+        "connect only the gripper servo (gear 1/345) of the arm and switch its power on: ENTER"
     )
     screen.send("x" + ENTER)
     screen.expect("no servo answers")
@@ -522,14 +522,14 @@ def test_setup_motors_in_a_terminal(arm: Arm, terminal: Start) -> None:
     screen.expect("connect only the wrist_roll")
     plug(arm, roll)
     screen.send(ENTER)
-    screen.expect("wrist_roll is right already")
+    screen.expect("wrist_roll is already set up")
     screen.expect("connect only the wrist_flex")
     screen.send("s")
     screen.expect("connect only the elbow_flex")
     plug(arm, *whole)
     screen.send(ENTER)
     screen.expect("all six servos answer with their ids at 1000000 baud: nothing to do")
-    screen.expect("next: connect all six in a chain, then mtdit calibrate")
+    screen.expect("next: connect all six servos in a chain, then run mtdit calibrate")
     assert screen.exit_code() == 0
 
 
@@ -551,9 +551,9 @@ def test_setup_motors_in_a_script(arm: Arm, refused: Refused) -> None:
     one = ServoRegisters(1)
     plug(arm, one)
     command = ("setup-motors", "--port", arm.port, *QUICKLY)
-    assert "no terminal to answer in: add --motor gripper --yes" in refused(*command)
-    assert "no motor 'griper'" in refused(*command, "--motor", "griper", "--yes")
-    for said in ("wrist_flex is now id 4 at 1000000 baud", "wrist_flex is right already"):
+    assert "to run without one add --motor gripper --yes" in refused(*command)
+    assert "--motor 'griper' is not a joint" in refused(*command, "--motor", "griper", "--yes")
+    for said in ("wrist_flex is now id 4 at 1000000 baud", "wrist_flex is already set up"):
         done = mtdit(*command, "--motor", "wrist_flex", "--yes")
         assert (done.returncode, said in done.stdout) == (0, True), done.stdout + done.stderr
         assert one.get("ID") == 4
@@ -569,7 +569,7 @@ def test_find_port(arm: Arm, tmp_path: Path) -> None:
     (tmp_path / "ttyACM0").symlink_to(arm.port)
     by_id = tmp_path / "serial" / "by-id" / "usb-1a86_USB_Single_Serial_58FA-if00"
     by_id.symlink_to("../../ttyACM0")
-    look = ("find-port", "--dev", str(tmp_path), "--patience", "0.5")
+    look = ("find-port", "--dev", str(tmp_path), "--bus-timeout", "0.5")
     done = mtdit(*look)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{by_id}  ({arm.port})" in done.stdout
@@ -581,9 +581,9 @@ def test_find_port(arm: Arm, tmp_path: Path) -> None:
     assert mtdit("find-port", "--dev", str(tmp_path), "--no-probe").returncode == 0
     assert arm.n_reads == before
     plug(arm)
-    done = mtdit("find-port", "--dev", str(tmp_path), "--patience", "0.01")
+    done = mtdit("find-port", "--dev", str(tmp_path), "--bus-timeout", "0.01")
     assert done.returncode == 1
-    assert "nobody answers: switch the arm's power on" in done.stdout
+    assert "no servo answered: check the arm's power" in done.stdout
 
 
 def test_find_port_without_ports(tmp_path: Path) -> None:

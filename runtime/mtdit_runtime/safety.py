@@ -41,6 +41,7 @@ class SafetyConfig:
     tracking_error: float = 25.0  # degrees; a free arm lags by up to 15 in fast motion
     tracking_end_s: float = 1.0  # end the run when a joint is off by more for longer
     not_finite_end_s: float = 0.5  # end the run when actions are NaN or infinite for longer
+    max_speed: float = np.inf  # degrees or percent per second, a cap for every joint
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Limits:
             np.array([getattr(j, name) for j in joints]) for name in ("low", "high", "max_speed")
         )
         margin = np.maximum(config.range_margin * (high - low), config.min_margin)
-        max_step = np.maximum(speed * config.speed_factor, config.min_speed) / fps
+        speed = np.maximum(speed * config.speed_factor, config.min_speed)
+        max_step = np.minimum(speed, config.max_speed) / fps
         return cls(
             low - margin, high + margin, max_step, np.array([j.unit == "degrees" for j in joints])
         )

@@ -111,7 +111,7 @@ def test_a_report_that_cannot_be_written_is_told_before_the_work(
 ) -> None:
     (tmp_path / "file").write_text("")
     done = mtdit(command, bundle, "--json", tmp_path / "file/report.json")
-    assert_one_line(done, f"{tmp_path}/file: Not a directory: choose another place for --json")
+    assert_one_line(done, f"{tmp_path}/file is not a folder: choose another place for --json")
     assert done.stdout == ""
 
 
@@ -143,9 +143,9 @@ def spoilt(folder: Path) -> Path:
 def test_verify_fails_a_bundle_that_computes_something_else(copy: Path) -> None:
     done = mtdit("verify", spoilt(copy), "--backend", "onnx", "--json", "-")
     assert done.returncode == 1
-    assert done.stderr.endswith("the bundle is not the trained policy here\n"), (
-        "words for people stand aside"
-    )
+    assert done.stderr.endswith(
+        "FAILED: outputs differ from the trained policy on this backend\n"
+    ), "words for people stand aside"
     told = json.loads(done.stdout)
     assert not told["ok"]
     assert [line.partition(":")[0] for line in told["golden"]["failures"]] == [
@@ -352,5 +352,5 @@ def test_export_says_in_one_line_that_no_engines_were_built(
     assert len(said) == (0 if flags else 1)
     for line in said:
         assert line.startswith(
-            "no TensorRT engines here (tensorrt is not installed): on the robot computer, mtdit build"
+            "no TensorRT engines built (tensorrt is not installed): run `mtdit build"
         )

@@ -144,7 +144,7 @@ def test_resuming_by_config_path(path: str, run: str) -> None:
 
 
 def test_a_config_path_outside_of_a_run() -> None:
-    with pytest.raises(UserError, match="is in no run"):
+    with pytest.raises(UserError, match="is not inside a run"):
         translate(["--config_path=somewhere/train_config.json", "--resume=true"])
 
 

@@ -55,7 +55,7 @@ class Words:
 
     def arms(self) -> tuple[str, ...]:
         leading = ("--leader-port", self.leader.port, "--leader-calibration", str(EXAMPLE))
-        return (*leading, *self.arm(), "--patience", "2")
+        return (*leading, *self.arm(), "--bus-timeout", "2")
 
     def arm(self) -> tuple[str, ...]:
         return (
@@ -163,7 +163,7 @@ def test_a_servo_that_loses_torque_in_mid_run_ends_it_and_is_named(words: Words)
 def test_a_leader_that_falls_silent_does_not_drop_the_follower(words: Words) -> None:
     """The follower is sound: it rides back to where it stood, and only then lets go."""
     start = words.follower.servos[1].get("Present_Position")
-    process = driven(words, "--home-seconds", "1", "--patience", "0.2")
+    process = driven(words, "--home-seconds", "1", "--bus-timeout", "0.2")
     words.leader.servos.clear()
     output, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1, output
@@ -241,7 +241,7 @@ def test_what_is_missing_or_wrong_is_named(words: Words, refused: Refused) -> No
     assert "no file none.mp4" in refused(*record, "--task", TASK, "--camera", "top=file:none.mp4")
     assert "the task is empty" in refused(*record, "--task", "")
     assert "is too short" in refused(*record, "--task", TASK, "--episode-seconds", "0.1")
-    for option in ("--home-seconds", "--patience", "--max-speed"):
+    for option in ("--home-seconds", "--bus-timeout", "--max-speed"):
         for value in ("inf", "nan", "-1"):
             assert option in refused("teleoperate", *words.arms(), option, value)
     twin = (
@@ -257,7 +257,7 @@ def test_what_is_missing_or_wrong_is_named(words: Words, refused: Refused) -> No
         "64",
     )
     assert "use --clock real" in refused("teleoperate", *leading, *twin)
-    assert "--port is of a real arm" in refused("teleoperate", *words.arms(), "--robot", "twin")
+    assert "--port is for a real arm" in refused("teleoperate", *words.arms(), "--robot", "twin")
     assert_limp(words.leader, words.follower)
 
 
@@ -289,7 +289,7 @@ def test_record_by_timers_then_resume_then_replay(
     assert "add --resume" in refused(*record)
     done = mtdit(*record, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{out} holds 2" in done.stdout
+    assert f"{out} now has 2 episodes" in done.stdout
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     dataset = LeRobotDataset("mtdit/recorded", root=out, video_backend="pyav")
@@ -312,7 +312,7 @@ def test_record_by_timers_then_resume_then_replay(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
-    assert "behind its action" in done.stderr, "words for people stand aside"
+    assert "error to the action" in done.stderr, "words for people stand aside"
     assert told["ticks"] >= 28
     assert max(error["max"] for error in told["limited"].values()) < 1e-5
     assert max(error["mean"] for error in told["tracking"].values()) < 0.2, (
@@ -373,8 +373,8 @@ def test_record_by_keys(words: Words, terminal: Start, tmp_path: Path) -> None:
     time.sleep(EPISODE_S)
     screen.send("q")
     assert screen.exit_code() == 0, screen.screen
-    assert "2 episodes kept" in screen.screen
-    assert "2 not" in screen.screen
+    assert "2 episodes saved" in screen.screen
+    assert "2 discarded" in screen.screen
     assert json.loads((out / "meta/info.json").read_text())["total_episodes"] == 2
     assert_limp(words.leader, words.follower)
 
@@ -402,8 +402,8 @@ def test_ctrl_c_in_an_episode_keeps_the_finished_ones(
     screen.expect("RECORDING episode 2 of 5")
     screen.send("\x03")
     assert screen.exit_code() == 130
-    assert "1 episodes kept" in screen.screen
-    assert "under way when it ended is not kept" in screen.screen
+    assert "1 episodes saved" in screen.screen
+    assert "being recorded at the end was not saved" in screen.screen
     assert json.loads((out / "meta/info.json").read_text())["total_episodes"] == 1
     assert_limp(words.leader, words.follower)
 
@@ -415,7 +415,7 @@ def test_the_twin_is_recorded_and_replayed(
         60  # 5 degrees: far from table and drawer, where a hair's breadth decides what is touched
     )
     out, report = tmp_path / "set", tmp_path / "report.json"
-    twin = ("--robot", "twin", "--clock", "lockstep", "--patience", "2")
+    twin = ("--robot", "twin", "--clock", "lockstep", "--bus-timeout", "2")
     leading = (
         "--leader-port",
         leader.port,
@@ -452,7 +452,7 @@ def test_find_cameras(film: Path, tmp_path: Path, refused: Refused) -> None:
     assert [one["name"] for one in watched] == ["top", "wrist"]
     assert all(5 < one["rate_hz"] < 40 for one in watched)
     assert cv2.imread(str(shots / "wrist.png")).shape == (HEIGHT, WIDTH, 3)
-    assert f"no camera below {tmp_path}" in refused("find-cameras", "--dev", str(tmp_path))
+    assert f"no camera in {tmp_path}" in refused("find-cameras", "--dev", str(tmp_path))
     (tmp_path / "video0").write_text("")
     done = mtdit("find-cameras", "--dev", str(tmp_path))
     assert done.returncode == 1

@@ -36,6 +36,11 @@ def test_limits_are_the_training_range_and_speed_with_a_margin() -> None:
     assert limits.tracked.tolist() == [True, False]
 
 
+def test_a_maximum_speed_caps_every_joint_and_raises_none() -> None:
+    limits = Limits.of(JOINTS, FPS, SafetyConfig(max_speed=30.0))
+    np.testing.assert_allclose(limits.max_step, [30 / FPS, 20 / FPS])
+
+
 def test_narrow_ranges_get_the_least_margin() -> None:
     limits = Limits.of([Joint("roll", "degrees", 10.0, 11.0, 1.0)], FPS, CONFIG)
     assert (limits.low[0], limits.high[0]) == (5, 16)
