@@ -282,7 +282,7 @@ def test_record_by_timers_then_resume_then_replay(
     done = mtdit(*record, "--json", str(report))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "episode 1 saved: 1.0 s, 30 frames" in done.stdout
-    assert "1 episodes kept (30 frames), 0 not" in done.stdout
+    assert "1 episodes saved (30 frames), 0 discarded" in done.stdout
     assert json.loads(report.read_text())["session"]["kept"] == 1
     assert_limp(words.leader, words.follower)
 
