@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from workshop import SHAPE, STEPS, Workshop
 
 from mtdit.tiny import make_tiny_clip
 from mtdit_export.export import export
 from mtdit_robots.so101 import JOINTS
-
-sys.path.append(str(Path(__file__).parent))  # test folders are no packages
-from workshop import SHAPE, STEPS, Workshop
 
 
 @pytest.fixture(scope="session")
