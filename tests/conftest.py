@@ -31,6 +31,14 @@ _ADOPT = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A slow test says how long it takes: `@pytest.mark.slow(minutes=6)`."""
+    for item in items:
+        mark = item.get_closest_marker("slow")
+        if mark is not None and (mark.args or set(mark.kwargs) != {"minutes"}):
+            raise pytest.UsageError(f"{item.nodeid}: write @pytest.mark.slow(minutes=...)")
+
+
 class Terminal:
     """`python ARGUMENTS` in a pseudo-terminal of its own, 160 columns wide."""
 
