@@ -3,13 +3,19 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# Two workers of one thread each; a worker that has nothing left takes over from the other.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+# The robot side: what runs without torch, in seconds.
+QUICK := tests/robots tests/runtime tests/benchmarks tests/test_boundaries.py
 PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv prefix 3.12 2>/dev/null)/bin/python3.12"; do \
 	command -v "$$p" >/dev/null 2>&1 && "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: demo test setup lint types contracts bare clean help
+.PHONY: demo check test test-slow setup lint types contracts bare clean help
 help:
 	@echo "make demo   record, train, export and run a policy on the simulated arm (no GPU, no robot)"
-	@echo "make test   lint, types, import contracts and every test"
+	@echo "make check  lint, types, import contracts and the quick tests, in less than two minutes"
+	@echo "make test   lint, types, import contracts and every test, in less than ten minutes"
+	@echo "make test-slow  what repeats a test in full size"
 	@echo "make setup  only the environment, in $(VENV)"
 
 setup: $(STAMP)
@@ -29,8 +35,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(VENV)/bin/mtdit demo
 
+check: setup lint types contracts
+	$(PYTEST) -m "not slow" $(QUICK)
+
 test: setup lint types contracts
-	OMP_NUM_THREADS=1 $(PY) -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: setup
+	$(PYTEST) -m slow
 
 lint: setup
 	$(VENV)/bin/ruff check .

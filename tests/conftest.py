@@ -17,7 +17,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from command_line import mtdit
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each worker, before anything loads torch
 PATIENCE_S = 90.0  # a loaded computer may take long to start an interpreter
 _CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 # The terminal becomes the session's own, so that Ctrl-C typed into it is a signal. Signals mean
@@ -27,6 +29,14 @@ _ADOPT = (
     "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "[signal.signal(s, signal.SIG_DFL) for s in (signal.SIGHUP, signal.SIGINT)]; os.execv(sys.argv[1], sys.argv[1:])"
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A slow test says how long it takes: `@pytest.mark.slow(minutes=6)`."""
+    for item in items:
+        mark = item.get_closest_marker("slow")
+        if mark is not None and (mark.args or set(mark.kwargs) != {"minutes"}):
+            raise pytest.UsageError(f"{item.nodeid}: write @pytest.mark.slow(minutes=...)")
 
 
 class Terminal:
@@ -107,19 +117,13 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 
 
 @pytest.fixture
-def refused(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., str]:
+def refused() -> Callable[..., str]:
     """The one line `mtdit WORDS` ends with, in this process and without a terminal; exit code 2."""
-    from mtdit.cli import main
 
     def refused(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["mtdit", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert ended.value.code == 2, said.out + said.err
-        (line,) = said.err.strip().splitlines()
+        done = mtdit(*words)
+        assert done.returncode == 2, done.stdout + done.stderr
+        (line,) = done.stderr.strip().splitlines()
         return line
 
     return refused

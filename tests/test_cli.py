@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import typer
+from command_line import mtdit
 
 from mtdit.cli import app, main
 from mtdit_robots.errors import UserError
@@ -26,11 +27,6 @@ from mtdit_runtime.safety import SafetyConfig
 
 if TYPE_CHECKING:
     from mtdit_runtime.run import RunOptions
-
-
-def mtdit(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mtdit.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=cwd)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -68,6 +64,20 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = mtdit(*words, cwd=folder)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+ENTRIES = ([str(Path(sys.executable).with_name("mtdit"))], [sys.executable, "-m", "mtdit.cli"])
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=["mtdit", "python -m mtdit.cli"])
+def test_both_ways_in(entry: list[str], tmp_path: Path) -> None:
+    """In a process of its own: a mistake, then a report."""
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*entry, *words], capture_output=True, text=True, timeout=600)
+
+    assert_one_line(run("find-port", "--dev", str(tmp_path)), "no USB serial port")
+    assert json.loads(run("doctor", "--robot", "none", "--json", "-").stdout)["checks"]
 
 
 def test_missing_dataset(tmp_path: Path) -> None:
@@ -428,23 +438,8 @@ def test_every_field_of_a_training_has_an_option() -> None:
 def test_only_the_first_process_speaks_and_makes_room(tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
     (tmp_path / "o/file").write_text("x")
-    words = [
-        sys.executable,
-        "-m",
-        "mtdit.cli",
-        "train",
-        "--dataset",
-        "nothing",
-        "--job_name=x",
-        "--out",
-        "o",
-    ]
-    says = {}
-    for rank in ("0", "1"):
-        env = {**os.environ, "RANK": rank}
-        says[rank] = subprocess.run(
-            words, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=env
-        )
+    words = ("train", "--dataset", "nothing", "--job_name=x", "--out", "o")
+    says = {rank: mtdit(*words, cwd=tmp_path, RANK=rank) for rank in ("0", "1")}
     assert_one_line(says["0"], "o exists")
     assert "ignored: --job_name" in says["0"].stdout
     assert_one_line(says["1"], "mtdit: rank 1: ", "nothing")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import mtdit
 
 from mtdit.keys import split
 from mtdit_robots.calibrate import SWEPT
@@ -108,14 +109,6 @@ def arm() -> Iterator[Arm]:
         servo.set("Torque_Enable", 1)
     with made.bus.serve_in_thread():
         yield made
-
-
-def mtdit(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Without a terminal."""
-    return subprocess.run(
-        [sys.executable, "-m", "mtdit.cli", *words],
-        capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, env={**os.environ, **environment},
-    )  # fmt: skip
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:

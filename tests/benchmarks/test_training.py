@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, no package
 import training
 
 # Printed by lerobot-train 0.6.1 behind its progress bar; in the third figures are changed to those

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from plans_ahead import PlansAhead
+from workshop import SHAPE, STEPS, Workshop
 
 from mtdit.tiny import make_tiny_clip
 from mtdit_export.export import export
 from mtdit_robots.so101 import JOINTS
-
-sys.path.append(str(Path(__file__).parent))  # test folders are no packages
-from workshop import SHAPE, STEPS, Workshop
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +52,14 @@ def int8_bundle(
     out = tmp_path_factory.mktemp("bundles") / "int8.mtdit"
     export(checkpoint, out, steps=STEPS, dataset=recording, int8=True)
     return out
+
+
+@pytest.fixture(scope="session")
+def plans_ahead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlansAhead]:
+    """One process for all graphs of all tests."""
+    builder = PlansAhead(tmp_path_factory.mktemp("plans"))
+    yield builder
+    builder.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
 """Run in a process of its own, because TensorRT for RTX can crash the interpreter it lives in.
 
-`python engines_ahead.py plans OUT FILE...` builds single graphs; `python engines_ahead.py STORY
-BUNDLE` runs `mtdit_export.build` as on a robot computer, but ahead of time for a GPU that is not
-here, and with ONNX Runtime in the engines' place, whole or wrecked. Prints one JSON object: what
-was said, how it ended, which files are there.
+`python engines_ahead.py plans OUT` builds single graphs: for every file named on a line of its
+standard input it prints a line of JSON. `python engines_ahead.py STORY BUNDLE` runs
+`mtdit_export.build` as on a robot computer, but ahead of time for a GPU that is not here, and with
+ONNX Runtime in the engines' place, whole or wrecked. Prints one JSON object: what was said, how it
+ended, which files are there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,22 +136,21 @@ def others(bundle: Bundle) -> dict[str, Any]:
     return {"first": first, "kept": run(bundle), "cleaned": run(bundle, clean=True)}
 
 
-def plans(out: Path, files: list[Path]) -> dict[str, Any]:
-    """File name -> size of its plan, or why it was refused."""
+def plans(out: Path, files: Iterable[Path]) -> Iterator[int | str]:
+    """The size of each file's plan, or why it was refused."""
     builder = PlanBuilder(tensorrt_rtx, 512, out / "timing.cache", compute_capability=AHEAD)
-    found: dict[str, Any] = {}
     for file in files:
         try:
-            found[file.name] = builder.plan(file, out / f"{file.stem}.plan")
+            yield builder.plan(file, out / f"{file.stem}.plan")
         except ExportError as error:
-            found[file.name] = f"refused: {error}"
-    return found
+            yield f"refused: {error}"
 
 
 if __name__ == "__main__":
-    what, where, *more = sys.argv[1:]
+    what, where = sys.argv[1:]
     if what == "plans":
-        print(json.dumps(plans(Path(where), [Path(name) for name in more])))
+        for end in plans(Path(where), (Path(line.rstrip("\n")) for line in sys.stdin)):
+            print(json.dumps({"end": end}), flush=True)
     else:
         story = {"again": again, "refused": refused, "others": others}[what]
         print(json.dumps(story(open_bundle(Path(where)))))

@@ -18,12 +18,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from plans_ahead import SCRIPT, PlansAhead
 
 from mtdit_export.build import known_trouble
 from mtdit_export.export import export
 from mtdit_runtime.bundle import open_bundle
-
-SCRIPT = Path(__file__).with_name("engines_ahead.py")
 
 
 def ahead(*words: str | Path) -> dict[str, Any]:
@@ -35,19 +34,15 @@ def ahead(*words: str | Path) -> dict[str, Any]:
     return told
 
 
-def build_ahead(folder: Path, *files: Path) -> list[str]:
-    """ "built: NAME SIZE" or "refused: WHY" for every file."""
-    told = ahead("plans", folder, *files)
-    return [f"built: {name} {end}" if isinstance(end, int) else end for name, end in told.items()]
-
-
 @pytest.mark.parametrize("fixture", ["bundle", "half_bundle", "int8_bundle"])
 def test_tensorrt_builds_every_graph(
     fixture: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     opened = open_bundle(request.getfixturevalue(fixture))
     files = [opened.path(graph.file) for graph in opened.manifest.graphs.values()]
-    lines = build_ahead(tmp_path, *files)
+    builder = PlansAhead(tmp_path)
+    lines = builder.build(*files)
+    builder.close()
     assert [line.split()[1] for line in lines] == [
         "vision.onnx",
         "text.onnx",
@@ -60,7 +55,7 @@ def test_tensorrt_builds_every_graph(
     assert (tmp_path / "timing.cache").is_file()
 
 
-def test_refusal_names_the_graph_and_the_reason(tmp_path: Path) -> None:
+def mixed(folder: Path) -> Path:
     """Strong typing at work: float16 plus float32 is nobody's sum."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
@@ -68,16 +63,37 @@ def test_refusal_names_the_graph_and_the_reason(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Add", ["x", "half"], ["y"])], "mixed", [x], [y], [half]
     )
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]),
-        tmp_path / "mixed.onnx",
-    )
-    (tmp_path / "cut.onnx").write_bytes((tmp_path / "mixed.onnx").read_bytes()[:40])
-    mixed, cut = build_ahead(tmp_path, tmp_path / "mixed.onnx", tmp_path / "cut.onnx")
-    assert mixed.startswith("refused: TensorRT")
-    assert "mixed.onnx" in mixed
-    assert "type" in mixed
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    onnx.save(model, folder / "mixed.onnx")
+    return folder / "mixed.onnx"
+
+
+def test_refusal_names_the_graph_and_the_reason(plans_ahead: PlansAhead, tmp_path: Path) -> None:
+    whole = mixed(tmp_path)
+    (tmp_path / "cut.onnx").write_bytes(whole.read_bytes()[:40])
+    refusal, cut = plans_ahead.build(whole, tmp_path / "cut.onnx")
+    assert refusal.startswith("refused: TensorRT")
+    assert "mixed.onnx" in refusal
+    assert "type" in refusal
     assert "cut.onnx" in cut
+
+
+def test_a_crash_names_its_graph_and_the_next_one_is_built_all_the_same(tmp_path: Path) -> None:
+    """What the tests build plans with; a graph like one before is not built again."""
+    builder = PlansAhead(tmp_path)
+    (missing,) = builder.build(mixed(tmp_path))
+    assert missing.startswith("refused")
+    builder._process.kill()  # type: ignore[union-attr]  # as TensorRT does now and then
+    (tmp_path / "other.onnx").write_bytes(b"")
+    (crashed,) = builder.build(tmp_path / "other.onnx")
+    assert crashed.startswith(f"crashed: {tmp_path}/other.onnx: exit code -9")
+    assert builder.build(tmp_path / "mixed.onnx") == [missing]
+    assert (builder.n_started, builder.n_built) == (1, 2)
+    (tmp_path / "another.onnx").write_bytes(b"other")
+    (refused,) = builder.build(tmp_path / "another.onnx")
+    assert refused.startswith("refused")
+    assert builder.n_started == 2
+    builder.close()
 
 
 def test_a_jetson_whose_system_is_known_to_fail_is_told(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ calls.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from brysonjones_oracle import CAMERAS, FRAME, TASK, Theirs, config_json, diffusion
 from workshop import TASKS, Workshop
 
 from mtdit.checkpoint import DatasetFacts
@@ -21,9 +21,6 @@ from mtdit_robots.so101 import JOINTS
 from mtdit_runtime.bundle import open_bundle
 from mtdit_runtime.engine import choose_engines
 from mtdit_runtime.policy import BundlePolicy
-
-sys.path.append(str(Path(__file__).parents[1] / "mtdit"))
-from brysonjones_oracle import CAMERAS, FRAME, TASK, Theirs, config_json, diffusion
 
 STEPS = 4
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from command_line import mtdit
 from typer.testing import CliRunner
 
 from mtdit.cli import app
@@ -32,15 +33,14 @@ from mtdit_runtime.normalize import Stats, save_stats
 NO_ONNXRUNTIME = "import sys; sys.modules['onnxruntime'] = None; from mtdit.cli import main; main()"
 
 
-def mtdit(
-    *words: str | Path, code: str = "from mtdit.cli import main; main()"
-) -> subprocess.CompletedProcess[str]:
+def python(code: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which can be limited as this one must not be."""
     command = [sys.executable, "-c", code, *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def in_process(*words: str | Path) -> Result:
-    """Commands that load torch, which this process has already."""
+    """With the refusal itself in `exception`."""
     return CliRunner().invoke(app, list(map(str, words)))
 
 
@@ -77,7 +77,7 @@ def test_full_disk_is_one_line(bundle: Path, tmp_path: Path) -> None:
     written.
     """
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); from mtdit.cli import main; main()"
-    done = mtdit("inspect", bundle, "--json", tmp_path / "about.json", code=limit)
+    done = python(limit, "inspect", bundle, "--json", tmp_path / "about.json")
     assert_one_line(done, "the disk: File too large: choose another place, or make room there")
 
 
@@ -253,7 +253,7 @@ def test_bad_bundles_are_one_line(
 
 
 def test_inspect_shows_everything_without_onnxruntime(bundle: Path) -> None:
-    done = mtdit("inspect", bundle, code=NO_ONNXRUNTIME)
+    done = python(NO_ONNXRUNTIME, "inspect", bundle)
     assert done.returncode == 0, done.stderr
     for words in ("ddim, 4 steps", "8 of 16 actions at 30 Hz", "open the drawer", "shoulder_pan", "-40.0 to 20.0",
                   "80x60", "32x32", "prefix_mask", "checked at export", "no TensorRT engines", "schema 3"):  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import mtdit
 
 from mtdit.checkpoint import open_checkpoint
 from mtdit.config import Feature
@@ -20,11 +21,6 @@ from mtdit_export.export import export
 from mtdit_robots.errors import UserError
 from mtdit_robots.so101 import JOINTS
 from mtdit_runtime.bundle import Bundle, open_bundle
-
-
-def mtdit(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mtdit.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], says: str) -> None:

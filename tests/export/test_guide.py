@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_build import build_ahead
+from plans_ahead import PlansAhead
 from workshop import CAMERA, STEPS, TASKS
 
 from mtdit.guidance import sample_guided
@@ -136,8 +136,10 @@ def named_weights(bundle: Bundle, graph: str) -> dict[str, np.ndarray]:
     }
 
 
-def test_tensorrt_builds_the_guided_graph(guided_bundle: Bundle, tmp_path: Path) -> None:
-    (line,) = build_ahead(tmp_path, guided_bundle.path("guided.onnx"))
+def test_tensorrt_builds_the_guided_graph(
+    guided_bundle: Bundle, plans_ahead: PlansAhead
+) -> None:
+    (line,) = plans_ahead.build(guided_bundle.path("guided.onnx"))
     assert line.startswith("built: guided.onnx")
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import JOINTS
 from lerobot_oracle import batches, lerobot_policy, our_policy
 from safetensors.torch import load_file, save_file
+from small_dataset import JOINTS
 
 from mtdit.checkpoint import (
     LIVE,

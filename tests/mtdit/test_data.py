@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TASKS
+from small_dataset import TASKS
 
 from mtdit.checkpoint import feature_stats, image_scaling
 from mtdit.config import STATE, with_features

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import JOINTS, LENGTHS, SIZE, TASKS, write_dataset
+from small_dataset import JOINTS, LENGTHS, SIZE, TASKS, write_dataset
 
 from mtdit.dataset import open_dataset
 from mtdit_robots.errors import UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_dataset
+from small_dataset import write_dataset
 
 from mtdit.dataset import open_dataset
 from mtdit.frames import cache_bytes, frame_cache, free_memory, open_cache

@@ -1,13 +1,14 @@
 """Our policy against LeRobot's installed one: same weights, same noise.
 
-The grid is the full product of what decides the network (positions, encoders, cameras, observation
-steps) and what is computed with it (objective, sampler, prediction). LeRobot 0.6.1 builds all of
-it, separate encoders too.
+The grid covers every pair of values of what decides the network (positions, encoders, cameras,
+observation steps), each with everything that is computed with it (objective, sampler, prediction).
+LeRobot 0.6.1 builds all of it, separate encoders too. The full product is among the slow tests.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import assert_covered, covering
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from lerobot.configs.types import FeatureType, PolicyFeature
@@ -66,17 +68,44 @@ SIZES = {"image_resize_shape": (38, 36), "image_crop_shape": (32, 32)}
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Smaller than the tiny CLIP, so that the whole product is tested in a minute or two."""
+    """Smaller than the tiny CLIP: there are many policies around it."""
     return make_tiny_clip(tmp_path_factory.mktemp("models") / "clip-smallest", TOWERS)
 
 
-@pytest.mark.parametrize("n_obs_steps", [1, 2, 3])
-@pytest.mark.parametrize("cameras", [0, 1, 2, 3])
-@pytest.mark.parametrize("separate", [False, True], ids=["shared", "separate"])
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_equal_to_lerobot(
+AXES: dict[str, tuple[Any, ...]] = {
+    "positions": tuple(POSITIONS),
+    "separate": (False, True),
+    "cameras": (0, 1, 2, 3),
+    "n_obs_steps": (1, 2, 3),
+}
+CASES = covering(AXES, seed=0)
+PRODUCT = [dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
+
+
+def label(case: dict[str, Any]) -> str:
+    towers = "separate" if case["separate"] else "shared"
+    return f"{case['positions']}-{towers}-{case['cameras']}-{case['n_obs_steps']}"
+
+
+def test_every_pair_of_values_is_covered() -> None:
+    assert_covered(AXES, CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_equal_to_lerobot(case: dict[str, Any], clip: Path) -> None:
+    compare_networks(**case, clip=clip)
+
+
+@pytest.mark.slow(minutes=4)  # all of them together
+@pytest.mark.parametrize("case", [case for case in PRODUCT if case not in CASES], ids=label)
+def test_equal_to_lerobot_in_the_rest_of_the_product(case: dict[str, Any], clip: Path) -> None:
+    compare_networks(**case, clip=clip)
+
+
+def compare_networks(
     positions: str, separate: bool, cameras: int, n_obs_steps: int, clip: Path
 ) -> None:
+    """One network, every objective."""
     use_rope, absolute = POSITIONS[positions]
     options = {"use_separate_rgb_encoder_per_camera": separate, "n_obs_steps": n_obs_steps, **SIZES}
     theirs = lerobot_policy(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from command_line import mtdit
 
 from mtdit_robots.calibration import Calibration, load
 from mtdit_runtime.encode import CODECS, VideoSink
@@ -74,13 +75,6 @@ class Words:
 @pytest.fixture
 def words(leader: Chain, chain: Chain, film: Path) -> Words:
     return Words(leader, chain, film)
-
-
-def mtdit(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mtdit.cli", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
-    )
 
 
 def assert_limp(*chains: Chain) -> None:
