@@ -491,7 +491,7 @@ def test_the_first_ruined_batch_is_named(clip_folder: Path, tmp_path: Path) -> N
     with pytest.raises(UserError) as error:
         run(config)
     assert re.search(
-        rf"the loss is not finite at step {first + 1}, on .*episode 1 frame \d", str(error.value)
+        rf"the loss is not finite at step {first + 1}, trained on .*episode 1 frame \d", str(error.value)
     )
     assert not (tmp_path / "run/checkpoints").exists()
     assert (tmp_path / "run" / LOG).read_text() == ""

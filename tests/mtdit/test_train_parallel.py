@@ -173,7 +173,7 @@ def test_one_process_goes_on_with_what_two_began(launched: Launched) -> None:
 def test_a_ruined_sample_is_found_in_whatever_process_it_is(launched: Launched) -> None:
     main, other = launched.ends("ruined-run")
     assert other == "exit 2", "one line is enough"
-    assert re.search(r"the loss is not finite at step \d+, on .*episode 1 frame \d", main), main
+    assert re.search(r"the loss is not finite at step \d+, trained on .*episode 1 frame \d", main), main
     ruined = {
         "dataset": str(launched.folder / "ruined"),
         "steps": 100_000,
