@@ -18,20 +18,27 @@ from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiT
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mtdit.checkpoint import DatasetFacts, PretrainedFiles, open_checkpoint, save_pretrained
-from mtdit.config import Feature, PolicyConfig
-from mtdit.encoders import ClipShape, TextShape, VisionShape, load_tokenizer
-from mtdit.policy import Policy
-from mtdit.tiny import make_tiny_clip
+from mtdit.checkpoint.read import open_checkpoint
+from mtdit.checkpoint.write import PretrainedFiles, save_pretrained
+from mtdit.config import Feature
+from mtdit.policies.multi_task_dit.clip import ClipShape, TextShape, VisionShape
+from mtdit.policies.multi_task_dit.clip_lookup import load_tokenizer
+from mtdit.policies.multi_task_dit.config import PolicyConfig
+from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
+from mtdit.policies.multi_task_dit.tiny_clip import make_tiny_clip
+from mtdit.stats import DatasetFacts
 from mtdit_export.export import example_inputs
-from mtdit_export.fold import fold
-from mtdit_export.lint import OPSET
+from mtdit_export.fold.fold import fold
 from mtdit_export.quantize import quantize
 from mtdit_export.trace import quiet, trace, write
-from mtdit_robots.so101 import JOINTS
-from mtdit_runtime.bundle import FEATURES, Bundle
-from mtdit_runtime.engine import Arrays, Engine, Engines, OnnxEngine
-from mtdit_runtime.policy import BundlePolicy, prefix_inputs
+from mtdit_export.trt_compat import OPSET
+from mtdit_robots.so101.joints import JOINTS
+from mtdit_runtime.bundle.bundle import Bundle
+from mtdit_runtime.bundle.manifest import FEATURES
+from mtdit_runtime.engines.engine import Arrays, Engine, Engines
+from mtdit_runtime.engines.ort import OnnxEngine
+from mtdit_runtime.policy.bundle_policy import BundlePolicy
+from mtdit_runtime.policy.policy import prefix_inputs
 
 TASK, CAMERAS = "open the drawer", ("top", "wrist")
 STEPS = 10
@@ -74,7 +81,7 @@ def make_checkpoint(folder: Path, size: Size) -> Path:
         **size.policy,
     )
     torch.manual_seed(0)
-    policy = Policy.pretrained(config).eval()
+    policy = MultiTaskDiT.pretrained(config).eval()
     for name, parameter in policy.named_parameters():
         if "adaLN" in name:
             torch.nn.init.normal_(parameter, std=0.02)

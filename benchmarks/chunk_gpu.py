@@ -19,12 +19,12 @@ import torch
 from chunk_contestants import STEPS, Size, compiled, lerobot_batch, lerobot_policy
 from torch import Tensor, nn
 
-from mtdit.checkpoint import open_checkpoint
-from mtdit_export.asked import sampled
-from mtdit_export.cost import Cost, cost
+from mtdit.checkpoint.read import open_checkpoint
 from mtdit_export.export import example_inputs
-from mtdit_export.fold import fold
+from mtdit_export.flops import Cost, cost
+from mtdit_export.fold.fold import fold
 from mtdit_export.precision import halve
+from mtdit_export.preflight import sampled
 
 WARM_UP = 3
 SIDE, COPIED = 8192, 1 << 28  # rows of the multiplied matrices; bytes copied

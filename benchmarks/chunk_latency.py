@@ -51,9 +51,9 @@ from hardware import cpu_name
 from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
 from safetensors import safe_open
 
-from mtdit.checkpoint import WEIGHTS
+from mtdit.checkpoint.names import WEIGHTS
 from mtdit_export.export import export
-from mtdit_runtime.bundle import Bundle, open_bundle
+from mtdit_runtime.bundle.bundle import Bundle, open_bundle
 
 PACKAGES = ("torch", "lerobot", "transformers", "onnxruntime", "onnx")
 SIDE = 2048  # rows of the matrices whose product measures the machine's speed

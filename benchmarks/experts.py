@@ -17,7 +17,7 @@ import numpy as np
 
 from mtdit_robots.twin.expert import demonstrate
 from mtdit_robots.twin.render import choose_renderer
-from mtdit_robots.twin.tasks import TASKS
+from mtdit_robots.twin.tasks import TASKS, find_task
 from mtdit_robots.twin.world import CAMERAS, World
 
 
@@ -27,7 +27,7 @@ def measure(world: World, task: str, episodes: int, seed: int, noise_rad: float)
     """
     lengths, failed, began = [], [], time.process_time()
     for k in range(seed, seed + episodes):
-        world.reset(task, k)
+        world.reset(find_task(task), k)
         ticks = 0
         for step in demonstrate(world, noise_rad):
             world.command(step.sent)
@@ -69,7 +69,7 @@ def main() -> None:
         "--noise", type=float, nargs="*", default=[0.0, 0.02], help="noise levels in rad"
     )
     options = parser.parse_args()
-    world = World()
+    world = World(find_task("open the drawer"))
     world.energise()
     rows = []
     print(f"{'task':34} {'noise rad':>9} {'success':>9} {'mean s':>7} {'cpu ms':>7}")

@@ -34,9 +34,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mtdit_robots.feetech import BROADCAST, SYNC_READ, SYNC_WRITE, Bus, build, open_serial
-from mtdit_robots.sdk_bus import SdkBus
-from mtdit_robots.sts3215 import REGISTERS
+from mtdit_robots.bus.feetech import Bus, open_serial
+from mtdit_robots.bus.packets import BROADCAST, SYNC_READ, SYNC_WRITE, build_packet
+from mtdit_robots.bus.sdk import SdkBus
+from mtdit_robots.bus.sts3215 import REGISTERS
 from mtdit_robots.twin.bus import VirtualBus
 from mtdit_robots.twin.registers import ServoRegisters
 
@@ -121,7 +122,7 @@ class Bare:
         self._fd = self._serial.fileno()
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
-        self._request = build(BROADCAST, SYNC_READ, bytes((PRESENT, 2, *SIX)))
+        self._request = build_packet(BROADCAST, SYNC_READ, bytes((PRESENT, 2, *SIX)))
         self._goals: dict[int, int] = {}
 
     def read(self) -> dict[int, int]:
@@ -232,7 +233,7 @@ class Rustypot:
 
 def _goal_packet(goals: Mapping[int, int]) -> bytes:
     shares = b"".join(bytes((servo, goal & 0xFF, goal >> 8)) for servo, goal in goals.items())
-    return build(BROADCAST, SYNC_WRITE, bytes((GOAL, 2)) + shares)
+    return build_packet(BROADCAST, SYNC_WRITE, bytes((GOAL, 2)) + shares)
 
 
 def drivers() -> dict[str, Callable[[str], Driver]]:

@@ -37,8 +37,8 @@ from typing import Any
 import torch
 from hardware import cpu_name
 
-from mtdit.encoders import ClipShape, TextShape, VisionShape
-from mtdit.tiny import TINY, make_tiny_clip
+from mtdit.policies.multi_task_dit.clip import ClipShape, TextShape, VisionShape
+from mtdit.policies.multi_task_dit.tiny_clip import TINY, make_tiny_clip
 
 TASKS = ("open the drawer", "close the drawer")
 LOG_EVERY = 5  # steps

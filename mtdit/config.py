@@ -1,76 +1,22 @@
-"""The policy's configuration: a frozen dataclass, read from and written to LeRobot's config.json.
-
-Field names, defaults and rules are those of LeRobot's `multi_task_dit`
-(lerobot/policies/multi_task_dit/configuration_multi_task_dit.py). This module does not import
-torch, because the CLI reads it at start-up.
-
-`PolicyConfig()` has LeRobot's defaults, because a key that config.json lacks means LeRobot's
-default. A new training starts from a preset instead (`PRESETS`), which differs where a LeRobot
-default is a trap. All differences:
-
-| field | LeRobot | ours | why |
-|---|---|---|---|
-| image_resize_shape | None | (240, 240) | else the 224 crop shows 16 % of a 640x480 frame |
-| noise_scheduler_type | DDPM | DDIM | acts alike with a tenth of the network calls |
-| num_inference_steps | None | 10 | None means num_train_timesteps |
-| push_to_hub | True | False | nothing leaves this computer unless the user asks for it |
-| batch_size | 8 | 64 | the smallest batch that LeRobot's guide advises |
-| steps | 100000 | 30000 | what LeRobot's guide advises to begin with |
-| ema | False | True | the averaged weights act more steadily |
-| random crop | one offset per batch | one per sample and camera | more variety, same cost |
-
-Stricter than LeRobot: a crop larger than the frame is refused (LeRobot then crops nothing, and
-CLIP fails), and so is everything that would fail at the first step. Laxer: cameras may differ in
-size.
-"""
+"""What the configurations of all policy families share: features, and checks of their values."""
 
 from __future__ import annotations
 
-import difflib
-import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import MOST
+from mtdit_robots.features import ACTION, IMAGES, STATE
+from mtdit_runtime.files import MAX_DIM
 
-STATE = "observation.state"
-ACTION = "action"
-IMAGES = "observation.images."
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
-DDPM_SCHEDULES = ("laplace", "sigmoid")  # diffusers' DDIM does not know them; ours does
-SCHEDULERS = (
-    "cosine",
-    "cosine_with_restarts",
-    "linear",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-)
 FEATURE_TYPES = ("STATE", "VISUAL", "ACTION", "ENV", "REWARD", "LANGUAGE")
 NORMALIZATIONS = ("MIN_MAX", "MEAN_STD", "IDENTITY")
-OPENAI_B16 = "openai/clip-vit-base-patch16"
 # A file that gives larger numbers is damaged.
-MOST_LAYERS = 1000  # of one network
-MOST_PIXELS = 1 << 14  # per side of a frame
-MOST_NAME = 100  # bytes of a camera name, which becomes part of a file name
-
-# Keys of LeRobot's base class that say where a policy is stored or published: accepted, ignored.
-_UNUSED_KEYS = frozenset(
-    [
-        "use_peft",
-        "push_to_hub",
-        "repo_id",
-        "private",
-        "tags",
-        "license",
-        "pretrained_path",
-        "pretrained_revision",
-    ]
-)
+MAX_LAYERS = 1000  # of one network
+MAX_PIXELS = 1 << 14  # per side of a frame
+MAX_NAME_BYTES = 100  # bytes of a camera name, which becomes part of a file name
 
 
 @dataclass(frozen=True)
@@ -81,205 +27,23 @@ class Feature:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class PolicyConfig:
-    """Everything that determines what the policy computes, with LeRobot's names and defaults.
-
-    UserError names the first field whose value is not valid.
-    """
-
-    # The order of the VISUAL entries is the order of the cameras.
-    input_features: Mapping[str, Feature] = field(default_factory=dict)
-    output_features: Mapping[str, Feature] = field(default_factory=dict)
-
-    n_obs_steps: int = 2
-    horizon: int = 32
-    n_action_steps: int = 24
-    objective: str = "diffusion"  # or flow_matching
-
-    noise_scheduler_type: str = "DDPM"  # or DDIM; training is the same
-    num_train_timesteps: int = 100
-    beta_schedule: str = "squaredcos_cap_v2"
-    beta_start: float = 0.0001  # beta_start, beta_end: only linear, scaled_linear and sigmoid
-    beta_end: float = 0.02
-    prediction_type: str = "epsilon"  # or sample
-    clip_sample: bool = True
-    clip_sample_range: float = 1.0
-    num_inference_steps: int | None = None  # None: num_train_timesteps
-
-    sigma_min: float = 0.0
-    num_integration_steps: int = 100
-    integration_method: str = "euler"  # or rk4
-    timestep_sampling_strategy: str = "beta"  # or uniform
-    timestep_sampling_s: float = 0.999
-    timestep_sampling_alpha: float = 1.5
-    timestep_sampling_beta: float = 1.0
-
-    hidden_dim: int = 512
-    num_layers: int = 6
-    num_heads: int = 8
-    dropout: float = 0.1
-    use_positional_encoding: bool = False
-    timestep_embed_dim: int = 256
-    use_rope: bool = True
-    rope_base: float = 10000.0
-
-    vision_encoder_name: str = OPENAI_B16  # Hub name or folder; LeRobot requires "clip" in it
-    use_separate_rgb_encoder_per_camera: bool = False
-    vision_encoder_lr_multiplier: float = 0.1
-    image_resize_shape: tuple[int, int] | None = None  # H, W
-    image_crop_shape: tuple[int, int] | None = (224, 224)  # H, W, after the resize
-    image_crop_is_random: bool = True
-
-    text_encoder_name: str = OPENAI_B16
-    tokenizer_max_length: int = 77
-    tokenizer_padding: str = "max_length"
-    tokenizer_padding_side: str = "right"
-    tokenizer_truncation: bool = True
-
-    normalization_mapping: Mapping[str, str] = field(
-        default_factory=lambda: {"VISUAL": "MEAN_STD", "STATE": "MIN_MAX", "ACTION": "MIN_MAX"}
-    )
-
-    optimizer_lr: float = 2e-5
-    optimizer_betas: tuple[float, float] = (0.95, 0.999)
-    optimizer_eps: float = 1e-8
-    optimizer_weight_decay: float = 0.0
-    scheduler_name: str = "cosine"
-    scheduler_warmup_steps: int = 0
-    do_mask_loss_for_padding: bool = False
-    drop_n_last_frames: int | None = None  # None: horizon - n_action_steps - n_obs_steps + 1
-
-    device: str | None = None
-    use_amp: bool = False
-
-    def __post_init__(self) -> None:
-        _check_types(self)
-        if self.drop_n_last_frames is None:
-            object.__setattr__(
-                self,
-                "drop_n_last_frames",
-                self.horizon - self.n_action_steps - self.n_obs_steps + 1,
-            )
-        _check_policy(self)
+class PolicyFeatures(Protocol):
+    """The fields of a policy's configuration that say what goes in and out, in every family."""
 
     @property
-    def cameras(self) -> dict[str, tuple[int, int, int]]:
-        """Camera name -> (H, W, 3), in the network's order."""
-        images = {k: f.shape for k, f in self.input_features.items() if f.type == "VISUAL"}
-        return {k.removeprefix(IMAGES): (s[1], s[2], s[0]) for k, s in images.items()}
+    def input_features(self) -> Mapping[str, Feature]: ...
 
     @property
-    def image_keys(self) -> dict[str, str]:
-        """Camera name -> dataset key. LeRobot accepts VISUAL keys without the usual prefix."""
-        return {
-            k.removeprefix(IMAGES): k for k, f in self.input_features.items() if f.type == "VISUAL"
-        }
+    def output_features(self) -> Mapping[str, Feature]: ...
 
     @property
-    def state_dim(self) -> int:
-        return self.input_features[STATE].shape[0]
+    def normalization_mapping(self) -> Mapping[str, str]: ...
 
     @property
-    def action_dim(self) -> int:
-        return self.output_features[ACTION].shape[0]
-
-    @property
-    def inference_steps(self) -> int:
-        return (
-            self.num_train_timesteps
-            if self.num_inference_steps is None
-            else self.num_inference_steps
-        )
+    def image_keys(self) -> Mapping[str, str]: ...
 
 
-def input_size(config: PolicyConfig, camera: str) -> tuple[int, int]:
-    """Height and width of a camera's image at the vision tower, after resize and crop."""
-    height, width, _ = config.cameras[camera]
-    return config.image_crop_shape or config.image_resize_shape or (height, width)
-
-
-def policy_config_from_json(path: Path) -> PolicyConfig:
-    """Reads LeRobot's config.json. UserError: missing, damaged, invalid or of another policy."""
-    raw = read_json(path)
-    check_policy_type(raw, str(path))
-    return policy_config_from_dict({k: v for k, v in raw.items() if k != "type"}, source=str(path))
-
-
-def check_policy_type(raw: Any, source: str) -> None:
-    """UserError when parsed JSON is not LeRobot's config.json of a multi_task_dit policy."""
-    if not isinstance(raw, dict) or raw.get("type") != "multi_task_dit":
-        raise UserError(
-            f"{source} describes {_other_policy(raw)}; mtdit supports only multi_task_dit: "
-            "train such a policy with `mtdit train`"
-        )
-
-
-def _other_policy(raw: Any) -> str:
-    """What a config.json that is not of multi_task_dit describes."""
-    kind = raw.get("type") if isinstance(raw, dict) else None
-    if kind == "diffusion":
-        return "a Diffusion Policy (ResNet + U-Net, type 'diffusion'), which is not supported yet"
-    if kind is None and isinstance(raw, dict) and "model_type" in raw:
-        return f"a transformers model ({raw['model_type']!r}), not a policy"
-    if kind is None:
-        return "no policy: it has no 'type'"
-    return f"a policy of type {kind!r}, which is not supported"
-
-
-def policy_config_from_dict(raw: Mapping[str, Any], source: str = "policy options") -> PolicyConfig:
-    """LeRobot's JSON values -> PolicyConfig. UserError names the first unknown or invalid field."""
-    known = {f.name: f for f in fields(PolicyConfig)}
-    unknown = sorted(set(raw) - set(known) - _UNUSED_KEYS)
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(sorted(known))}"
-        )
-        raise UserError(f"{source}: unknown field {unknown[0]!r}; {hint}")
-    try:
-        return PolicyConfig(**{k: _from_json(k, v) for k, v in raw.items() if k in known})
-    except UserError as error:
-        short = str(error)[:300]  # it may end in a value of any length
-        raise UserError(f"{source}: {short}") from None
-
-
-def policy_config_to_dict(config: PolicyConfig) -> dict[str, Any]:
-    """The content of LeRobot's config.json, `type` first; MultiTaskDiTConfig parses it."""
-    values = json.loads(json.dumps(asdict(config)))
-    return {"type": "multi_task_dit", **values, "push_to_hub": False, "repo_id": None}
-
-
-def read_json(path: Path) -> Any:
-    """Parsed JSON whose text can be printed and written again. UserError: missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        # JSON can escape half a surrogate pair, which cannot be printed.
-        json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give the folder that contains it") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); restore it from a backup or train again"
-        ) from None
-
-
-def _from_json(name: str, value: Any) -> Any:
-    if name in ("input_features", "output_features"):
-        try:
-            return {
-                k: Feature(f["type"], _sizes(f["shape"]))
-                for k, f in ({} if value is None else value).items()
-            }
-        except (KeyError, TypeError, AttributeError):
-            raise UserError(
-                f"{name} must map each key to {{type, shape}}, got {repr(value)[:80]}"
-            ) from None
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _sizes(shape: Any) -> tuple[int, ...]:
+def feature_shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, list | tuple) or any(type(n) is not int for n in shape):
         raise TypeError
     return tuple(shape)
@@ -291,7 +55,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _check_types(config: PolicyConfig) -> None:
+def check_types(config: Any) -> None:
     """UserError when a scalar field does not have its declared type."""
     for f in fields(config):
         value, kinds = getattr(config, f.name), _KINDS.get(str(f.type))
@@ -304,229 +68,17 @@ def _check_types(config: PolicyConfig) -> None:
             raise UserError(f"{f.name} must be a finite number, got {repr(value)[:20]}")
 
 
-def _check_policy(c: PolicyConfig) -> None:
-    """UserError with the message of the first rule that does not hold."""
-    _check_one_of(c)
-    for holds, message in (
-        *_network_rules(c),
-        *_sampling_rules(c),
-        *_optimizer_rules(c),
-        *_text_rules(c),
-    ):
-        if not holds:
-            raise UserError(message)
-    _check_features(c)
-    _check_images(c)
-
-
 Rule = tuple[bool, str]  # whether it holds, the message if not
 
 
-def _network_rules(c: PolicyConfig) -> list[Rule]:
-    """Sizes of the denoiser and of the action chunk."""
-    return [
-        *(
-            (getattr(c, n) >= 1, f"{n} must be at least 1, got {getattr(c, n)}")
-            for n in _POSITIVE_INTS
-        ),
-        *(
-            (getattr(c, n) <= MOST, f"{n} must be at most {MOST}, got {getattr(c, n)}")
-            for n in _POSITIVE_INTS
-        ),
-        (
-            c.num_layers <= MOST_LAYERS,
-            f"num_layers must be at most {MOST_LAYERS}, got {c.num_layers}",
-        ),
-        (
-            c.horizon >= c.n_obs_steps,
-            f"horizon must be at least n_obs_steps ({c.n_obs_steps}), got {c.horizon}",
-        ),
-        (
-            c.n_action_steps <= c.horizon - c.n_obs_steps + 1,
-            "n_action_steps must be at most horizon - n_obs_steps + 1 = "
-            f"{c.horizon - c.n_obs_steps + 1}, got {c.n_action_steps}",
-        ),
-        (
-            c.drop_n_last_frames is not None and c.drop_n_last_frames >= 0,
-            f"drop_n_last_frames must not be negative, got {c.drop_n_last_frames}",
-        ),
-        (
-            c.hidden_dim % max(c.num_heads, 1) == 0,
-            f"hidden_dim must be divisible by num_heads, got {c.hidden_dim} and {c.num_heads}",
-        ),
-        (
-            not c.use_rope or c.hidden_dim // max(c.num_heads, 1) % 2 == 0,
-            "hidden_dim / num_heads must be even with use_rope, "
-            f"got {c.hidden_dim} / {c.num_heads}",
-        ),
-        (
-            4 <= c.timestep_embed_dim <= MOST and c.timestep_embed_dim % 2 == 0,
-            f"timestep_embed_dim must be an even number from 4 to {MOST}, "
-            f"got {c.timestep_embed_dim}",
-        ),
-        (0.0 <= c.dropout < 1.0, f"dropout must be in [0, 1), got {c.dropout}"),
-        (c.rope_base > 0, f"rope_base must be positive, got {c.rope_base}"),
-    ]
-
-
-def _sampling_rules(c: PolicyConfig) -> list[Rule]:
-    """Noise schedule, denoising steps, flow matching."""
-    return [
-        (
-            c.beta_schedule in ("squaredcos_cap_v2", "laplace")
-            or 0.0 < c.beta_start <= c.beta_end < 1.0,
-            "beta_start and beta_end must satisfy 0 < beta_start <= beta_end < 1, "
-            f"got {c.beta_start} and {c.beta_end}",
-        ),
-        (c.clip_sample_range > 0, f"clip_sample_range must be positive, got {c.clip_sample_range}"),
-        (
-            1 <= c.inference_steps <= c.num_train_timesteps,
-            f"num_inference_steps must be from 1 to num_train_timesteps ({c.num_train_timesteps}), "
-            f"got {c.inference_steps}",
-        ),
-        (
-            0.0 <= c.sigma_min < 1.0,
-            f"sigma_min must be in [0, 1), got {c.sigma_min}; at 1 a sample is only noise",
-        ),
-        (
-            0.0 < c.timestep_sampling_s <= 1.0,
-            f"timestep_sampling_s must be in (0, 1], got {c.timestep_sampling_s}",
-        ),
-        (
-            c.timestep_sampling_alpha > 0,
-            f"timestep_sampling_alpha must be positive, got {c.timestep_sampling_alpha}",
-        ),
-        (
-            c.timestep_sampling_beta > 0,
-            f"timestep_sampling_beta must be positive, got {c.timestep_sampling_beta}",
-        ),
-    ]
-
-
-def _optimizer_rules(c: PolicyConfig) -> list[Rule]:
-    """Learning rates, Adam's numbers, warm-up."""
-    return [
-        (c.optimizer_lr > 0, f"optimizer_lr must be positive, got {c.optimizer_lr}"),
-        (c.optimizer_eps > 0, f"optimizer_eps must be positive, got {c.optimizer_eps}"),
-        *(
-            (getattr(c, n) >= 0, f"{n} must not be negative, got {getattr(c, n)}")
-            for n in (
-                "optimizer_weight_decay",
-                "vision_encoder_lr_multiplier",
-                "scheduler_warmup_steps",
-            )
-        ),
-        (
-            isinstance(c.optimizer_betas, tuple)
-            and len(c.optimizer_betas) == 2
-            and all(isinstance(b, (int, float)) and 0.0 <= b < 1.0 for b in c.optimizer_betas),
-            "optimizer_betas must be two numbers in [0, 1), e.g. [0.95, 0.999], "
-            f"got {c.optimizer_betas!r}",
-        ),
-    ]
-
-
-def _text_rules(c: PolicyConfig) -> list[Rule]:
-    """The names of the CLIP encoders, and the tokenizer."""
-    return [
-        (
-            "clip" in c.vision_encoder_name.lower(),
-            "vision_encoder_name must name a CLIP model (LeRobot requires 'clip' in the name), "
-            f"got {c.vision_encoder_name!r}",
-        ),
-        (
-            "clip" in c.text_encoder_name.lower(),
-            "text_encoder_name must name a CLIP model (LeRobot requires 'clip' in the name), "
-            f"got {c.text_encoder_name!r}",
-        ),
-        (
-            3 <= c.tokenizer_max_length <= 77,
-            "tokenizer_max_length must be from 3 (start token, one word, end token) to 77, "
-            f"got {c.tokenizer_max_length}",
-        ),
-        (
-            c.tokenizer_padding_side == "right",
-            "tokenizer_padding_side must be 'right': CLIP reads its feature at the first EOS",
-        ),
-    ]
-
-
-_POSITIVE_INTS = (
-    "n_obs_steps",
-    "horizon",
-    "n_action_steps",
-    "num_train_timesteps",
-    "num_integration_steps",
-    "hidden_dim",
-    "num_layers",
-    "num_heads",
-)
-_ONE_OF: dict[str, tuple[str, ...]] = {
-    "objective": ("diffusion", "flow_matching"),
-    "noise_scheduler_type": ("DDPM", "DDIM"),
-    "beta_schedule": BETA_SCHEDULES,
-    "prediction_type": ("epsilon", "sample"),
-    "integration_method": ("euler", "rk4"),
-    "timestep_sampling_strategy": ("beta", "uniform"),
-    "scheduler_name": SCHEDULERS,
-    "tokenizer_padding": ("max_length", "longest"),
-}
-
-
-def _check_one_of(c: PolicyConfig) -> None:
-    for name, choices in _ONE_OF.items():
-        if getattr(c, name) not in choices:
-            raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(c, name)!r}")
-    if not isinstance(c.normalization_mapping, Mapping):
-        raise UserError(
-            "normalization_mapping must map feature types to modes, "
-            f"got {c.normalization_mapping!r}"
-        )
-    for kind, mode in c.normalization_mapping.items():
-        if kind not in FEATURE_TYPES:
-            raise UserError(
-                f"normalization_mapping has the unknown feature type {kind!r}; "
-                f"use {', '.join(FEATURE_TYPES[:3])}"
-            )
-        if mode not in NORMALIZATIONS:
-            raise UserError(
-                f"normalization_mapping[{kind!r}] must be one of {', '.join(NORMALIZATIONS)}, "
-                f"got {mode!r}"
-            )
-
-
-def _check_images(c: PolicyConfig) -> None:
-    for name in ("image_resize_shape", "image_crop_shape"):
-        shape = getattr(c, name)
-        pair = (
-            isinstance(shape, tuple)
-            and len(shape) == 2
-            and all(type(n) is int and n >= 1 for n in shape)
-        )
-        if shape is not None and not pair:
-            raise UserError(
-                f"{name} must be two positive integers, e.g. [240, 320], or null, "
-                f"got {repr(shape)[:80]}"
-            )
-        if shape is not None and max(shape) > MOST_PIXELS:
-            raise UserError(
-                f"{name} must be at most {MOST_PIXELS} pixels per side, got {repr(shape)[:80]}"
-            )
-    for camera, (height, width, _) in c.cameras.items():
-        size, crop = c.image_resize_shape or (height, width), c.image_crop_shape
-        if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
-            raise UserError(
-                f"image_crop_shape {crop} is larger than the frames of camera {camera!r}, {size}; "
-                "set image_resize_shape to at least the crop's size"
-            )
-
-
-def _check_features(c: PolicyConfig) -> None:
+def check_features(c: PolicyFeatures) -> None:
     for name in ("input_features", "output_features"):
         for key, feature in getattr(c, name).items():
-            if feature.type not in FEATURE_TYPES or not all(1 <= n <= MOST for n in feature.shape):
+            if feature.type not in FEATURE_TYPES or not all(
+                1 <= n <= MAX_DIM for n in feature.shape
+            ):
                 raise UserError(
-                    f"{name}[{key!r}] must have a known type and sizes from 1 to {MOST}, "
+                    f"{name}[{key!r}] must have a known type and sizes from 1 to {MAX_DIM}, "
                     f"got {repr(feature)[:80]}"
                 )
     if not c.input_features and not c.output_features:
@@ -549,14 +101,14 @@ def _check_cameras(features: Mapping[str, Feature]) -> None:
     """Checks shapes and names. A camera's name becomes part of file and tensor names."""
     names = [key.removeprefix(IMAGES) for key in features]
     for name, (key, feature) in zip(names, features.items(), strict=True):
-        if len(feature.shape) != 3 or feature.shape[0] != 3 or max(feature.shape) > MOST_PIXELS:
+        if len(feature.shape) != 3 or feature.shape[0] != 3 or max(feature.shape) > MAX_PIXELS:
             raise UserError(
                 f"input_features[{key!r}] must be RGB with shape (3, H, W), got {feature.shape}"
             )
-        if not name.isprintable() or "/" in name or not 1 <= len(name.encode()) <= MOST_NAME:
+        if not name.isprintable() or "/" in name or not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
             raise UserError(
                 f"input_features[{key[:80]!r}] is not a valid camera: its name must have 1 to "
-                f"{MOST_NAME} bytes, no slash and no control character; rename it in the dataset "
+                f"{MAX_NAME_BYTES} bytes, no slash and no control character; rename it in the dataset "
                 "and train again"
             )
         if names.count(name) > 1:
@@ -564,51 +116,3 @@ def _check_cameras(features: Mapping[str, Feature]) -> None:
                 f"input_features has camera {name!r} twice, once as {IMAGES + name!r}; "
                 "remove one of them"
             )
-
-
-_SAFE = {"noise_scheduler_type": "DDIM", "num_inference_steps": 10}
-PRESETS: dict[str, dict[str, Any]] = {
-    # LeRobot's network with the differences of the table above. The crop from 240 to 224 keeps 93 %
-    # of each side.
-    "base": {**_SAFE, "image_resize_shape": (240, 240)},
-    # A few million parameters, trained from scratch on 64-pixel frames: for tests and CPU demos.
-    # Its tiny CLIP is generated, not downloaded.
-    "tiny": {
-        **_SAFE,
-        "n_obs_steps": 1,
-        "horizon": 16,
-        "n_action_steps": 8,
-        "drop_n_last_frames": 0,
-        "hidden_dim": 128,
-        "num_layers": 4,
-        "num_heads": 4,
-        "timestep_embed_dim": 64,
-        "dropout": 0.0,
-        "image_resize_shape": (64, 64),
-        "image_crop_shape": (64, 64),
-        "use_separate_rgb_encoder_per_camera": False,
-        "optimizer_lr": 5e-4,
-        "vision_encoder_lr_multiplier": 1.0,
-        "scheduler_warmup_steps": 100,
-    },
-}
-
-
-def with_features(
-    overrides: Mapping[str, Any],
-    preset: str,
-    inputs: Mapping[str, Feature],
-    outputs: Mapping[str, Feature],
-) -> PolicyConfig:
-    """The preset, changed by `overrides` (JSON values), for a dataset with these features.
-
-    UserError also for a config that LeRobot could not load.
-    """
-    merged = {**PRESETS[preset], **overrides}
-    config = policy_config_from_dict(merged)
-    if config.beta_schedule in DDPM_SCHEDULES and config.noise_scheduler_type != "DDPM":
-        raise UserError(
-            f"beta_schedule {config.beta_schedule!r} needs noise_scheduler_type DDPM: "
-            "LeRobot's DDIM does not have it"
-        )
-    return replace(config, input_features=dict(inputs), output_features=dict(outputs))

@@ -6,13 +6,13 @@ A local folder always wins over the Hub. A mistyped folder is not looked up ther
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from mtdit.terminal import console
 from mtdit_robots.errors import UserError
 
 CONFIG = "config.json"
@@ -26,7 +26,9 @@ CHECKPOINT_FILES = [
     "clip/*",
     "tokenizer/*",
 ]
-PATIENCE_S = 5.0  # timeout of the first request
+TIMEOUT_S = 5.0  # timeout of the first request
+
+log = logging.getLogger(__name__)
 
 _REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _OURS = "outputs"  # the default folder of runs: always a path, even before it exists
@@ -79,7 +81,7 @@ class Hub:
 
         try:
             get_hf_file_metadata(
-                hf_hub_url(repo_id, name, endpoint=self.endpoint), timeout=PATIENCE_S
+                hf_hub_url(repo_id, name, endpoint=self.endpoint), timeout=TIMEOUT_S
             )
         except (httpx.TransportError, ConnectionError):  # ConnectionError: HF_HUB_OFFLINE is set
             return False
@@ -108,7 +110,7 @@ def fetch(repo_id: str, check: Callable[[Path], object], hub: Hub = Hub()) -> Pa
         RepositoryNotFoundError,
     )
 
-    console.print(f"{repo_id} is not a local folder: looking for it on the Hugging Face Hub")
+    log.warning("%s is not a local folder: looking for it on the Hugging Face Hub", repo_id)
     try:
         check(hub.file(repo_id, CONFIG))
         return hub.checkpoint(repo_id)

@@ -21,9 +21,9 @@ import numpy as np
 from lerobot.configs.video import RGBEncoderConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from mtdit.config import ACTION, IMAGES, STATE
 from mtdit_robots.errors import UserError
-from mtdit_robots.so101 import JOINTS
+from mtdit_robots.features import ACTION, IMAGES, STATE
+from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.twin.expert import demonstrate
 from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import CAMERAS, World
@@ -91,7 +91,7 @@ def simulate(
     began = monotonic()
     _hush()
     with _new_folder(out) as partial:
-        dataset, world = _create(partial, out.name, image_size), World()
+        dataset, world = _create(partial, out.name, image_size), World(find_task("open the drawer"))
         world.energise()
         try:
             for task in (task for _ in range(episodes) for task in wanted):
@@ -142,7 +142,7 @@ def _record_success(
     """Attempts the task until one attempt succeeds; failures are counted in the report."""
     while True:
         attempt = report.kept[task] + report.failed[task]
-        world.reset(task, seed + attempt)
+        world.reset(find_task(task), seed + attempt)
         frames = record(world, noise_rad if attempt % 2 else 0.0, image_size)
         if world.success():
             return frames

@@ -13,8 +13,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from unittest.mock import patch
 
-from mtdit.cli import main
-from mtdit.terminal import console
+from mtdit.cli.app import main
+from mtdit.cli.terminal.console import console
 
 
 def mtdit(*words: str | Path, cwd: Path | None = None, **environment: str) -> CompletedProcess[str]:

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from mtdit.simulate import simulate
-from mtdit.train import train
-from mtdit.train_config import TrainConfig
+from mtdit.training.config import TrainConfig
+from mtdit.training.run import train
 from mtdit_export.export import export
 
 TASK = "open the drawer"

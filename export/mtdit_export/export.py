@@ -2,14 +2,11 @@
 complete, verified bundle appears or nothing does.
 
 Holds the order of the steps and the content of the manifest. The algebra is in `fold`, the ONNX
-exporter in `trace` and `unroll`, the gates are in `mtdit_runtime.golden`.
+exporter in `trace` and `unroll`, the gates are in `mtdit_runtime.verify.gates`.
 """
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,15 +18,20 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 from torch import Tensor, nn
 
-from mtdit.checkpoint import WEIGHTS, Checkpoint, DatasetFacts, open_checkpoint
-from mtdit.config import PolicyConfig
-from mtdit.dataset import Dataset
-from mtdit.policy import Policy
-from mtdit.terminal import table
-from mtdit_export.asked import (
+from mtdit.checkpoint.read import Checkpoint, open_checkpoint
+from mtdit.data.lerobot_dataset import Dataset
+from mtdit.policies.multi_task_dit.config import PolicyConfig
+from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
+from mtdit.stats import DatasetFacts
+from mtdit_export.flops import cost
+from mtdit_export.fold.denoiser import FoldedDenoiser
+from mtdit_export.fold.fold import Folded, fold
+from mtdit_export.manifest import describe, metadata
+from mtdit_export.padding import widen
+from mtdit_export.precision import FP16, FP32, INT8, halve
+from mtdit_export.preflight import (
     checked_tokenizer,
     chosen_precision,
     joints_of,
@@ -37,17 +39,8 @@ from mtdit_export.asked import (
     matching_dataset,
     sampled,
 )
-from mtdit_export.cost import cost
-from mtdit_export.errors import ExportError
-from mtdit_export.fold import Folded, FoldedDenoiser, fold
-from mtdit_export.guide import unroll_guided
-from mtdit_export.lint import OPSET
-from mtdit_export.padding import widen
-from mtdit_export.precision import FP16, FP32, INT8, halve
 from mtdit_export.quantize import quantize
-from mtdit_export.trace import trace, write
-from mtdit_export.unroll import unroll
-from mtdit_export.verify import (
+from mtdit_export.reference import (
     Reference,
     calibration_frames,
     dataset_probes,
@@ -55,20 +48,17 @@ from mtdit_export.verify import (
     verify,
     write_reference,
 )
-from mtdit_runtime import bundle as names
-from mtdit_runtime.bundle import (
-    Bundle,
-    Camera,
-    Graph,
-    Joint,
-    Manifest,
-    Sampler,
-    open_bundle,
-    write_manifest,
-)
-from mtdit_runtime.golden import Expected, Probe, labelled, write_golden
+from mtdit_export.rtc import unroll_guided
+from mtdit_export.trace import trace, write
+from mtdit_export.unroll import unroll
+from mtdit_robots.errors import ExportError
+from mtdit_runtime.bundle import bundle as bundle_bundle
+from mtdit_runtime.bundle import manifest as names
+from mtdit_runtime.bundle.bundle import Bundle, open_bundle
+from mtdit_runtime.bundle.manifest import Graph, Manifest, Sampler, write_manifest
+from mtdit_runtime.bundle.publish import bundle_place, new_bundle
 from mtdit_runtime.normalize import save_stats
-from mtdit_runtime.publish import bundle_place, new_bundle
+from mtdit_runtime.verify.fixtures import Probe, ReferenceOutputs, write_golden
 
 FILES = {
     "vision": names.VISION,
@@ -84,8 +74,6 @@ OUTPUTS = {
     "denoiser": names.ACTIONS,
 }
 GOLDEN_COUNT = 2
-VERSIONS_OF = ("mtdit", "torch", "onnx", "onnxruntime")
-REQUIREMENTS = {"onnxruntime": ">=1.18", "tensorrt": ">=10.3"}
 
 Stages = dict[str, dict[str, float]]  # stage -> figure -> value
 OnStage = Callable[[str], None]
@@ -104,29 +92,6 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    def table(self) -> Table:
-        title = f"{self.bundle}: {self.precision}, {self.sampler.kind} {self.sampler.steps} steps"
-        return table(
-            title, [name for name, _, _ in COLUMNS], [self._row(stage) for stage in self.stages]
-        )
-
-    def _row(self, stage: str) -> list[str]:
-        figures = self.stages[stage]
-        return [
-            labelled(stage),
-            *(form(figures[key]) if key in figures else "" for _, key, form in COLUMNS[1:]),
-        ]
-
-
-COLUMNS: list[tuple[str, str, Callable[[float], str]]] = [
-    ("stage", "", str),
-    ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
-    ("file", "megabytes", lambda v: f"{v:.1f} MB"),
-    ("max error", "max_error", lambda v: f"{v:.1e}"),
-    ("mean error", "mean_error", lambda v: f"{v:.1e}"),
-    ("latency here", "latency_ms", lambda v: f"{v:.1f} ms"),  # on the exporting computer
-]
 
 
 def export(
@@ -180,7 +145,7 @@ def export(
             folder / names.STATS,
             {names.STATE_KEY: opened.state_stats, names.ACTION_KEY: opened.action_stats},
         )
-        names.save_task_features(
+        bundle_bundle.save_task_features(
             folder / names.TASKS, {task: reference.text(task)[1][0] for task in facts.tasks}
         )
         write_golden(folder / names.GOLDEN, probes[:GOLDEN_COUNT], expected[:GOLDEN_COUNT])
@@ -201,7 +166,7 @@ def export(
 # -- the files of the bundle --
 
 
-def folded_for(policy: Policy, checkpoint: Checkpoint, precision: str) -> Folded:
+def folded_for(policy: MultiTaskDiT, checkpoint: Checkpoint, precision: str) -> Folded:
     folded = fold(
         policy, {camera: checkpoint.image_scaling(camera) for camera in checkpoint.config.cameras}
     )
@@ -300,79 +265,6 @@ def example_inputs(name: str, folded: Folded, config: PolicyConfig) -> dict[str,
     return {key: torch.zeros(shape) for key, shape in shapes.items() if 0 not in shape}
 
 
-def metadata(name: str, manifest: Manifest) -> dict[str, str]:
-    """Key -> value to store inside each ONNX file, so that it can be identified on its own."""
-    sampler = manifest.sampler
-    facts = {
-        "bundle": manifest.name,
-        "graph": name,
-        "schema_version": manifest.schema_version,
-        "precision": manifest.precision,
-        "sampler": f"{sampler.kind} {sampler.steps}",
-        "joints": ",".join(joint.name for joint in manifest.joints),
-        "cameras": ",".join(camera.name for camera in manifest.cameras),
-        "tasks": json.dumps(manifest.tasks),
-    }
-    return {f"mtdit.{key}": str(value) for key, value in facts.items()}
-
-
-def describe(
-    name: str,
-    checkpoint: Checkpoint,
-    facts: DatasetFacts,
-    joints: tuple[Joint, ...],
-    folded: Folded,
-    precision: str,
-) -> Manifest:
-    """The manifest, still without graphs, verification and checksums."""
-    config = checkpoint.config
-    return Manifest(
-        name=name,
-        graphs={},
-        sampler=sampler_of(config, folded.denoiser.times),
-        joints=joints,
-        cameras=cameras_of(config),
-        n_obs_steps=config.n_obs_steps,
-        horizon=config.horizon,
-        n_action_steps=config.n_action_steps,
-        fps=facts.fps,
-        tasks=facts.tasks,
-        precision=precision,
-        opset=OPSET,
-        requirements=REQUIREMENTS,
-        verification={},
-        provenance=provenance(checkpoint, facts),
-    )
-
-
-def cameras_of(config: PolicyConfig) -> tuple[Camera, ...]:
-    sizes = config.cameras.items()
-    return tuple(
-        Camera(name, h, w, config.image_resize_shape, config.image_crop_shape)
-        for name, (h, w, _) in sizes
-    )
-
-
-def sampler_of(config: PolicyConfig, times: Sequence[float]) -> Sampler:
-    if config.objective == "flow_matching":
-        return Sampler(config.integration_method, config.num_integration_steps, tuple(times), None)
-    clip = config.clip_sample_range if config.clip_sample else None
-    return Sampler(config.noise_scheduler_type.lower(), config.inference_steps, tuple(times), clip)
-
-
-def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
-    # the target of a link such as "last", and only the end of the path
-    folder = "/".join(checkpoint.folder.resolve().parts[-3:]).encode(errors="replace").decode()
-    return {
-        "checkpoint": folder,
-        "weights_sha256": names.sha256(checkpoint.folder / WEIGHTS),
-        "dataset": facts.dataset,
-        "robot_type": facts.robot_type,
-        "versions": {package: importlib.metadata.version(package) for package in VERSIONS_OF},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
 # -- verification --
 
 
@@ -380,7 +272,7 @@ def record_checks(
     folder: Path,
     manifest: Manifest,
     probes: Sequence[Probe],
-    expected: Sequence[Expected],
+    expected: Sequence[ReferenceOutputs],
     seen: str,
 ) -> Stages:
     """Compare the files with the expected outputs and write the manifest with the figures.
@@ -393,7 +285,9 @@ def record_checks(
     return checked
 
 
-def checked_stages(bundle: Bundle, probes: Sequence[Probe], expected: Sequence[Expected]) -> Stages:
+def checked_stages(
+    bundle: Bundle, probes: Sequence[Probe], expected: Sequence[ReferenceOutputs]
+) -> Stages:
     """Stage -> figures. ExportError when a gate fails."""
     result = verify(bundle, probes, expected)
     if result.failures:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import nn
 
-from mtdit_export.fold import ClipBlock, DenoiserBlock, Dense, fixed
+from mtdit_export.fold.clip import ClipBlock
+from mtdit_export.fold.denoiser import DenoiserBlock
+from mtdit_export.fold.layers import Dense, fixed
 
 DISLIKED_BYTES = 4096  # a page: addresses this far apart map to the same L1 cache set
 FURTHER = 16  # columns to add: one cache line of float32

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mtdit_export.errors import ExportError
-from mtdit_export.fold import Dense, Patches, PerHead, Tokens
+from mtdit_export.fold.layers import Dense, Patches, PerHead, Tokens
+from mtdit_robots.errors import ExportError
 
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
 EDGES = ("input", "output", "projection")  # the projections at a graph's inputs and outputs

@@ -25,7 +25,8 @@ import torch
 import torch.ao.quantization.fx._decomposed  # defines torch.ops.quantized_decomposed
 from torch import Tensor, nn
 
-from mtdit_export.fold import Attention, ClipBlock, Dense, Norm, fixed
+from mtdit_export.fold.clip import Attention, ClipBlock
+from mtdit_export.fold.layers import Dense, Norm, fixed
 from mtdit_export.precision import EDGES
 
 LARGEST = 127  # of an int8, symmetric

@@ -16,10 +16,10 @@ import torch
 from onnx import helper
 from torch import Tensor, nn
 
-from mtdit_export.errors import ExportError
-from mtdit_export.lint import OPSET, problems
-from mtdit_runtime.bundle import Graph
-from mtdit_runtime.bundle import Tensor as TensorInfo
+from mtdit_export.trt_compat import OPSET, problems
+from mtdit_robots.errors import ExportError
+from mtdit_runtime.bundle.manifest import Graph
+from mtdit_runtime.bundle.manifest import Tensor as TensorInfo
 
 PROTOBUF_LIMIT = 2_000_000_000  # bytes; ONNX cannot hold more in one file
 

@@ -21,9 +21,9 @@ from onnx import helper, numpy_helper
 from torch import Tensor, fx, nn
 from torch.fx.proxy import GraphAppendingTracer
 
-from mtdit_export.fold import FoldedDenoiser
+from mtdit_export.fold.denoiser import FoldedDenoiser
 from mtdit_export.trace import trace
-from mtdit_runtime.bundle import (
+from mtdit_runtime.bundle.manifest import (
     ACTIONS,
     FEATURES,
     KNOWN,

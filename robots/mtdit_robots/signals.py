@@ -34,9 +34,41 @@ def handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def signals_deferred() -> Iterator[None]:
     """Ignore the ending signals within the block. Used while the torque is switched off: pressing
     Ctrl-C several times must not leave half of the servos with torque on.
     """
     with handled_by(lambda _signal, _frame: None):
+        yield
+
+
+class InterruptCounter:
+    """Counts signals: the first ends the run, the second the return to the start pose.
+
+    The third raises KeyboardInterrupt wherever the program is.
+    """
+
+    count = 0
+
+    def note(self, _signal: int, _frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count > 2:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def counted_interrupts() -> Iterator[InterruptCounter]:
+    """Count the signals that end a run, instead of being killed by them."""
+    interrupts = InterruptCounter()
+    with handled_by(interrupts.note):
+        yield interrupts
+
+
+@contextmanager
+def graceful_exit() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, so that `finally` blocks run.
+
+    Without it a killed program would leave the arm with torque on.
+    """
+    with handled_by(signal.default_int_handler):
         yield

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import Bundle, open_bundle
-from mtdit_runtime.doctor import power_mode
-from mtdit_runtime.engine import choose_engines
-from mtdit_runtime.policy import BundlePolicy
+from mtdit_runtime.bundle.bundle import Bundle, open_bundle
+from mtdit_runtime.engines.choose import choose_engines
+from mtdit_runtime.jetson import power_mode
+from mtdit_runtime.policy.bundle_policy import BundlePolicy
 
 PERCENTILES = (50, 95, 99)
 WARM_UP = 3

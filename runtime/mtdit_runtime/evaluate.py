@@ -15,11 +15,13 @@ from typing import Any, Protocol
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Robot
-from mtdit_runtime.bundle import Joint
-from mtdit_runtime.chunks import ChunkQueue
-from mtdit_runtime.loop import LockstepClock, LoopConfig, RunReport, Tick, check_lockstep, run
-from mtdit_runtime.policy import Policy, check_robot
-from mtdit_runtime.safety import Limits, Safety, SafetyConfig
+from mtdit_runtime.bundle.manifest import Joint
+from mtdit_runtime.control.chunks import ChunkQueue
+from mtdit_runtime.control.clock import LockstepClock, check_lockstep
+from mtdit_runtime.control.loop import LoopConfig, run
+from mtdit_runtime.control.report import RunReport, Tick
+from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig
+from mtdit_runtime.policy.policy import Policy, check_robot
 
 FIRST_SEED = 1_000_000  # demonstrations use smaller seeds: no evaluated scene is a training scene
 SEED_STRIDE = 10_000  # the most episodes of one evaluation

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.words import plain
+from mtdit_runtime.text import printable
 
 Array = NDArray[np.float32]
 MODES = ("MIN_MAX", "MEAN_STD", "IDENTITY")
@@ -37,7 +37,7 @@ class Stats:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(
-                f"normalisation mode {plain(repr(self.mode))} is unknown: "
+                f"normalisation mode {printable(repr(self.mode))} is unknown: "
                 f"use one of {', '.join(MODES)}"
             )
         if self.low.shape != self.high.shape:
@@ -110,4 +110,6 @@ def load_stats(path: Path) -> dict[str, Stats]:
                 for n, m in modes.items()
             }
     except SafetensorError as error:
-        raise UserError(f"{path} is malformed ({plain(error)}): re-run `mtdit export`") from None
+        raise UserError(
+            f"{path} is malformed ({printable(error)}): re-run `mtdit export`"
+        ) from None

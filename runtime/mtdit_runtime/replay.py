@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
-from mtdit_runtime.demonstrations import Recorded
-from mtdit_runtime.loop import RunReport, Tick
-from mtdit_runtime.safety import Stop
-from mtdit_runtime.teleoperate import ActionSource, Actor, DriveOptions, drive
+from mtdit_runtime.control.report import RunReport, Tick
+from mtdit_runtime.control.safety import Stop
+from mtdit_runtime.recording.dataset_reader import Recorded
+from mtdit_runtime.teleoperate import DirectSource, DirectSpec, DriveOptions, drive
 
 SETTLE_S = 0.5  # at the first action, after the ramp
 
 
-class EpisodeSource(ActionSource):
+class EpisodeSource(DirectSource):
     """The first action of the episode for `lead_in_ticks`, then all actions, then the end."""
 
     def __init__(self, episode: Recorded, lead_in_ticks: int) -> None:
-        super().__init__(Actor(episode.joints))
+        super().__init__(DirectSpec(episode.joints))
         self.row = -lead_in_ticks - 1  # of the last action; negative during the lead-in
         self._actions = episode.actions
 

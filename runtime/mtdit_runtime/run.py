@@ -17,25 +17,21 @@ import numpy as np
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Robot
-from mtdit_runtime.bundle import Bundle, Manifest, open_bundle
-from mtdit_runtime.chunks import ChunkQueue, auto_prefetch
-from mtdit_runtime.engine import Engines, choose_engines
-from mtdit_runtime.loop import (
-    Clock,
-    LockstepClock,
-    LoopConfig,
-    RealClock,
-    RunReport,
-    Tick,
-    check_lockstep,
-    dying_in_order,
-    run,
-)
-from mtdit_runtime.policy import BundlePolicy, check_robot
-from mtdit_runtime.record import Recorder
-from mtdit_runtime.safety import Limits, Safety, SafetyConfig
-from mtdit_runtime.video import Film
-from mtdit_runtime.words import plain
+from mtdit_robots.signals import graceful_exit
+from mtdit_runtime.bundle.bundle import Bundle, open_bundle
+from mtdit_runtime.bundle.manifest import Manifest
+from mtdit_runtime.control.chunks import ChunkQueue, auto_prefetch
+from mtdit_runtime.control.clock import Clock, LockstepClock, RealClock, check_lockstep
+from mtdit_runtime.control.loop import LoopConfig, run
+from mtdit_runtime.control.report import RunReport, Tick
+from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig
+from mtdit_runtime.engines.choose import choose_engines
+from mtdit_runtime.engines.engine import Engines
+from mtdit_runtime.policy.bundle_policy import BundlePolicy
+from mtdit_runtime.policy.policy import check_robot
+from mtdit_runtime.recording.film import Film
+from mtdit_runtime.recording.run_log import Recorder
+from mtdit_runtime.text import printable
 
 WARM_UPS = 5
 
@@ -72,7 +68,7 @@ def run_policy(options: RunOptions) -> RunReport:
 
     Raises UserError for what the user must fix: bundle, task, backend, joints, cameras or port.
     """
-    with dying_in_order(), ExitStack() as after_release, closing(options.robot) as robot:
+    with graceful_exit(), ExitStack() as after_release, closing(options.robot) as robot:
         bundle = open_bundle(options.bundle)
         check_task(bundle.manifest, options.task, options.new_task)
         if options.lockstep:
@@ -97,10 +93,10 @@ def check_task(manifest: Manifest, task: str, allow_new: bool) -> None:
     if task in manifest.tasks or allow_new:
         return
     near = difflib.get_close_matches(task, manifest.tasks, n=1, cutoff=0.4)
-    known = plain(", ".join(map(repr, manifest.tasks)) or "none", 1000)
+    known = printable(", ".join(map(repr, manifest.tasks)) or "none", 1000)
     hint = f"did you mean {near[0]!r}?" if near else f"its tasks are {known}"
     raise UserError(
-        f"{plain(manifest.name)} was not trained on {task!r}: {hint} (--new-task runs it anyway)"
+        f"{printable(manifest.name)} was not trained on {task!r}: {hint} (--new-task runs it anyway)"
     )
 
 
@@ -154,7 +150,7 @@ def _drive(m: Manifest, queue: ChunkQueue, options: RunOptions) -> RunReport:
     )
     film = Film(options.video, m.fps, wait=options.lockstep) if options.video else None
     on_tick = _on_tick(recorder, film, options)
-    options.say(f"running {plain(m.name)}: {options.task!r} (Ctrl-C to stop)")
+    options.say(f"running {printable(m.name)}: {options.task!r} (Ctrl-C to stop)")
     try:
         return run(options.robot, queue, safety, config, clock, options.success, on_tick)
     finally:

@@ -12,26 +12,19 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from mtdit_robots import calibration as calibrations
-from mtdit_robots.calibration import Calibration
 from mtdit_robots.robot import Frame, Positions, Robot
-from mtdit_runtime.ledger import Ledger
-from mtdit_runtime.loop import (
-    Clock,
-    LockstepClock,
-    LoopConfig,
-    RealClock,
-    RunReport,
-    Tick,
-    check_lockstep,
-    dying_in_order,
-    run,
-)
-from mtdit_runtime.safety import Limits, Safety, SafetyConfig, Stop
+from mtdit_robots.signals import graceful_exit
+from mtdit_robots.so101 import calibration as calibrations
+from mtdit_robots.so101.calibration import Calibration
+from mtdit_runtime.control.clock import Clock, LockstepClock, RealClock, check_lockstep
+from mtdit_runtime.control.loop import LoopConfig, run
+from mtdit_runtime.control.report import RunReport, Tick
+from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig, Stop
+from mtdit_runtime.timings import Timings
 
 # Degrees or percent per second: a little more than the servo can do, so only glitches are limited.
 MAX_SPEED = 300.0
@@ -56,7 +49,7 @@ class Leader(Protocol):
 
 
 @dataclass(frozen=True)
-class Actor:
+class DirectSpec:
     """What the loop needs to know of a source of actions: its joints, and the cameras whose frames
     must be fresh.
     """
@@ -65,14 +58,14 @@ class Actor:
     cameras: tuple[str, ...] = ()
 
 
-class ActionSource(ABC):
+class DirectSource(ABC):
     """Gives one action per tick without a policy. A subclass implements `step` only."""
 
     adopted, chunk, row, requested = 1, -1, -1, -1
     prefetch_ticks = stalls = continued = discarded = 0
 
-    def __init__(self, policy: Actor) -> None:
-        self.policy, self.ledger = policy, Ledger()
+    def __init__(self, policy: DirectSpec) -> None:
+        self.policy, self.ledger = policy, Timings()
         self.seam_jump: Positions = np.zeros(len(policy.joints))
 
     @abstractmethod
@@ -82,7 +75,7 @@ class ActionSource(ABC):
         return None
 
 
-class LeaderSource(ActionSource):
+class LeaderSource(DirectSource):
     """The leader's positions. lost: ticks in which the leader did not answer.
 
     Without an answer the last positions are held, up to MAX_SILENT_TICKS; then Stop("leader") ends
@@ -90,7 +83,7 @@ class LeaderSource(ActionSource):
     """
 
     def __init__(self, leader: Leader, cameras: tuple[str, ...] = ()) -> None:
-        super().__init__(Actor(leader.joints, cameras))
+        super().__init__(DirectSpec(leader.joints, cameras))
         self.lost = 0
         self._leader, self._silent = leader, 0
         self._last: Positions | None = None
@@ -132,7 +125,7 @@ class DriveOptions:
 
 
 def drive(
-    source: ActionSource, options: DriveOptions, on_tick: Callable[[Tick], None] | None = None
+    source: DirectSource, options: DriveOptions, on_tick: Callable[[Tick], None] | None = None
 ) -> RunReport:
     """Connect the robot, drive it until the run ends, and release it in any case.
 
@@ -144,7 +137,7 @@ def drive(
     limits = arm_limits(options.calibration, options.fps, options.max_speed)
     safety = Safety(source.policy.joints, limits, options.safety)
     config = LoopConfig(options.fps, options.duration_s, home_s=options.home_s)
-    with dying_in_order(), closing(options.robot) as robot:
+    with graceful_exit(), closing(options.robot) as robot:
         options.say(
             "keep clear: torque goes on and the arm moves to its first pose within "
             f"{options.safety.ramp_s:g} s (Ctrl-C to stop)"
@@ -163,7 +156,7 @@ def teleoperate(
 
     cameras: while one of these has no fresh frame, the arm holds its pose.
     """
-    with dying_in_order(), closing(leader):
+    with graceful_exit(), closing(leader):
         leader.connect()  # first: an error of the leader shows before the follower has torque
         source = LeaderSource(leader, cameras)
         report = drive(source, options, on_tick)
@@ -188,7 +181,7 @@ class Rate:
         return (len(times_s) - 1) / span_s if span_s > 0 else 0.0
 
 
-class Board:
+class LiveStatus:
     """An `on_tick` that keeps the live values for the screen, which another thread may read.
 
     then: another `on_tick`, called afterwards.
@@ -221,26 +214,3 @@ class Board:
         ages_s = tick.observation.frame_age_s.items()
         ages = [f"{name} {age_s * 1e3:.0f} ms old" for name, age_s in ages_s]
         return "  ".join([f"{self._rate.hz:.1f} Hz", f"{tick.work_s * 1e3:.1f} ms per tick", *ages])
-
-
-def report_rows(report: RunReport) -> list[tuple[str, Any]]:
-    """The report of a teleoperated run as (name, text) rows."""
-    limited = {
-        guard: ", ".join(f"{joint} x{n}" for joint, n in joints.items() if n)
-        for guard, joints in report.interventions.items()
-    }
-    servos = [
-        f"{joint} {error} x{n}"
-        for joint, errors in report.servo_errors.items()
-        for error, n in errors.items()
-    ]
-    return [
-        ("ended", f"{report.reason}: {report.detail}" if report.detail else report.reason),
-        ("ran", f"{report.duration_s:.1f} s, {report.ticks} ticks"),
-        ("late", f"{report.late_ticks} ticks, at most {report.max_overrun_ms:.1f} ms"),
-        *((stage, f"p50 {d['p50_ms']:.1f}  p95 {d['p95_ms']:.1f}  max {d['max_ms']:.1f} ms")
-          for stage, d in report.stages.items()),
-        *((f"limited: {guard}", joints or "never") for guard, joints in limited.items()),
-        ("bus errors", "; ".join([f"{report.bus_errors} ticks lost", *servos])),
-        *(("exit error", error) for error in report.exit_errors),
-    ]  # fmt: skip

@@ -1,91 +1,21 @@
-"""What most tests of the export begin with."""
+"""Exported bundles, for the tests of this folder."""
 
-from __future__ import annotations
+from exported import (
+    bundle,
+    checkpoint,
+    half_bundle,
+    int8_bundle,
+    plans_ahead,
+    recording,
+    workshop,
+)
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import numpy as np
-import pytest
-from plans_ahead import PlansAhead
-from workshop import SHAPE, STEPS, Workshop
-
-from mtdit.tiny import make_tiny_clip
-from mtdit_export.export import export
-from mtdit_robots.so101 import JOINTS
-
-
-@pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(make_tiny_clip(tmp_path_factory.mktemp("models") / "clip-small", SHAPE))
-
-
-@pytest.fixture(scope="session")
-def checkpoint(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two cameras, one tower, RoPE, two observation steps."""
-    return workshop.checkpoint(
-        tmp_path_factory.mktemp("checkpoints") / "pretrained_model", workshop.config()
-    )
-
-
-@pytest.fixture(scope="session")
-def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint above in fp32, four steps of DDIM. Not to be written to."""
-    out = tmp_path_factory.mktemp("bundles") / "small.mtdit"
-    export(checkpoint, out, steps=STEPS)
-    return out
-
-
-@pytest.fixture(scope="session")
-def half_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in fp16."""
-    out = tmp_path_factory.mktemp("bundles") / "half.mtdit"
-    export(checkpoint, out, steps=STEPS, fp16=True)
-    return out
-
-
-@pytest.fixture(scope="session")
-def int8_bundle(
-    checkpoint: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The same in int8, calibrated on noise."""
-    out = tmp_path_factory.mktemp("bundles") / "int8.mtdit"
-    export(checkpoint, out, steps=STEPS, dataset=recording, int8=True)
-    return out
-
-
-@pytest.fixture(scope="session")
-def plans_ahead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlansAhead]:
-    """One process for all graphs of all tests."""
-    builder = PlansAhead(tmp_path_factory.mktemp("plans"))
-    yield builder
-    builder.close()
-
-
-@pytest.fixture(scope="session")
-def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two short episodes written by LeRobot, with the policy's cameras."""
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    vector = {"dtype": "float32", "shape": (6,), "names": [f"{joint}.pos" for joint in JOINTS]}
-    camera = {"dtype": "image", "shape": (60, 80, 3), "names": ["height", "width", "channels"]}
-    images = {f"observation.images.{name}": camera for name in ("top", "wrist")}
-    folder = tmp_path_factory.mktemp("recordings") / "drawer"
-    dataset = LeRobotDataset.create(
-        "mtdit/drawer",
-        30,
-        {"action": vector, "observation.state": vector, **images},
-        root=folder,
-        use_videos=False,
-    )
-    rng = np.random.default_rng(0)
-    for task in ("close the drawer", "wave"):
-        for _ in range(6):
-            state = rng.uniform(-20, 20, 6).astype(np.float32)
-            pictures = {key: rng.integers(0, 256, (60, 80, 3), np.uint8) for key in images}
-            dataset.add_frame(
-                {"observation.state": state, "action": state, "task": task, **pictures}
-            )
-        dataset.save_episode()
-    dataset.finalize()
-    return folder
+__all__ = [
+    "bundle",
+    "checkpoint",
+    "half_bundle",
+    "int8_bundle",
+    "plans_ahead",
+    "recording",
+    "workshop",
+]

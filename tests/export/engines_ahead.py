@@ -2,7 +2,7 @@
 
 `python engines_ahead.py plans OUT` builds single graphs: for every file named on a line of its
 standard input it prints a line of JSON. `python engines_ahead.py STORY BUNDLE` runs
-`mtdit_export.build` as on a robot computer, but ahead of time for a GPU that is not here, and with
+`mtdit_runtime.verify.build` as on a robot computer, but ahead of time for a GPU that is not here, and with
 ONNX Runtime in the engines' place, whole or wrecked. Prints one JSON object: what was said, how it
 ended, which files are there.
 """
@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 import tensorrt_rtx
 
-from mtdit_export.build import PlanBuilder, build
-from mtdit_export.errors import ExportError
-from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import ENGINES, Bundle, open_bundle
-from mtdit_runtime.engine import Engines, choose_engines
-from mtdit_runtime.engine_cache import Device, engine_folder, write_record
-from mtdit_runtime.engine_cache import read_record as record_of
+from mtdit_robots.errors import ExportError, UserError
+from mtdit_runtime.bundle.bundle import Bundle, open_bundle
+from mtdit_runtime.bundle.manifest import ENGINES
+from mtdit_runtime.engines.cache import Device, engine_folder, write_record
+from mtdit_runtime.engines.cache import read_record as record_of
+from mtdit_runtime.engines.choose import choose_engines
+from mtdit_runtime.engines.engine import Engines
+from mtdit_runtime.engines.trt_builder import PlanBuilder
+from mtdit_runtime.verify.build import build
 
 AHEAD = "SM86"
 DEVICE = Device("Test GPU", (8, 6), tensorrt_rtx.__version__)

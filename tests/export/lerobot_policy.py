@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtdit_runtime.golden import Probe
-from mtdit_runtime.policy import Noise
+from mtdit_runtime.policy.policy import Noise
+from mtdit_runtime.verify.fixtures import Probe
 
 
 class LeRobot:

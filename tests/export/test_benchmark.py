@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from repository import ROOT
+
 UNCOMPILED = {**os.environ, "TORCH_COMPILE_DISABLE": "1"}  # a minute per test otherwise
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+FOLDER = ROOT / "benchmarks"
 RATIOS = (
     "denoiser_ratio_vs_eager",
     "denoiser_ratio_vs_plain_onnx",

@@ -20,9 +20,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from plans_ahead import SCRIPT, PlansAhead
 
-from mtdit_export.build import known_trouble
 from mtdit_export.export import export
-from mtdit_runtime.bundle import open_bundle
+from mtdit_runtime.bundle.bundle import open_bundle
+from mtdit_runtime.engines.trt_builder import known_problem
 
 
 def ahead(*words: str | Path) -> dict[str, Any]:
@@ -100,11 +100,11 @@ def test_a_jetson_whose_system_is_known_to_fail_is_told(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     release = tmp_path / "etc/nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.7, GCID: 1, BOARD: generic, EABI: aarch64")
-    (line,) = known_trouble(tmp_path)
+    (line,) = known_problem(tmp_path)
     assert "L4T 36.4.7" in line
     assert "36.5.0" in line
     release.write_text("# R36 (release), REVISION: 5.0, GCID: 1, BOARD: generic, EABI: aarch64")
-    assert known_trouble(tmp_path) == []
+    assert known_problem(tmp_path) == []
 
 
 @pytest.fixture(scope="module")

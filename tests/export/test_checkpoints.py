@@ -14,13 +14,13 @@ import pytest
 from brysonjones_oracle import CAMERAS, FRAME, TASK, Theirs, config_json, diffusion
 from workshop import TASKS, Workshop
 
-from mtdit.checkpoint import DatasetFacts
+from mtdit.stats import DatasetFacts
 from mtdit_export.export import export
 from mtdit_robots.errors import UserError
-from mtdit_robots.so101 import JOINTS
-from mtdit_runtime.bundle import open_bundle
-from mtdit_runtime.engine import choose_engines
-from mtdit_runtime.policy import BundlePolicy
+from mtdit_robots.so101.joints import JOINTS
+from mtdit_runtime.bundle.bundle import open_bundle
+from mtdit_runtime.engines.choose import choose_engines
+from mtdit_runtime.policy.bundle_policy import BundlePolicy
 
 STEPS = 4
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from workshop import Workshop
 
-from mtdit.checkpoint import open_checkpoint
-from mtdit.cli import main
-from mtdit_export.asked import joints_of, known_facts
+from mtdit.checkpoint.read import open_checkpoint
+from mtdit.cli.app import main
 from mtdit_export.export import export
+from mtdit_export.preflight import joints_of, known_facts
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import open_bundle
+from mtdit_runtime.bundle.bundle import open_bundle
 
 STATE, ACTION, TOP = "observation.state", "action", "observation.images.top"
 NAN, INF = float("nan"), float("inf")

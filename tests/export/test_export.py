@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from command_line import mtdit
 
-from mtdit.checkpoint import open_checkpoint
+from mtdit.checkpoint.read import open_checkpoint
+from mtdit.cli.terminal.tables import export_table
 from mtdit.config import Feature
-from mtdit_export.asked import joints_of, known_facts, matching_dataset, sampled
 from mtdit_export.export import export
+from mtdit_export.preflight import joints_of, known_facts, matching_dataset, sampled
 from mtdit_robots.errors import UserError
-from mtdit_robots.so101 import JOINTS
-from mtdit_runtime.bundle import Bundle, open_bundle
+from mtdit_robots.so101.joints import JOINTS
+from mtdit_runtime.bundle.bundle import Bundle, open_bundle
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], says: str) -> None:
@@ -74,7 +75,7 @@ def test_stages_are_told_and_a_bundle_is_replaced_as_a_whole(workshop: Any, tmp_
     assert told["task"] == "open the drawer"
     assert told["stages"]["denoiser"]["parameters"] > 0
     assert told["stages"]["denoiser"]["latency_ms"] > 0
-    assert report.table().row_count == len(told["stages"]) == 12
+    assert export_table(report).row_count == len(told["stages"]) == 12
 
 
 def test_statistics_that_are_not_finite_name_the_bundle(workshop: Any, tmp_path: Path) -> None:

@@ -9,18 +9,13 @@ import torch
 import torchvision
 from torchvision.transforms.v2.functional import InterpolationMode
 
-from mtdit.data import normalized_images
-from mtdit.encoders import TextShape, TextTower
-from mtdit.policy import Batch
-from mtdit_export.fold import (
-    Axis,
-    FoldedText,
-    Preprocess,
-    crop_window,
-    fold,
-    resize_matrix,
-    with_sampler,
-)
+from mtdit.policies.images import normalized_images
+from mtdit.policies.multi_task_dit.clip import TextShape, TextTower
+from mtdit.policies.multi_task_dit.policy import Batch
+from mtdit_export.fold.clip import FoldedText
+from mtdit_export.fold.denoiser import with_sampler
+from mtdit_export.fold.fold import fold
+from mtdit_export.fold.frames import Axis, Preprocess, crop_window, resize_matrix
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -13,11 +13,13 @@ import torch
 from lerobot_policy import LeRobot, lerobot_noise
 
 from mtdit_robots.robot import Positions
-from mtdit_runtime.bundle import open_bundle
-from mtdit_runtime.chunks import ChunkQueue
-from mtdit_runtime.engine import choose_engines
-from mtdit_runtime.golden import Candidate, Probe
-from mtdit_runtime.policy import BundlePolicy, Chunk, Noise
+from mtdit_runtime.bundle.bundle import open_bundle
+from mtdit_runtime.control.chunks import ChunkQueue
+from mtdit_runtime.engines.choose import choose_engines
+from mtdit_runtime.policy.bundle_policy import BundlePolicy
+from mtdit_runtime.policy.policy import Chunk, Noise
+from mtdit_runtime.verify.candidate import EngineRunner
+from mtdit_runtime.verify.fixtures import Probe
 
 CAMERAS = ("top", "wrist")
 TASK = "push the red cube to the left"
@@ -54,7 +56,7 @@ def test_every_stage_equals_lerobots(lerobot: LeRobot, bundle: Path, task: str, 
     frames = {c: np.stack([f[c] for _, f in observations]) for c in CAMERAS}
     positions = np.stack([p for p, _ in observations]).astype(np.float32)
     probe = Probe(frames, positions, task, next(lerobot_noise(seed, opened.manifest.horizon)))
-    wanted, candidate = lerobot.stages(probe, seed), Candidate(opened)
+    wanted, candidate = lerobot.stages(probe, seed), EngineRunner(opened)
 
     features, (_, text) = candidate.features(probe), candidate.text(task)
     np.testing.assert_allclose(features, wanted["features"], atol=1e-5, rtol=0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mtdit_export.fold import fold
+from mtdit_export.fold.fold import fold
 from mtdit_export.padding import FURTHER, widen
 
 

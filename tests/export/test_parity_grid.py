@@ -20,14 +20,15 @@ from PIL import Image
 from plans_ahead import PlansAhead
 from workshop import Workshop
 
-from mtdit.dataset import Dataset, open_dataset
-from mtdit.encoders import ClipShape, TextShape, VisionShape
+from mtdit.data.lerobot_dataset import Dataset, open_dataset
+from mtdit.policies.multi_task_dit.clip import ClipShape, TextShape, VisionShape
+from mtdit.policies.multi_task_dit.tiny_clip import make_tiny_clip
 from mtdit.simulate import simulate
-from mtdit.tiny import make_tiny_clip
 from mtdit_export.export import export
-from mtdit_export.verify import read_frames
-from mtdit_runtime.bundle import open_bundle
-from mtdit_runtime.golden import Candidate, Probe
+from mtdit_export.reference import read_frames
+from mtdit_runtime.bundle.bundle import open_bundle
+from mtdit_runtime.verify.candidate import EngineRunner
+from mtdit_runtime.verify.fixtures import Probe
 
 SAMPLERS: Mapping[str, Mapping[str, Any]] = {
     "ddim epsilon": {"noise_scheduler_type": "DDIM", "prediction_type": "epsilon"},
@@ -161,7 +162,7 @@ def test_export_equals_lerobot_and_tensorrt_takes_it(
     assert bundle.manifest.precision == precision
     lerobot, candidate, draws = (
         LeRobot(checkpoint),
-        Candidate(bundle),
+        EngineRunner(bundle),
         bundle.manifest.sampler.draws,
     )
     for seed, row in enumerate((0, 60)):
@@ -179,7 +180,7 @@ def test_export_equals_lerobot_and_tensorrt_takes_it(
     assert [line.split()[:2] for line in lines] == [["built:", path.name] for path in graphs]
 
 
-def compare_stages(candidate: Candidate, probe: Probe, wanted: Mapping[str, np.ndarray]) -> None:
+def compare_stages(candidate: EngineRunner, probe: Probe, wanted: Mapping[str, np.ndarray]) -> None:
     """The denoiser on LeRobot's own features and text."""
     features, (_, text) = candidate.features(probe), candidate.text(probe.task)
     if probe.frames:

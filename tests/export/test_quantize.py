@@ -17,14 +17,16 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from workshop import STEPS
 
-from mtdit.checkpoint import WEIGHTS
-from mtdit_export.errors import ExportError
+from mtdit.checkpoint.names import WEIGHTS
 from mtdit_export.export import example_inputs, export
-from mtdit_export.fold import ClipBlock, Dense, Folded, FoldedVision, Norm, fold
-from mtdit_export.lint import problems
+from mtdit_export.fold.clip import ClipBlock
+from mtdit_export.fold.fold import Folded, fold
+from mtdit_export.fold.frames import FoldedVision
+from mtdit_export.fold.layers import Dense, Norm
 from mtdit_export.quantize import Int8Dense, input_peaks, normed_products, quantize, smooth
 from mtdit_export.trace import trace
-from mtdit_robots.errors import UserError
+from mtdit_export.trt_compat import problems
+from mtdit_robots.errors import ExportError, UserError
 
 LOUD = 64.0
 

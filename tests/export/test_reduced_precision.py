@@ -11,13 +11,14 @@ import pytest
 from lerobot_policy import LeRobot, lerobot_noise
 from workshop import CAMERA, STEPS, TASKS
 
-from mtdit.checkpoint import open_checkpoint
-from mtdit.dataset import open_dataset
+from mtdit.checkpoint.read import open_checkpoint
+from mtdit.data.lerobot_dataset import open_dataset
 from mtdit.simulate import simulate
 from mtdit_export.export import export
-from mtdit_export.verify import dataset_probes
-from mtdit_runtime.bundle import open_bundle
-from mtdit_runtime.golden import Candidate, Probe
+from mtdit_export.reference import dataset_probes
+from mtdit_runtime.bundle.bundle import open_bundle
+from mtdit_runtime.verify.candidate import EngineRunner
+from mtdit_runtime.verify.fixtures import Probe
 
 SEEDS = 6
 LIMITS = {
@@ -47,7 +48,7 @@ def test_chunks_are_lerobots_within_a_share_of_their_spread(
         int8=precision == "int8",
     )
     candidate, lerobot, m = (
-        Candidate(open_bundle(out)),
+        EngineRunner(open_bundle(out)),
         LeRobot(checkpoint),
         open_bundle(out).manifest,
     )

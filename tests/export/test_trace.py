@@ -14,14 +14,15 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from mtdit_export.errors import ExportError
 from mtdit_export.export import example_inputs
-from mtdit_export.fold import fold, with_sampler
-from mtdit_export.lint import OPSET, problems
+from mtdit_export.fold.denoiser import with_sampler
+from mtdit_export.fold.fold import fold
 from mtdit_export.precision import halve
 from mtdit_export.trace import trace, write
+from mtdit_export.trt_compat import OPSET, problems
 from mtdit_export.unroll import unroll
-from mtdit_runtime.bundle import open_bundle
+from mtdit_robots.errors import ExportError
+from mtdit_runtime.bundle.bundle import open_bundle
 
 GRAPHS = ("vision", "text", "history", "denoiser")
 

@@ -15,17 +15,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtdit.checkpoint import open_checkpoint
-from mtdit.policy import Batch
-from mtdit.rollout import TorchPolicy
+from mtdit.checkpoint.read import open_checkpoint
+from mtdit.policies.multi_task_dit.policy import Batch
+from mtdit.torch_policy import TorchPolicy
 from mtdit_export.export import example_inputs, export
-from mtdit_export.fold import Folded, fold
-from mtdit_export.lint import problems
+from mtdit_export.fold.fold import Folded, fold
 from mtdit_export.trace import write
+from mtdit_export.trt_compat import problems
 from mtdit_export.unroll import unroll
-from mtdit_runtime.bundle import KNOWN, PREFIX, PREFIX_MASK, STATE, open_bundle
-from mtdit_runtime.engine import choose_engines
-from mtdit_runtime.policy import BundlePolicy
+from mtdit_runtime.bundle.bundle import open_bundle
+from mtdit_runtime.bundle.manifest import KNOWN, PREFIX, PREFIX_MASK, STATE
+from mtdit_runtime.engines.choose import choose_engines
+from mtdit_runtime.policy.bundle_policy import BundlePolicy
 
 BLIND: Mapping[str, Any] = {
     "cameras": (),

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtdit.checkpoint import DatasetFacts, PretrainedFiles, image_scaling, save_pretrained
-from mtdit.config import Feature, PolicyConfig
-from mtdit.encoders import ClipShape, TextShape, VisionShape, load_tokenizer
-from mtdit.policy import Policy
-from mtdit_robots.so101 import JOINTS
+from mtdit.checkpoint.write import PretrainedFiles, save_pretrained
+from mtdit.config import Feature
+from mtdit.policies.multi_task_dit.clip import ClipShape, TextShape, VisionShape
+from mtdit.policies.multi_task_dit.clip_lookup import load_tokenizer
+from mtdit.policies.multi_task_dit.config import PolicyConfig
+from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
+from mtdit.stats import DatasetFacts, image_scaling
+from mtdit_robots.so101.joints import JOINTS
 
 torch.set_num_threads(1)
 SHAPE = ClipShape(
@@ -60,10 +63,10 @@ class Workshop:
             **{**SMALL, **changes},
         )
 
-    def policy(self, config: PolicyConfig, seed: int = 0) -> Policy:
+    def policy(self, config: PolicyConfig, seed: int = 0) -> MultiTaskDiT:
         """A fresh AdaLN is zero, which would switch every block off: it is drawn too."""
         torch.manual_seed(seed)
-        policy = Policy(config, self.shape).eval()
+        policy = MultiTaskDiT(config, self.shape).eval()
         for name, parameter in policy.named_parameters():
             if "adaLN" in name:
                 torch.nn.init.normal_(parameter, std=0.05)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_dataset import write_dataset
 
-from mtdit.tiny import make_tiny_clip
+from mtdit.policies.multi_task_dit.tiny_clip import make_tiny_clip
 
 torch.set_num_threads(1)
 

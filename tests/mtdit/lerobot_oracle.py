@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTaskDiTConfig
@@ -17,10 +18,11 @@ from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
     MultiTaskDiTPolicy,
 )
 
-from mtdit.config import PolicyConfig, policy_config_from_dict
-from mtdit.encoders import load_tokenizer, tokenize
-from mtdit.objectives import make_objective
-from mtdit.policy import Batch, Policy
+from mtdit.policies.multi_task_dit.clip_lookup import load_tokenizer, tokenize
+from mtdit.policies.multi_task_dit.config import PolicyConfig
+from mtdit.policies.multi_task_dit.config_json import policy_config_from_dict
+from mtdit.policies.multi_task_dit.policy import Batch, MultiTaskDiT
+from mtdit.policies.objectives import make_objective
 
 CAMERAS = ("top", "wrist", "side")
 SMALL: dict[str, Any] = {
@@ -65,13 +67,13 @@ def our_config(theirs: MultiTaskDiTPolicy) -> PolicyConfig:
     return policy_config_from_dict({k: v for k, v in raw.items() if k != "type"})
 
 
-def our_policy(theirs: MultiTaskDiTPolicy) -> Policy:
-    ours = Policy(our_config(theirs)).eval()
+def our_policy(theirs: MultiTaskDiTPolicy) -> MultiTaskDiT:
+    ours = MultiTaskDiT(our_config(theirs)).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return ours
 
 
-def set_objective(theirs: MultiTaskDiTPolicy, ours: Policy, **options: Any) -> None:
+def set_objective(theirs: MultiTaskDiTPolicy, ours: MultiTaskDiT, **options: Any) -> None:
     """Gives both policies another objective over the same network, as their constructors would."""
     c = theirs.config
     for name, value in options.items():
@@ -87,7 +89,7 @@ tokenizer_of = cache(load_tokenizer)  # reading the vocabulary takes longer than
 
 
 def batches(
-    ours: Policy, clip: Path, size: int = 3, seed: int = 11
+    ours: MultiTaskDiT, clip: Path, size: int = 3, seed: int = 11
 ) -> tuple[dict[str, torch.Tensor], Batch]:
     """The same random observations and actions as LeRobot's batch and as ours."""
     c, generator = ours.config, torch.Generator().manual_seed(seed)
@@ -109,3 +111,33 @@ def batches(
         **{f"observation.images.{camera}": x for camera, x in images.items()},
     }
     return theirs, Batch(images, state, ours.pooled_text(ids), actions, is_pad)
+
+
+STUCK = -30.0
+
+
+def statistics(rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
+    low = rng.uniform(-90, 0, 6).astype(np.float32)
+    high = (low + rng.uniform(20, 120, 6)).astype(np.float32)
+    low[4] = high[4] = STUCK  # a joint that never moved
+    image = {
+        "mean": np.full((3, 1, 1), 0.45, np.float32),
+        "std": np.full((3, 1, 1), 0.22, np.float32),
+    }
+    vectors = {
+        "observation.state": {"min": low, "max": high},
+        "action": {"min": low - 1, "max": high + 1},
+    }
+    return {**vectors, **{f"observation.images.{c}": image for c in ("top", "wrist")}}
+
+
+def save_as_lerobot(policy: Any, folder: Path) -> None:
+    from lerobot.policies.factory import make_pre_post_processors
+
+    stats = {
+        k: {n: torch.from_numpy(v) for n, v in s.items()}
+        for k, s in statistics(np.random.default_rng(1)).items()
+    }
+    policy.save_pretrained(folder)
+    for processor in make_pre_post_processors(policy.config, dataset_stats=stats):
+        processor.save_pretrained(folder)

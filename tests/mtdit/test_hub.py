@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mtdit.checkpoint import find_pretrained
-from mtdit.config import check_policy_type, read_json
+from mtdit.checkpoint.find import find_pretrained
 from mtdit.hub import Hub, fetch, is_repo_id
+from mtdit.policies.multi_task_dit.config_json import check_policy_type
 from mtdit_robots.errors import UserError
+from mtdit_runtime.files import read_json
 
 COMMIT = "c" * 40
 FILES = {

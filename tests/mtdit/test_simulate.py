@@ -13,7 +13,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from mtdit.simulate import SimulateReport, record, simulate
 from mtdit_robots.errors import UserError
-from mtdit_robots.so101 import JOINTS
+from mtdit_robots.so101.joints import JOINTS
+from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import World
 
 TASKS = ("open the drawer", "push the red cube to the left")
@@ -96,9 +97,9 @@ def test_equal_seeds_give_equal_values(recorded: Recorded, tmp_path: Path) -> No
 def test_videos_hold_what_the_cameras_saw_tick_by_tick(recorded: Recorded) -> None:
     """Frame t of the file is the picture before command t, up to compression."""
     out, _, _ = recorded
-    dataset, world = LeRobotDataset("mtdit/set", root=out), World()
+    dataset, world = LeRobotDataset("mtdit/set", root=out), World(find_task("open the drawer"))
     world.energise()
-    world.reset(TASKS[0], 5)
+    world.reset(find_task(TASKS[0]), 5)
     frames = record(world, 0.0, SIZE)
     world.close()
     for tick in (0, 40, len(frames) - 1):

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from mtdit.report import Silent
-from mtdit.team import gather
-from mtdit.train import train
-from mtdit.train_config import TrainConfig
+from mtdit.training.config import TrainConfig
+from mtdit.training.distributed import init_distributed
+from mtdit.training.reporters import Silent
+from mtdit.training.run import train
 from mtdit_robots.errors import UserError
 
 
@@ -34,7 +34,7 @@ def ended(fields: dict) -> str:
 
 def take_turns(note: Path) -> None:
     """The main process takes its time; the other one finds what it left."""
-    team = gather(torch.device("cpu"), "no")
+    team = init_distributed(torch.device("cpu"), "no")
 
     def work() -> bool:
         found = note.exists()

@@ -11,28 +11,29 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mtdit_robots.arm import So101Arm
-from mtdit_robots.calibrate import Calibrator
-from mtdit_robots.calibration import Calibration
-from mtdit_robots.feetech import WRITE, Bus, Frame
-from mtdit_robots.leader import So101Leader
-from mtdit_robots.signals import ENDING_SIGNALS, undisturbed
+from mtdit_robots.bus.feetech import Bus
+from mtdit_robots.bus.packets import WRITE, Packet
+from mtdit_robots.signals import ENDING_SIGNALS, signals_deferred
+from mtdit_robots.so101.arm import So101Arm
+from mtdit_robots.so101.calibrate import Calibrator
+from mtdit_robots.so101.calibration import Calibration
+from mtdit_robots.so101.leader import So101Leader
 
 if TYPE_CHECKING:
-    from conftest import Chain
+    from servo_chain import Chain
 
 PATIENT_S = 2.0
 TORQUE_OFF = b"\x28\x00"  # what a servo is asked one by one to confirm
 
 
-class Tripwire(list[Frame]):
+class Tripwire(list[Packet]):
     """A bus log that sends this process a signal with every single torque-off, while it waits for
     the reply.
     """
 
     armed, hits = False, 0
 
-    def append(self, frame: Frame) -> None:
+    def append(self, frame: Packet) -> None:
         super().append(frame)
         if self.armed and (frame.code, frame.data) == (WRITE, TORQUE_OFF):
             self.hits += 1
@@ -96,7 +97,7 @@ def test_letting_go_is_not_interrupted(
 
 
 def test_afterwards_ctrl_c_is_ctrl_c_again(tripwire: Tripwire) -> None:
-    with undisturbed():
+    with signals_deferred():
         signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)

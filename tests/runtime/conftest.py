@@ -15,21 +15,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from mtdit_robots.robot import Observation
-from mtdit_runtime import bundle as bundles
-from mtdit_runtime.bundle import (
-    Bundle,
-    Camera,
-    Graph,
-    Joint,
-    Manifest,
-    Sampler,
-    Tensor,
-    open_bundle,
-)
-from mtdit_runtime.engine import choose_engines
+from mtdit_runtime.bundle import bundle as bundle_bundle
+from mtdit_runtime.bundle import manifest as bundles
+from mtdit_runtime.bundle.bundle import Bundle, open_bundle
+from mtdit_runtime.bundle.manifest import Camera, Graph, Joint, Manifest, Sampler, Tensor
+from mtdit_runtime.bundle.publish import new_bundle
+from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.normalize import Stats, save_stats
-from mtdit_runtime.policy import BundlePolicy
-from mtdit_runtime.publish import new_bundle
+from mtdit_runtime.policy.bundle_policy import BundlePolicy
 
 JOINTS = ("pan", "lift", "grip")
 CAMERAS = ("top", "wrist")
@@ -126,7 +119,7 @@ def bundle_folder(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_stats(
             scratch / bundles.STATS, {k: _minmax() for k in (bundles.STATE_KEY, bundles.ACTION_KEY)}
         )
-        bundles.save_task_features(scratch / bundles.TASKS, toy.tasks)
+        bundle_bundle.save_task_features(scratch / bundles.TASKS, toy.tasks)
         (scratch / bundles.TOKENIZER).write_text(json.dumps(_tokenizer()))
         bundles.write_manifest(scratch, _manifest())
     return folder

@@ -10,8 +10,9 @@ import pytest
 
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bench import bench, machine_speed, report
-from mtdit_runtime.bundle import open_bundle, write_manifest
-from mtdit_runtime.doctor import power_mode
+from mtdit_runtime.bundle.bundle import open_bundle
+from mtdit_runtime.bundle.manifest import write_manifest
+from mtdit_runtime.jetson import power_mode
 
 FLOPS, BYTES = 3_000_000, 2_000_000
 

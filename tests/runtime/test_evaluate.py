@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import Bundle
+from mtdit_runtime.bundle.bundle import Bundle
 from mtdit_runtime.evaluate import SEED_STRIDE, episode_seed, evaluate, wilson_interval
-from mtdit_runtime.policy import BundlePolicy
+from mtdit_runtime.policy.bundle_policy import BundlePolicy
 
 TASK, OTHER = "open the drawer", "close the drawer"
 

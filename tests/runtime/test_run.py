@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle import open_bundle, write_manifest
-from mtdit_runtime.record import load_log
+from mtdit_runtime.bundle.bundle import open_bundle
+from mtdit_runtime.bundle.manifest import write_manifest
+from mtdit_runtime.recording.run_log import load_log
 from mtdit_runtime.run import RunOptions, run_policy
 
 TASK = "open the drawer"

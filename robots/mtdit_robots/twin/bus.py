@@ -19,22 +19,22 @@ import tty
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from mtdit_robots.errors import UserError
-from mtdit_robots.feetech import (
+from mtdit_robots.bus.packets import (
     ACTION,
     BROADCAST,
-    FRAME_OVERHEAD,
     MAX_LENGTH,
+    PACKET_OVERHEAD,
     PING,
     READ,
     REG_WRITE,
     SYNC_READ,
     SYNC_WRITE,
     WRITE,
-    Frame,
-    build,
-    take_frame,
+    Packet,
+    build_packet,
+    take_packet,
 )
+from mtdit_robots.errors import UserError
 from mtdit_robots.twin.faults import Faults
 from mtdit_robots.twin.registers import ServoRegisters
 
@@ -66,7 +66,7 @@ class VirtualBus:
         before_read: Callable[[], None] = _nothing,
         wire_time: bool = False,
         link: str | Path | None = None,
-        log: list[Frame] | None = None,
+        log: list[Packet] | None = None,
     ) -> None:
         self.servos = servos
         self._on_goal, self._before_read = on_goal, before_read
@@ -99,7 +99,7 @@ class VirtualBus:
             self._input += os.read(self._master, 65536)
         self._arrived_s = time.monotonic()
         n_requests = 0
-        while request := take_frame(
+        while request := take_packet(
             self._input, max_id=BROADCAST, max_code=0xFF, max_length=MAX_LENGTH
         ):
             self._handle(request)
@@ -153,7 +153,7 @@ class VirtualBus:
         answer = fcntl.ioctl(self._slave, _TCGETS2, bytes(_TERMIOS2.size))
         return int(_TERMIOS2.unpack(answer)[-1])
 
-    def _handle(self, request: Frame) -> None:
+    def _handle(self, request: Packet) -> None:
         """Let every servo that receives the request act on it, then send the replies."""
         if self._log is not None:
             self._log.append(request)
@@ -172,10 +172,10 @@ class VirtualBus:
             self._on_goal()
         self._reply(request, replies, baud)
 
-    def _reply(self, request: Frame, replies: list[tuple[float, bytes]], baud: int) -> None:
+    def _reply(self, request: Packet, replies: list[tuple[float, bytes]], baud: int) -> None:
         """Write the replies, each given with its return delay in seconds."""
         if self._wire_time:
-            n_bytes = FRAME_OVERHEAD + len(request.data) + sum(len(frame) for _, frame in replies)
+            n_bytes = PACKET_OVERHEAD + len(request.data) + sum(len(frame) for _, frame in replies)
             taken_s = n_bytes * 10 / baud + sum(delay_s for delay_s, _ in replies)
             self._wire_free_s = max(self._wire_free_s, self._arrived_s) + taken_s
         heard = self.faults.distort(frame for _, frame in replies)
@@ -187,7 +187,7 @@ class VirtualBus:
 
 
 def _status(servo: ServoRegisters, servo_id: int, data: bytes = b"") -> tuple[float, bytes]:
-    return servo.return_delay_s, build(servo_id, servo.error, data)
+    return servo.return_delay_s, build_packet(servo_id, servo.error, data)
 
 
 def _sync_write(servos: list[ServoRegisters], data: bytes) -> bool:
@@ -218,7 +218,7 @@ def _sync_read(servos: list[ServoRegisters], data: bytes) -> list[tuple[float, b
 
 
 def _unicast(
-    servos: list[ServoRegisters], request: Frame
+    servos: list[ServoRegisters], request: Packet
 ) -> tuple[list[tuple[float, bytes]], bool]:
     """PING, READ, WRITE, REG_WRITE or ACTION to one servo, or to all of them.
 
@@ -240,7 +240,7 @@ def _unicast(
     return replies, wrote_goal
 
 
-def _write(servo: ServoRegisters, request: Frame) -> bool:
+def _write(servo: ServoRegisters, request: Packet) -> bool:
     """Carry out WRITE, REG_WRITE or ACTION on one servo. True when it wrote Goal_Position."""
     if request.code == ACTION:
         return servo.action()

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdit_robots.calibration import JointCalibration
-from mtdit_robots.so101 import IDS, JOINTS
-from mtdit_robots.sts3215 import REGISTERS, encode
+from mtdit_robots.bus.sts3215 import REGISTERS, encode
+from mtdit_robots.so101.calibration import JointCalibration
+from mtdit_robots.so101.joints import IDS, JOINTS
 from mtdit_robots.twin import servo_model
 from mtdit_robots.twin.arm_figures import RANGES_RAD
 from mtdit_robots.twin.registers import ServoRegisters

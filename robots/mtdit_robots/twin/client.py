@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from mtdit_robots.arm import So101Arm
-from mtdit_robots.calibration import JointCalibration
 from mtdit_robots.errors import UserError
+from mtdit_robots.so101.arm import So101Arm
+from mtdit_robots.so101.calibration import JointCalibration
 from mtdit_robots.twin.chain import twin_calibration
 from mtdit_robots.twin.frames import Frame, SharedFrames, TwinCamera, new_memory
 from mtdit_robots.twin.server import Control, Settings

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mtdit_robots.timing import TICK_S
 from mtdit_robots.twin import servo_model
 from mtdit_robots.twin.kinematics import PAN_X_M, ToolPose, azimuth, solve, tool_pose
-from mtdit_robots.twin.plans import Waypoint
-from mtdit_robots.twin.scene import TICK_S
+from mtdit_robots.twin.waypoints import Waypoint
 
 if TYPE_CHECKING:
     from mtdit_robots.twin.world import World

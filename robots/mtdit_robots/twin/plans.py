@@ -7,39 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.twin.kinematics import ToolPose, azimuth, reachable
-from mtdit_robots.twin.scene import CUBE_HALF_M
-
-if TYPE_CHECKING:
-    from mtdit_robots.twin.world import World
+from mtdit_robots.twin.objects import CUBE_HALF_M
+from mtdit_robots.twin.waypoints import Plan, Waypoint
+from mtdit_robots.twin.world import World
 
 # Straight down first: the top camera then sees most; a tilted tool reaches farther
 PITCHES_RAD = np.radians(range(90, 40, -5))
 SHUT_RAD = -0.14  # a goal beyond the closed jaw, so that the torque limit sets the grip force
 FIXED_FACE_M = 0.0079  # from the tool centre to the fixed jaw's inner face
 Point = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Waypoint:
-    """Be at `pose` with the jaw at `grip_rad`, `seconds` after the previous way-point.
-
-    The path is straight, or with `swing` an arc about the pan axis that stays clear of the base.
-    """
-
-    pose: ToolPose
-    grip_rad: float
-    seconds: float
-    swing: bool = False
-
-
-Plan = list[Waypoint]
 
 
 def open_drawer(world: World) -> Plan:

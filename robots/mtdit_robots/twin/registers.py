@@ -7,7 +7,7 @@ reports the present state.
 
 from __future__ import annotations
 
-from mtdit_robots.sts3215 import (
+from mtdit_robots.bus.sts3215 import (
     BAUD_CODES,
     MODEL_NUMBER,
     REGISTER_FILE_SIZE,

@@ -29,6 +29,7 @@ from mtdit_robots.twin.bus import VirtualBus
 from mtdit_robots.twin.frames import SharedFrames
 from mtdit_robots.twin.render import choose_renderer
 from mtdit_robots.twin.scene import SUBSTEP_S, SUBSTEPS
+from mtdit_robots.twin.tasks import TASKS, find_task
 from mtdit_robots.twin.world import CAMERAS, World
 
 CATCH_UP_S = 0.1  # when physics lags more than this, it skips the lag instead of catching up
@@ -56,7 +57,7 @@ class Server:
     def __init__(self, settings: Settings, control: Control) -> None:
         self._control = control
         self._lockstep = settings.clock == "lockstep"
-        self._world = World()
+        self._world = World(next(iter(TASKS.values())))
         self._frames = SharedFrames(settings.frames_fd, CAMERAS, settings.image_size)
         self._bus = VirtualBus(
             self._world.registers, self._on_goal, self._world.report, settings.wire_time,
@@ -138,7 +139,7 @@ class Server:
 
     def _handle(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["do"] == "reset":
-            self._world.reset(request["task"], request["seed"])
+            self._world.reset(find_task(request["task"]), request["seed"])
             self._draw_all()
             self._next_step_s = time.monotonic()
             return {}

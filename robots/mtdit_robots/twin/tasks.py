@@ -7,19 +7,13 @@ All tasks share one scene and one distribution of layouts. Left and right are th
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.twin import plans
-from mtdit_robots.twin.plans import Plan
-from mtdit_robots.twin.scene import CUBE_HALF_M
-
-if TYPE_CHECKING:
-    from mtdit_robots.twin.world import World
+from mtdit_robots.twin.objects import CUBE_HALF_M
+from mtdit_robots.twin.world import Task, World
 
 OPEN_M, CLOSED_M = 0.06, 0.01  # drawer
 PUSHED_M = 0.05
@@ -28,21 +22,6 @@ IN_BOWL_M, IN_BOWL_HEIGHT_M = 0.035, 0.040  # from the bowl's centre to the cube
 
 SHUT = (0.0, 0.0)
 AJAR = (0.04, 0.07)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task.
-
-    name: the instruction for the policy. drawer_range_m: lowest and highest opening of the drawer
-    at the start. done: whether the task is done in the present state of the world. plan: the
-    expert's way-points for the present state.
-    """
-
-    name: str
-    drawer_range_m: tuple[float, float]
-    done: Callable[[World], bool]
-    plan: Callable[[World], Plan]
 
 
 def _opened(world: World) -> bool:

@@ -8,20 +8,38 @@ only on (task, seed, commands): there is no clock and no hidden randomness.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdit_robots import calibration as calibrations
 from mtdit_robots.errors import UserError
-from mtdit_robots.so101 import JOINTS, Ranges
+from mtdit_robots.so101 import calibration as calibrations
+from mtdit_robots.so101.joints import JOINTS, Ranges
 from mtdit_robots.twin import chain, servo_model
 from mtdit_robots.twin.layout import Layout, draw_layout
 from mtdit_robots.twin.render import Renderer, load_mujoco, make_renderer
 from mtdit_robots.twin.scene import LARGEST_PICTURE, SUBSTEP_S, SUBSTEPS, build_mjcf
 from mtdit_robots.twin.servos import Servos
-from mtdit_robots.twin.tasks import TASKS, Task, find_task
+from mtdit_robots.twin.waypoints import Plan
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    name: the instruction for the policy. drawer_range_m: lowest and highest opening of the drawer
+    at the start. done: whether the task is done in the present state of the world. plan: the
+    expert's way-points for the present state.
+    """
+
+    name: str
+    drawer_range_m: tuple[float, float]
+    done: Callable[[World], bool]
+    plan: Callable[[World], Plan]
+
 
 CAMERAS = ("top", "wrist")  # what a policy sees
 OVERVIEW = "overview"  # for people
@@ -35,7 +53,7 @@ class World:
     UserError when mujoco is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task) -> None:
         self._mujoco = load_mujoco()
         self.model = self._mujoco.MjModel.from_xml_string(build_mjcf())
         self.data = self._mujoco.MjData(self.model)
@@ -47,11 +65,11 @@ class World:
         self._renderers: dict[bool, Renderer] = {}
         self._fine: tuple[Any, Any] | None = None
         self.tick = 0
-        self.reset(next(iter(TASKS)), 0)
+        self.reset(task, 0)
 
     # Episodes
 
-    def reset(self, task: str, seed: int) -> None:
+    def reset(self, task: Task, seed: int) -> None:
         """Reset the scene for the instruction and put the arm in its rest pose. UserError for an
         unknown instruction.
 
@@ -59,7 +77,7 @@ class World:
         without torque is held there until torque comes on; otherwise it would fall onto the
         objects.
         """
-        self.task: Task = find_task(task)
+        self.task = task
         self.seed = seed
         layout = draw_layout(seed, self.task.drawer_range_m)
         self._place(layout)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from mtdit_robots.twin.render import OVERRIDE, choose_renderer
+from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import World
 
 
@@ -26,7 +27,7 @@ def _one_renderer() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     """Torque on, gains as the driver sets them. Reset it first: tests share it."""
-    made = World()
+    made = World(find_task("open the drawer"))
     made.energise()
     yield made
     made.close()

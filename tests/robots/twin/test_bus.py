@@ -10,30 +10,29 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mtdit_robots.errors import UserError
-from mtdit_robots.feetech import (
+from mtdit_robots.bus.feetech import Bus, BusError
+from mtdit_robots.bus.packets import (
     ACTION,
     BROADCAST,
     PING,
     READ,
     REG_WRITE,
     WRITE,
-    Bus,
-    BusError,
-    Frame,
-    build,
-    take_frame,
+    Packet,
+    build_packet,
+    take_packet,
 )
+from mtdit_robots.errors import UserError
 from mtdit_robots.twin.bus import VirtualBus
 from mtdit_robots.twin.registers import ServoRegisters
 
 if TYPE_CHECKING:
-    from conftest import Chain
+    from servo_chain import Chain
 
 PATIENT_S = 2.0
 
 
-def ask(chain: Chain, request: bytes, n_replies: int) -> list[Frame]:
+def ask(chain: Chain, request: bytes, n_replies: int) -> list[Packet]:
     """Send raw bytes through a client's port; wait for `n_replies`, then see that nothing else
     comes.
     """
@@ -45,45 +44,51 @@ def ask(chain: Chain, request: bytes, n_replies: int) -> list[Frame]:
         while len(replies) < n_replies and time.monotonic() < deadline:
             if bus._poll.poll(50):
                 buffer += os.read(fd, 4096)
-            while frame := take_frame(buffer):
+            while frame := take_packet(buffer):
                 replies.append(frame)
         assert not bus._poll.poll(20)
     return replies
 
 
 def test_a_broadcast_ping_is_answered_by_all(chain: Chain) -> None:
-    assert ask(chain, build(BROADCAST, PING), 6) == [Frame(n, 0) for n in range(1, 7)]
+    assert ask(chain, build_packet(BROADCAST, PING), 6) == [Packet(n, 0) for n in range(1, 7)]
 
 
 def test_a_broadcast_write_acts_silently(chain: Chain) -> None:
-    request = build(BROADCAST, WRITE, bytes((41, 7))) + build(1, READ, bytes((41, 1)))
-    assert ask(chain, request, 1) == [Frame(1, 0, b"\7")]
+    request = build_packet(BROADCAST, WRITE, bytes((41, 7))) + build_packet(1, READ, bytes((41, 1)))
+    assert ask(chain, request, 1) == [Packet(1, 0, b"\7")]
     assert {servo.get("Acceleration") for servo in chain.servos.values()} == {7}
 
 
 def test_staged_writes_act_together(chain: Chain) -> None:
     goal = (1234).to_bytes(2, "little")
-    requests = [build(n, REG_WRITE, b"\x2a" + goal) for n in (1, 2)]
-    assert ask(chain, b"".join(requests), 2) == [Frame(1, 0), Frame(2, 0)]
+    requests = [build_packet(n, REG_WRITE, b"\x2a" + goal) for n in (1, 2)]
+    assert ask(chain, b"".join(requests), 2) == [Packet(1, 0), Packet(2, 0)]
     assert chain.n_goals == 0
-    assert ask(chain, build(BROADCAST, ACTION) + build(1, PING), 1) == [Frame(1, 0)]
+    assert ask(chain, build_packet(BROADCAST, ACTION) + build_packet(1, PING), 1) == [Packet(1, 0)]
     assert [n for n, servo in chain.servos.items() if servo.get("Goal_Position") == 1234] == [1, 2]
     assert chain.n_goals == 1
-    assert ask(chain, build(2, ACTION), 1) == [Frame(2, 0)]
+    assert ask(chain, build_packet(2, ACTION), 1) == [Packet(2, 0)]
 
 
 def test_response_level_zero_answers_only_questions(chain: Chain) -> None:
     chain.servos[1].set("Response_Status_Level", 0)
-    requests = build(1, WRITE, bytes((41, 9))) + build(1, PING) + build(1, READ, bytes((41, 1)))
-    assert ask(chain, requests, 2) == [Frame(1, 0), Frame(1, 0, b"\x09")]
+    requests = (
+        build_packet(1, WRITE, bytes((41, 9)))
+        + build_packet(1, PING)
+        + build_packet(1, READ, bytes((41, 1)))
+    )
+    assert ask(chain, requests, 2) == [Packet(1, 0), Packet(1, 0, b"\x09")]
 
 
 def test_malformed_requests_are_ignored(chain: Chain) -> None:
     requests = b"".join(
-        build(servo, code) for servo in (1, BROADCAST) for code in (READ, 0x82, 0x83, 77)
+        build_packet(servo, code) for servo in (1, BROADCAST) for code in (READ, 0x82, 0x83, 77)
     )
-    short = build(BROADCAST, 0x83, bytes((42, 2, 1, 5))) + build(BROADCAST, READ, bytes((56, 2)))
-    assert ask(chain, requests + short + build(6, PING), 1) == [Frame(6, 0)]
+    short = build_packet(BROADCAST, 0x83, bytes((42, 2, 1, 5))) + build_packet(
+        BROADCAST, READ, bytes((56, 2))
+    )
+    assert ask(chain, requests + short + build_packet(6, PING), 1) == [Packet(6, 0)]
 
 
 def test_random_bytes_leave_the_bus_alive(chain: Chain) -> None:
@@ -134,7 +139,7 @@ def test_one_thread_can_serve() -> None:
     client = os.open(bus.path, os.O_RDWR | os.O_NOCTTY)
     try:
         assert bus.serve() == 0
-        os.write(client, build(1, PING) * 3)
+        os.write(client, build_packet(1, PING) * 3)
         handled = 0
         while handled < 3:
             handled += bus.serve(PATIENT_S)
@@ -148,7 +153,7 @@ def test_one_thread_can_serve() -> None:
 def test_nobody_reading_never_blocks_the_bus(chain: Chain) -> None:
     with Bus(chain.port, timeout_s=PATIENT_S) as bus:
         for _ in range(60):
-            os.write(bus._fd, build(1, READ, bytes((0, 87))))
+            os.write(bus._fd, build_packet(1, READ, bytes((0, 87))))
         assert bus.read(2, "ID") == 2
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtdit_robots.so101 import JOINTS, NOMINAL_LIMITS
+from mtdit_robots.so101.joints import JOINTS, NOMINAL_LIMITS
 from mtdit_robots.twin import kinematics
 from mtdit_robots.twin.arm_figures import RANGES_RAD
 from mtdit_robots.twin.kinematics import ToolPose, reachable, solve, tool_pose

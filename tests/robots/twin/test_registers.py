@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtdit_robots.sts3215 import REGISTERS, encode
+from mtdit_robots.bus.sts3215 import REGISTERS, encode
 from mtdit_robots.twin.registers import ServoRegisters
 
 

@@ -15,8 +15,9 @@ from mtdit_robots.twin.render import NAMES, OVERRIDE, choose_renderer
 DRAW = """
 import numpy as np
 from mtdit_robots.twin.render import choose_renderer
+from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import World
-world = World()
+world = World(find_task("open the drawer"))
 top, wrist = (world.render(camera, 48, 64).astype(int) for camera in ("top", "wrist"))
 assert top.shape == (48, 64, 3)
 red = np.argwhere(top[..., 0] - top[..., 1] > 100)
@@ -35,7 +36,7 @@ sys.meta_path = [Blind if finder is PathFinder else finder for finder in sys.met
 from mtdit_robots.errors import UserError
 from mtdit_robots.twin.world import World
 try:
-    World()
+    World(find_task("open the drawer"))
 except UserError as error:
     print(error)
 """

@@ -5,18 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtdit_robots import calibration as calibrations
-from mtdit_robots.so101 import IDS, JOINTS
+from mtdit_robots.so101 import calibration as calibrations
+from mtdit_robots.so101.joints import IDS, JOINTS
 from mtdit_robots.twin import chain, servo_model
 from mtdit_robots.twin.arm_figures import RANGES_RAD
 from mtdit_robots.twin.scene import SUBSTEP_S
+from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import World
 
 LIFT = JOINTS.index("shoulder_lift")
 
 
 def place(world: World, angles_rad: np.ndarray) -> None:
-    world.reset("open the drawer", 0)
+    world.reset(find_task("open the drawer"), 0)
     world.servos.hold_still(angles_rad)
     world._mujoco.mj_forward(world.model, world.data)
     world.report()

@@ -29,7 +29,7 @@ def test_the_expert_does_it(world: World, task: str) -> None:
     """100 of 100 seeds, measured by benchmarks/experts.py; here a sample, one failure forgiven."""
     successes = 0
     for seed in range(1000, 1000 + EPISODES):
-        world.reset(task, seed)
+        world.reset(find_task(task), seed)
         assert not world.success(), f"seed {seed} starts done"
         ticks = perform(world)
         assert ticks <= 300
@@ -39,14 +39,14 @@ def test_the_expert_does_it(world: World, task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_doing_nothing_does_not_do_it(world: World, task: str) -> None:
-    world.reset(task, 5)
+    world.reset(find_task(task), 5)
     for _ in range(45):
         world.step_tick()
     assert not world.success()
 
 
 def test_noise_is_sent_but_not_recorded(world: World) -> None:
-    world.reset("open the drawer", 2)
+    world.reset(find_task("open the drawer"), 2)
     deviations = []
     for step in demonstrate(world, noise_rad=0.02):
         deviations.append(step.sent - step.action)
@@ -70,7 +70,7 @@ def test_the_picture_does_not_tell_the_task(world: World) -> None:
     pictures = []
     for name, task in TASKS.items():
         if task.drawer_range_m == SHUT:
-            world.reset(name, 4)
+            world.reset(find_task(name), 4)
             pictures.append(world.render("top", 48, 48))
     assert len(pictures) == 4
     assert all((picture == pictures[0]).all() for picture in pictures)
@@ -78,12 +78,12 @@ def test_the_picture_does_not_tell_the_task(world: World) -> None:
 
 def test_only_closing_starts_open(world: World) -> None:
     for name in TASKS:
-        world.reset(name, 3)
+        world.reset(find_task(name), 3)
         assert (world.drawer_m() > CLOSED_M) == (name == "close the drawer")
 
 
 def test_left_is_the_robots_left(world: World) -> None:
-    world.reset("push the red cube to the left", 1)
+    world.reset(find_task("push the red cube to the left"), 1)
     before = world.position("cube")[1]
     perform(world)
     assert world.position("cube")[1] > before + 0.05

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtdit_robots import calibration as calibrations
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Observation
+from mtdit_robots.so101 import calibration as calibrations
 from mtdit_robots.twin.client import Twin
 from mtdit_robots.twin.expert import demonstrate
 from mtdit_robots.twin.server import Control
+from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import CAMERAS, World
 
 SIZE = (32, 40)
@@ -41,9 +42,9 @@ def lockstep() -> Iterator[Twin]:
 @pytest.fixture(scope="module")
 def demonstration() -> Demonstration:
     """What was sent, and what the in-process world showed before each command."""
-    world = World()
+    world = World(find_task("open the drawer"))
     world.energise()
-    world.reset(TASK, 31)
+    world.reset(find_task(TASK), 31)
     sent, positions, frames = [], [], []
     for step in demonstrate(world, 0.01):
         positions.append(world.positions())

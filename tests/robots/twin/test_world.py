@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from mtdit_robots.twin.expert import demonstrate
+from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import CAMERAS, World
 
 
 def trace(world: World, seed: int, ticks: int = 40) -> tuple[np.ndarray, np.ndarray]:
     """Positions and frames of the first ticks of a noisy demonstration."""
-    world.reset("put the red cube in the bowl", seed)
+    world.reset(find_task("put the red cube in the bowl"), seed)
     positions, frames = [], []
     for _, step in zip(range(ticks), demonstrate(world, 0.02), strict=False):
         positions.append(world.positions())
@@ -24,7 +25,7 @@ def test_equal_seeds_are_equal_bit_for_bit_whatever_came_before(world: World) ->
     first = trace(world, 21)
     trace(world, 22)
     again = trace(world, 21)
-    fresh_world = World()
+    fresh_world = World(find_task("open the drawer"))
     fresh_world.energise()
     fresh = trace(fresh_world, 21)
     fresh_world.close()
@@ -35,7 +36,7 @@ def test_equal_seeds_are_equal_bit_for_bit_whatever_came_before(world: World) ->
 
 
 def test_commands_are_clamped_to_the_calibrated_range_and_reached(world: World) -> None:
-    world.reset("open the drawer", 0)
+    world.reset(find_task("open the drawer"), 0)
     goal = world.positions()
     goal[0], goal[5] = 500.0, 140.0
     sent = world.command(goal)
@@ -47,8 +48,8 @@ def test_commands_are_clamped_to_the_calibrated_range_and_reached(world: World) 
 
 
 def test_without_torque_the_arm_stays_propped_up_until_it_is_switched_on() -> None:
-    world = World()
-    world.reset("open the drawer", 6)
+    world = World(find_task("open the drawer"))
+    world.reset(find_task("open the drawer"), 6)
     start = world.positions()
     for _ in range(60):
         world.step_tick()
@@ -64,7 +65,7 @@ def test_without_torque_the_arm_stays_propped_up_until_it_is_switched_on() -> No
 
 
 def test_a_reset_holds_the_new_pose(world: World) -> None:
-    world.reset("open the drawer", 6)
+    world.reset(find_task("open the drawer"), 6)
     start = world.positions()
     for _ in range(30):
         world.step_tick()
@@ -75,7 +76,7 @@ def test_a_reset_holds_the_new_pose(world: World) -> None:
 
 
 def test_pictures_for_people_show_the_same_world(world: World) -> None:
-    world.reset("open the drawer", 8)
+    world.reset(find_task("open the drawer"), 8)
     fine, fast = world.picture("top", 64, 64), world.render("top", 64, 64)
     assert fine.shape == fast.shape == (64, 64, 3)
     red_fine, red_fast = (

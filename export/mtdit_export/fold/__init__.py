@@ -1,0 +1,1 @@
+"""The exact algebra that makes the exported graphs small."""

@@ -1,0 +1,183 @@
+"""Checks the options of an export and the facts about the robot before the first graph is traced.
+
+Decides which samplers, precisions and datasets fit a checkpoint, and collects the joints, rate and
+tasks that a bundle must state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtdit.checkpoint.names import FACTS
+from mtdit.checkpoint.read import Checkpoint, need_stats
+from mtdit.data.frame_cache import dataset_facts
+from mtdit.data.lerobot_dataset import Dataset, open_dataset
+from mtdit.policies.multi_task_dit.clip import LEGACY_EOS
+from mtdit.policies.multi_task_dit.clip_lookup import load_tokenizer, tokenize
+from mtdit.policies.multi_task_dit.config import PolicyConfig
+from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
+from mtdit.stats import DatasetFacts, validate_facts
+from mtdit_export.fold.denoiser import with_sampler
+from mtdit_export.precision import FP16, FP32, INT8
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle.manifest import ACTION_KEY, TOKENIZER, Joint
+from mtdit_runtime.policy.tokens import load_tokens
+from mtdit_runtime.text import is_control
+
+# objective -> samplers; the first is the default
+SAMPLERS = {"diffusion": ("ddim", "ddpm"), "flow_matching": ("euler", "rk4")}
+# the graph repeats the network for every call, and the time to open it grows with the square
+MOST_FLOW_CALLS = 100
+CALLS_PER_STEP = {"euler": 1, "rk4": 4}
+PLAIN = "open the drawer"  # every CLIP tokenizer gives the same tokens for this text
+
+
+def sampled(config: PolicyConfig, sampler: str | None, steps: int) -> PolicyConfig:
+    """The config with this sampler (None: the default) and number of steps. UserError when the
+    sampler does not fit the objective or `steps` is out of range.
+    """
+    fitting = SAMPLERS[config.objective]
+    standard = config.integration_method if config.objective == "flow_matching" else fitting[0]
+    chosen = standard if sampler is None else sampler
+    if chosen not in fitting:
+        raise UserError(
+            f"--sampler {chosen or repr(chosen)} does not fit a {config.objective} policy: "
+            f"use {' or '.join(fitting)}"
+        )
+    is_flow = config.objective == "flow_matching"
+    most = MOST_FLOW_CALLS // CALLS_PER_STEP[chosen] if is_flow else config.num_train_timesteps
+    if not 1 <= steps <= most:
+        raise UserError(f"--steps {steps} is out of range: this policy takes 1 to {most}")
+    return with_sampler(config, chosen, steps)
+
+
+def matching_dataset(name: str, config: PolicyConfig, facts: DatasetFacts | None = None) -> Dataset:
+    """Open a dataset that has the policy's cameras, joints and rate. UserError names the first
+    difference.
+    """
+    dataset, fix = open_dataset(name), "pass the dataset that the policy was trained on"
+    for camera, shape in config.cameras.items():
+        if camera not in dataset.cameras:
+            raise UserError(
+                f"{name}: the dataset has no camera {camera!r} with frames of {shape}, "
+                f"which the policy needs: {fix}"
+            )
+        if (found := dataset.cameras[camera]) != shape:
+            raise UserError(
+                f"{name}: camera {camera!r} has frames of {found}, the policy needs {shape}: {fix}"
+            )
+    sizes = dataset.state.shape[1], dataset.action.shape[1]
+    wanted = config.state_dim, config.action_dim
+    if sizes != wanted:
+        raise UserError(
+            f"{name}: state and action have {sizes} dimensions, the policy has {wanted}: {fix}"
+        )
+    if facts is not None and (dataset.joints, dataset.fps) != (facts.joints, facts.fps):
+        there, here = (
+            f"joints {', '.join(robot.joints)} at {robot.fps} Hz" for robot in (dataset, facts)
+        )
+        raise UserError(f"{name}: the dataset has {there}, the policy has {here}: {fix}")
+    return dataset
+
+
+def known_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts:
+    """Joints, rate and tasks: from the checkpoint, or from the dataset for a checkpoint of LeRobot,
+    which lacks them. UserError when neither has them or they are invalid.
+    """
+    if checkpoint.facts is not None:
+        return checked_texts(checkpoint.facts, str(checkpoint.folder / FACTS))
+    if dataset is None:
+        raise UserError(
+            f"{checkpoint.folder} does not state its joints, rate and tasks: "
+            "add --dataset with the dataset that it was trained on"
+        )
+    try:
+        return checked_texts(validate_facts(dataset_facts(dataset)), str(dataset.root / "meta"))
+    except ValueError as error:
+        raise UserError(
+            f"cannot build a bundle from {dataset.root}: {error}: "
+            "correct its meta/info.json or its actions"
+        ) from None
+
+
+def checked_texts(facts: DatasetFacts, source: str) -> DatasetFacts:
+    """The same facts. UserError when one holds a control character, because a bundle shows each in
+    one line, or when two joints have the same name. `source` is the file or folder to correct.
+    """
+    fields = {
+        "joint": facts.joints,
+        "task": facts.tasks,
+        "dataset": (facts.dataset,),
+        "robot type": (facts.robot_type,),
+    }
+    for what, text in ((what, text) for what, texts in fields.items() for text in texts):
+        if any(map(is_control, text)):
+            raise UserError(
+                f"{source}: {what} {text[:60]!r} holds a control character: "
+                "replace it with a space there"
+            )
+    twice = [name for name in facts.joints if facts.joints.count(name) > 1]
+    if twice:
+        raise UserError(
+            f"{source}: two joints are called {twice[0]!r}: give each joint its own name there"
+        )
+    return facts
+
+
+def chosen_precision(fp16: bool, int8: bool, config: PolicyConfig, dataset: Dataset | None) -> str:
+    """The precision asked for. UserError when both flags are set, or when int8 has no dataset to
+    calibrate the vision tower with.
+    """
+    if fp16 and int8:
+        raise UserError("--fp16 and --int8 exclude each other: use one of them")
+    if int8 and config.cameras and dataset is None:
+        raise UserError(
+            "--int8 needs recorded frames to calibrate the vision tower with: add --dataset"
+        )
+    return INT8 if int8 else FP16 if fp16 else FP32
+
+
+def checked_tokenizer(folder: Path, policy: MultiTaskDiT) -> Any:
+    """The tokenizer of a folder. UserError when it does not give the same ids on the robot
+    computer, or does not belong to the policy's text tower.
+    """
+    shape, fix = policy.clip_shape.text, "copy all files of the checkpoint again"
+    whole = replace(policy.config, tokenizer_padding="max_length", tokenizer_truncation=True)
+    tokenizer = load_tokenizer(folder)
+    try:
+        tokens = load_tokens(folder / TOKENIZER, whole.tokenizer_max_length)
+        ids = tokenize(tokenizer, [PLAIN], whole).numpy()
+    except Exception:  # a damaged file can raise anything
+        raise UserError(f"{folder} holds no tokenizer of CLIP that can be read: {fix}") from None
+    end = int(ids.max()) if shape.eos_token_id == LEGACY_EOS else shape.eos_token_id
+    if not np.array_equal(ids, tokens(PLAIN)) or tokens.end != end or ids.max() >= shape.vocab_size:
+        raise UserError(
+            f"the tokenizer in {folder} does not match the text tower "
+            f"({shape.vocab_size} tokens, end token {end}): {fix}"
+        )
+    return tokenizer
+
+
+def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
+    """The joints of a bundle. UserError when the numbers of states, actions and joints differ, or
+    when the statistics have no range of actions.
+    """
+    n_state, n_action = checkpoint.config.state_dim, checkpoint.config.action_dim
+    if not n_state == n_action == len(facts.joints):
+        raise UserError(
+            f"{checkpoint.folder} has {n_state} states, {n_action} actions and {len(facts.joints)} "
+            "joints: a bundle needs one state and one action per joint, train with such a dataset"
+        )
+    need_stats(checkpoint, ACTION_KEY, ("min", "max"))
+    stats = checkpoint.dataset_stats[ACTION_KEY]
+    rows = zip(
+        facts.joints, stats["min"].tolist(), stats["max"].tolist(), facts.max_speed, strict=True
+    )
+    return tuple(
+        Joint(name, "percent" if name == "gripper" else "degrees", low, high, speed)
+        for name, low, high, speed in rows
+    )

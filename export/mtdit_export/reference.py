@@ -1,0 +1,243 @@
+"""Compares the graphs with the trained policy: stage by stage, then from frames to degrees, with
+the same noise.
+
+The reference is the torch policy in float32; the candidate is the runtime itself (`OnnxEngine`,
+`BundlePolicy`), so that history, tokens and normalisation are compared too. The gates are in
+`mtdit_runtime.verify.gates`: they are the same here and on the robot computer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtdit.checkpoint.read import Checkpoint
+from mtdit.data.lerobot_dataset import Dataset
+from mtdit.data.sampler import episode_bounds
+from mtdit.policies.images import normalized_images
+from mtdit.policies.multi_task_dit.clip_lookup import tokenize
+from mtdit.policies.multi_task_dit.config import PolicyConfig
+from mtdit.policies.multi_task_dit.policy import Batch, MultiTaskDiT
+from mtdit.policies.multi_task_dit.rtc import sample_guided
+from mtdit.policies.objectives import make_objective
+from mtdit_runtime.bundle.bundle import Bundle
+from mtdit_runtime.bundle.manifest import NOISE, STEP_NOISE
+from mtdit_runtime.engines.choose import choose_engines
+from mtdit_runtime.policy.policy import draw_noise, noise_inputs, prefix_inputs
+from mtdit_runtime.verify.fixtures import (
+    Array,
+    Guide,
+    Probe,
+    ReferenceOutputs,
+    guide_for,
+    held_rows,
+)
+from mtdit_runtime.verify.gates import Verification, check_outputs
+
+N_PROBES = 4
+N_SEEDS = 8  # chunks sampled per observation to measure how much the policy itself varies
+ROWS_READ = 400  # probes come from the first rows of a dataset, since videos decode from the front
+N_CALIBRATION, CALIBRATION_ROWS = 32, 2000  # number of frames, spread over that many first rows
+# synthetic frames consist of blocks of this size, so that contrast survives the resize and the
+# golden files stay small
+BLOCK_PX = 8
+
+
+# -- probes --
+
+
+def synthetic_probes(
+    checkpoint: Checkpoint, tasks: Sequence[str], count: int = N_PROBES, seed: int = 0
+) -> list[Probe]:
+    """Probes with random frames of coloured blocks and random positions in the training range."""
+    rng, config = np.random.default_rng(seed), checkpoint.config
+    states = [rng.uniform(-1, 1, (config.n_obs_steps, config.state_dim)) for _ in range(count)]
+    return [
+        Probe(
+            frames={
+                c: _blocks(rng, (config.n_obs_steps, *size)) for c, size in config.cameras.items()
+            },
+            positions=checkpoint.state_stats.unnormalize(state),
+            task=tasks[i % len(tasks)],
+            noise=_noise(rng, config),
+        )
+        for i, state in enumerate(states)
+    ]
+
+
+def dataset_probes(
+    dataset: Dataset, config: PolicyConfig, count: int = N_PROBES, seed: int = 0
+) -> list[Probe]:
+    """Probes from the first rows of a dataset, which must have the policy's cameras and sizes."""
+    rng, first = np.random.default_rng(seed), episode_bounds(dataset.episode_ends)[0]
+    rows = np.linspace(0, min(len(dataset.state), ROWS_READ) - 1, count).astype(int)
+    # rows of each observation history; the first row of an episode repeats at its start
+    seen = [np.maximum(row + np.arange(1 - config.n_obs_steps, 1), first[row]) for row in rows]
+    frames = {
+        camera: read_frames(dataset, camera, {int(r) for s in seen for r in s})
+        for camera in config.cameras
+    }
+    return [
+        Probe(
+            frames={camera: np.stack([at[int(r)] for r in s]) for camera, at in frames.items()},
+            positions=dataset.state[s],
+            task=dataset.tasks[int(dataset.task[row])],
+            noise=_noise(rng, config),
+        )
+        for row, s in zip(rows, seen, strict=True)
+    ]
+
+
+def calibration_frames(dataset: Dataset, cameras: Sequence[str]) -> list[list[NDArray[np.uint8]]]:
+    """Frames spread over the first rows of a dataset: a list per row, with one frame (H, W, 3) per
+    camera in the given order.
+    """
+    rows = np.linspace(0, min(len(dataset.state), CALIBRATION_ROWS) - 1, N_CALIBRATION).astype(int)
+    seen = [read_frames(dataset, camera, set(rows.tolist())) for camera in cameras]
+    return [[at[row] for at in seen] for row in sorted(seen[0])]
+
+
+def read_frames(dataset: Dataset, camera: str, rows: set[int]) -> dict[int, NDArray[np.uint8]]:
+    """Row -> frame (H, W, 3). Stops reading after the last row."""
+    found: dict[int, NDArray[np.uint8]] = {}
+    for row, frame in dataset.frames(camera):
+        if row in rows:
+            found[row] = frame
+        if len(found) == len(rows):
+            break
+    return found
+
+
+def _blocks(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    steps, height, width, _ = shape
+    small = rng.integers(
+        0, 256, (steps, height // BLOCK_PX + 1, width // BLOCK_PX + 1, 3), np.uint8
+    )
+    return small.repeat(BLOCK_PX, 1).repeat(BLOCK_PX, 2)[:, :height, :width]
+
+
+def _noise(rng: np.random.Generator, config: PolicyConfig) -> Array:
+    return draw_noise(rng, config.horizon, config.action_dim, make_objective(config).draws)
+
+
+# -- reference --
+
+
+class Reference:
+    """Computes what the engines should give for a probe: the torch policy of a checkpoint, sampled
+    as its config says, with tokens padded to the graph's length.
+
+    `guided`: also compute the guided chunk, with `mtdit.policies.multi_task_dit.rtc`.
+    """
+
+    def __init__(
+        self, policy: MultiTaskDiT, checkpoint: Checkpoint, tokenizer: Any, guided: bool = False
+    ) -> None:
+        self.policy, self.checkpoint, self.tokenizer = policy, checkpoint, tokenizer
+        self.config, self.guided = policy.config, guided
+
+    @torch.no_grad()
+    def text(self, task: str) -> tuple[NDArray[np.int64], Array]:
+        """Token ids (1, L) and the projected feature (1, P)."""
+        ids = tokenize(self.tokenizer, [task], replace(self.config, tokenizer_padding="max_length"))
+        return ids.numpy(), self._project(self.policy.pooled_text(ids)).numpy()
+
+    @torch.no_grad()
+    def __call__(self, probe: Probe) -> ReferenceOutputs:
+        state = self.checkpoint.state_stats.normalize(probe.positions)[None]
+        ids, text = self.text(probe.task)
+        images = {camera: self._images(frames, camera) for camera, frames in probe.frames.items()}
+        features = self.policy.features(images)
+        batch = Batch(
+            images, torch.from_numpy(state), self.policy.pooled_text(torch.from_numpy(ids))
+        )
+        conditioning = self.policy.conditioning(batch)
+        noise = {name: torch.from_numpy(array) for name, array in noise_inputs(probe.noise).items()}
+        noises = noise[NOISE], noise[STEP_NOISE].transpose(0, 1)
+        actions = self.policy.sample_from(conditioning, *noises).numpy()
+        return ReferenceOutputs(
+            features=None if features is None else features.numpy(),
+            state=state,
+            token_ids=ids,
+            text=text,
+            known=self._known(conditioning),
+            actions=actions,
+            positions=self.checkpoint.action_stats.unnormalize(actions[0]),
+            held=self._held(conditioning, *noises, held_rows(actions)),
+            spread=self._spread(conditioning),
+            guided=self._guided(conditioning, *noises, guide_for(actions)) if self.guided else None,
+        )
+
+    def _known(self, conditioning: Tensor) -> Array:
+        """(1, M): the modulation of all blocks from text and earlier observations alone, without
+        bias, time and the newest observation.
+        """
+        per_step = conditioning.unflatten(1, (self.config.n_obs_steps, -1)).clone()
+        per_step[:, -1, : -self.config.hidden_dim] = 0  # all but the text; SiLU(0) = 0
+        before = F.silu(per_step.flatten(1))
+        weights = [
+            w
+            for name, w in self.policy.named_parameters()
+            if name.endswith("adaLN_modulation.1.weight")
+        ]
+        return torch.cat(
+            [F.linear(before, w[:, self.config.timestep_embed_dim :]) for w in weights], dim=1
+        ).numpy()
+
+    def _held(self, conditioning: Tensor, noise: Tensor, on_the_way: Tensor, rows: Array) -> Array:
+        prefix = map(torch.from_numpy, prefix_inputs(rows, self.config.horizon).values())
+        return self.policy.sample_from(conditioning, noise, on_the_way, *prefix).numpy()
+
+    def _guided(
+        self, conditioning: Tensor, noise: Tensor, on_the_way: Tensor, guide: Guide
+    ) -> Array:
+        rows = torch.from_numpy(guide.actions), torch.from_numpy(guide.weights)
+        return sample_guided(self.policy, conditioning, noise, *rows, on_the_way).numpy()
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        return self.policy.observation_encoder.text_encoder(pooled)
+
+    def _images(self, frames: NDArray[np.uint8], camera: str) -> Tensor:
+        return normalized_images(torch.from_numpy(frames), *self.checkpoint.image_scaling(camera))[
+            None
+        ]
+
+    def _spread(self, conditioning: Tensor) -> float:
+        """Rms deviation of the executed actions over noise seeds, in units."""
+        shape = (self.policy.objective.draws, N_SEEDS, self.config.horizon, self.config.action_dim)
+        noise, *on_the_way = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        chunks = self.policy.sample_from(conditioning.expand(N_SEEDS, -1), noise, on_the_way)
+        positions = self.checkpoint.action_stats.unnormalize(self.policy.executed(chunks).numpy())
+        return float(np.sqrt(np.mean((positions - positions.mean(0)) ** 2)))
+
+
+# -- comparison --
+
+
+def verify(
+    bundle: Bundle, probes: Sequence[Probe], expected: Sequence[ReferenceOutputs]
+) -> Verification:
+    """Compare a bundle, run by ONNX Runtime on the CPU, with the torch policy. See
+    `mtdit_runtime.verify.gates.check_outputs`.
+    """
+    return check_outputs(bundle, choose_engines(bundle, "onnx"), probes, expected)
+
+
+# -- fixtures --
+
+
+def write_reference(folder: Path, probe: Probe) -> None:
+    """Write `reference/<camera>.png`: what a camera of the policy saw, to aim the real one by."""
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    for camera, frames in probe.frames.items():
+        Image.fromarray(frames[-1]).save(folder / f"{camera}.png")

@@ -1,0 +1,79 @@
+"""Compares a finished bundle with its checkpoint, on any backend and on more observations than the
+bundle contains. It first makes sure that the bundle was made from this checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mtdit.checkpoint.names import WEIGHTS
+from mtdit.checkpoint.read import Checkpoint, open_checkpoint
+from mtdit.policies.multi_task_dit.clip_lookup import load_tokenizer
+from mtdit_export.fold.denoiser import network_times
+from mtdit_export.manifest import cameras_of, sampler_of
+from mtdit_export.preflight import joints_of, matching_dataset, sampled
+from mtdit_export.reference import Reference, dataset_probes, synthetic_probes
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle.bundle import Bundle
+from mtdit_runtime.engines.choose import choose_engines
+from mtdit_runtime.files import sha256
+from mtdit_runtime.text import printable
+from mtdit_runtime.verify.gates import Verification, check_outputs
+
+
+def recheck(
+    bundle: Bundle, checkpoint: Path, dataset: Path | None = None, backend: str = "onnx"
+) -> Verification:
+    """Compare torch and the bundle's engines on the same observations (synthetic, or frames of
+    `dataset`) and noise.
+
+    UserError when the bundle was made from other weights or another config, or when the dataset is
+    from another robot.
+    """
+    opened, m = open_checkpoint(checkpoint), bundle.manifest
+    _check_weights(bundle, opened)
+    opened = replace(opened, config=sampled(opened.config, m.sampler.kind, m.sampler.steps))
+    _check_config(bundle, opened)
+    if dataset is None:
+        probes = synthetic_probes(opened, m.tasks or ("",))
+    else:
+        probes = dataset_probes(
+            matching_dataset(str(dataset), opened.config, opened.facts), opened.config
+        )
+    with opened.tokenizer_folder() as tokenizer:
+        reference = Reference(
+            opened.policy(), opened, load_tokenizer(tokenizer), guided="guided" in m.graphs
+        )
+    return check_outputs(
+        bundle, choose_engines(bundle, backend), probes, [reference(probe) for probe in probes]
+    )
+
+
+def _check_weights(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    made_from = bundle.manifest.provenance
+    if made_from.get("weights_sha256") != sha256(checkpoint.folder / WEIGHTS):
+        raise UserError(
+            f"{bundle.folder} was made from other weights "
+            f"({made_from.get('checkpoint', 'unknown')}) than {checkpoint.folder}: "
+            "pass that checkpoint, or run `mtdit export` again"
+        )
+
+
+def _check_config(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """The same weights may have another horizon, other cameras, another sampler or other joints."""
+    m, config, facts = bundle.manifest, checkpoint.config, checkpoint.facts
+    wanted: dict[str, Any] = {
+        name: getattr(config, name) for name in ("n_obs_steps", "horizon", "n_action_steps")
+    }
+    wanted |= {"cameras": cameras_of(config), "sampler": sampler_of(config, network_times(config))}
+    if facts is not None:
+        wanted |= {"joints": joints_of(checkpoint, facts), "fps": facts.fps, "tasks": facts.tasks}
+    for name, value in wanted.items():
+        if (exported := getattr(m, name)) != value:
+            there, here = printable(exported, 80), printable(value, 80)
+            raise UserError(
+                f"{bundle.folder} has {name} {there}, {checkpoint.folder} has {here}: "
+                "run `mtdit export` again"
+            )

@@ -1,0 +1,5 @@
+"""`python -m mtdit`, and `accelerate launch -m mtdit train` for several processes."""
+
+from mtdit.cli import main
+
+main()

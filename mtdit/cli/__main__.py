@@ -1,0 +1,5 @@
+"""`python -m mtdit.cli`."""
+
+from mtdit.cli import main
+
+main()

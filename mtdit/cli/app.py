@@ -1,0 +1,137 @@
+"""The `mtdit` command: parse the options, call one stage, print its result.
+
+Each stage is imported inside its command, so `mtdit run` on the robot computer never imports torch.
+A user's mistake ends in one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import cast
+
+import typer
+
+from mtdit.cli.commands import (
+    arm,
+    cameras,
+    demo,
+    doctor,
+    export,
+    inspect,
+    record,
+    run,
+    simulate,
+    train,
+    twin,
+)
+from mtdit.cli.commands.run import CommandList
+from mtdit.cli.lerobot_flags import translate
+from mtdit.cli.terminal.console import console, rank
+from mtdit_robots.errors import ExportError, UserError
+from mtdit_runtime.bundle.publish import DISK_FULL
+from mtdit_runtime.text import printable
+
+MAX_MESSAGE = 4000  # characters of the message that ends a command
+INTERRUPTED = 130  # the exit code that shells use for Ctrl-C
+
+app = typer.Typer(
+    cls=CommandList,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train a Multitask DiT policy on a LeRobot dataset and run it on an SO-101 arm.",
+)
+
+# in the order in which `mtdit --help` lists them
+COMMANDS: dict[str, Callable[..., None]] = {
+    "simulate": simulate.simulate,
+    "train": train.train,
+    "export": export.export,
+    "run": run.run,
+    "eval": run.evaluate,
+    "bench": run.bench,
+    "doctor": doctor.doctor,
+    "twin": twin.twin,
+    "demo": demo.demo,
+    "find-port": arm.find_port,
+    "setup-motors": arm.setup_motors,
+    "calibrate": arm.calibrate,
+    "teleoperate": record.teleoperate,
+    "record": record.record,
+    "replay": record.replay,
+    "find-cameras": cameras.find_cameras,
+    "build": export.build,
+    "verify": export.verify,
+    "inspect": inspect.inspect,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name, cls=train.GroupedHelp if _name == "train" else None)(_command)
+
+UsageError = cast(
+    "type[typer.BadParameter]", typer.BadParameter.__mro__[1]
+)  # click's; typer does not export it
+
+# module that cannot be imported -> the extra that installs it
+EXTRA_OF = {
+    **dict.fromkeys(("onnxruntime", "cv2", "tokenizers"), "runtime"),
+    "mujoco": "twin",
+    **dict.fromkeys(
+        ("torch", "torchvision", "lerobot", "transformers", "accelerate", "open_clip"), "train"
+    ),
+    **dict.fromkeys(("pyarrow", "av", "tensorboard", "matplotlib"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript"), "export"),
+}
+
+
+def main() -> None:
+    """Entry point. A user's mistake and a missing extra end in one line on standard error and exit
+    code 2, a failure in exit code 1, Ctrl-C in 130.
+    """
+    # torch's threads sleep while they wait: spinning at barriers makes training 4 times slower as
+    # soon as a core is shared
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    try:
+        code = app(_translated(sys.argv[1:]), prog_name="mtdit", standalone_mode=False)
+        if code == INTERRUPTED:
+            _fail("interrupted", code)
+        sys.exit(code)
+    except UserError as error:
+        _fail(str(error))
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx else "mtdit"
+        _fail(f"{error.format_message().rstrip('.')}: see {command} --help")
+    except typer.Abort:
+        _fail("interrupted", INTERRUPTED)
+    except ExportError as error:
+        _fail(str(error), code=1)
+    except OSError as error:
+        if error.filename is not None or error.errno in DISK_FULL:
+            place = error.filename or "the disk"
+            _fail(f"{place}: {error.strerror}: choose another place, or make room there")
+        _fail(str(error), code=1)  # the twin or the arm stopped answering
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        install = f'pip install "mtdit[{extra}]"'
+        _fail(f"this command needs {error.name}, which is not installed: {install}")
+
+
+def _translated(words: list[str]) -> list[str]:
+    """The command line with `mtdit` options only: lerobot-train's flags are translated."""
+    if words[:1] != ["train"]:
+        return words or ["--help"]
+    said = translate(words[1:])
+    if rank() == 0:
+        for note in said.notes:
+            console.print(note)
+    return ["train", *said.words]
+
+
+def _fail(message: str, code: int = 2) -> None:
+    who = f"mtdit: rank {rank()}" if rank() else "mtdit"
+    print(f"{who}: {printable(' '.join(message.split()), MAX_MESSAGE)}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,52 @@
+"""`mtdit simulate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shlex import quote
+from typing import Annotated
+
+import typer
+
+from mtdit.cli.options import (
+    Overwrite,
+    Seed,
+)
+from mtdit.cli.outputs import DATASET_PARTS, DATASET_PROOF, clear_output
+from mtdit.cli.terminal.console import console, progress
+
+# -- on the workstation
+
+
+def simulate(
+    task: Annotated[
+        list[str],
+        typer.Option(help='Task to demonstrate, e.g. "open the drawer"; repeat for more tasks.'),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write the new LeRobotDataset to.")],
+    episodes: Annotated[int, typer.Option(min=1, help="Number of demonstrations per task.")] = 50,
+    seed: Seed = 0,
+    image_size: Annotated[
+        int, typer.Option(min=16, max=640, help="Width and height of the camera frames, in pixels.")
+    ] = 64,
+    overwrite: Overwrite = False,
+) -> None:
+    """Record scripted demonstrations of the simulated arm as a LeRobotDataset v3."""
+    from mtdit_robots.twin.tasks import find_task
+
+    names = [find_task(name).name for name in task]
+    clear_output(out, overwrite, DATASET_PROOF, DATASET_PARTS)
+    from mtdit.simulate import simulate as record
+
+    with progress("recording") as bars:
+        bar = bars.add_task("", total=episodes * len(names))
+        report = record(
+            names,
+            episodes,
+            out,
+            seed=seed,
+            image_size=(image_size, image_size),
+            on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
+    console.print(report.summary())
+    console.print(f"next: mtdit train --dataset {quote(str(out))}")

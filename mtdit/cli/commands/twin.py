@@ -1,0 +1,94 @@
+"""`mtdit twin`: serve a simulated arm on its port and show a picture of it, until Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.live import Live
+
+from mtdit.cli.options import OUTPUTS, Clock, Seed
+from mtdit.cli.terminal.console import console, picture
+from mtdit_robots.robot import Frame
+from mtdit_robots.so101 import calibration as calibrations
+from mtdit_robots.twin.client import Twin
+from mtdit_robots.twin.tasks import find_task
+
+
+def twin(
+    link: Annotated[
+        Path | None,
+        typer.Option(help="Path to link to the port, e.g. /tmp/ttySIM0; default: no link."),
+    ] = None,
+    task: Annotated[str, typer.Option(help="Task whose scene is set up.")] = "open the drawer",
+    seed: Seed = 0,
+    clock: Annotated[
+        Clock,
+        typer.Option(help="Clock: real time, or lockstep (each goal write is one tick)."),
+    ] = Clock.real,
+    picture_to: Annotated[
+        Path,
+        typer.Option("--picture", help="File for a picture of the scene, updated each second."),
+    ] = OUTPUTS / "twin.png",
+    calibration_to: Annotated[
+        Path, typer.Option("--calibration", help="File for the twin's calibration JSON.")
+    ] = (OUTPUTS / "twin.json"),
+    seconds: Annotated[
+        float | None, typer.Option(help="Stop after this many seconds; default: at Ctrl-C.")
+    ] = None,
+) -> None:
+    """Serve the simulated arm on a pseudo-terminal to any Feetech client, and show a picture."""
+    serve(task, seed, clock.value, link, picture_to, calibration_to, seconds)
+
+
+HEIGHT, WIDTH = 480, 640
+REFRESH_S = 1.0
+
+
+def serve(
+    task: str,
+    seed: int,
+    clock: str,
+    link: Path | None,
+    picture_to: Path,
+    calibration_to: Path,
+    seconds: float | None,
+) -> None:
+    """Serve until Ctrl-C or for `seconds`. Writes the calibration once, and the picture about once
+    a second.
+    """
+    find_task(task)
+    with Twin(clock=clock, link=link) as twin:
+        twin.reset(task, seed)
+        calibration_to.parent.mkdir(parents=True, exist_ok=True)
+        calibrations.save(twin.calibration, calibration_to)
+        console.print(f"port        {twin.port}" + (f"  and {link}" if link else ""))
+        console.print(f"calibration {calibration_to}")
+        console.print(f"picture     {picture_to}")
+        _show(twin, picture_to, seconds)
+
+
+def _show(twin: Twin, picture_to: Path, seconds: float | None) -> None:
+    end_s = float("inf") if seconds is None else time.monotonic() + seconds
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while time.monotonic() < end_s:
+                frame = twin.picture("overview", HEIGHT, WIDTH)
+                _save(frame, picture_to)
+                if console.is_terminal:
+                    live.update(picture(frame), refresh=True)
+                time.sleep(min(REFRESH_S, max(0.0, end_s - time.monotonic())))
+    except KeyboardInterrupt:
+        console.print("stopped")
+
+
+def _save(frame: Frame, path: Path) -> None:
+    """Write under a temporary name, then rename: nobody reads an incomplete picture."""
+    import cv2
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part.png")
+    cv2.imwrite(str(part), frame[..., ::-1])
+    part.replace(path)

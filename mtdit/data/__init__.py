@@ -1,0 +1,1 @@
+"""From a LeRobot dataset to training batches."""

@@ -1,0 +1,1 @@
+"""The policies that can be trained and exported."""

@@ -1,0 +1,1 @@
+"""Multitask DiT: CLIP encoders and a diffusion transformer over action chunks."""

@@ -1,0 +1,89 @@
+"""What a policy remembers of its dataset: statistics, and the facts that numbers do not tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdit.config import PolicyFeatures
+from mtdit_robots.errors import UserError
+from mtdit_runtime.files import MAX_DIM, from_json
+from mtdit_runtime.normalize import Stats
+
+EPS = 1e-8  # LeRobot's; it is added to the standard deviation
+
+# feature -> min, max, mean, std ... -> values
+DatasetStats = Mapping[str, Mapping[str, NDArray[np.float32]]]
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What a checkpoint stores about its training dataset."""
+
+    dataset: str
+    fps: int
+    joints: tuple[str, ...]  # in the order of state and action, without ".pos"
+    tasks: tuple[str, ...]
+    max_speed: tuple[float, ...]  # 99.9th percentile of the commanded speed per joint, units/s
+    robot_type: str = ""
+
+
+def feature_stats(config: PolicyFeatures, stats: DatasetStats, key: str) -> Stats:
+    """The normalisation of one vector feature. UserError when its statistics are missing."""
+    feature = config.input_features.get(key) or config.output_features[key]
+    mode = config.normalization_mapping.get(feature.type, "IDENTITY")
+    if key not in stats:
+        raise UserError(
+            f"there are no statistics of {key!r}; recompute the dataset's meta/stats.json and "
+            "train again"
+        )
+    return Stats.of(mode, stats[key])
+
+
+def image_scaling(
+    config: PolicyFeatures, stats: DatasetStats, camera: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(offset, scale), each (3,): a pixel x in [0, 1] becomes (x - offset) / scale."""
+    known = stats.get(config.image_keys[camera], {})
+    mode = config.normalization_mapping.get("VISUAL", "IDENTITY")
+    if mode == "IDENTITY" or not known:
+        return np.zeros(3, np.float32), np.ones(3, np.float32)
+    s = Stats.of(mode, {name: np.asarray(v, np.float32).reshape(-1) for name, v in known.items()})
+    if mode == "MEAN_STD":
+        return s.low, s.high + np.float32(EPS)
+    half = np.maximum((s.high - s.low) / 2, np.float32(EPS / 2))
+    return s.low + half, half
+
+
+def facts_from_json(raw: Any) -> DatasetFacts:
+    """Parsed mtdit.json -> DatasetFacts. Raises TypeError, ValueError or OverflowError."""
+    facts: DatasetFacts = from_json(DatasetFacts, raw, "facts")
+    return facts
+
+
+def validate_facts(facts: DatasetFacts) -> DatasetFacts:
+    """Returns the facts unchanged. ValueError when a bundle could not have such numbers."""
+    if not 1 <= facts.fps <= MAX_DIM:
+        raise ValueError(f"facts.fps is {str(facts.fps)[:20]}")
+    if not facts.joints or len(facts.max_speed) != len(facts.joints):
+        raise ValueError(
+            f"{len(facts.joints)} joints have {len(facts.max_speed)} values of max_speed"
+        )
+    if not all(0 <= speed < math.inf for speed in facts.max_speed):
+        raise ValueError("facts.max_speed contains NaN, infinite or negative numbers")
+    return facts
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def with_imagenet_stats(stats: DatasetStats, image_keys: Sequence[str]) -> DatasetStats:
+    """The statistics with each camera's mean and std replaced by ImageNet's (LeRobot's default)."""
+    fixed = {"mean": np.array(IMAGENET_MEAN, np.float32), "std": np.array(IMAGENET_STD, np.float32)}
+    shaped = {n: v.reshape(3, 1, 1) for n, v in fixed.items()}
+    return {**stats, **{key: {**stats.get(key, {}), **shaped} for key in image_keys}}

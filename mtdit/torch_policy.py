@@ -1,0 +1,183 @@
+"""Runs a trained checkpoint in the control loop, computed by torch.
+
+TorchPolicy keeps the observation history, normalises, and computes the text feature. With the same
+noise its actions equal those of LeRobot's `select_action`. The robot computer runs bundles instead,
+without torch (`mtdit_runtime.policy.bundle_policy`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtdit.checkpoint.read import Checkpoint, open_checkpoint
+from mtdit.policies.images import normalized_images
+from mtdit.policies.multi_task_dit.clip_lookup import tokenize
+from mtdit_robots.errors import UserError
+from mtdit_robots.robot import Frame, Positions
+from mtdit_robots.so101.joints import JOINTS
+from mtdit_runtime.bundle.manifest import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE
+from mtdit_runtime.policy.history import History
+from mtdit_runtime.policy.policy import (
+    Chunk,
+    Noise,
+    draw_noise,
+    given_noise,
+    noise_inputs,
+    prefix_inputs,
+)
+
+DEFAULT_FPS = 30  # LeRobot's default for SO-101 recordings; its checkpoints do not store fps
+
+
+@dataclass
+class _Moment:
+    """One observation in the history. Its frames are dropped when the feature is computed."""
+
+    state: Tensor  # (J,) normalised
+    frames: Mapping[str, Frame]
+    feature: Tensor | None = None  # (N * D,)
+
+
+class TorchPolicy:
+    """The runtime's Policy protocol for an opened checkpoint. Use one object per thread."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str | torch.device = "cpu") -> None:
+        config = checkpoint.config
+        self.checkpoint, self.device = checkpoint, torch.device(device)
+        self.policy = checkpoint.policy(device)
+        self.joints = joint_names(checkpoint)
+        self.cameras = tuple(config.cameras)
+        self.fps = checkpoint.facts.fps if checkpoint.facts else DEFAULT_FPS
+        self.n_obs_steps, self.horizon, self.n_action_steps = (
+            config.n_obs_steps,
+            config.horizon,
+            config.n_action_steps,
+        )
+        self._state_stats, self._action_stats = checkpoint.state_stats, checkpoint.action_stats
+        self._scaling = {camera: checkpoint.image_scaling(camera) for camera in self.cameras}
+        self._tokenizer = checkpoint.tokenizer()
+        self._texts: dict[str, Tensor] = {}
+        self._text: Tensor | None = None
+        self._history: History[_Moment] = History(config.n_obs_steps)
+        self._rng = np.random.default_rng(0)
+
+    def reset(self, task: str, seed: int) -> None:
+        self._history.clear()
+        self._rng = np.random.default_rng(seed)
+        if task not in self._texts:
+            ids = tokenize(self._tokenizer, [task], self.policy.config).to(self.device)
+            self._texts[task] = self.policy.pooled_text(ids)  # (1, W)
+        self._text = self._texts[task]
+
+    def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
+        self._check(positions, frames)
+        self._history.push(
+            _Moment(torch.from_numpy(self._state_stats.normalize(positions)), frames)
+        )
+
+    def request(
+        self, noise: Noise | None = None, committed: Positions | None = None
+    ) -> Callable[[], Chunk]:
+        """Takes history, task, noise and prefix as they are now; returns a function that computes
+        the chunk (horizon, J) in degrees.
+
+        committed: (n, J) actions in degrees that the chunk must begin with.
+        """
+        if self._text is None:
+            raise RuntimeError("call reset() before the first chunk")
+        steps, text = self._history.steps(), self._text
+        nothing = np.zeros((0, len(self.joints)))
+        held = nothing if committed is None else np.array(committed)  # (n, J), a copy
+        prefix = prefix_inputs(self._action_stats.normalize(held), self.horizon)
+        arrays = {**noise_inputs(self._noise(noise)), **prefix}
+        given = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        return lambda: self._chunk(steps, text, given, held)
+
+    def prepare(self) -> Callable[[], None]:
+        """Takes the observations that the next request will need; returns a function that encodes
+        them ahead of time.
+        """
+        steps = self._history.steps_after_next()
+
+        def encode() -> None:
+            for moment in steps:
+                self._feature(moment)
+
+        return encode
+
+    def chunk(self, noise: Noise | None = None, committed: Positions | None = None) -> Chunk:
+        return self.request(noise, committed)()
+
+    @torch.no_grad()
+    def _chunk(
+        self, steps: list[_Moment], text: Tensor, given: Mapping[str, Tensor], held: Positions
+    ) -> Chunk:
+        state = torch.stack([moment.state for moment in steps])[None].to(self.device)  # (1, S, J)
+        features = (
+            torch.stack([self._feature(moment) for moment in steps])[None] if self.cameras else None
+        )
+        conditioning = self.policy.observation_encoder(state, features, text)
+        step_noise = given[STEP_NOISE].transpose(0, 1)  # (steps - 1, 1, T, A), empty without DDPM
+        actions = self.policy.sample_from(
+            conditioning, given[NOISE], step_noise, given[PREFIX], given[PREFIX_MASK]
+        )[0]
+        chunk = self._action_stats.unnormalize(actions.cpu().numpy()).astype(np.float64)
+        chunk[: len(held)] = held  # exactly, without the rounding of normalisation
+        return chunk
+
+    @torch.no_grad()
+    def _feature(self, moment: _Moment) -> Tensor:
+        """The feature (N * D,) of one observation, computed on the first call."""
+        if moment.feature is None and self.cameras:
+            images = {c: self._image(moment.frames[c], c) for c in self.cameras}
+            features = self.policy.features(images)
+            assert features is not None
+            moment.feature, moment.frames = features[0, 0], {}
+        return moment.feature if moment.feature is not None else torch.zeros(0)
+
+    def _image(self, frame: Frame, camera: str) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device)
+        return normalized_images(pixels, *self._scaling[camera])[None, None]  # (1, 1, 3, H, W)
+
+    def _noise(self, noise: Noise | None) -> Noise:
+        sizes = self.horizon, self.policy.config.action_dim, self.policy.objective.draws
+        return draw_noise(self._rng, *sizes) if noise is None else given_noise(noise, *sizes)
+
+    def _check(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
+        if positions.shape != (self.policy.config.state_dim,):
+            wanted = self.policy.config.state_dim
+            raise UserError(
+                f"the robot has {positions.shape[0]} joint positions, but the policy needs "
+                f"{wanted}; use the arm it was trained on"
+            )
+        for camera, shape in self.policy.config.cameras.items():
+            if camera not in frames:
+                raise UserError(
+                    f"there is no frame of camera {camera!r}; connect that camera, or rename a "
+                    f"camera to {camera!r}"
+                )
+            if frames[camera].shape != shape:
+                got = frames[camera].shape
+                raise UserError(
+                    f"camera {camera!r} gives frames of shape {got}, but the policy was trained on "
+                    f"{shape}; set the camera to that size"
+                )
+
+
+def open_policy(path: Path, device: str | torch.device = "cpu") -> TorchPolicy:
+    """A TorchPolicy from a run, a checkpoint or a pretrained_model folder. UserError: no policy."""
+    return TorchPolicy(open_checkpoint(path), device)
+
+
+def joint_names(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The checkpoint's joint names. LeRobot does not store them: six joints are the SO-101's."""
+    if checkpoint.facts is not None:
+        return checkpoint.facts.joints
+    count = checkpoint.config.action_dim
+    return tuple(JOINTS) if count == len(JOINTS) else tuple(f"joint_{i + 1}" for i in range(count))

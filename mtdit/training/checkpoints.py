@@ -1,0 +1,215 @@
+"""The checkpoints of a training run: saving, pruning, resuming.
+
+It decides which checkpoints stay (last, best, newest) and which state besides the weights a resumed
+run needs. The format on disk is in mtdit.checkpoint.read; mtdit.training.loop decides when to save.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtdit.checkpoint.names import CHECKPOINTS, LIVE, OPTIMIZER, PRETRAINED, TRAIN_CONFIG
+from mtdit.checkpoint.training_state import read_training_state
+from mtdit.checkpoint.write import PretrainedFiles, point_at, save_checkpoint
+from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
+from mtdit.training.config import TrainConfig
+from mtdit.training.distributed import ProcessGroup
+from mtdit.training.optim import EMA, adam_tensors, load_adam, make_optimizer, weights_in_use
+from mtdit_robots.errors import UserError
+from mtdit_runtime.files import read_json
+
+BEST, LOCK = "best", ".lock"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The lowest validation loss so far, and the step after which it was measured."""
+
+    step: int
+    loss: float
+
+
+@dataclass
+class TrainState:
+    """The state that training changes and that a resumed run restores."""
+
+    policy: MultiTaskDiT
+    optimizer: torch.optim.Optimizer
+    average: EMA | None
+    step: int = 0
+    elapsed_s: float = 0.0  # training time before this process started
+    best: Best | None = None
+
+    def is_best(self, loss: float) -> bool:
+        """Whether the validation loss of this step is the lowest so far; if so, stores it."""
+        if not loss < (self.best.loss if self.best else math.inf):
+            return False
+        self.best = Best(self.step, loss)
+        return True
+
+
+@contextmanager
+def output_dir_lock(folder: Path) -> Iterator[None]:
+    """Locks the output folder inside the block. UserError when another training has locked it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another training is writing to {folder}: stop it, or choose another --out"
+            ) from None
+        yield
+
+
+def new_train_state(config: TrainConfig, policy: MultiTaskDiT) -> TrainState:
+    """A Learner at step 0, with the policy's current weights."""
+    optimizer = make_optimizer(policy, next(policy.parameters()).device)
+    return TrainState(policy, optimizer, EMA(policy, config.ema_max_decay) if config.ema else None)
+
+
+# --- saving
+
+
+@dataclass
+class CheckpointManager:
+    """Saves the checkpoints of a run. Every process has a Keeper; only the main one writes."""
+
+    config: TrainConfig
+    team: ProcessGroup
+    files: PretrainedFiles
+    saved: tuple[Path, int, Best | None] | None = None  # newest checkpoint: folder, step, best
+
+    def save(self, learner: TrainState, elapsed_s: float) -> Path:
+        """Saves a checkpoint of this step, unless it exists already. Returns its folder."""
+        if self.saved is None or self.saved[1:] != (learner.step, learner.best):
+            self.saved = (self._folder(learner.step), learner.step, learner.best)
+            if self.team.main:
+                self._write(learner, elapsed_s)
+        return self.saved[0]
+
+    def tidy(self) -> None:
+        """Removes incomplete checkpoints of a run that was killed while saving."""
+        for unfinished in self._folder(0).parent.glob(".*.partial"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _folder(self, step: int) -> Path:
+        return self.config.output_dir / CHECKPOINTS / f"{step:06d}"
+
+    def _write(self, learner: TrainState, elapsed_s: float) -> None:
+        """Writes the weights to act with (averaged, if there is an average) to pretrained_model,
+        and the live weights to training_state.
+        """
+        live = {k: v.detach().cpu().contiguous() for k, v in learner.policy.state_dict().items()}
+        _check_finite(live)
+        files = replace(self.files, weights=weights_in_use(learner.policy, learner.average))
+        state = {LIVE: live, OPTIMIZER: adam_tensors(learner.optimizer)}
+        save_checkpoint(
+            self.config.output_dir, learner.step, files, state, self._numbers(learner, elapsed_s)
+        )
+        best = learner.best
+        if best is not None and self._folder(best.step).is_dir():
+            point_at(self._folder(best.step), BEST)
+        self._prune({learner.step, best.step if best else learner.step})
+
+    def _numbers(self, learner: TrainState, elapsed_s: float) -> dict[str, Any]:
+        """The content of training_step.json; the first three names are LeRobot's."""
+        scaler = self.team.accelerator.scaler
+        return {
+            "num_processes": self.team.world,
+            "batch_size": self.config.batch_size,
+            "grad_accum_steps": self.config.grad_accumulation,
+            "elapsed_s": elapsed_s,
+            "best": asdict(learner.best) if learner.best else None,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def _prune(self, needed: set[int]) -> None:
+        """Deletes all checkpoints except the newest `keep_checkpoints` and those of `needed`."""
+        if self.config.keep_checkpoints is None:
+            return
+        folders = [c for c in self._folder(0).parent.glob("[0-9]*") if c.name.isdecimal()]
+        for old in sorted(folders, key=lambda c: int(c.name))[: -self.config.keep_checkpoints]:
+            if int(old.name) not in needed:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    bad = [name for name, values in weights.items() if not values.isfinite().all()]
+    if bad:
+        raise UserError(
+            f"the weights {bad[0]} are not finite any more; the last checkpoint, if there is one, "
+            "is not affected: resume from it with a lower optimizer_lr"
+        )
+
+
+# --- resuming
+
+
+def resume(
+    learner: TrainState, keeper: CheckpointManager, checkpoint: Path, say: Callable[[str], None]
+) -> None:
+    """Restores the learner from RUN/checkpoints/<step>, written by `mtdit train` or by LeRobot.
+
+    The learner's policy already has the weights. `say` prints what differs from the earlier run.
+    """
+    if keeper.team.main:
+        keeper.tidy()
+    state = read_training_state(checkpoint)
+    load_adam(learner.optimizer, state.adam)
+    if learner.average is not None:
+        learner.average.load(state.average)
+    learner.step, learner.elapsed_s = state.step, state.elapsed_s
+    if state.numbers.get("best"):
+        learner.best = Best(**state.numbers["best"])
+    scaler = keeper.team.accelerator.scaler
+    if scaler is not None and state.numbers.get("scaler"):
+        scaler.load_state_dict(state.numbers["scaler"])
+    keeper.saved = (checkpoint, learner.step, learner.best)
+    for line in _differences(keeper, checkpoint, state.numbers):
+        say(line)
+    if learner.step >= keeper.config.steps:
+        say(
+            f"already trained {learner.step} of {keeper.config.steps} steps: "
+            "raise --steps to continue"
+        )
+
+
+def _differences(
+    keeper: CheckpointManager, checkpoint: Path, numbers: Mapping[str, Any]
+) -> list[str]:
+    """What makes the resumed run different from the interrupted one, one line each."""
+    if not is_ours(checkpoint):
+        return [
+            f"{checkpoint} is a checkpoint of LeRobot: weights, Adam and step are restored, but "
+            "LeRobot's random state is not; from here on mtdit draws the samples and the noise"
+        ]
+    before = int(
+        numbers["batch_size"] * numbers["num_processes"] * numbers.get("grad_accum_steps", 1)
+    )
+    now = keeper.config.samples_per_step(keeper.team.world)
+    changed = (
+        f"a step now sees {now} samples, before it was {before}: the order of the samples differs "
+        "from an uninterrupted run"
+    )
+    leaked = (
+        "the validation split now contains episodes this run has trained on: its loss will be "
+        "optimistic"
+    )
+    held_out = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG).get("val_split", 0.0)
+    return [changed] * (now != before) + [leaked] * (keeper.config.val_split > held_out)
+
+
+def is_ours(checkpoint: Path) -> bool:
+    """Whether RUN/checkpoints/<step> was written by `mtdit train`, not by LeRobot's trainer."""
+    raw = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG)
+    return isinstance(raw, dict) and "noise_samples" in raw

@@ -1,0 +1,255 @@
+"""Warnings before training: likely problems of the dataset and the settings, with figure and fix.
+
+They cover the failure modes named on LeRobot's page about this policy
+(docs/source/multi_task_dit.mdx): idling, the wrong task, unstable training. A warning never stops
+the training; errors are raised elsewhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdit.data.frame_cache import FrameCache
+from mtdit.policies.multi_task_dit.config import PolicyConfig
+from mtdit.stats import DatasetStats
+from mtdit.training.config import TrainConfig
+from mtdit_robots.features import ACTION, STATE
+
+FEW_EPISODES = 50
+SMALL_BATCH = 64
+UNEVEN = 3.0  # frames of the most frequent task / frames of the rarest
+IDLE_S, IDLE_SHARE = 0.5, 0.1  # duration of a stretch, share of all frames
+STILL = 0.001  # movement per frame, as a share of the joint's range
+TINY_RANGE = 0.1  # degrees, or percent of the gripper
+SQUASHED = 1.4  # change of aspect ratio: 640x480 to square is 1.33 and harmless, 1280x720 is 1.78
+LEAST_SEEN = 0.75  # share of the frame's area inside the crop
+HORIZON_S = (0.5, 2.5)
+OUTSIDE = 0.05  # margin, as a share of the range of the statistics
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """The training that is checked."""
+
+    train: TrainConfig
+    policy: PolicyConfig
+    cache: FrameCache
+    stats: DatasetStats  # those that normalise states and actions
+    world: int  # number of processes
+
+
+def dataset_warnings(
+    train: TrainConfig,
+    policy: PolicyConfig,
+    cache: FrameCache,
+    world: int = 1,
+    stats: DatasetStats | None = None,
+) -> list[str]:
+    """Warnings, one line each; none if the dataset and the settings look good.
+
+    stats: the statistics that normalise the policy, if they are not the dataset's.
+    """
+    case = DatasetReport(train, policy, cache, cache.stats if stats is None else stats, world)
+    checks = (
+        _episodes,
+        _tasks,
+        _imbalance,
+        _idle,
+        _constant,
+        _outside,
+        _batch,
+        _images,
+        _horizon,
+        _short,
+    )
+    return [line for check in checks for line in check(case)]
+
+
+def _episode_tasks(case: DatasetReport) -> list[str]:
+    ends = np.asarray(case.cache.episode_ends)
+    return [case.cache.info.facts.tasks[t] for t in np.asarray(case.cache.task)[ends - 1]]
+
+
+def _episodes(case: DatasetReport) -> Iterator[str]:
+    tasks = _episode_tasks(case)
+    if len(tasks) < FEW_EPISODES:
+        yield (
+            f"only {len(tasks)} episodes: with fewer than {FEW_EPISODES} a policy tends to stand "
+            "still; record about twice as many"
+        )
+        return
+    counts = {task: tasks.count(task) for task in sorted(set(tasks))}
+    few = [f"{task!r} ({n})" for task, n in counts.items() if n < FEW_EPISODES]
+    if few:
+        yield (
+            f"fewer than {FEW_EPISODES} episodes of {_some(few)}: the policy may ignore a rare "
+            "task; record more"
+        )
+
+
+def _tasks(case: DatasetReport) -> Iterator[str]:
+    for a, b in combinations(sorted(set(_episode_tasks(case))), 2):
+        if alike(a, b):
+            yield (
+                f"tasks {a!r} and {b!r} look like one task with two spellings; use one wording, or "
+                "make them clearly different"
+            )
+
+
+def alike(a: str, b: str) -> bool:
+    """Whether two instructions differ only in case, punctuation, articles, plurals or typos."""
+    first, second = _words(a), _words(b)
+    same = len(first) == len(second)
+    return same and all(x == y or _close(x, y) for x, y in zip(first, second, strict=True))
+
+
+def _close(a: str, b: str) -> bool:
+    plural = a.removesuffix("es").removesuffix("s") == b.removesuffix("es").removesuffix("s")
+    return plural or (
+        min(len(a), len(b)) >= 4 and difflib.SequenceMatcher(None, a, b).ratio() >= 0.8
+    )
+
+
+def _words(task: str) -> list[str]:
+    return [w for w in re.findall(r"\w+", task.casefold()) if w not in ("a", "an", "the")]
+
+
+def _imbalance(case: DatasetReport) -> Iterator[str]:
+    numbers, counts = np.unique(np.asarray(case.cache.task), return_counts=True)
+    if case.train.balance_tasks or case.train.task_weights or counts.max() <= UNEVEN * counts.min():
+        return
+    rare, often = (
+        case.cache.info.facts.tasks[numbers[i]] for i in (counts.argmin(), counts.argmax())
+    )
+    yield (
+        f"task {often!r} has {counts.max() / counts.min():.1f} times the frames of {rare!r}, which "
+        "the policy may ignore; use --balance-tasks"
+    )
+
+
+def _idle(case: DatasetReport) -> Iterator[str]:
+    idle, bounds = still(case), np.append(0, np.asarray(case.cache.episode_ends))
+    share = float(idle.mean())
+    if share <= IDLE_SHARE:
+        return
+    start = end = 0
+    for first, last in pairwise(bounds):
+        moves = np.flatnonzero(~idle[first:last])
+        start += moves[0] if len(moves) else last - first
+        end += last - first - 1 - moves[-1] if len(moves) else 0
+    yield (
+        f"the action stands still for more than {IDLE_S} s in {share:.0%} of the frames "
+        f"({start / len(idle):.0%} at the start, {end / len(idle):.0%} at the end of episodes): "
+        "a policy learns to wait; cut these frames, or record without pauses"
+    )
+
+
+def still(case: DatasetReport) -> NDArray[np.bool_]:
+    """(N,) True for frames in a stretch longer than IDLE_S without movement of any joint."""
+    action, fps = np.asarray(case.cache.action), case.cache.info.facts.fps
+    spread = np.maximum(action.max(0) - action.min(0), 1e-6)
+    moved = np.abs(np.diff(action, axis=0))  # (N - 1, A) until the next frame
+    rests = np.append((moved < STILL * spread).all(axis=1), False)
+    rests[np.asarray(case.cache.episode_ends) - 1] = False
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], rests.astype(np.int8), [0]])))
+    idle = np.zeros(len(action), bool)
+    for first, last in edges.reshape(-1, 2):
+        if last - first > IDLE_S * fps:
+            idle[first : last + 1] = True
+    return idle
+
+
+def _constant(case: DatasetReport) -> Iterator[str]:
+    stats, names = case.stats[ACTION], case.cache.info.facts.joints
+    spread = np.asarray(stats["max"]) - np.asarray(stats["min"])
+    joints = [f"{names[i]} ({spread[i]:.2g})" for i in np.flatnonzero(spread < TINY_RANGE)]
+    if joints:
+        amplified = case.policy.normalization_mapping.get("ACTION") == "MIN_MAX"
+        why = "; MIN_MAX turns the smallest deviation into huge values" if amplified else ""
+        yield (
+            f"the action of {_some(joints)} hardly changes in the dataset{why}; "
+            "leave the joint out, or move it"
+        )
+
+
+def _outside(case: DatasetReport) -> Iterator[str]:
+    for key, rows in ((STATE, case.cache.state), (ACTION, case.cache.action)):
+        low, high = (np.asarray(case.stats[key][n]) for n in ("min", "max"))
+        margin = OUTSIDE * (high - low) + 1e-4
+        out = ((np.asarray(rows) < low - margin) | (np.asarray(rows) > high + margin)).any(axis=1)
+        if out.any():
+            yield (
+                f"{key} is outside the range of its statistics in {out.mean():.1%} of the frames: "
+                "the statistics are those of another dataset; delete meta/stats.json, and mtdit "
+                "computes them, or train without --init-from"
+            )
+
+
+def _batch(case: DatasetReport) -> Iterator[str]:
+    """Noise draws count as samples, because they make the gradient less noisy too."""
+    t = case.train
+    one = t.batch_size * case.world * t.noise_samples
+    if one * t.grad_accumulation < SMALL_BATCH:
+        yield (
+            f"a step sees {one * t.grad_accumulation} samples; with fewer than {SMALL_BATCH} "
+            "training may be unstable: raise --batch-size, or --grad-accumulation to "
+            f"{-(-SMALL_BATCH // one)}"
+        )
+
+
+def _images(case: DatasetReport) -> Iterator[str]:
+    c = case.policy
+    for camera, (height, width, _) in c.cameras.items():
+        resized, kept = c.image_resize_shape, c.image_crop_shape
+        if resized is not None:
+            squash = (width / height) / (resized[1] / resized[0])
+            if max(squash, 1 / squash) > SQUASHED:
+                yield (
+                    f"camera {camera!r}: image_resize_shape {_by(resized)} squashes "
+                    f"{_by((height, width))} frames by {max(squash, 1 / squash):.2f}; "
+                    "record frames that are closer to square"
+                )
+        size = resized or (height, width)
+        seen = kept[0] * kept[1] / (size[0] * size[1]) if kept is not None else 1.0
+        if seen < LEAST_SEEN:
+            yield (
+                f"camera {camera!r}: the crop of {_by(kept or size)} shows {seen:.0%} of a "
+                f"{_by(size)} frame; set image_resize_shape a little larger than the crop, "
+                "e.g. (240, 240) for (224, 224)"
+            )
+
+
+def _horizon(case: DatasetReport) -> Iterator[str]:
+    fps, c = case.cache.info.facts.fps, case.policy
+    if not HORIZON_S[0] <= c.horizon / fps <= HORIZON_S[1]:
+        yield (
+            f"horizon {c.horizon} is {c.horizon / fps:.1f} s at {fps} fps; start with about one "
+            f"second: horizon {fps}, n_action_steps {round(0.8 * fps)}"
+        )
+
+
+def _short(case: DatasetReport) -> Iterator[str]:
+    lengths = np.diff(np.append(0, np.asarray(case.cache.episode_ends)))
+    short = int((lengths < case.policy.horizon).sum())
+    if short:
+        yield (
+            f"{short} of {len(lengths)} episodes are shorter than the horizon of "
+            f"{case.policy.horizon} frames (the shortest has {lengths.min()}): much of their "
+            "chunks is padding; lower horizon or remove these episodes"
+        )
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _by(size: tuple[int, ...]) -> str:
+    """(height, width) as "width x height"."""
+    return f"{size[1]}x{size[0]}"

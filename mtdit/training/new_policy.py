@@ -1,0 +1,106 @@
+"""The configuration of the policy that a run trains: preset, options, dataset, earlier checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtdit.checkpoint.names import CLIP
+from mtdit.checkpoint.read import Checkpoint, open_to_train
+from mtdit.data.frame_cache import FrameCache
+from mtdit.policies.multi_task_dit.clip_lookup import clip_shapes
+from mtdit.policies.multi_task_dit.config import PolicyConfig
+from mtdit.policies.multi_task_dit.config_json import policy_config_from_dict, policy_config_to_dict
+from mtdit.policies.multi_task_dit.presets import with_features
+from mtdit.policies.multi_task_dit.tiny_clip import make_tiny_clip
+from mtdit.training.config import TrainConfig
+from mtdit_robots.errors import UserError
+
+TINY_CLIP = "clip-tiny"
+ENCODERS = {"vision_encoder_name", "text_encoder_name"}
+SMALLER = "lower batch_size or noise_samples, or the policy's sizes"
+
+
+def policy_config(config: TrainConfig, resumed: Path | None) -> PolicyConfig:
+    """The policy config without the dataset: the earlier checkpoint's or the preset's, with the
+    options of `config.policy`.
+    """
+    earlier = resumed or config.init_from
+    if earlier is None:
+        tiny = config.preset == "tiny"
+        standard = dict.fromkeys(ENCODERS, "tiny") if tiny else {}
+        options = _with_clip_folders({**standard, **config.policy}, config)
+        return with_features(options, config.preset, {}, {})
+    checkpoint = open_to_train(earlier)
+    fields = {k: v for k, v in policy_config_to_dict(checkpoint.config).items() if k != "type"}
+    return policy_config_from_dict(
+        {
+            **fields,
+            **_own_tiny_clip(checkpoint, config),
+            **_with_clip_folders(config.policy, config),
+        }
+    )
+
+
+def _with_clip_folders(options: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """The options with absolute CLIP folders, so that LeRobot finds them from any folder.
+
+    For the name "tiny" a tiny CLIP is generated in the output folder.
+    """
+    found = dict(options)
+    for name in ENCODERS & found.keys():
+        if not isinstance(found[name], str):
+            continue  # PolicyConfig refuses it
+        if found[name] == "tiny":
+            found[name] = str(make_tiny_clip(config.output_dir.absolute() / TINY_CLIP))
+        else:
+            found[name] = from_anywhere(found[name])
+    return found
+
+
+def from_anywhere(name: str) -> str:
+    """A local folder as an absolute path; a Hub name unchanged."""
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if name and folder.is_dir() else name
+
+
+def _own_tiny_clip(checkpoint: Checkpoint, config: TrainConfig) -> dict[str, str]:
+    """If the checkpoint used a tiny CLIP, generates it again in this run's output folder.
+
+    The earlier run's folder may not exist any more.
+    """
+    names = [name for name in ENCODERS if Path(getattr(checkpoint.config, name)).name == TINY_CLIP]
+    shape = clip_shapes(checkpoint.config, beside=checkpoint.folder / CLIP) if names else None
+    return {
+        name: str(make_tiny_clip(config.output_dir.absolute() / TINY_CLIP, shape))
+        for name in names
+        if shape
+    }
+
+
+def for_dataset(config: PolicyConfig, cache: FrameCache, device: torch.device) -> PolicyConfig:
+    """The config with the dataset's features. UserError: an earlier checkpoint has others."""
+    inputs, outputs = cache.info.input_features, cache.info.output_features
+    if config.input_features and (dict(config.input_features), dict(config.output_features)) != (
+        inputs,
+        outputs,
+    ):
+        raise UserError(
+            f"the checkpoint was trained on {_listed(config.input_features)}, but the dataset has "
+            f"{_listed(inputs)}; record with the same joints and cameras, or train from scratch"
+        )
+    return replace(
+        config,
+        # a checkpoint's order of cameras wins
+        input_features=config.input_features or inputs,
+        output_features=config.output_features or outputs,
+        device=device.type,
+    )
+
+
+def _listed(features: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}{list(feature.shape)}" for key, feature in features.items())

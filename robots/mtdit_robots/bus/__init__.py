@@ -1,0 +1,1 @@
+"""The Feetech servo bus."""

@@ -1,0 +1,127 @@
+"""Run all cameras at once for a few seconds and measure what they deliver: frame rate, frame age,
+format, exposure, and one frame of each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mtdit_robots.cameras import v4l2
+from mtdit_robots.cameras.camera import Frame, OpenCvCamera
+from mtdit_robots.cameras.film_camera import FilmCamera
+from mtdit_robots.cameras.open import open_camera
+from mtdit_robots.errors import UserError
+
+DEFAULT_SIZE = 480, 640  # (height, width)
+DARK, BRIGHT = 16, 239  # of 255: a pixel or a mean beyond these shows almost no detail
+CLIPPED_SHARE = 0.5  # of all channel values
+_LOOK_S = 0.005  # between two reads
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What one camera delivered. problem: empty when it delivered frames."""
+
+    name: str
+    source: str
+    pixel_format: str = ""
+    rate_hz: float = 0.0
+    oldest_s: float = 0.0  # the largest age of a frame when read
+    brightness: float = 0.0  # mean, 0..255
+    clipped: float = 0.0  # fraction of channel values below DARK or above BRIGHT
+    frame: Frame | None = None
+    problem: str = ""
+
+    @property
+    def exposure(self) -> str:
+        """ "dark", "bright", or empty when the exposure is fine."""
+        if self.brightness < DARK or (self.clipped > CLIPPED_SHARE and self.brightness < 128):
+            return "dark"
+        return "bright" if self.brightness > BRIGHT or self.clipped > CLIPPED_SHARE else ""
+
+
+def watch(
+    sources: Mapping[str, str],
+    sizes: Mapping[str, tuple[int, int]],
+    fps: float = 30.0,
+    seconds: float = 3.0,
+) -> list[Watched]:
+    """Open all cameras (name -> source), read them together for `seconds`, close them.
+
+    sizes: name -> (height, width) to request, 480x640 by default. A camera that fails raises
+    nothing; its `problem` says why.
+    """
+    opened: dict[str, OpenCvCamera | FilmCamera] = {}
+    problems: dict[str, str] = {}
+    for name, source in sources.items():
+        try:
+            camera = open_camera(name, source, *sizes.get(name, DEFAULT_SIZE), fps)
+            opened[name] = camera
+            camera.read()
+        except (UserError, OSError) as error:
+            problems[name] = str(error)
+    began_s, first = time.monotonic(), {name: camera.arrived for name, camera in opened.items()}
+    oldest_s = dict.fromkeys(opened, 0.0)
+    while time.monotonic() - began_s < seconds:
+        for name in opened.keys() - problems.keys():
+            oldest_s[name] = max(oldest_s[name], opened[name].read()[1])
+        time.sleep(_LOOK_S)
+    elapsed_s = time.monotonic() - began_s
+    result = [
+        _watched(name, source, opened.get(name), first, elapsed_s, oldest_s, problems.get(name, ""))
+        for name, source in sources.items()
+    ]
+    for camera in opened.values():
+        camera.close()
+    return result
+
+
+def _watched(
+    name: str,
+    source: str,
+    camera: OpenCvCamera | FilmCamera | None,
+    first: Mapping[str, int],
+    elapsed_s: float,
+    oldest_s: Mapping[str, float],
+    problem: str,
+) -> Watched:
+    if camera is None or problem:
+        if camera is not None:
+            camera.close()  # otherwise the kernel would report "busy" to the next call
+        started = v4l2.why_no_stream(source) if source.startswith("/dev/") else ""
+        return Watched(name, source, problem=started or problem)
+    frame = camera.read()[0]
+    return Watched(
+        name,
+        source,
+        camera.pixel_format,
+        (camera.arrived - first[name]) / elapsed_s,
+        oldest_s[name],
+        float(frame.mean()),
+        float(np.mean((frame < DARK) | (frame > BRIGHT))),
+        frame,
+    )
+
+
+def save_png(path: Path, frame: Frame) -> None:
+    """Write (H, W, 3) RGB as PNG."""
+    import cv2
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), np.ascontiguousarray(frame[..., ::-1])):
+        raise UserError(f"cannot write {path}: choose another folder for the images")
+
+
+def load_png(path: Path) -> Frame:
+    """Read an image as (H, W, 3) RGB. UserError when it cannot be read."""
+    import cv2
+
+    image = cv2.imread(str(path))
+    if image is None:
+        raise UserError(f"{path} is not a readable image: export the bundle again")
+    return np.ascontiguousarray(image[..., ::-1])

@@ -1,0 +1,310 @@
+"""LeRobot's calibration files: find, read, check, write, and keep earlier versions.
+
+The values in the servos are read by `servos`; here they are only compared. Source: LeRobot
+`motors_bus.py` (MotorCalibration), `robot.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+
+from mtdit_robots.errors import UserError
+from mtdit_robots.so101.joints import IDS, JOINTS, Ranges
+
+MAX_HOMING_OFFSET = 2047  # 11-bit magnitude in the servo
+MAX_TICK = 4095
+# 18 degrees, less than any joint can move: a smaller range means the joint was not swept
+MIN_SPAN_TICKS = 200
+DIRECTORIES = ("so_follower", "so101_follower")  # since LeRobot 0.4.3, and before
+LEADER_DIRECTORIES = ("so_leader", "so101_leader")
+HISTORY = "history"  # the folder beside a calibration file that keeps its earlier versions
+
+
+@dataclass(frozen=True)
+class JointCalibration:
+    """One joint, as LeRobot stores it.
+
+    Ranges are raw ticks with the homing offset applied. drive_mode 1 reverses the joint.
+    """
+
+    id: int
+    drive_mode: int
+    homing_offset: int
+    range_min: int
+    range_max: int
+
+
+Calibration = Mapping[str, JointCalibration]  # one entry per joint of so101.JOINTS
+
+_STAMP = "%Y%m%dT%H%M%S.%fZ"  # sorts by time
+_KEYS = tuple(field.name for field in fields(JointCalibration))
+
+
+def load(path: str | Path) -> dict[str, JointCalibration]:
+    """The calibration in a LeRobot JSON file, in joint order.
+
+    UserError names the joint, the key and the fix.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"there is no calibration file {path}: run `mtdit calibrate`, or correct the path"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"cannot read the calibration file {path} ({error}): restore it from a copy"
+        ) from error
+    try:
+        return _parse(content)
+    except ValueError as error:
+        raise UserError(f"calibration file {path}: {error}") from error
+
+
+def save(calibration: Calibration, path: str | Path) -> None:
+    """Write LeRobot's JSON (4-space indent). A file there that differs moves to the history first.
+
+    Both files are written atomically. OSError when the folder is not writable.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps({joint: asdict(calibration[joint]) for joint in JOINTS}, indent=4).encode()
+    if path.is_file() and (before := path.read_bytes()) != content:
+        folder = _history_folder(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(folder / datetime.now(timezone.utc).strftime(f"{_STAMP}.json"), before)
+    _write_whole(path, content)
+
+
+def check_place(path: Path) -> None:
+    """UserError when `save` could not write `path`. Call it before the user sweeps the joints."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a file in it, e.g. {path / 'my_arm.json'}")
+    probe = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror}): choose another file with --file"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Version:
+    """An earlier version of a calibration file. number: 1 is the newest. replaced: when it was
+    replaced, UTC.
+    """
+
+    number: int
+    path: Path
+    replaced: datetime
+
+
+def history(path: str | Path) -> list[Version]:
+    """The earlier versions of the file at `path`, newest first."""
+    kept = sorted(_history_folder(Path(path)).glob("*Z.json"), reverse=True)
+    return [
+        Version(n, file, datetime.strptime(file.stem, _STAMP).replace(tzinfo=timezone.utc))
+        for n, file in enumerate(kept, start=1)
+    ]
+
+
+def restore(path: str | Path, number: int = 1) -> Version:
+    """Put an earlier version back at `path`; the present file moves to the history.
+
+    Raises as `former`.
+    """
+    version = former(path, number)
+    save(load(version.path), path)
+    return version
+
+
+def former(path: str | Path, number: int = 1) -> Version:
+    """The `number`-th newest earlier version of the file at `path`.
+
+    UserError when there is none of that number.
+    """
+    versions = history(path)
+    if not versions:
+        raise UserError(f"{path} has no earlier versions: it was never replaced")
+    if not 1 <= number <= len(versions):
+        raise UserError(
+            f"{path} has no earlier version {number}, only 1..{len(versions)}: "
+            "`--history` lists them"
+        )
+    return versions[number - 1]
+
+
+def search_directories(leader: bool = False) -> tuple[Path, ...]:
+    """Where LeRobot keeps follower or leader calibrations, under its present and its earlier
+    directory name. Follows the HF_* environment variables.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    home = Path(os.environ.get("HF_HOME", cache / "huggingface"))
+    lerobot = Path(os.environ.get("HF_LEROBOT_HOME", home / "lerobot"))
+    root = Path(os.environ.get("HF_LEROBOT_CALIBRATION", lerobot / "calibration")).expanduser()
+    if leader:
+        return tuple(root / "teleoperators" / name for name in LEADER_DIRECTORIES)
+    return tuple(root / "robots" / name for name in DIRECTORIES)
+
+
+def place_of(robot_id: str, leader: bool = False) -> Path:
+    """The path of the calibration of this id: an existing file in either directory, else where
+    LeRobot would write it now.
+    """
+    _check_id(robot_id)
+    places = [directory / f"{robot_id}.json" for directory in search_directories(leader)]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def find(robot_id: str, leader: bool = False) -> Path:
+    """The calibration file LeRobot made for `--robot.id=robot_id` (leader: `--teleop.id`).
+
+    UserError lists the ids that exist.
+    """
+    _check_id(robot_id)
+    places = [directory / f"{robot_id}.json" for directory in search_directories(leader)]
+    for place in places:
+        if place.is_file():
+            return place
+    known = sorted({file.stem for place in places for file in place.parent.glob("*.json")})
+    near = _near(robot_id, known) or (f" (found: {', '.join(known)})" if known else "")
+    folders = " or ".join(str(place.parent) for place in places)
+    raise UserError(
+        f"no calibration of a {'leader' if leader else 'robot'} {robot_id!r} in {folders}{near}: "
+        "run `mtdit calibrate`, or pass the file's path"
+    )
+
+
+def differences(
+    calibration: Calibration, servos: Calibration, names: tuple[str, str] = ("file", "servo")
+) -> list[str]:
+    """The differences between two calibrations, one line per joint and key; empty when they agree.
+
+    As in LeRobot, ids and drive modes are not compared. names: what the lines call the two sides.
+    """
+    return [
+        f"{joint} {key}: {names[0]} {expected}, {names[1]} {held}"
+        for joint in JOINTS
+        for key in ("homing_offset", "range_min", "range_max")
+        if (expected := getattr(calibration[joint], key)) != (held := getattr(servos[joint], key))
+    ]
+
+
+def check(calibration: Calibration) -> None:
+    """UserError unless all six joints are present with values an SO-101 can have."""
+    try:
+        _check_names(calibration, JOINTS, "joint")
+        for joint in JOINTS:
+            _check_values(joint, calibration[joint])
+    except ValueError as error:
+        raise UserError(f"calibration: {error}") from error
+
+
+def ranges(calibration: Calibration, use_degrees: bool = True) -> Ranges:
+    """The arrays that the unit conversions use. Raises as `check`."""
+    check(calibration)
+    joints = [calibration[joint] for joint in JOINTS]
+    return Ranges(
+        low=np.array([joint.range_min for joint in joints]),
+        high=np.array([joint.range_max for joint in joints]),
+        reverse=np.array([joint.drive_mode == 1 for joint in joints]),
+        use_degrees=use_degrees,
+    )
+
+
+def _parse(content: object) -> dict[str, JointCalibration]:
+    """ValueError says what is wrong and what to do about it."""
+    if not isinstance(content, dict):
+        raise ValueError(
+            "it is not a JSON object with one entry per joint; use the file that "
+            "`mtdit calibrate` wrote"
+        )
+    _check_names(content, JOINTS, "joint")
+    calibration = {joint: _parse_joint(joint, content[joint]) for joint in JOINTS}
+    for joint in JOINTS:
+        _check_values(joint, calibration[joint])
+    return calibration
+
+
+def _parse_joint(joint: str, entry: object) -> JointCalibration:
+    if not isinstance(entry, dict):
+        raise ValueError(
+            f"{joint} is not an object with the keys {', '.join(_KEYS)}; "
+            "run `mtdit calibrate` again"
+        )
+    _check_names(entry, _KEYS, f"key of {joint}")
+    for key in _KEYS:
+        if type(entry[key]) is not int:
+            raise ValueError(
+                f"{joint} {key} is {entry[key]!r}, must be an integer; run `mtdit calibrate` again"
+            )
+    return JointCalibration(**entry)
+
+
+def _check_names(found: Iterable[str], wanted: tuple[str, ...], what: str) -> None:
+    found = tuple(found)
+    for name in found:
+        if name not in wanted:
+            hint = _near(name, wanted) or f", known are {', '.join(wanted)}"
+            raise ValueError(f"unknown {what} {name!r}{hint}")
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ValueError(f"missing {what}: {', '.join(missing)}; run `mtdit calibrate` again")
+
+
+def _check_values(joint: str, values: JointCalibration) -> None:
+    span = f"range {values.range_min}..{values.range_max}"
+    if values.id != IDS[joint]:
+        problem = f"has id {values.id}, but on an SO-101 it is {IDS[joint]}"
+    elif values.drive_mode not in (0, 1):
+        problem = f"has drive_mode {values.drive_mode}, must be 0 or 1"
+    elif abs(values.homing_offset) > MAX_HOMING_OFFSET:
+        problem = f"homing_offset {values.homing_offset} is beyond +-{MAX_HOMING_OFFSET}"
+    elif values.range_min < 0 or values.range_max > MAX_TICK:
+        problem = f"{span} is not within 0..{MAX_TICK}"
+    elif values.range_max - values.range_min < MIN_SPAN_TICKS:
+        problem = f"{span} is narrower than {MIN_SPAN_TICKS} ticks, was it moved from stop to stop?"
+    else:
+        return
+    raise ValueError(f"{joint} {problem}; run `mtdit calibrate` again")
+
+
+def _check_id(robot_id: str) -> None:
+    if not robot_id or Path(robot_id).name != robot_id:
+        raise UserError(
+            f"{robot_id!r} is not a valid id: use a plain name such as my_arm, "
+            "or pass a path with --file"
+        )
+
+
+def _history_folder(path: Path) -> Path:
+    return path.parent / HISTORY / path.stem
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write to a temporary file, sync, then rename: after a power cut the file is either the old or
+    the new one.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

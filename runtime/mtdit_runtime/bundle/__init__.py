@@ -1,0 +1,1 @@
+"""The exported policy as a folder: manifest, checks, publishing."""

@@ -1,0 +1,187 @@
+"""The manifest of a bundle: file names, tensor names, and what manifest.json holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mtdit_robots.errors import UserError
+from mtdit_runtime.files import from_json, no_key_twice, sha256
+from mtdit_runtime.text import printable
+
+SCHEMA_VERSION = 3
+SUFFIX = ".mtdit"
+
+MANIFEST = "manifest.json"
+VISION, TEXT, DENOISER = "vision.onnx", "text.onnx", "denoiser.onnx"
+HISTORY = "history.onnx"  # text and earlier observations -> their part of the modulation
+GUIDED = "guided.onnx"  # optional: the denoiser with the guidance of real-time chunking (RTC)
+TOKENIZER = "tokenizer.json"
+TASKS = "tasks.npz"
+STATS = "stats.safetensors"
+GOLDEN = "golden"
+REFERENCE = "reference"
+ENGINES = "engines"  # a cache, which the manifest's checksums do not cover
+
+# Tensor names of the graphs. Batch is 1 and every shape is static.
+TOKEN_IDS = "token_ids"  # (1, 77) int64
+TEXT_FEATURE = "text"  # (1, P) float32
+FEATURES = "features"  # (1, n_cam * D) float32, from the newest frames
+STATE = "state"  # (1, S) float32, normalised, the newest
+EARLIER_FEATURES = "earlier_features"  # (1, n_obs - 1, n_cam * D) float32, oldest first
+EARLIER_STATE = "earlier_state"  # (1, n_obs - 1, S) float32, normalised, oldest first
+# (1, layers * 6 D) float32: what text and earlier observations add to the modulation of all blocks
+KNOWN = "known"
+NOISE = "noise"  # (1, horizon, A) float32, standard normal
+# (1, steps - 1, horizon, A) float32, standard normal; DDPM only, and only with steps > 1
+STEP_NOISE = "step_noise"
+PREFIX = "prefix"  # (1, horizon, A) float32, normalised actions that the robot is committed to
+PREFIX_MASK = "prefix_mask"  # (1, horizon, 1) float32, 1 = the row is committed, 0 = free
+# (1, horizon, 1) float32 in 0..1; the guided graph takes it instead of the mask
+PREFIX_WEIGHTS = "prefix_weights"
+ACTIONS = "actions"  # (1, horizon, A) float32, normalised
+MAX_COST = 1 << 60  # the same for the operations and bytes of one chunk
+SAMPLERS = ("ddim", "ddpm", "euler", "rk4")
+PRECISIONS = ("fp32", "fp16", "int8")  # int8: vision and text towers; the denoiser stays fp32
+UNITS = ("degrees", "percent")
+# LeRobot's feature names, which are the keys of the statistics file
+STATE_KEY, ACTION_KEY = "observation.state", "action"
+
+
+def frame_input(camera: str) -> str:
+    """Name of the vision graph's input for a camera: (H, W, 3) uint8 RGB."""
+    return f"frame.{camera}"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file with its inputs and outputs."""
+
+    file: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    flops: int = 0  # multiplications and additions in the products of one call; 0: not counted
+    weight_bytes: int = 0  # weights read by one call; a weight that is read twice counts twice
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The sampler that is unrolled inside denoiser.onnx. `timesteps` are in sampling order."""
+
+    kind: str  # one of SAMPLERS
+    steps: int
+    timesteps: tuple[float, ...]
+    clip_range: float | None  # normalised actions are clamped to +-clip_range; None: no clamping
+
+    @property
+    def draws(self) -> int:
+        """Noise tensors needed per chunk: DDPM adds fresh noise after every step but the last."""
+        return self.steps if self.kind == "ddpm" else 1
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One action dimension. Its limits are those of the demonstrations, not those of the arm."""
+
+    name: str
+    unit: str  # one of UNITS
+    low: float  # lowest action in training
+    high: float  # highest action in training
+    # units per second: 99.9th percentile of |action[t+1] - action[t]| * fps in training
+    max_speed: float
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera as the policy saw it in training. Resize and crop happen inside the vision graph."""
+
+    name: str  # without the prefix "observation.images."
+    height: int
+    width: int
+    resize: tuple[int, int] | None  # (height, width)
+    crop: tuple[int, int] | None  # (height, width), centred
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime must know about a policy, in the order of manifest.json."""
+
+    name: str
+    # vision (absent for a policy without cameras), text, history, denoiser, guided (optional)
+    graphs: dict[str, Graph]
+    sampler: Sampler
+    joints: tuple[Joint, ...]  # in the order of state and action
+    cameras: tuple[Camera, ...]  # in the order of the feature vector
+    n_obs_steps: int
+    horizon: int
+    n_action_steps: int
+    fps: int
+    tasks: tuple[str, ...]  # seen in training; their text features are in tasks.npz
+    precision: str  # one of PRECISIONS
+    opset: int
+    requirements: dict[str, str]  # e.g. {"onnxruntime": ">=1.18"}
+    verification: dict[str, Any]  # stage -> {max_error, mean_error, ...}
+    provenance: dict[str, Any]  # checkpoint, step, dataset, versions, date
+    files: dict[str, str] = field(default_factory=dict)  # path -> sha256
+    obs_spacing_ticks: int = 1
+    schema_version: int = SCHEMA_VERSION
+    digest: str = ""  # sha256 of all of the above: an edit of a limit by hand does not go unnoticed
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Hash every file of `folder` except engines, write manifest.json, and return the manifest with
+    the hashes.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    names = [p.relative_to(folder).as_posix() for p in paths]
+    files = {n: sha256(folder / n) for n in names if not n.startswith(f"{ENGINES}/")}
+    manifest = replace(manifest, files=files)
+    manifest = replace(manifest, digest=digest_of(manifest))
+    part = folder / f"{MANIFEST}.part"
+    part.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+    part.replace(folder / MANIFEST)
+    return manifest
+
+
+def digest_of(manifest: Manifest) -> str:
+    text = json.dumps({**asdict(manifest), "digest": ""}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_manifest(text: bytes, folder: Path) -> Manifest:
+    where = f"{folder}/{MANIFEST}"
+    try:
+        data = json.loads(text, object_pairs_hook=no_key_twice)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{where} is not valid JSON ({type(error).__name__}): copy the bundle again"
+        ) from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{where} has schema version {printable(repr(version), 40)}, "
+            f"this mtdit reads {SCHEMA_VERSION}: export again or install the matching mtdit"
+        )
+    try:
+        manifest: Manifest = from_json(Manifest, data, "manifest")
+        from_json(
+            dict[str, dict[str, float]],
+            manifest.verification.get("stages", {}),
+            "manifest.verification.stages",
+        )
+        from_json(
+            dict[str, str], manifest.provenance.get("versions", {}), "manifest.provenance.versions"
+        )
+        return manifest
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{where}: {printable(error)}: re-run `mtdit export`") from error

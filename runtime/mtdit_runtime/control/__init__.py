@@ -1,0 +1,1 @@
+"""The control loop and what it is made of."""

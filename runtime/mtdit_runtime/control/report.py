@@ -1,0 +1,63 @@
+"""What the control loop reports: each tick, and the whole run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mtdit_robots.robot import Observation, Positions
+
+GOOD_REASONS = ("duration", "success", "interrupted")
+REASONS = (
+    *GOOD_REASONS,
+    *("stale camera", "bus", "leader", "policy error", "blocked", "recording"),
+)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One tick of the loop, for run logs, recordings and videos."""
+
+    index: int
+    time_s: float  # since the first tick
+    observation: Observation
+    wanted: Positions  # (J,) the policy's action, or the held command when frames are stale
+    sent: Positions  # (J,) what the robot accepted
+    chunk: int  # number of the executed chunk, -1: held
+    row: int  # row in the executed part of that chunk, -1: held
+    requested: int  # number of the chunk requested in this tick, -1: none
+    fresh: bool  # False: frames were stale and the policy was not called
+    work_s: float  # from the start of the tick until the command was sent
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The result of a run. Durations per stage are {count, p50_ms, p95_ms, max_ms}."""
+
+    reason: str
+    detail: str
+    ticks: int
+    duration_s: float
+    late_ticks: int
+    dropped_periods: int
+    max_overrun_ms: float
+    stages: dict[str, dict[str, float]]  # observe, policy, command, tick, chunk; the policy's own
+    chunks: int
+    prefetch_ticks: int
+    stalled_ticks: int  # the arm held because no chunk was available
+    continued_ticks: int  # rows after the executed part were used because a chunk was late
+    discarded_chunks: int
+    stale_ticks: int
+    bus_errors: int  # ticks lost to bus errors
+    # joint -> error -> packets that were retried; empty for a robot that does not count them
+    servo_errors: dict[str, dict[str, int]]
+    seam_jump: dict[str, float]  # joint -> largest difference between chunks at a seam, degrees
+    interventions: dict[str, dict[str, int]]  # guard -> joint -> ticks
+    exit_errors: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return self.reason in GOOD_REASONS
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

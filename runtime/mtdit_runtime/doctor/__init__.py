@@ -1,0 +1,1 @@
+"""Checks of a computer, an arm and its cameras."""

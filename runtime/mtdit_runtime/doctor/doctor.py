@@ -1,0 +1,251 @@
+"""Checks this computer, arm and cameras, and gives the fix for each problem.
+
+This module checks Python, extras, backends, a Jetson's release and power mode, disk and clock;
+`doctor_arm` and `doctor_cameras` check the rest. Nothing is changed or moved. Every check is a
+small function that gives one or more `Check`s. System files are read below `root`, which tests set.
+"""
+
+from __future__ import annotations
+
+import base64
+import glob
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle.bundle import Bundle, open_bundle
+from mtdit_runtime.bundle.manifest import Manifest
+from mtdit_runtime.check import FAIL, OK, WARN, Check, judged
+from mtdit_runtime.doctor import arm
+from mtdit_runtime.doctor import cameras as doctor_cameras
+from mtdit_runtime.jetson import check_jetson
+from mtdit_runtime.text import printable
+
+MIN_FREE_GB = 2.0
+# How far the clock may be behind the date of mtdit's own files; more means that it was never set.
+MAX_BEHIND_S = 24 * 3600.0
+
+# extra -> one module of each package in it
+EXTRAS = {
+    "runtime": ("onnxruntime", "cv2", "tokenizers"),
+    "record": ("pyarrow", "av"),
+    "twin": ("mujoco",),
+    "train": ("torch", "lerobot", "transformers", "accelerate", "open_clip"),
+    "export": ("onnx", "onnxscript"),
+}
+
+# y = x + x as ONNX, opset 17: the smallest graph that shows whether a backend runs
+DOUBLE = base64.b64decode(
+    b"CAg6NQoOCgF4CgF4EgF5IgNBZGQSAWdaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAR"
+)
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What to check. port, calibration and cameras (name -> source) belong to a real arm; bundle is
+    the policy.
+    """
+
+    robot: str = "none"  # none | twin | so101
+    port: str | None = None
+    calibration: Path | None = None
+    cameras: Mapping[str, str] = field(default_factory=dict)
+    bundle: Path | None = None
+    servo_volts: float | None = None  # 7.4 or 12, as printed on the servos
+    cycles: int = 1000  # bus reads in which lost replies are counted
+    camera_s: float = 3.0  # how long each camera is watched
+    patience_s: float = 0.05  # how long to wait for a servo's reply
+    bus: str = "own"  # own | sdk
+    root: Path = Path("/")
+
+
+def doctor(asked: DoctorOptions | None = None) -> list[Check]:
+    """Run all checks that apply, those of the computer first."""
+    q = asked or DoctorOptions()
+    checks = [
+        check_python(),
+        check_cpu(),
+        check_disk(Path()),
+        check_clock(q.root),
+        *check_jetson(q.root),
+    ]
+    checks += [*check_extras(q.robot), *check_backends()]
+    bundle, found = _bundle(q.bundle)
+    checks += found
+    manifest = bundle.manifest if bundle else None
+    if q.robot != "so101":
+        checks.append(check_renderer(needed=q.robot == "twin"))
+    elif q.port is None:
+        checks.append(_no_port())
+    else:
+        checks += arm.check_arm(
+            q.port, q.calibration, manifest, q.servo_volts, q.cycles, q.patience_s, q.bus
+        )  # fmt: skip
+    if q.cameras:
+        checks += doctor_cameras.check_cameras(q.cameras, bundle, q.camera_s)
+    elif q.robot == "so101" and manifest and manifest.cameras:
+        checks.append(_no_cameras(manifest))
+    return checks
+
+
+def check_python() -> Check:
+    version = platform.python_version()
+    if (3, 10) <= sys.version_info[:2] <= (3, 13):
+        return Check("python", OK, f"{version} on {platform.machine()}")
+    return Check("python", WARN, f"{version} is not tested", "use Python 3.10 to 3.13")
+
+
+def check_cpu() -> Check:
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    finding = f"{cores} cores, load {os.getloadavg()[0]:.1f}"
+    remedy = "stop other programs before a run: late ticks make the arm jerk"
+    return judged("cpu", os.getloadavg()[0] >= cores, finding, remedy)
+
+
+def check_disk(folder: Path) -> Check:
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    return judged("disk", free_gb <= MIN_FREE_GB, f"{free_gb:.0f} GB free here", "free some space")
+
+
+def check_clock(root: Path, now_s: float | None = None) -> Check:
+    """A computer without a clock battery starts with an old date: certificates fail, and the times
+    in logs are wrong.
+    """
+    now_s = time.time() if now_s is None else now_s
+    behind_s = Path(__file__).stat().st_mtime - now_s
+    date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now_s))
+    remedy = "connect to a network, then `sudo timedatectl set-ntp true`"
+    if behind_s > MAX_BEHIND_S:
+        return Check("clock", FAIL, f"{date}, which is before mtdit was installed", remedy)
+    timesync = root / "run/systemd/timesync"
+    waiting = timesync.is_dir() and not (timesync / "synchronized").exists()
+    return judged("clock", waiting, f"{date}, not synchronised yet" if waiting else date, remedy)
+
+
+def check_extras(robot: str) -> Iterator[Check]:
+    """Which extras are complete. Modules are looked up, not imported: torch alone takes seconds."""
+    needed = {"twin": ("runtime", "twin"), "so101": ("runtime",)}.get(robot, ())
+    for extra, modules in EXTRAS.items():
+        missing = [m for m in modules if importlib.util.find_spec(m) is None]
+        finding = f"missing {', '.join(missing)}" if missing else "installed"
+        status = FAIL if missing and extra in needed else OK
+        remedy = f'pip install "mtdit[{extra}]"' if missing else ""
+        yield Check(f"extra {extra}", status, finding, remedy)
+
+
+def check_backends() -> Iterator[Check]:
+    """Which backends of ONNX Runtime and TensorRT are available, and which run a graph here."""
+    if importlib.util.find_spec("onnxruntime") is not None:
+        yield _check_onnxruntime()
+    yield _check_tensorrt()
+
+
+def _check_onnxruntime() -> Check:
+    import onnxruntime
+
+    offered = [
+        name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
+    ]
+    tried = [name for name in offered if name in ("CPU", "CUDA")]
+    broken = {name: problem for name in tried if (problem := _cannot_run(onnxruntime, name))}
+    working = ", ".join(name for name in tried if name not in broken) or "nothing"
+    finding = f"{onnxruntime.__version__}, runs on {working}"
+    if not broken:
+        return Check("onnxruntime", OK, finding)
+    finding += "; not on " + "; ".join(f"{name} ({problem})" for name, problem in broken.items())
+    status = FAIL if "CPU" in broken else WARN
+    remedy = 'pip install --force-reinstall "mtdit[gpu]", and check `nvidia-smi`'
+    return Check("onnxruntime", status, finding, remedy)
+
+
+def _cannot_run(ort: Any, name: str) -> str:
+    """Why a provider cannot run a graph; empty if it can.
+
+    An available provider may still fall back to the CPU.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # errors are in the result, not on the console
+    try:
+        session = ort.InferenceSession(DOUBLE, options, providers=[f"{name}ExecutionProvider"])
+        (doubled,) = session.run(None, {"x": np.array([21], np.float32)})
+    except Exception as error:  # whatever its C++ side raises
+        return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    if session.get_providers()[0] != f"{name}ExecutionProvider":
+        return "its libraries cannot be loaded, it falls back to the CPU"
+    return "" if doubled[0] == 42 else f"it computes 21 + 21 = {doubled[0]}"
+
+
+def _check_tensorrt() -> Check:
+    if importlib.util.find_spec("tensorrt") is None:
+        remedy = "for NVIDIA GPUs; on a Jetson: apt install python3-libnvinfer"
+        return Check("tensorrt", OK, "not installed", remedy)
+    from mtdit_runtime.engines.trt import this_device
+
+    try:
+        import tensorrt  # type: ignore[import-not-found,unused-ignore]
+
+        name = this_device().gpu
+        tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
+    except (UserError, ImportError, RuntimeError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        finding = f"installed, but does not run: {reason}"
+        return Check("tensorrt", WARN, finding, "check `nvidia-smi` and the driver")
+    return Check("tensorrt", OK, f"{tensorrt.__version__} on {name}")
+
+
+def _bundle(folder: Path | None) -> tuple[Bundle | None, list[Check]]:
+    """The bundle if this computer can run it, and the check of it."""
+    if folder is None:
+        return None, []
+    from mtdit_runtime.engines.choose import choose_engines
+    from mtdit_runtime.run import warm_up_s
+
+    try:
+        bundle = open_bundle(folder)
+        engines = choose_engines(bundle)
+        latency_s = warm_up_s(bundle, engines)
+    except UserError as error:
+        return None, [Check("bundle", FAIL, f"{folder} does not run here", str(error))]
+    m = bundle.manifest
+    too_slow = latency_s * m.fps > m.n_action_steps / 2
+    finding = f"{printable(m.name)}: a chunk takes {latency_s * 1e3:.0f} ms, {engines.reason}"
+    remedy = f"too slow for {m.fps} Hz: export with fewer denoising steps (--steps)"
+    return bundle, [judged("bundle", too_slow, finding, remedy)]
+
+
+def check_renderer(needed: bool) -> Check:
+    """Which renderer draws the twin's cameras, and how to get a faster one."""
+    if importlib.util.find_spec("mujoco") is None:
+        status, remedy = FAIL if needed else OK, 'pip install "mtdit[twin]"'
+        return Check("renderer", status, "the twin is not installed", remedy)
+    from mtdit_robots.twin.render import choose_renderer
+
+    choice = choose_renderer()
+    status = WARN if choice.fix else OK
+    return Check("renderer", status, f"{choice.name}: {choice.reason}", choice.fix or "")
+
+
+def _no_port() -> Check:
+    patterns = ("/dev/serial/by-id/*", "/dev/ttyACM*", "/dev/ttyUSB*")
+    ports = sorted(port for pattern in patterns for port in glob.glob(pattern))
+    plug_in = "plug in the arm's USB cable, then pass --port"
+    return Check("port", FAIL, "no port was given", f"pass --port {ports[0]}" if ports else plug_in)
+
+
+def _no_cameras(manifest: Manifest) -> Check:
+    options = " ".join(
+        f"--camera {camera.name}=/dev/video{i}" for i, camera in enumerate(manifest.cameras)
+    )
+    finding = "no cameras were given, the policy needs them"
+    return Check("cameras", WARN, finding, f"pass {options}; see `mtdit find-cameras`")

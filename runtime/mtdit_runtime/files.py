@@ -1,0 +1,128 @@
+"""Reads files strictly: JSON into annotated types, npz arrays without pickle, checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+import typing
+import zipfile
+import zlib
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdit_robots.errors import UserError
+from mtdit_runtime.text import printable
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON whose text can be printed and written again. UserError: missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        # JSON can escape half a surrogate pair, which cannot be printed.
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give the folder that contains it") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not valid JSON ({error}); restore it from a backup or train again"
+        ) from None
+
+
+MAX_DIM = 1 << 20  # the largest plausible size of anything; a larger one means a broken manifest
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object and refuse duplicate keys: parsers disagree on which value counts."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a key appears twice")
+    return dict(pairs)
+
+
+def from_json(kind: Any, data: Any, where: str) -> Any:
+    """Convert a JSON value to the annotated type, strictly. `where` names the value in an error.
+
+    Raises TypeError, ValueError, OverflowError or RecursionError.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        json.dumps(data, ensure_ascii=False).encode()  # raises on half a surrogate pair
+        return data
+    if is_dataclass(kind):
+        return _build_dataclass(kind, data, where)
+    if origin is tuple:
+        items = _expect(data, list, where)
+        if args[-1] is not Ellipsis and len(items) != len(args):
+            raise ValueError(f"{where} must have {len(args)} entries, not {len(items)}")
+        return tuple(from_json(args[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+    if origin is dict:
+        items = _expect(data, dict, where).items()
+        return {from_json(str, k, where): from_json(args[1], v, f"{where}.{k}") for k, v in items}
+    if origin in (types.UnionType, typing.Union):
+        return None if data is None else from_json(args[0], data, where)
+    if kind is float and type(data) is int:
+        return float(data)
+    if kind is str:
+        _expect(data, str, where).encode()
+    return _expect(data, kind, where)
+
+
+def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    data = _expect(data, dict, where)
+    wrong = sorted(set(data) ^ set(hints))
+    if wrong:
+        raise ValueError(f"{where}.{wrong[0]} is {'unknown' if wrong[0] in data else 'missing'}")
+    return kind(
+        **{name: from_json(hint, data[name], f"{where}.{name}") for name, hint in hints.items()}
+    )
+
+
+def _expect(data: Any, kind: type, where: str) -> Any:
+    if type(data) is not kind:
+        raise TypeError(f"{where} must be {kind.__name__}, not {type(data).__name__}")
+    return data
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz file. UserError when it is not one."""
+    try:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise UserError(
+            f"{path} is malformed ({printable(error)}): re-run `mtdit export`"
+        ) from None
+
+
+def texts(array: NDArray[Any]) -> list[str] | None:
+    """The strings of an array, in order; None when it holds anything else, or characters that UTF-8
+    cannot encode.
+    """
+    try:
+        found = [str(word) for word in array.ravel().tolist()] if array.dtype.kind == "U" else None
+        "".join(found or ()).encode()
+    except (ValueError, SystemError):  # half a surrogate pair; a number that is not a character
+        return None
+    return found

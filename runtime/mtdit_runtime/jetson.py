@@ -1,0 +1,73 @@
+"""What a Jetson says about itself: its JetPack release and its power mode."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mtdit_runtime.check import FAIL, WARN, Check, judged
+
+# L4T release -> JetPack version. Source: NVIDIA's release notes.
+JETPACKS = {
+    "36.4.0": "JetPack 6.1",
+    "36.4.3": "JetPack 6.2",
+    "36.4.4": "JetPack 6.2.1",
+    "36.4.7": "JetPack 6.2.1",
+    "36.5.0": "JetPack 6.2.2",
+    "36.5.2": "JetPack 6.2.3",
+    "38.2.0": "JetPack 7.0",
+    "38.4.0": "JetPack 7.1",
+    "39.2.0": "JetPack 7.2",
+    "39.2.1": "JetPack 7.2.1",
+}
+# L4T release -> its problem and the fix. Source: NVIDIA's release notes, community reports.
+BAD_L4T = {
+    "36.4.7": "CUDA cannot allocate memory although it is free: "
+    "sudo apt update && sudo apt dist-upgrade (to 36.5.0)"
+}
+OLDEST_L4T = (36, 4)  # has TensorRT 10.3, the oldest version that builds our graphs
+
+
+def check_jetson(root: Path) -> Iterator[Check]:
+    """Release and power mode of a Jetson; no check on other computers."""
+    try:
+        text = (root / "etc/nv_tegra_release").read_text()
+    except OSError:
+        return
+    match = re.search(r"R(\d+) \(release\), REVISION: (\d+)\.(\d+)", text)
+    if match is None:
+        remedy = "compare with NVIDIA's list of L4T releases"
+        yield Check("jetpack", WARN, f"unknown release {text[:40]!r}", remedy)
+        return
+    release = ".".join(match.groups())
+    finding = f"L4T {release} ({JETPACKS.get(release, 'unknown JetPack version')})"
+    if release in BAD_L4T:
+        yield Check("jetpack", FAIL, finding, BAD_L4T[release])
+    else:
+        old = tuple(map(int, match.groups()[:2])) < OLDEST_L4T
+        remedy = "flash JetPack 6.1 or later: the TensorRT of this release is too old"
+        yield judged("jetpack", old, finding, remedy)
+    yield _power_mode(root)
+
+
+def power_mode(root: Path = Path("/")) -> str | None:
+    """The power mode of a Jetson as text; None on other computers."""
+    return _power_mode(root).finding if (root / "etc/nv_tegra_release").is_file() else None
+
+
+def _power_mode(root: Path) -> Check:
+    """Reads nvpmodel's files: the number of the current mode, and the names of all modes."""
+    try:
+        number = re.search(r"pmode:(\d+)", (root / "var/lib/nvpmodel/status").read_text())
+        names = dict(
+            re.findall(r"POWER_MODEL ID=(\d+) NAME=(\S+)", (root / "etc/nvpmodel.conf").read_text())
+        )
+    except OSError as error:
+        finding = f"unknown (cannot read {error.filename})"
+        return Check("power", WARN, finding, "see `sudo nvpmodel -q`")
+    mode = str(int(number[1])) if number else "?"
+    fastest = next((n for n, name in names.items() if name.startswith("MAXN")), "0")
+    slow = not names.get(mode, "").startswith("MAXN")
+    remedy = f"for the shortest latency: sudo nvpmodel -m {fastest} && sudo jetson_clocks"
+    return judged("power", slow, f"mode {mode} ({names.get(mode, 'unnamed')})", remedy)

@@ -1,0 +1,155 @@
+"""The Policy protocol: observations in, action chunks out; and the noise that a chunk takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtdit_robots.errors import UserError
+from mtdit_robots.robot import Frame, Positions
+from mtdit_runtime.bundle.manifest import (
+    NOISE,
+    PREFIX,
+    PREFIX_MASK,
+    STEP_NOISE,
+)
+from mtdit_runtime.engines.engine import Arrays
+from mtdit_runtime.text import printable
+
+Chunk = NDArray[np.float64]  # (horizon, J) degrees, gripper 0..100
+# (horizon, J) standard normal; DDPM (draws, horizon, J): the start, then the noise of each step
+Noise = NDArray[np.float32]
+
+T = TypeVar("T")
+
+
+class Policy(Protocol):
+    """What the queue, the loop and the evaluation need from a policy, whatever computes it.
+
+    The call order is: reset once, observe at every tick, request or chunk when actions run out.
+    """
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """Joint names, in the order of positions and actions."""
+        ...
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Camera names, without the prefix "observation.images."."""
+        ...
+
+    @property
+    def n_obs_steps(self) -> int: ...
+
+    @property
+    def horizon(self) -> int: ...
+
+    @property
+    def n_action_steps(self) -> int: ...
+
+    @property
+    def fps(self) -> int: ...
+
+    def reset(self, task: str, seed: int) -> None:
+        """Forget the history; from here on follow `task`, with noise from
+        `np.random.default_rng(seed)`.
+        """
+
+    def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
+        """Add an observation. Call at every tick, also while actions remain; it is cheap. The first
+        observation fills the whole history.
+
+        positions: (J,) degrees. frames: camera -> (H, W, 3) uint8 RGB, kept by reference; neither
+        the policy nor the caller may write to them afterwards.
+        """
+
+    def request(
+        self, noise: Noise | None = None, committed: Positions | None = None
+    ) -> Callable[[], Chunk]:
+        """Fix history, task and noise now; calling the result, in any thread, computes the chunk
+        (horizon, J).
+
+        committed: (n, J) positions in units, n <= horizon: the chunk's first rows, which the robot
+        will execute in any case. They are returned unchanged, and the other rows are denoised to
+        continue them.
+        """
+        ...
+
+    def prepare(self) -> Callable[[], None]:
+        """Calling the result computes in advance the part of the next request that does not depend
+        on the next `observe`.
+        """
+        ...
+
+    def chunk(self, noise: Noise | None = None, committed: Positions | None = None) -> Chunk:
+        """`request(...)()`: (horizon, J) in degrees; row n_obs_steps-1 belongs to the newest
+        observation.
+        """
+        ...
+
+
+def draw_noise(rng: np.random.Generator, horizon: int, n_joints: int, draws: int = 1) -> Noise:
+    """The noise of a chunk. Every Policy draws it here, so equal seeds give equal noise on every
+    backend.
+    """
+    return rng.standard_normal(noise_shape(horizon, n_joints, draws), dtype=np.float32)
+
+
+def noise_shape(horizon: int, n_joints: int, draws: int) -> tuple[int, ...]:
+    return (horizon, n_joints) if draws == 1 else (draws, horizon, n_joints)
+
+
+def given_noise(noise: Noise, horizon: int, n_joints: int, draws: int) -> Noise:
+    """The caller's noise. ValueError when its shape is not the one that the policy would draw."""
+    wanted = noise_shape(horizon, n_joints, draws)
+    if noise.shape != wanted:
+        raise ValueError(f"noise has shape {noise.shape}, this policy takes {wanted}")
+    return noise
+
+
+def noise_inputs(noise: Noise) -> Arrays:
+    """The noise of a chunk as graph inputs: (1, horizon, J) to start from and the step noise
+    (1, draws - 1, horizon, J).
+    """
+    draws = np.asarray(noise, np.float32).reshape(-1, *noise.shape[-2:])
+    return {NOISE: draws[:1], STEP_NOISE: draws[None, 1:]}
+
+
+def prefix_inputs(actions: NDArray[np.float32], horizon: int) -> Arrays:
+    """Committed actions (n, J), normalised, as graph inputs: the prefix (1, horizon, J) and its
+    mask (1, horizon, 1). ValueError when n > horizon.
+    """
+    count = len(actions)
+    if count > horizon:
+        raise ValueError(f"{count} committed actions do not fit a chunk of {horizon}")
+    prefix = np.zeros((1, horizon, actions.shape[1]), np.float32)
+    mask = np.zeros((1, horizon, 1), np.float32)
+    prefix[0, :count], mask[0, :count] = actions, 1.0
+    return {PREFIX: prefix, PREFIX_MASK: mask}
+
+
+def check_robot(policy: Policy, joints: Sequence[str], cameras: Sequence[str]) -> None:
+    """UserError unless the robot has the policy's joints, in order, and all of its cameras."""
+    for i, (wanted, got) in enumerate(zip(policy.joints, joints, strict=False)):
+        if wanted != got:
+            raise UserError(
+                f"joint {i + 1} of the robot is {got!r}, the policy expects {wanted!r}: "
+                "use the arm it was trained on"
+            )
+    if len(policy.joints) != len(joints):
+        named = printable(", ".join(policy.joints))
+        raise UserError(
+            f"the policy moves {len(policy.joints)} joints ({named}), the robot has {len(joints)}: "
+            "use the arm it was trained on"
+        )
+    missing = [name for name in policy.cameras if name not in cameras]
+    if missing:
+        has = ", ".join(cameras) or "none"
+        raise UserError(
+            f"the policy needs camera {missing[0]!r}, the robot has {has}: "
+            "add it or rename a camera"
+        )

@@ -1,0 +1,1 @@
+"""LeRobot datasets, run logs and films."""

@@ -1,0 +1,210 @@
+"""The Parquet tables and the info.json of a recorded LeRobotDataset v3."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtdit_robots.features import ACTION, IMAGES, STATE
+from mtdit_robots.robot import Positions
+from mtdit_runtime.recording import dataset_stats
+from mtdit_runtime.recording.dataset_layout import (
+    CHUNKS_SIZE,
+    DATA_PATH,
+    EPISODES_PATH,
+    INDICES,
+    STATS,
+    VIDEO_PATH,
+    Layout,
+)
+from mtdit_runtime.recording.dataset_reader import import_parquet
+from mtdit_runtime.recording.dataset_stats import Stats
+from mtdit_runtime.recording.episode import Episode
+from mtdit_runtime.recording.video_encoder import (
+    Codec,
+    PngSink,
+)
+
+# -- tables
+
+
+def frame_table(episode: Episode, layout: Layout, row: Mapping[str, Any], task_index: int) -> Any:
+    """The episode's table in data/: one row per frame, everything except the videos."""
+    import pyarrow as pa
+
+    n, first = len(episode), row["dataset_from_index"]
+
+    def vectors(rows: Sequence[Positions]) -> Any:
+        flat = np.concatenate(rows).astype(np.float32)
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), len(layout.joints))
+
+    columns = {ACTION: vectors(episode.actions), STATE: vectors(episode.states)}
+    for camera, encoding in episode.encodings.items():
+        if isinstance(encoding.sink, PngSink):
+            columns[IMAGES + camera] = _image_column(encoding.sink.images)
+    columns |= {
+        "timestamp": pa.array((np.arange(n) / layout.fps).astype(np.float32)),
+        "frame_index": pa.array(np.arange(n, dtype=np.int64)),
+        "episode_index": pa.array(np.full(n, row["episode_index"], np.int64)),
+        "index": pa.array(np.arange(first, first + n, dtype=np.int64)),
+        "task_index": pa.array(np.full(n, task_index, np.int64)),
+    }
+    return pa.table(columns)
+
+
+def _image_column(images: Sequence[bytes]) -> Any:
+    """PNG bytes in the form of Hugging Face's Image feature."""
+    import pyarrow as pa
+
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return pa.array(
+        [{"bytes": image, "path": f"frame-{i:06d}.png"} for i, image in enumerate(images)], kind
+    )
+
+
+def row_table(row: Mapping[str, Any], stats: Mapping[str, Stats]) -> Any:
+    """One row of meta/episodes with its statistics, columns in LeRobot's order."""
+    import pyarrow as pa
+
+    lists = dataset_stats.to_lists(stats)
+    flat = {
+        f"stats/{key}/{name}": value
+        for key, values in lists.items()
+        for name, value in values.items()
+    }
+    place = {key: value for key, value in row.items() if key.startswith("meta/")}
+    return pa.Table.from_pylist(
+        [{**{k: v for k, v in row.items() if k not in place}, **flat, **place}]
+    )
+
+
+def task_table(tasks: Sequence[str]) -> Any:
+    """The tasks as pandas writes them, with the instruction as index: LeRobot looks it up there."""
+    import pyarrow as pa
+
+    def column(name: str | None, kind: str, dtype: str, metadata: Any = None) -> dict[str, Any]:
+        return {
+            "name": name,
+            "field_name": name,
+            "pandas_type": kind,
+            "numpy_type": dtype,
+            "metadata": metadata,
+        }
+
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [column(None, "unicode", "object", {"encoding": "UTF-8"})],
+        "columns": [column("task_index", "int64", "int64"), column("task", "unicode", "object")],
+        "attributes": {},
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.2.0",
+    }
+    table = pa.table(
+        {
+            "task_index": pa.array(range(len(tasks)), pa.int64()),
+            "task": pa.array(tasks, pa.string()),
+        }
+    )
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+def episode_stats(episode: Episode, data: Any) -> dict[str, Stats]:
+    vectors = {
+        name: np.array(data[name].to_pylist() if name in (ACTION, STATE) else data[name])
+        for name in (ACTION, STATE, *INDICES)
+    }
+    images = {
+        IMAGES + camera: dataset_stats.image_stats(e.counts)
+        for camera, e in episode.encodings.items()
+    }
+    numbers = {name: dataset_stats.vector_stats(rows) for name, rows in vectors.items()}
+    return {ACTION: numbers.pop(ACTION), STATE: numbers.pop(STATE), **images, **numbers}
+
+
+def merged_stats(parts: Sequence[Mapping[str, Stats]]) -> dict[str, Stats]:
+    return {
+        key: dataset_stats.merged([part[key] for part in parts])
+        for key in (parts[0] if parts else ())
+    }
+
+
+def stats_so_far(root: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Stats]:
+    """Merged from the statistics of the episodes; from stats.json if those have none."""
+    pq, parts = import_parquet(), list[dict[str, Stats]]()
+    for file in sorted({EPISODES_PATH.format(**file_place(row)) for row in rows}):
+        table = pq.read_table(root / file)
+        names = [name for name in table.column_names if name.startswith("stats/")]
+        parts += [_unflattened(line) for line in table.select(names).to_pylist()]
+    if parts and all(parts):
+        return merged_stats(parts)
+    kept = json.loads((root / STATS).read_text()) if (root / STATS).is_file() else {}
+    return {key: {name: np.array(v) for name, v in values.items()} for key, values in kept.items()}
+
+
+def _unflattened(line: Mapping[str, Any]) -> dict[str, Stats]:
+    """{"stats/KEY/NAME": list} -> KEY -> NAME -> array."""
+    stats: dict[str, Stats] = {}
+    for column, value in line.items():
+        key, _, name = column.removeprefix("stats/").rpartition("/")
+        stats.setdefault(key, {})[name] = np.array(value)
+    return stats
+
+
+def file_place(row: Mapping[str, Any]) -> dict[str, int]:
+    return {name: int(row[f"meta/episodes/{name}"]) for name in ("chunk_index", "file_index")}
+
+
+# -- info.json
+
+
+def new_info(layout: Layout) -> dict[str, Any]:
+    return {
+        "codebase_version": "v3.0",
+        "fps": layout.fps,
+        "features": layout.features(),
+        "total_episodes": 0,
+        "total_frames": 0,
+        "total_tasks": 0,
+        "chunks_size": CHUNKS_SIZE,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 200,
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH if layout.video and layout.cameras else None,
+        "robot_type": layout.robot_type,
+        "splits": {},
+    }
+
+
+def video_info(layout: Layout, key: str, codec: Codec) -> dict[str, Any]:
+    height, width = layout.cameras[key.removeprefix(IMAGES)]
+    return {
+        "video.height": height,
+        "video.width": width,
+        "video.codec": codec.name,
+        "video.pix_fmt": "yuv420p",
+        "video.fps": layout.fps,
+        "video.channels": 3,
+        "has_audio": False,
+        "video.g": codec.g,
+        "video.crf": codec.crf,
+        "video.preset": codec.preset,
+        "video.fast_decode": 0,
+        "video.video_backend": "pyav",
+        "video.extra_options": {},
+        "is_depth_map": False,
+    }
+
+
+def write_json(value: Any) -> str:
+    return json.dumps(value, indent=4, ensure_ascii=False)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Flush a file to the disk, so that it is not empty after a rename and a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,337 @@
+"""Writes and reads LeRobotDataset v3 folders (meta/, data/, videos/) without torch or LeRobot.
+
+Episodes are saved one at a time, each in its own files: they are written to a temporary folder,
+flushed to disk and renamed one after the other, the row in meta/episodes third to last. A process
+that is killed at any moment loses only the episode it was recording; files that it leaves behind
+are overwritten by the next session. Source of the format: LeRobot `datasets/` (codebase_version
+v3.0).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mtdit_robots.errors import UserError
+from mtdit_robots.features import IMAGES
+from mtdit_runtime.recording import dataset_stats
+from mtdit_runtime.recording.dataset_layout import (
+    ASIDE,
+    COUNTERS,
+    DATA_PATH,
+    EPISODES_PATH,
+    FEWEST_FRAMES,
+    INFO,
+    STATS,
+    TASKS,
+    VIDEO_PATH,
+    Layout,
+)
+from mtdit_runtime.recording.dataset_reader import (
+    damage_named,
+    episode_rows,
+    import_parquet,
+    read_info,
+)
+from mtdit_runtime.recording.dataset_stats import Stats
+from mtdit_runtime.recording.dataset_tables import (
+    episode_stats,
+    flush_to_disk,
+    frame_table,
+    merged_stats,
+    new_info,
+    row_table,
+    stats_so_far,
+    task_table,
+    video_info,
+    write_json,
+)
+from mtdit_runtime.recording.episode import Episode
+from mtdit_runtime.recording.video_encoder import (
+    Codec,
+    Encoding,
+    PngSink,
+    Sink,
+    VideoSink,
+    find_codec,
+)
+
+log = logging.getLogger(__name__)
+
+
+class DatasetWriter:
+    """A dataset folder to which whole episodes are added.
+
+    root: a new folder, or an existing dataset if `resume`. codec: h264 or av1. wait: when the
+    encoder is slow, wait for it (lock-step) instead of repeating frames. Raises UserError when the
+    folder is not empty, its dataset has another layout, another program records into it, or PyAV
+    or pyarrow is not installed.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        layout: Layout,
+        resume: bool = False,
+        codec: str = "h264",
+        wait: bool = False,
+    ) -> None:
+        layout.check()
+        self.root, self.layout, self._wait = root, layout, wait
+        self._codec: Codec = find_codec(codec)
+        import_parquet()
+        self.tasks: list[str] = []
+        self._rows: list[dict[str, Any]] = []  # of meta/episodes, without statistics
+        self._stats: list[dict[str, Stats]] = []  # per episode; those before a resume are merged
+        self._info = new_info(layout)
+        self._resumed_at = 0
+        _check_folder(root, resume)
+        self._staging = root / ASIDE
+        with ExitStack() as lock:
+            lock.enter_context(_locked(root))
+            if (root / INFO).is_file():
+                with damage_named(root):
+                    self._resume()
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging.mkdir()
+            self._lock = lock.pop_all()
+
+    @property
+    def n_episodes(self) -> int:
+        return len(self._rows)
+
+    @property
+    def n_frames(self) -> int:
+        return int(self._rows[-1]["dataset_to_index"]) if self._rows else 0
+
+    def begin(self, task: str) -> Episode:
+        """Start an episode; its encoders start with it."""
+        return Episode(
+            task, {c: Encoding(partial(self._sink, c), self._wait) for c in self.layout.cameras}
+        )
+
+    def keep(self, episode: Episode) -> None:
+        """Save the episode: finish its encoders and add it to the dataset.
+
+        This takes too long for the control loop. Raises UserError when the episode is too short,
+        and OSError when the disk is full; the dataset is then unchanged.
+        """
+        if len(episode) < FEWEST_FRAMES:
+            episode.discard()
+            raise UserError(
+                f"an episode of {len(episode)} frames is too short: record a longer one"
+            )
+        for encoding in episode.encodings.values():
+            encoding.finish()
+        tasks = self.tasks if episode.task in self.tasks else [*self.tasks, episode.task]
+        row = self._new_row(episode)
+        data = frame_table(episode, self.layout, row, tasks.index(episode.task))
+        stats = episode_stats(episode, data)
+        info = self._info_with([*self._rows, row], tasks)
+        for old, new in self._staged(row, data, stats, tasks, info):
+            new.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(old, new)
+        self._rows, self.tasks, self._info = [*self._rows, row], tasks, info
+        self._stats.append(stats)
+
+    def drop_last(self) -> bool:
+        """Delete the last episode of this session. False when there is none."""
+        if self.n_episodes <= self._resumed_at:
+            return False
+        row = self._rows.pop()
+        self._stats.pop()
+        # First its row: from then on the episode is not part of the dataset.
+        self._path(EPISODES_PATH, row, "meta/episodes").unlink()
+        self._info = self._info_with(self._rows, self.tasks)
+        self._write_json(STATS, dataset_stats.to_lists(merged_stats(self._stats)))
+        self._write_json(INFO, self._info)
+        self._path(DATA_PATH, row, "data").unlink()
+        for key in self._video_keys():
+            self._path(VIDEO_PATH, row, f"videos/{key}").unlink()
+        return True
+
+    def close(self) -> None:
+        """Remove unfinished files, and the folder itself if it is empty. Releases the lock."""
+        shutil.rmtree(self._staging, ignore_errors=True)
+        if self.root.is_dir() and not any(self.root.iterdir()):
+            self.root.rmdir()
+        self._lock.close()
+
+    # -- continuing an earlier session
+
+    def _resume(self) -> None:
+        """Read the existing dataset. Counters and statistics are computed from its episodes, since
+        stats.json and info.json may be one episode behind.
+        """
+        pq = import_parquet()
+        self._info = read_info(self.root)
+        _check_same(self._info, self.layout, self.root)
+        self._rows = list(episode_rows(self.root))
+        self._resumed_at = len(self._rows)
+        tasks = pq.read_table(self.root / TASKS).to_pylist()
+        self.tasks = [str(row["task"]) for row in sorted(tasks, key=lambda row: row["task_index"])]
+        if self._rows:
+            self._stats = [stats_so_far(self.root, self._rows)]
+
+    # -- one episode's files
+
+    def _sink(self, camera: str) -> Sink:
+        height, width = self.layout.cameras[camera]
+        if not self.layout.video:
+            return PngSink(height, width)
+        return VideoSink(
+            self._staging / f"{camera}.mp4", self.layout.fps, height, width, self._codec
+        )
+
+    def _staged(
+        self,
+        row: Mapping[str, Any],
+        data: Any,
+        stats: Mapping[str, Stats],
+        tasks: Sequence[str],
+        info: Mapping[str, Any],
+    ) -> list[tuple[Path, Path]]:
+        """Write all files of an episode to the temporary folder and flush them.
+
+        Returns (temporary path, final path) in the order in which they must be renamed.
+        """
+        pq, staging = import_parquet(), self._staging
+        pq.write_table(data, staging / "data.parquet", compression="snappy")
+        pq.write_table(task_table(tasks), staging / "tasks.parquet")
+        pq.write_table(row_table(row, stats), staging / "episode.parquet", compression="snappy")
+        merged = dataset_stats.to_lists(merged_stats([*self._stats, stats]))
+        (staging / "stats.json").write_text(write_json(merged))
+        (staging / "info.json").write_text(write_json(info))
+        moves = [
+            *((f"{key.removeprefix(IMAGES)}.mp4", self._path(VIDEO_PATH, row, f"videos/{key}"))
+              for key in self._video_keys()),
+            ("tasks.parquet", self.root / TASKS),
+            ("data.parquet", self._path(DATA_PATH, row, "data")),
+            ("episode.parquet", self._path(EPISODES_PATH, row, "meta/episodes")),
+            ("stats.json", self.root / STATS),
+            ("info.json", self.root / INFO),
+        ]  # fmt: skip
+        for name, _ in moves:
+            flush_to_disk(staging / name)
+        return [(staging / name, place) for name, place in moves]
+
+    def _path(self, pattern: str, row: Mapping[str, Any], columns: str) -> Path:
+        """Path of the file of this episode. columns: the kind of file, as in the row's columns."""
+        chunk, file = row[f"{columns}/chunk_index"], row[f"{columns}/file_index"]
+        return self.root / pattern.format(
+            video_key=columns.removeprefix("videos/"), chunk_index=chunk, file_index=file
+        )
+
+    def _new_row(self, episode: Episode) -> dict[str, Any]:
+        """The episode's row in meta/episodes: its frames and its files."""
+        first = self.n_frames
+        row: dict[str, Any] = {
+            "episode_index": self.n_episodes,
+            "tasks": [episode.task],
+            "length": len(episode),
+        }
+        row |= self._next_file("data")
+        row |= {"dataset_from_index": first, "dataset_to_index": first + len(episode)}
+        for key in self._video_keys():
+            row |= self._next_file(f"videos/{key}")
+            row |= {
+                f"videos/{key}/from_timestamp": 0.0,
+                f"videos/{key}/to_timestamp": len(episode) / self.layout.fps,
+            }
+        return row | self._next_file("meta/episodes")
+
+    def _next_file(self, columns: str) -> dict[str, int]:
+        """Chunk and file index of the next file of one kind."""
+        chunk, file = f"{columns}/chunk_index", f"{columns}/file_index"
+        size, number = int(self._info["chunks_size"]), 0
+        if self._rows:
+            number = int(self._rows[-1][chunk]) * size + int(self._rows[-1][file]) + 1
+        return {chunk: number // size, file: number % size}
+
+    def _video_keys(self) -> list[str]:
+        return [IMAGES + camera for camera in self.layout.cameras] if self.layout.video else []
+
+    def _info_with(self, rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> dict[str, Any]:
+        features = {key: dict(feature) for key, feature in self._info["features"].items()}
+        for key in self._video_keys():
+            features[key].setdefault("info", video_info(self.layout, key, self._codec))
+        n_frames = rows[-1]["dataset_to_index"] if rows else 0
+        counters = (len(rows), n_frames, len(tasks), {"train": f"0:{len(rows)}"})
+        return {**self._info, "features": features, **dict(zip(COUNTERS, counters, strict=True))}
+
+    def _write_json(self, name: str, value: Any) -> None:
+        staging = self._staging / "rewritten.json"
+        staging.write_text(write_json(value))
+        flush_to_disk(staging)
+        os.replace(staging, self.root / name)
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Create the folder and lock it; the lock ends with the process. Raises UserError while another
+    process holds the lock.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another program records into {root}: wait for it, or choose another --out"
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            log.debug("%s cannot be locked: %s", root, error)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _check_folder(root: Path, resume: bool) -> None:
+    """Raise UserError for a folder that holds something else, or a dataset without `resume`."""
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is not a folder: choose another --out")
+    found = {path.name for path in root.iterdir()} - {ASIDE} if root.is_dir() else set()
+    if found and not (root / INFO).is_file():
+        raise UserError(
+            f"{root} contains {sorted(found)[0]} but is not a dataset: choose another --out"
+        )
+    if found and not resume:
+        raise UserError(
+            f"{root} already contains a dataset: add --resume to continue it, "
+            "or choose another --out"
+        )
+
+
+def _check_same(info: Mapping[str, Any], layout: Layout, root: Path) -> None:
+    """Raise UserError with the first feature in which the dataset differs from `layout`."""
+    asked = new_info(layout)
+    for name in ("fps", "robot_type"):
+        if info.get(name) != asked[name]:
+            raise UserError(
+                f"{root} has {name} {info.get(name)}, not {asked[name]}: choose another --out"
+            )
+    for key in dict.fromkeys([*asked["features"], *info["features"]]):
+        ours, theirs = (
+            _feature_text(features.get(key)) for features in (asked["features"], info["features"])
+        )
+        if ours != theirs:
+            raise UserError(
+                f"{root} has {key} as {theirs}, this arm gives {ours}: choose another --out"
+            )
+
+
+def _feature_text(feature: Mapping[str, Any] | None) -> str:
+    """dtype, shape and names of a feature, for the comparison and the message."""
+    if feature is None:
+        return "nothing"
+    text = f"{feature['dtype']} {'x'.join(map(str, feature['shape']))}"
+    has_names = feature["dtype"] == "float32" and feature["names"]
+    return f"{text} of {', '.join(feature['names'])}" if has_names else text

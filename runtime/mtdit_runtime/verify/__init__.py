@@ -1,0 +1,1 @@
+"""Checks a bundle's graphs against recorded outputs; builds TensorRT engines."""

@@ -1,0 +1,16 @@
+"""What the commands work on: virtual servos and exported bundles."""
+
+from exported import bundle, checkpoint, half_bundle, recording, workshop
+from servo_chain import calibration, chain, factory_chain, leader
+
+__all__ = [
+    "bundle",
+    "calibration",
+    "chain",
+    "checkpoint",
+    "factory_chain",
+    "half_bundle",
+    "leader",
+    "recording",
+    "workshop",
+]

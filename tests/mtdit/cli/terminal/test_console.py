@@ -1,0 +1,24 @@
+"""What a script gets from a command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtdit.cli.terminal.console import write_json
+
+
+def test_json_without_numbers_that_json_lacks(tmp_path: Path) -> None:
+    """A failed check errs infinitely; strict readers, such as jq and browsers, take no Infinity."""
+    write_json(
+        tmp_path / "new" / "a.json",
+        {"stages": [{"error": np.inf}, (float("nan"), 0.5)], "ok": False},
+    )
+    text = (tmp_path / "new" / "a.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "stages": [{"error": None}, [None, 0.5]],
+        "ok": False,
+    }

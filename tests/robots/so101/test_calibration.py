@@ -1,0 +1,287 @@
+"""Calibration files: LeRobot's bytes, and every mistake a hand can make in one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lerobot.robots.so_follower import SO101Follower, SO101FollowerConfig
+from repository import EXAMPLE
+
+from mtdit_robots.errors import UserError
+from mtdit_robots.so101.calibration import (
+    Calibration,
+    JointCalibration,
+    check,
+    differences,
+    find,
+    history,
+    load,
+    place_of,
+    ranges,
+    restore,
+    save,
+)
+from mtdit_robots.so101.joints import IDS, JOINTS, Ranges
+
+
+def test_lerobot_reads_and_writes_the_very_same_file(
+    tmp_path: Path, calibration: Calibration
+) -> None:
+    save(calibration, tmp_path / "arm.json")
+    assert (tmp_path / "arm.json").read_bytes() == EXAMPLE.read_bytes()
+    robot = SO101Follower(SO101FollowerConfig(port="/dev/null", id="arm", calibration_dir=tmp_path))
+    assert {joint: dataclasses.asdict(c) for joint, c in calibration.items()} == {
+        joint: dataclasses.asdict(c) for joint, c in robot.calibration.items()
+    }
+    robot._save_calibration()
+    assert (tmp_path / "arm.json").read_bytes() == EXAMPLE.read_bytes()
+
+
+def renamed(old: str, new: str) -> Callable[[Any], Any]:
+    return lambda content: {
+        new if joint == old else joint: value for joint, value in content.items()
+    }
+
+
+def changed(joint: str, **values: object) -> Callable[[Any], Any]:
+    return lambda content: {**content, joint: {**content[joint], **values}}
+
+
+def dropped(joint: str, key: str) -> Callable[[Any], Any]:
+    return lambda content: {**content, joint: {k: v for k, v in content[joint].items() if k != key}}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            renamed("wrist_flex", "wrist_flx"),
+            "unknown joint 'wrist_flx' (did you mean 'wrist_flex'?)",
+        ),
+        (
+            renamed("wrist_flex", "xyz"),
+            "unknown joint 'xyz', known are shoulder_pan, shoulder_lift",
+        ),
+        (
+            lambda c: {j: v for j, v in c.items() if j != "gripper"},
+            "missing joint: gripper; run `mtdit calibrate`",
+        ),
+        (lambda c: {**c, "left_arm": c["gripper"]}, "unknown joint 'left_arm'"),
+        (lambda c: list(c), "is not a JSON object with one entry per joint"),
+        (lambda c: {**c, "gripper": 5}, "gripper is not an object with the keys id, drive_mode"),
+        (
+            changed("gripper", rang_min=3),
+            "unknown key of gripper 'rang_min' (did you mean 'range_min'?)",
+        ),
+        (dropped("elbow_flex", "range_max"), "missing key of elbow_flex: range_max"),
+        (
+            changed("elbow_flex", range_max=3000.5),
+            "elbow_flex range_max is 3000.5, must be an integer",
+        ),
+        (
+            changed("elbow_flex", range_max="3000"),
+            "elbow_flex range_max is '3000', must be an integer",
+        ),
+        (
+            changed("elbow_flex", drive_mode=True),
+            "elbow_flex drive_mode is True, must be an integer",
+        ),
+        (changed("elbow_flex", drive_mode=2), "elbow_flex has drive_mode 2, must be 0 or 1"),
+        (changed("gripper", id=5), "gripper has id 5, but on an SO-101 it is 6"),
+        (changed("gripper", homing_offset=-2048), "gripper homing_offset -2048 is beyond +-2047"),
+        (changed("gripper", range_max=4096), "gripper range 2021..4096 is not within 0..4095"),
+        (changed("gripper", range_min=-1), "gripper range -1..3487 is not within 0..4095"),
+        (changed("gripper", range_min=3400), "gripper range 3400..3487 is narrower than 200 ticks"),
+        (changed("gripper", range_min=3500), "gripper range 3500..3487 is narrower than 200 ticks"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(
+    tmp_path: Path, damage: Callable[[Any], Any], message: str
+) -> None:
+    place = tmp_path / "arm.json"
+    place.write_text(json.dumps(damage(json.loads(EXAMPLE.read_text()))))
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
+        load(place)
+    assert str(place) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_and_no_json(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no calibration file .*arm.json: run `mtdit calibrate`"):
+        load(tmp_path / "arm.json")
+    (tmp_path / "arm.json").write_text("{")
+    with pytest.raises(UserError, match="cannot read the calibration file"):
+        load(tmp_path / "arm.json")
+    with pytest.raises(UserError, match="cannot read the calibration file"):
+        load(tmp_path)
+
+
+def test_check_and_ranges_refuse_a_calibration_made_in_code(calibration: Calibration) -> None:
+    check(calibration)
+    assert ranges(calibration).low.tolist() == [784, 902, 941, 968, 0, 2021]
+    wrong = {**calibration, "gripper": dataclasses.replace(calibration["gripper"], range_max=2022)}
+    for refuse in (check, ranges):
+        with pytest.raises(UserError, match=r"gripper range 2021\.\.2022 is narrower"):
+            refuse(wrong)
+
+
+def test_find_looks_in_both_of_lerobots_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_LEROBOT_CALIBRATION", str(tmp_path / "calibration"))
+    old, new = (
+        tmp_path / "calibration" / "robots" / name for name in ("so101_follower", "so_follower")
+    )
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    (old / "blue.json").touch()
+    assert find("blue") == old / "blue.json"
+    (new / "blue.json").touch()
+    assert find("blue") == new / "blue.json"
+    with pytest.raises(UserError, match=r"no calibration of a robot 'bleu' .*did you mean 'blue'"):
+        find("bleu")
+    with pytest.raises(UserError, match=r"no calibration of a robot 'xyz' .*\(found: blue\): run"):
+        find("xyz")
+
+
+@pytest.mark.parametrize(
+    ("variable", "below"),
+    [
+        ("HF_HOME", "lerobot/calibration"),
+        ("HF_LEROBOT_HOME", "calibration"),
+        ("HF_LEROBOT_CALIBRATION", ""),
+    ],
+)
+def test_find_follows_the_hf_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, below: str
+) -> None:
+    for name in ("HF_HOME", "HF_LEROBOT_HOME", "HF_LEROBOT_CALIBRATION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    place = tmp_path / below / "robots" / "so_follower" / "arm.json"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    assert find("arm") == place
+
+
+@pytest.mark.parametrize("robot_id", ["", "../blue", "a/b"])
+def test_an_id_is_no_path(robot_id: str) -> None:
+    for look in (find, place_of):
+        with pytest.raises(UserError, match="is not a valid id: use a plain name"):
+            look(robot_id)
+
+
+def test_leaders_have_their_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_LEROBOT_CALIBRATION", str(tmp_path))
+    assert place_of("blue") == tmp_path / "robots" / "so_follower" / "blue.json"
+    assert place_of("blue", leader=True) == tmp_path / "teleoperators" / "so_leader" / "blue.json"
+    with pytest.raises(UserError, match="no calibration of a leader 'blue'"):
+        find("blue", leader=True)
+    old = tmp_path / "teleoperators" / "so101_leader" / "blue.json"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    assert place_of("blue", leader=True) == find("blue", leader=True) == old
+
+
+def with_offset(calibration: Calibration, offset: int) -> dict[str, JointCalibration]:
+    return {
+        **calibration,
+        "gripper": dataclasses.replace(calibration["gripper"], homing_offset=offset),
+    }
+
+
+def test_every_save_keeps_the_former_file(tmp_path: Path, calibration: Calibration) -> None:
+    place = tmp_path / "arm.json"
+    for offset in (1, 1, 2, 3):  # the same content again is no new version
+        save(with_offset(calibration, offset), place)
+    assert [load(version.path)["gripper"].homing_offset for version in history(place)] == [2, 1]
+    assert [version.number for version in history(place)] == [1, 2]
+    assert history(place)[0].replaced > history(place)[1].replaced
+    assert history(tmp_path / "other.json") == []
+    assert not list(tmp_path.rglob("*.tmp"))
+
+    restore(place, 2)
+    assert load(place)["gripper"].homing_offset == 1
+    assert [load(version.path)["gripper"].homing_offset for version in history(place)] == [3, 2, 1]
+    restore(place)
+    assert load(place)["gripper"].homing_offset == 3
+
+
+def test_a_version_that_is_not_there(tmp_path: Path, calibration: Calibration) -> None:
+    place = tmp_path / "arm.json"
+    with pytest.raises(UserError, match="has no earlier versions"):
+        restore(place)
+    save(with_offset(calibration, 1), place)
+    save(with_offset(calibration, 2), place)
+    for number in (0, 2, -1):
+        with pytest.raises(
+            UserError, match=rf"no earlier version {number}, only 1\.\.1: `--history` lists them"
+        ):
+            restore(place, number)
+    history(place)[0].path.write_text("{")
+    with pytest.raises(UserError, match="cannot read the calibration file"):
+        restore(place)
+    assert load(place)["gripper"].homing_offset == 2
+
+
+def test_lerobot_does_not_see_the_history(tmp_path: Path, calibration: Calibration) -> None:
+    save(with_offset(calibration, 1), tmp_path / "arm.json")
+    save(calibration, tmp_path / "arm.json")
+    robot = SO101Follower(SO101FollowerConfig(port="/dev/null", id="arm", calibration_dir=tmp_path))
+    assert robot.calibration["gripper"].homing_offset == calibration["gripper"].homing_offset
+
+
+def random_calibration(generator: np.random.Generator) -> dict[str, JointCalibration]:
+    lows, spans = generator.integers(0, 2000, 6), generator.integers(200, 2095, 6)
+    return {
+        joint: JointCalibration(
+            IDS[joint], int(generator.integers(2)), 0, int(low), int(low + span)
+        )
+        for joint, low, span in zip(JOINTS, lows, spans, strict=True)
+    }
+
+
+@pytest.mark.parametrize("use_degrees", [True, False], ids=["degrees", "-100..100"])
+def test_a_file_lerobot_wrote_gives_its_positions_for_10000_random_ticks(
+    tmp_path: Path, use_degrees: bool
+) -> None:
+    """Every body joint in either unit, the gripper in 0..100, both drive modes; there and back, to
+    the last bit.
+    """
+    seed = 20260401
+    print(f"seed {seed}")
+    generator = np.random.default_rng(seed)
+    save(random_calibration(generator), tmp_path / "arm.json")
+    config = SO101FollowerConfig(
+        port="/dev/null", id="arm", calibration_dir=tmp_path, use_degrees=use_degrees
+    )
+    robot = SO101Follower(config)
+    robot._save_calibration()  # LeRobot's own bytes from here on
+    ours: Ranges = ranges(load(tmp_path / "arm.json"), use_degrees)
+    ticks = generator.integers(0, 4096, (10_000, 6))
+    positions = ours.positions(ticks)
+    back = ours.ticks(positions)
+    for row, values, returned in zip(
+        ticks.tolist(), positions.tolist(), back.tolist(), strict=True
+    ):
+        theirs = robot.bus._normalize(dict(zip(IDS.values(), row, strict=True)))
+        assert list(theirs.values()) == values
+        assert list(robot.bus._unnormalize(theirs).values()) == returned
+
+
+def test_differences_name_joint_and_field(calibration: Calibration) -> None:
+    assert differences(calibration, calibration) == []
+    held = dataclasses.replace(
+        calibration["gripper"], homing_offset=0, range_min=1, id=3, drive_mode=1
+    )
+    assert differences(calibration, {**calibration, "gripper": held}) == [
+        "gripper homing_offset: file 1163, servo 0",
+        "gripper range_min: file 2021, servo 1",
+    ]
