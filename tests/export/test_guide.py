@@ -136,9 +136,7 @@ def named_weights(bundle: Bundle, graph: str) -> dict[str, np.ndarray]:
     }
 
 
-def test_tensorrt_builds_the_guided_graph(
-    guided_bundle: Bundle, plans_ahead: PlansAhead
-) -> None:
+def test_tensorrt_builds_the_guided_graph(guided_bundle: Bundle, plans_ahead: PlansAhead) -> None:
     (line,) = plans_ahead.build(guided_bundle.path("guided.onnx"))
     assert line.startswith("built: guided.onnx")
 
