@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress, TaskID
@@ -29,6 +29,9 @@ from mtdit.cli.rig import one_size, run_rig
 from mtdit.cli.terminal.console import console, progress, write_json
 from mtdit.cli.terminal.tables import table
 from mtdit_robots.errors import UserError
+
+if TYPE_CHECKING:
+    from mtdit_runtime.policy.policy import Policy
 
 
 class CommandList(TyperGroup):
@@ -218,10 +221,10 @@ def evaluate(
             "only the twin can tell success: use --robot twin, or watch `mtdit run` on the arm"
         )
     tasks = [find_task(name).name for name in task]
-    policy, sizes = _policy(bundle, checkpoint, backend)
+    policy = _policy(bundle, checkpoint, backend)
     reports = []
     with (
-        Twin(image_size=one_size(sizes), clock="lockstep") as twin,
+        Twin(image_size=one_size(policy.frame_sizes), clock="lockstep") as twin,
         progress("{task.description}") as bars,
     ):
         for name in tasks:
@@ -269,24 +272,9 @@ def _advance(bars: Progress, bar: TaskID, *_: Any) -> None:
     bars.advance(bar)
 
 
-def _policy(
-    bundle: Path | None, checkpoint: Path | None, backend: Backend
-) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """The policy of a bundle or of a checkpoint, and (height, width) of each of its cameras."""
+def _policy(bundle: Path | None, checkpoint: Path | None, backend: Backend) -> Policy:
+    from mtdit.policy_loader import load
+
     if bundle is not None and checkpoint is not None:
         raise UserError("--bundle and --checkpoint exclude each other: give only one of them")
-    if checkpoint is not None:
-        from mtdit.checkpoint.read import open_checkpoint
-        from mtdit.torch_policy import TorchPolicy
-
-        trained = open_checkpoint(checkpoint)
-        return TorchPolicy(trained), {
-            name: shape[:2] for name, shape in trained.config.cameras.items()
-        }
-    from mtdit_runtime.bundle.bundle import open_bundle
-    from mtdit_runtime.engines.choose import choose_engines
-    from mtdit_runtime.policy.bundle_policy import BundlePolicy
-
-    opened = open_bundle(bundle or BUNDLE)
-    sizes = {c.name: (c.height, c.width) for c in opened.manifest.cameras}
-    return BundlePolicy(opened, choose_engines(opened, backend.value)), sizes
+    return load(checkpoint or bundle or BUNDLE, backend.value)

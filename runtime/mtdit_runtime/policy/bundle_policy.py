@@ -68,7 +68,8 @@ class BundlePolicy:
     def __init__(self, bundle: Bundle, engines: Engines, guided: bool = False) -> None:
         m = bundle.manifest
         self.joints = tuple(joint.name for joint in m.joints)
-        self.cameras = tuple(camera.name for camera in m.cameras)
+        self.frame_sizes = {camera.name: (camera.height, camera.width) for camera in m.cameras}
+        self.cameras = tuple(self.frame_sizes)
         self.n_obs_steps, self.horizon = m.n_obs_steps, m.horizon
         self.n_action_steps, self.fps = m.n_action_steps, m.fps
         self.ledger = Timings()
@@ -76,7 +77,6 @@ class BundlePolicy:
         self._bundle, self._engines = bundle, engines
         self._state_stats = _stats(bundle, STATE_KEY)
         self._action_stats = _stats(bundle, ACTION_KEY)
-        self._shapes = {camera.name: (camera.height, camera.width, 3) for camera in m.cameras}
         self._denoisers: dict[str, Engine] = {"denoiser": engines.denoiser}
         if guided:
             self._denoisers["guided"] = _open_guided(bundle, engines)
@@ -212,7 +212,8 @@ class BundlePolicy:
                 f"the robot reports positions of shape {positions.shape}, "
                 f"the policy needs {len(self.joints)} joints"
             )
-        for name, shape in self._shapes.items():
+        for name, (height, width) in self.frame_sizes.items():
+            shape = (height, width, 3)
             if name not in frames:
                 raise UserError(
                     f"no frame from camera {name!r}: connect it or rename a camera to {name!r}"
