@@ -117,7 +117,7 @@ class DatasetWriter:
             task, {c: Encoding(partial(self._sink, c), self._wait) for c in self.layout.cameras}
         )
 
-    def keep(self, episode: Episode) -> None:
+    def save_episode(self, episode: Episode) -> None:
         """Save the episode: finish its encoders and add it to the dataset.
 
         This takes too long for the control loop. Raises UserError when the episode is too short,
