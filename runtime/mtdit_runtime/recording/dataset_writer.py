@@ -69,10 +69,11 @@ log = logging.getLogger(__name__)
 class DatasetWriter:
     """A dataset folder to which whole episodes are added.
 
-    root: a new folder, or an existing dataset if `resume`. codec: h264 or av1. wait: when the
-    encoder is slow, wait for it (lock-step) instead of repeating frames. Raises UserError when the
-    folder is not empty, its dataset has another layout, another program records into it, or PyAV
-    or pyarrow is not installed.
+    root: a new folder, or an existing dataset if `resume`. codec: h264 or av1. crf: the video's
+    quality instead of the codec's usual one; lower is better. wait: when the encoder is slow, wait
+    for it (lock-step) instead of repeating frames. Raises UserError when the folder is not empty,
+    its dataset has another layout, another program records into it, or PyAV or pyarrow is not
+    installed.
     """
 
     def __init__(
@@ -81,11 +82,12 @@ class DatasetWriter:
         layout: Layout,
         resume: bool = False,
         codec: str = "h264",
+        crf: int | None = None,
         wait: bool = False,
     ) -> None:
         layout.check()
         self.root, self.layout, self._wait = root, layout, wait
-        self._codec: Codec = find_codec(codec)
+        self._codec: Codec = find_codec(codec, crf)
         import_parquet()
         self.tasks: list[str] = []
         self._rows: list[dict[str, Any]] = []  # of meta/episodes, without statistics
