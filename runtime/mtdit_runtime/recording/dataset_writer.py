@@ -1,4 +1,4 @@
-"""Writes and reads LeRobotDataset v3 folders (meta/, data/, videos/) without torch or LeRobot.
+"""Writes LeRobotDataset v3 folders (meta/, data/, videos/) without torch or LeRobot.
 
 Episodes are saved one at a time, each in its own files: they are written to a temporary folder,
 flushed to disk and renamed one after the other, the row in meta/episodes third to last. A process
@@ -36,9 +36,10 @@ from mtdit_runtime.recording.dataset_layout import (
 )
 from mtdit_runtime.recording.dataset_reader import (
     damage_named,
-    episode_rows,
     import_parquet,
+    read_episodes,
     read_info,
+    read_tasks,
 )
 from mtdit_runtime.recording.dataset_stats import Stats
 from mtdit_runtime.recording.dataset_tables import (
@@ -172,13 +173,10 @@ class DatasetWriter:
         """Read the existing dataset. Counters and statistics are computed from its episodes, since
         stats.json and info.json may be one episode behind.
         """
-        pq = import_parquet()
         self._info = read_info(self.root)
         _check_same(self._info, self.layout, self.root)
-        self._rows = list(episode_rows(self.root))
+        self._rows, self.tasks = read_episodes(self.root), list(read_tasks(self.root))
         self._resumed_at = len(self._rows)
-        tasks = pq.read_table(self.root / TASKS).to_pylist()
-        self.tasks = [str(row["task"]) for row in sorted(tasks, key=lambda row: row["task_index"])]
         if self._rows:
             self._stats = [stats_so_far(self.root, self._rows)]
 

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -178,7 +179,9 @@ def write_with_lerobot(root: Path, use_videos: bool) -> Path:
 
 @pytest.mark.parametrize("is_video", [True, False])
 def test_files_are_what_lerobot_would_have_written(tmp_path: Path, is_video: bool) -> None:
-    """Same features, columns, types and metadata; statistics agree to the width of LeRobot's bins."""
+    """Same features, columns, types and metadata; statistics agree to the width of LeRobot's
+    bins.
+    """
     ours, theirs = (
         write(tmp_path / "ours", is_video),
         write_with_lerobot(tmp_path / "theirs", is_video),
@@ -445,7 +448,7 @@ recording = DatasetWriter(Path(sys.argv[1]), layout, resume=True, wait=True)
 for episode in range(3):
     taking = recording.begin("open the drawer")
     for i in range(400 if episode == 2 else 8):
-        frames = {"top": np.full((48, 64, 3), i % 256, np.uint8), "wrist": np.full((64, 64, 3), i % 256, np.uint8)}
+        frames = {c: np.full((*s, 3), i % 256, np.uint8) for c, s in layout.cameras.items()}
         taking.add(np.full(6, i), np.full(6, i), frames)
         if episode == 2 and i == 200:
             print("under way", flush=True)
@@ -456,16 +459,11 @@ for episode in range(3):
 
 def test_a_killed_recording_keeps_every_finished_episode(tmp_path: Path) -> None:
     root = tmp_path / "set"
-    process = subprocess.Popen(
-        [sys.executable, "-c", RECORD, str(root)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "under way\n"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    command = [sys.executable, "-c", RECORD, str(root)]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "under way\n"
+        os.kill(process.pid, signal.SIGKILL)
     assert (root / ASIDE).is_dir(), "the third episode was under way"
     dataset = lerobot(root)
     assert (len(dataset), dataset.num_episodes) == (16, 2)
@@ -483,7 +481,7 @@ def test_two_recordings_do_not_share_a_folder(tmp_path: Path) -> None:
     """The second one would remove what the first has under way."""
     root = tmp_path / "set"
     command = [sys.executable, "-c", RECORD, str(root)]
-    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True)
     assert first.stdout is not None
     assert first.stdout.readline() == "under way\n"
     with pytest.raises(UserError, match=r"another program records into .*: wait for it"):
@@ -515,9 +513,8 @@ def test_damage_is_named(tmp_path: Path, file: str, content: bytes) -> None:
     if not file.startswith("data"):
         with pytest.raises(UserError, match=re.escape(str(root))):
             DatasetWriter(root, layout(), resume=True)
-    if file != TASKS_FILE:
-        with pytest.raises(UserError, match=re.escape(str(root))):
-            read_episode(root, 0)
+    with pytest.raises(UserError, match=re.escape(str(root))):
+        read_episode(root, 0)
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
