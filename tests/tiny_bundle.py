@@ -8,10 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mtdit.simulate import simulate
 from mtdit.training.config import TrainConfig
 from mtdit.training.run import train
 from mtdit_export.export import export
+from mtdit_runtime.simulate import simulate
 
 TASK = "open the drawer"
 

@@ -52,6 +52,7 @@ from mtdit_export.rtc import unroll_guided
 from mtdit_export.trace import trace, write
 from mtdit_export.unroll import unroll
 from mtdit_robots.errors import ExportError
+from mtdit_robots.features import ACTION, STATE
 from mtdit_runtime.bundle import bundle as bundle_bundle
 from mtdit_runtime.bundle import manifest as names
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle
@@ -143,7 +144,7 @@ def export(
         shutil.copyfile(tokenizer / names.TOKENIZER, folder / names.TOKENIZER)
         save_stats(
             folder / names.STATS,
-            {names.STATE_KEY: opened.state_stats, names.ACTION_KEY: opened.action_stats},
+            {STATE: opened.state_stats, ACTION: opened.action_stats},
         )
         bundle_bundle.save_task_features(
             folder / names.TASKS, {task: reference.text(task)[1][0] for task in facts.tasks}

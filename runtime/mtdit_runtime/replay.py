@@ -17,7 +17,7 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Stop
-from mtdit_runtime.recording.dataset_reader import Recorded
+from mtdit_runtime.recording.dataset_reader import RecordedEpisode
 from mtdit_runtime.teleoperate import DirectSource, DirectSpec, DriveOptions, drive
 
 SETTLE_S = 0.5  # at the first action, after the ramp
@@ -26,7 +26,7 @@ SETTLE_S = 0.5  # at the first action, after the ramp
 class EpisodeSource(DirectSource):
     """The first action of the episode for `lead_in_ticks`, then all actions, then the end."""
 
-    def __init__(self, episode: Recorded, lead_in_ticks: int) -> None:
+    def __init__(self, episode: RecordedEpisode, lead_in_ticks: int) -> None:
         super().__init__(DirectSpec(episode.joints))
         self.row = -lead_in_ticks - 1  # of the last action; negative during the lead-in
         self._actions = episode.actions
@@ -70,7 +70,7 @@ class _Trace:
             self.sent.append(tick.sent)
 
 
-def play(episode: Recorded, options: DriveOptions) -> ReplayReport:
+def play(episode: RecordedEpisode, options: DriveOptions) -> ReplayReport:
     """Play the actions of an episode.
 
     Raises UserError when the joints of the arm or `options.fps` are not those of the recording.
@@ -88,7 +88,7 @@ def play(episode: Recorded, options: DriveOptions) -> ReplayReport:
     return _report(episode, trace, report)
 
 
-def _report(episode: Recorded, trace: _Trace, report: RunReport) -> ReplayReport:
+def _report(episode: RecordedEpisode, trace: _Trace, report: RunReport) -> ReplayReport:
     rows = np.array(trace.rows, np.int64)
     positions, sent = np.array(trace.positions), np.array(trace.sent)  # (N, J)
     if not len(rows):

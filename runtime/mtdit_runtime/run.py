@@ -29,7 +29,7 @@ from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.engines.engine import Engines
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
 from mtdit_runtime.policy.policy import check_robot
-from mtdit_runtime.recording.film import Film
+from mtdit_runtime.recording.film import Film, check_film
 from mtdit_runtime.recording.run_log import Recorder
 from mtdit_runtime.text import printable
 
@@ -71,6 +71,8 @@ def run_policy(options: RunOptions) -> RunReport:
     with graceful_exit(), ExitStack() as after_release, closing(options.robot) as robot:
         bundle = open_bundle(options.bundle)
         check_task(bundle.manifest, options.task, options.new_task)
+        if options.video is not None:
+            check_film(options.video)
         if options.lockstep:
             check_lockstep(bundle.manifest.fps)
         engines = choose_engines(bundle, options.backend)

@@ -116,7 +116,10 @@ def run(
         ),
     ] = False,
     video: Annotated[
-        Path | None, typer.Option(help="Film the run to this .mp4 file; default: no film.")
+        Path | None,
+        typer.Option(
+            help="Film the run to this .mp4 file (needs mtdit[record]); default: no film."
+        ),
     ] = None,
     log: Annotated[
         Path | None, typer.Option(help="Record every tick to this .npz file; default: no log.")

@@ -15,8 +15,6 @@ from mtdit.cli.options import (
 from mtdit.cli.outputs import DATASET_PARTS, DATASET_PROOF, clear_output
 from mtdit.cli.terminal.console import console, progress
 
-# -- on the workstation
-
 
 def simulate(
     task: Annotated[
@@ -36,7 +34,7 @@ def simulate(
 
     names = [find_task(name).name for name in task]
     clear_output(out, overwrite, DATASET_PROOF, DATASET_PARTS)
-    from mtdit.simulate import simulate as record
+    from mtdit_runtime.simulate import simulate as record
 
     with progress("recording") as bars:
         bar = bars.add_task("", total=episodes * len(names))

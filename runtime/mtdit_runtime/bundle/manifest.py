@@ -21,7 +21,7 @@ HISTORY = "history.onnx"  # text and earlier observations -> their part of the m
 GUIDED = "guided.onnx"  # optional: the denoiser with the guidance of real-time chunking (RTC)
 TOKENIZER = "tokenizer.json"
 TASKS = "tasks.npz"
-STATS = "stats.safetensors"
+STATS = "stats.safetensors"  # its keys are the feature names of `mtdit_robots.features`
 GOLDEN = "golden"
 REFERENCE = "reference"
 ENGINES = "engines"  # a cache, which the manifest's checksums do not cover
@@ -47,8 +47,6 @@ MAX_COST = 1 << 60  # the same for the operations and bytes of one chunk
 SAMPLERS = ("ddim", "ddpm", "euler", "rk4")
 PRECISIONS = ("fp32", "fp16", "int8")  # int8: vision and text towers; the denoiser stays fp32
 UNITS = ("degrees", "percent")
-# LeRobot's feature names, which are the keys of the statistics file
-STATE_KEY, ACTION_KEY = "observation.state", "action"
 
 
 def frame_input(camera: str) -> str:

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.features import ACTION
+from mtdit_robots.features import STATE as STATE_FEATURE
 from mtdit_robots.robot import Frame, Positions
 from mtdit_runtime.bundle.bundle import Bundle
 from mtdit_runtime.bundle.manifest import (
-    ACTION_KEY,
     ACTIONS,
     EARLIER_FEATURES,
     EARLIER_STATE,
@@ -22,7 +23,6 @@ from mtdit_runtime.bundle.manifest import (
     PREFIX_MASK,
     PREFIX_WEIGHTS,
     STATE,
-    STATE_KEY,
     TEXT_FEATURE,
     TOKEN_IDS,
     TOKENIZER,
@@ -75,8 +75,8 @@ class BundlePolicy:
         self.ledger = Timings()
         self.frames_encoded = self.texts_encoded = 0
         self._bundle, self._engines = bundle, engines
-        self._state_stats = _stats(bundle, STATE_KEY)
-        self._action_stats = _stats(bundle, ACTION_KEY)
+        self._state_stats = _stats(bundle, STATE_FEATURE)
+        self._action_stats = _stats(bundle, ACTION)
         self._denoisers: dict[str, Engine] = {"denoiser": engines.denoiser}
         if guided:
             self._denoisers["guided"] = _open_guided(bundle, engines)
