@@ -15,7 +15,7 @@ import pytest
 from command_line import mtdit
 
 from mtdit.checkpoint.read import open_checkpoint
-from mtdit.cli.terminal.tables import export_table
+from mtdit.cli.terminal.bundle_tables import export_table
 from mtdit.config import Feature
 from mtdit_export.export import export
 from mtdit_export.preflight import joints_of, known_facts, matching_dataset, sampled

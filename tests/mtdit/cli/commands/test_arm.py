@@ -239,10 +239,23 @@ def test_calibrate_without_a_terminal(arm: Arm, tmp_path: Path) -> None:
     save(load(EXAMPLE), old)
     flags = ("--centre-now", "--sweep-seconds", "8", "--yes")
     process = subprocess.Popen(
-        [sys.executable, "-m", "mtdit.cli", "calibrate", "--port", arm.port, "--id", "blue", *flags],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
+        [
+            sys.executable,
+            "-m",
+            "mtdit.cli",
+            "calibrate",
+            "--port",
+            arm.port,
+            "--id",
+            "blue",
+            *flags,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
         env={**os.environ, "HF_LEROBOT_CALIBRATION": str(tmp_path), "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+    )
     assert process.stdout
     while "move every joint" not in (line := process.stdout.readline()):
         assert line, "ended early"
@@ -259,8 +272,17 @@ def test_calibrate_without_a_terminal(arm: Arm, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert str(old.parent / "history" / "blue") in done.stdout
 
-    done = mtdit("calibrate", "--id", "blue", "--restore", "1", "--port", arm.port, "--yes",
-                 HF_LEROBOT_CALIBRATION=str(tmp_path))  # fmt: skip
+    done = mtdit(
+        "calibrate",
+        "--id",
+        "blue",
+        "--restore",
+        "1",
+        "--port",
+        arm.port,
+        "--yes",
+        HF_LEROBOT_CALIBRATION=str(tmp_path),
+    )
     assert done.returncode == 0, done.stderr
     assert old.read_bytes() == EXAMPLE.read_bytes()
     assert arm.holds() == values(load(EXAMPLE))
