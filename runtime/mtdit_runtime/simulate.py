@@ -19,11 +19,14 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.twin.expert import demonstrate
+from mtdit_robots.twin.render import load_mujoco
 from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import CAMERAS, World
 from mtdit_runtime.recording.dataset_layout import Layout
+from mtdit_runtime.recording.dataset_reader import import_parquet
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 from mtdit_runtime.recording.episode import Episode
+from mtdit_runtime.recording.video_encoder import find_codec
 
 FPS = 30
 CRF = 18  # finer than a recording's: the twin's frames are small
@@ -58,6 +61,13 @@ class SimulateReport:
                 f"{total} episodes, {self.frames} frames in {self.seconds:.0f} s -> {self.out}",
             ]
         )
+
+
+def check_installed() -> None:
+    """UserError when a package is missing that `simulate` needs."""
+    load_mujoco()
+    find_codec("h264")
+    import_parquet()
 
 
 def simulate(

@@ -4,6 +4,8 @@ acts.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,17 @@ def test_states_are_whole_ticks_and_actions_lead(recorded: Recorded) -> None:
     assert (data["observation.state"][:, 5] <= 100).all()
     moved = np.abs(data["action"][:, 0] - data["observation.state"][:, 0])
     assert 1 < moved.max() < 60
+
+
+@pytest.mark.parametrize("module", ["av", "pyarrow.parquet"])
+def test_a_missing_package_is_named_before_an_earlier_dataset_is_replaced(
+    module: str, recorded: Recorded, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    out = recorded[0]
+    monkeypatch.setitem(sys.modules, module, None)
+    line = refused("simulate", "--task", TASKS[0], "--out", str(out), "--overwrite")
+    assert 'pip install "mtdit[record]"' in line
+    assert (out / "meta/info.json").is_file()
 
 
 @pytest.mark.parametrize(

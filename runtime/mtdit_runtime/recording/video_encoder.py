@@ -218,5 +218,8 @@ def find_codec(name: str, crf: int | None = None) -> Codec:
     codec = CODECS[name]
     if codec.encoder not in av.codecs_available:
         others = " or ".join(other for other in CODECS if other != name)
-        raise UserError(f"this PyAV cannot encode {name}: use --codec {others}")
+        raise UserError(
+            f"this PyAV cannot encode {name}: run `pip install --force-reinstall av`, or record "
+            f"with --codec {others}"
+        )
     return codec if crf is None else replace(codec, crf=crf)
