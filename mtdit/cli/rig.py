@@ -135,11 +135,9 @@ class Follower:
 
 @dataclass(frozen=True)
 class Rig:
-    """A robot that is not connected yet, its calibration, and (height, width) of each camera."""
+    """An arm that is not connected yet."""
 
-    robot: Robot
-    calibration: Calibration
-    cameras: Mapping[str, tuple[int, int]]
+    robot: So101Arm
     success: Callable[[], bool] | None = None
 
 
@@ -168,10 +166,7 @@ def open_rig(follower: Follower) -> Iterator[Rig]:
     )
     with Twin(image_size=follower.size, clock=follower.clock) as twin:
         twin.reset(find_task(task or "").name, follower.seed)
-        robot = twin.robot(follower.bus)
-        yield Rig(
-            robot, twin.calibration, dict.fromkeys(robot.cameras, follower.size), twin.success
-        )
+        yield Rig(twin.robot(follower.bus), twin.success)
 
 
 def _real(follower: Follower) -> Rig:
@@ -189,7 +184,7 @@ def _real(follower: Follower) -> Rig:
     arm = So101Arm(
         follower.port, calibration, opened, timeout_s=follower.bus_timeout_s, bus=follower.bus
     )
-    return Rig(arm, calibration, dict.fromkeys(named, follower.size))
+    return Rig(arm)
 
 
 def leader(port: str | None, calibration: str | None, follower: Follower) -> So101Leader:

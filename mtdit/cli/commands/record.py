@@ -133,18 +133,9 @@ def teleoperate(
     leader = cli_rig.leader(leader_port, leader_calibration, follower)
     board = LiveStatus(JOINTS)
     with cli_rig.open_rig(follower) as rig:
-        options = DriveOptions(
-            rig.robot,
-            rig.calibration,
-            fps,
-            duration,
-            follower.lockstep,
-            max_speed,
-            home_s,
-            say=console.print,
-        )
+        options = DriveOptions(fps, duration, follower.lockstep, max_speed, home_s)
         with live.screen(board):
-            report = drive(leader, options, board)
+            report = drive(rig.robot, leader, options, on_tick=board, say=console.print)
     tables.show(report)
     write_json(json_out, report.to_dict())
     live.leave(report)
@@ -221,13 +212,24 @@ def record(
     from mtdit.cli import rig as cli_rig
     from mtdit.cli.terminal import live, tables
     from mtdit_robots.so101.joints import JOINTS
-    from mtdit_runtime.recording.dataset_layout import Layout
-    from mtdit_runtime.recording.dataset_writer import DatasetWriter
-    from mtdit_runtime.recording.session import KEYS, Session, SessionConfig
-    from mtdit_runtime.teleoperate import DriveOptions, LiveStatus, teleoperate
+    from mtdit_runtime.record import RecordOptions
+    from mtdit_runtime.record import record as drive
+    from mtdit_runtime.recording.session import KEYS
+    from mtdit_runtime.teleoperate import LiveStatus
 
-    plan = SessionConfig(task, episodes, episode_s, reset_s)
-    plan.check(fps)
+    options = RecordOptions(
+        episodes,
+        episode_s,
+        reset_s,
+        fps,
+        resume,
+        video=not images,
+        codec=codec.value,
+        lockstep=robot is RobotKind.twin and clock is Clock.lockstep,
+        max_speed=max_speed,
+        home_s=home_s,
+    )
+    options.session(task)  # a wrong option is an error before cameras are opened
     follower = cli_rig.Follower(
         robot.value,
         port,
@@ -243,37 +245,21 @@ def record(
         bus=bus.value,
     )
     leader = cli_rig.leader(leader_port, leader_calibration, follower)
-    with cli_rig.open_rig(follower) as rig, live.keys_if_any() as key:
-        layout = Layout(fps, JOINTS, rig.cameras, video=not images)
-        recording = DatasetWriter(out, layout, resume, codec.value, wait=follower.lockstep)
-        session = Session(recording, plan, key, console.print)
-        board = LiveStatus(JOINTS, session)
-        options = DriveOptions(
-            rig.robot,
-            rig.calibration,
-            fps,
-            None,
-            follower.lockstep,
-            max_speed,
-            home_s,
-            say=console.print,
+    board = LiveStatus(JOINTS)
+    with (
+        cli_rig.open_rig(follower) as rig,
+        live.keys_if_any() as keys,
+        live.screen(board, KEYS),
+    ):
+        report, session = drive(
+            rig.robot, leader, out, task, options, keys=keys, status=board, say=console.print
         )
-        try:
-            with live.screen(board, session.status, KEYS):
-                report = teleoperate(leader, options, board, tuple(rig.cameras))
-        finally:
-            session.close()
-            console.print(tables.summary(session.outcome, out, recording.n_episodes))
     tables.show(report)
     write_json(
         json_out,
-        {
-            "session": vars(session.outcome),
-            "episodes": recording.n_episodes,
-            "run": report.to_dict(),
-        },
+        {"session": vars(session), "episodes": session.episodes, "run": report.to_dict()},
     )
-    if report.ok and recording.n_episodes:
+    if report.ok and session.episodes:
         console.print(f"next: mtdit train --dataset {quote(str(out))}")
     live.leave(report)
 
@@ -320,17 +306,8 @@ def replay(
         f"episode {episode}: {recorded.task!r}, {len(recorded.actions) / recorded.fps:.1f} s"
     )
     with cli_rig.open_rig(follower) as rig:
-        options = DriveOptions(
-            rig.robot,
-            rig.calibration,
-            fps,
-            None,
-            follower.lockstep,
-            max_speed,
-            home_s,
-            say=console.print,
-        )
-        report = play(recorded, options)
+        options = DriveOptions(fps, None, follower.lockstep, max_speed, home_s)
+        report = play(rig.robot, recorded, options, say=console.print)
     tables.show_errors("error to the action, one tick later", report.tracking)
     tables.show_errors("error to the recorded movement", report.recorded)
     tables.show(report.run)

@@ -124,13 +124,15 @@ def run(
     from mtdit.cli.terminal.tables import report_table
     from mtdit_runtime.bundle.bundle import open_bundle
     from mtdit_runtime.control.safety import SafetyConfig
-    from mtdit_runtime.run import RunOptions, check_task, run_policy
+    from mtdit_runtime.run import RunOptions, check_task
+    from mtdit_runtime.run import run as drive
 
     # a port means a real arm, and without one nothing real moves: docs/decisions.md, 27
     kind = robot or (RobotKind.twin if port is None else RobotKind.so101)
     is_twin = kind is RobotKind.twin
-    manifest = open_bundle(bundle, check_files=False).manifest
-    check_task(manifest, task, new_task)
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    check_task(manifest, task, new_task)  # a wrong task is an error before cameras are opened
     sizes = {c.name: (c.height, c.width) for c in manifest.cameras}
     with run_rig(
         kind,
@@ -146,24 +148,26 @@ def run(
         bus_timeout,
     ) as rig:
         options = RunOptions(
-            bundle=bundle,
-            task=task,
-            robot=rig.robot,
             backend=backend.value,
             duration_s=duration,
             seed=seed,
             prefetch_ticks=prefetch,
             lockstep=clock is Clock.lockstep and is_twin,
-            new_task=new_task,
+            new_task=True,  # it has been checked
             home_s=(0.0 if is_twin else RunOptions.home_s) if home_s is None else home_s,
             safety=SafetyConfig() if max_speed is None else SafetyConfig(max_speed=max_speed),
-            success=rig.success,
             log=log,
             video=video,
-            overview=rig.overview if video else None,
+        )
+        report = drive(
+            opened,
+            rig.robot,
+            task,
+            options,
+            success=rig.success,
+            overview=rig.overview,
             say=console.print,
         )
-        report = run_policy(options)
     console.print(report_table(report))
     write_json(json_out, report.to_dict())
     if not report.ok:
@@ -211,6 +215,7 @@ def evaluate(
     """Measure a policy's success rate in the twin, with a 95 % Wilson interval."""
     from mtdit_robots.twin.client import Twin
     from mtdit_robots.twin.tasks import find_task
+    from mtdit_runtime.evaluate import EvalOptions
     from mtdit_runtime.evaluate import evaluate as measure
 
     if robot is not RobotKind.twin:
@@ -218,6 +223,7 @@ def evaluate(
             "only the twin can tell success: use --robot twin, or watch `mtdit run` on the arm"
         )
     tasks = [find_task(name).name for name in task]
+    options = EvalOptions(episodes, seed, max_s, instruction)
     policy, sizes = _policy(bundle, checkpoint, backend)
     reports = []
     with (
@@ -226,18 +232,8 @@ def evaluate(
     ):
         for name in tasks:
             bar = bars.add_task(name, total=episodes)
-            reports.append(
-                measure(
-                    policy,
-                    twin,
-                    name,
-                    episodes,
-                    seed,
-                    max_s,
-                    instruction,
-                    on_episode=partial(_advance, bars, bar),
-                )
-            )
+            on_episode = partial(_advance, bars, bar)
+            reports.append(measure(policy, twin, name, options, on_episode=on_episode))
     for report in reports:
         console.print(str(report))
     values = [report.to_dict() for report in reports]

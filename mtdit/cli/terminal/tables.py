@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -31,32 +30,6 @@ def show_errors(title: str, errors: Mapping[str, Mapping[str, float]]) -> None:
         if joint in errors
     ]
     console.print(table(title, ["joint", "mean", "max"], rows))
-
-
-def summary(outcome: Any, out: Path, n_episodes: int) -> str:
-    """The result of a recording session: one line, and one for each problem."""
-    lines = [
-        f"{outcome.kept} episodes saved ({outcome.frames} frames), {outcome.discarded} discarded; "
-        f"{out} now has {n_episodes} episodes"
-    ]
-    if outcome.interrupted:
-        lines.append("the episode that was being recorded at the end was not saved")
-    for camera, n in outcome.repeated.items():
-        lines.append(
-            f"{n} frames of {camera} repeat the previous picture because the encoder was too slow: "
-            "use a smaller --width and --height"
-        )
-    if outcome.slow_episodes:
-        lines.append(
-            f"{outcome.slow_episodes} episodes were recorded more slowly than --fps: "
-            "use a lower --fps, or smaller frames"
-        )
-    if outcome.stale_frames:
-        lines.append(
-            f"{outcome.stale_frames} frames have outdated pictures: "
-            "check the cameras with `mtdit find-cameras`"
-        )
-    return "\n".join(lines)
 
 
 MAX_CELL = 1000  # characters
