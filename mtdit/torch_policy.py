@@ -31,6 +31,7 @@ from mtdit_runtime.policy.policy import (
     noise_inputs,
     prefix_inputs,
 )
+from mtdit_runtime.timings import Timings
 
 DEFAULT_FPS = 30  # LeRobot's default for SO-101 recordings; its checkpoints do not store fps
 
@@ -60,6 +61,7 @@ class TorchPolicy:
             config.horizon,
             config.n_action_steps,
         )
+        self.timings = Timings()  # empty: torch runs on a workstation, where nobody tunes a stage
         self._state_stats, self._action_stats = checkpoint.state_stats, checkpoint.action_stats
         self._scaling = {camera: checkpoint.image_scaling(camera) for camera in self.cameras}
         self._tokenizer = checkpoint.tokenizer()

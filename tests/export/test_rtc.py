@@ -162,7 +162,7 @@ def test_policy_continues_a_chunk(guided_bundle: Bundle) -> None:
         guided_bundle.manifest.precision == "fp16"
     )  # of which ONNX Runtime on a CPU rounds not all it is told to
     np.testing.assert_allclose(free, plain, atol=0.05 if half else 1e-5)  # degrees
-    assert len(policy.ledger.durations("guided")) == 2
+    assert len(policy.timings.durations("guided")) == 2
     assert policy.frames_encoded == 2
 
 

@@ -315,6 +315,7 @@ class ScriptedRobot:
     observed: int = 0
     commands: list[NDArray[np.float64]] = field(default_factory=list)
     holds: int = 0
+    errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def connect(self) -> None:
         self.connected = True

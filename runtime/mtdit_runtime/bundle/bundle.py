@@ -112,6 +112,11 @@ def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
     return Bundle(folder, manifest)
 
 
+def as_bundle(bundle: Bundle | Path | str) -> Bundle:
+    """The bundle itself, or the one in this folder, opened and checked."""
+    return bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+
+
 def _no_bundle(folder: Path) -> str:
     if not folder.exists():
         names = (

@@ -60,7 +60,7 @@ class BundlePolicy:
     """A Policy computed by a bundle's graphs.
 
     Each frame is encoded at most once, and only if a chunk needs it. `frames_encoded` and
-    `texts_encoded` count what was encoded, `ledger` times the stages vision, text, history,
+    `texts_encoded` count what was encoded, `timings` times the stages vision, text, history,
     denoiser and guided. `guided`: also open the guided denoiser; UserError when the bundle has
     none.
     """
@@ -72,7 +72,7 @@ class BundlePolicy:
         self.cameras = tuple(self.frame_sizes)
         self.n_obs_steps, self.horizon = m.n_obs_steps, m.horizon
         self.n_action_steps, self.fps = m.n_action_steps, m.fps
-        self.ledger = Timings()
+        self.timings = Timings()
         self.frames_encoded = self.texts_encoded = 0
         self._bundle, self._engines = bundle, engines
         self._state_stats = _stats(bundle, STATE_FEATURE)
@@ -180,7 +180,7 @@ class BundlePolicy:
 
     def _run(self, graph: str, engine: Engine, inputs: Arrays) -> Arrays:
         needed = {t.name: inputs[t.name] for t in self._bundle.manifest.graphs[graph].inputs}
-        with self.ledger.time(graph):
+        with self.timings.time(graph):
             return engine(needed)
 
     def _feature(self, moment: Moment) -> NDArray[np.float32]:

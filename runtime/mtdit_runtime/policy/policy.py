@@ -10,14 +10,10 @@ from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
-from mtdit_runtime.bundle.manifest import (
-    NOISE,
-    PREFIX,
-    PREFIX_MASK,
-    STEP_NOISE,
-)
+from mtdit_runtime.bundle.manifest import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE
 from mtdit_runtime.engines.engine import Arrays
 from mtdit_runtime.text import printable
+from mtdit_runtime.timings import Timings
 
 Chunk = NDArray[np.float64]  # (horizon, J) degrees, gripper 0..100
 # (horizon, J) standard normal; DDPM (draws, horizon, J): the start, then the noise of each step
@@ -68,6 +64,11 @@ class Policy(Protocol):
     def fps(self) -> int:
         """Ticks per second of the training data, at which the policy must be run."""
         ...
+
+    @property
+    def timings(self) -> Timings:
+        """Durations of the policy's own stages; empty if it measures none."""
+        return Timings()
 
     def reset(self, task: str, seed: int) -> None:
         """Forget the observations; from here on follow `task`, with noise from

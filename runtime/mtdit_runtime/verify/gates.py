@@ -46,10 +46,17 @@ SUSPECT_RATIO = 10  # a stage whose error is this many times that at export is n
 
 @dataclass(frozen=True)
 class Verification:
-    """Stage -> figures. `failures` is empty when every gate passed."""
+    """Stage -> figures. `failures` is empty when every gate passed. backend: which one computed the
+    outputs, and why it was chosen.
+    """
 
     stages: dict[str, dict[str, float]]
     failures: list[str]
+    backend: str
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures
 
 
 # -- the gates --
@@ -85,7 +92,7 @@ def check_outputs(
     try:
         per_probe = [compare(candidate, p, e, text) for p, e in zip(probes, expected, strict=True)]
     except WrongOutputError as error:
-        return Verification({}, [str(error)])
+        return Verification({}, [str(error)], engines.reason)
     pairs = {stage: [of_probe[stage] for of_probe in per_probe] for stage in per_probe[0]}
     pairs |= compare_tasks(candidate, probes, expected, text)
     stages = {stage: figures(some) for stage, some in pairs.items()}
@@ -95,7 +102,7 @@ def check_outputs(
     found = failures(stages, bundle.manifest.precision)
     if found and all(line.partition(":")[0].endswith("robot") for line in found):
         found += suspects(stages, recorded(bundle))
-    return Verification(stages, found)
+    return Verification(stages, found, engines.reason)
 
 
 def check_bundle(bundle: Bundle, engines: Engines, text: bool = True) -> Verification:

@@ -32,6 +32,7 @@ from mtdit_runtime.verify.fixtures import (
     write_golden,
 )
 from mtdit_runtime.verify.gates import check_bundle
+from mtdit_runtime.verify.verify import verify
 
 Wreck = Callable[[np.ndarray], np.ndarray]
 
@@ -128,6 +129,16 @@ def test_engines_that_compute_the_policy_pass(golden: Bundle, engines: Engines) 
     assert all(
         result.stages[stage]["latency_ms"] > 0 for stage in ("vision", "history", "denoiser")
     )
+
+
+def test_verify_takes_a_folder_or_an_opened_bundle(golden: Bundle) -> None:
+    by_path, opened = verify(str(golden.folder), "onnx"), verify(golden, "onnx")
+    assert by_path.failures == opened.failures
+    assert not opened.ok, "the text graph of these bundles gives other features than tasks.npz"
+    assert {line.partition(":")[0] for line in opened.failures} >= {"text", "all tasks"}
+    assert opened.backend == "onnx, as requested"
+    with pytest.raises(UserError, match="backend 'tpu' is unknown"):
+        verify(golden, "tpu")
 
 
 def test_fixtures_come_back_as_they_were_written(golden: Bundle, toy: Any) -> None:
