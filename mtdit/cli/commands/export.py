@@ -71,20 +71,27 @@ def export(
     from mtdit.checkpoint.find import last_run
     from mtdit.cli.terminal.bundle_tables import export_table
     from mtdit_export.export import export as write
+    from mtdit_export.options import ExportOptions
     from mtdit_robots.signals import graceful_exit
 
+    if fp16 and int8:
+        raise UserError("--fp16 and --int8 exclude each other: use one of them")
+    options = ExportOptions(
+        precision="int8" if int8 else "fp16" if fp16 else "fp32",
+        steps=steps,
+        sampler=sampler,
+        dataset=dataset,
+        rtc=rtc,
+    )
     with graceful_exit():
-        report = write(
-            checkpoint or last_run(OUTPUTS),
-            out,
-            steps,
-            sampler,
-            fp16,
-            dataset,
-            console.print,
-            rtc,
-            int8,
-        )
+        with console.rich.status("export") as status:
+            report = write(
+                checkpoint or last_run(OUTPUTS),
+                out,
+                options,
+                say=console.print,
+                on_stage=status.update,
+            )
         console.print(export_table(report))
         if build:
             console.print(build_if_possible(out))
@@ -186,9 +193,9 @@ def verify(
     golden = compare(opened, backend.value)
     results = {"golden": golden}
     if checkpoint is not None:
-        from mtdit_export.verify_checkpoint import recheck
+        from mtdit_export.verify_checkpoint import verify_checkpoint
 
-        results["checkpoint"] = recheck(opened, checkpoint, dataset, backend.value)
+        results["checkpoint"] = verify_checkpoint(opened, checkpoint, dataset, backend.value)
     passed = all(result.ok for result in results.values())
     # what --json and `mtdit doctor` tell is longer: why no faster backend was chosen
     backend_used = golden.backend.partition(";")[0]  # "onnx, as asked", "auto: CPU"
