@@ -505,6 +505,13 @@ def test_policy_field_without_a_value(tmp_path: Path) -> None:
     assert_one_line(done, "--policy name=value")
 
 
+def test_a_film_that_cannot_be_written(run_folder: Path) -> None:
+    robot = ("--robot", "twin", "--bundle", "policy.mtdit", "--task", "open the drawer")
+    done = mtdit("run", *robot, "--video", "run.avi", cwd=run_folder)
+    assert_one_line(done, "cannot write a video to run.avi", ".mp4")
+    assert "Ctrl-C" not in done.stdout, "said before the run starts"
+
+
 def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
     robot = ("--robot", "twin", "--bundle", "policy.mtdit", "--task", "open the drawer")
     done = mtdit("run", *robot, "--clock", "lockstep", "--duration", "1", "--video", "run.mp4", "--json", "run.json",
