@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -460,7 +459,9 @@ for episode in range(3):
 def test_a_killed_recording_keeps_every_finished_episode(tmp_path: Path) -> None:
     root = tmp_path / "set"
     command = [sys.executable, "-c", RECORD, str(root)]
-    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "under way\n"
         os.kill(process.pid, signal.SIGKILL)
@@ -481,7 +482,7 @@ def test_two_recordings_do_not_share_a_folder(tmp_path: Path) -> None:
     """The second one would remove what the first has under way."""
     root = tmp_path / "set"
     command = [sys.executable, "-c", RECORD, str(root)]
-    first = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True)
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     assert first.stdout.readline() == "under way\n"
     with pytest.raises(UserError, match=r"another program records into .*: wait for it"):
