@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -481,7 +480,7 @@ def test_two_recordings_do_not_share_a_folder(tmp_path: Path) -> None:
     """The second one would remove what the first has under way."""
     root = tmp_path / "set"
     command = [sys.executable, "-c", RECORD, str(root)]
-    first = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True)
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     assert first.stdout.readline() == "under way\n"
     with pytest.raises(UserError, match=r"another program records into .*: wait for it"):

@@ -90,6 +90,13 @@ def test_arm_without_a_port(run_folder: Path) -> None:
     assert_one_line(so101(run_folder), "--port")
 
 
+def test_a_film_that_cannot_be_written(run_folder: Path) -> None:
+    robot = ("--robot", "twin", "--bundle", "policy.mtdit", "--task", "open the drawer")
+    done = mtdit("run", *robot, "--video", "run.avi", cwd=run_folder)
+    assert_one_line(done, "cannot write a video to run.avi", ".mp4")
+    assert "Ctrl-C" not in done.stdout, "said before the run starts"
+
+
 def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
     robot = ("--robot", "twin", "--bundle", "policy.mtdit", "--task", "open the drawer")
     done = mtdit(
