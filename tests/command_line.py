@@ -42,9 +42,9 @@ def mtdit(*words: str | Path, cwd: Path | None = None, **environment: str) -> Co
     return CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
-def assert_one_line(done: CompletedProcess[str], *parts: str) -> None:
+def assert_one_line(done: CompletedProcess[str], *parts: str, code: int = 2) -> None:
     """Exit code 2, one line on stderr, no traceback, and every part of the message there."""
-    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr

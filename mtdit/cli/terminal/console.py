@@ -33,7 +33,14 @@ class Terminal:
     def _console(self) -> Console:
         from rich.console import Console
 
-        return Console(markup=False, highlight=False, soft_wrap=True)
+        class Escaping(Console):
+            """Prints text with control characters escaped, whoever prints it."""
+
+            def print(self, *parts: Any, **options: Any) -> None:
+                shown = (escaped(part) if isinstance(part, str) else part for part in parts)
+                super().print(*shown, **options)
+
+        return Escaping(markup=False, highlight=False, soft_wrap=True)
 
     @property
     def rich(self) -> Console:
@@ -45,11 +52,14 @@ class Terminal:
     def is_terminal(self) -> bool:
         return self.rich.is_terminal
 
-    def print(self, part: Any = "") -> None:
-        """Print lines of text, with control characters escaped, or a table."""
-        if isinstance(part, str):
-            part = "\n".join(printable(line, MAX_LINE) for line in part.split("\n"))
+    def print(self, part: Any) -> None:
+        """Print lines of text, or a table."""
         self.rich.print(part)
+
+
+def escaped(text: str) -> str:
+    """Text of one or more lines that cannot steer a terminal."""
+    return "\n".join(printable(line, MAX_LINE) for line in text.split("\n"))
 
 
 console = Terminal()

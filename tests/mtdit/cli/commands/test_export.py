@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from command_line import mtdit
+from command_line import assert_one_line, mtdit
 from typer.testing import CliRunner
 
 from mtdit.cli.app import app
@@ -44,14 +44,6 @@ def python(code: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
 def in_process(*words: str | Path) -> Result:
     """With the refusal itself in `exception`."""
     return CliRunner().invoke(app, list(map(str, words)))
-
-
-def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str, code: int = 2) -> None:
-    assert done.returncode == code, done.stdout + done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    for part in parts:
-        assert part in lines[0]
 
 
 @pytest.fixture
