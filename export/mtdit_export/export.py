@@ -103,14 +103,18 @@ def export(
     say: Say | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> ExportReport:
-    """Write the bundle `out` for a training run, a checkpoint, a pretrained_model folder or a Hub
-    repo id.
+    """Turn a checkpoint into a bundle: ONNX graphs and all that a robot computer needs, without
+    torch. The bundle is compared with the torch policy before it is written.
 
-    `say` is called with one line at the end of each stage, `on_stage` with the name of the stage
-    at its start: fold, quantize, trace, verify.
+    checkpoint: a training run (its last checkpoint), a checkpoint, a pretrained_model folder or a
+    Hub repo id. out: the bundle folder, NAME.mtdit; a bundle that is there is replaced, and its
+    engines are kept. say: called with one line at the end of each stage. on_stage: called with the
+    name of the stage at its start: fold, quantize, trace, verify.
 
     UserError for an invalid argument, ExportError when the outputs of the graphs differ from the
-    policy.
+    policy; nothing is written then.
+
+        mtdit.export("outputs/train", "policy.mtdit", mtdit.ExportOptions(precision="fp16"))
     """
     say, on_stage = say or ignore, on_stage or ignore
     began, place = time.perf_counter(), bundle_place(Path(out))

@@ -73,16 +73,20 @@ class _Trace:
             self.sent.append(tick.sent)
 
 
-def play(
+def replay(
     robot: So101Arm,
     episode: RecordedEpisode,
     options: DriveOptions | None = None,
     *,
     say: Say | None = None,
 ) -> ReplayReport:
-    """Play the actions of an episode. The robot is not connected yet; it is closed in the end.
+    """Play the actions of a recorded episode on an arm, and measure how well the arm follows.
 
-    Raises UserError when the joints of the arm or `options.fps` are not those of the recording.
+    The robot is not connected yet; it is closed in the end. say: called with each message for the
+    user. UserError when the joints of the arm or `options.fps` are not those of the recording.
+
+        episode = mtdit.read_episode("my-dataset", 0)
+        report = mtdit.replay(arm, episode)
     """
     options = options or DriveOptions(fps=episode.fps)
     if episode.joints != robot.joints:

@@ -73,7 +73,7 @@ def check_installed() -> None:
 def simulate(
     tasks: Sequence[str],
     episodes: int,
-    out: Path,
+    out: Path | str,
     seed: int = 0,
     image_size: tuple[int, int] = (64, 64),
     noise_rad: float = NOISE_RAD,
@@ -86,8 +86,10 @@ def simulate(
     commands of every other attempt, in rad; the recorded actions are without it. `out` appears
     only when the dataset is complete. UserError: unknown task, existing folder, odd image size, or
     an expert that fails too often.
+
+        mtdit.simulate(["open the drawer"], episodes=50, out="my-dataset")
     """
-    wanted = [find_task(task).name for task in tasks]
+    wanted, out = [find_task(task).name for task in tasks], Path(out)
     _check(wanted, episodes, out, image_size)
     report = SimulateReport(out, dict.fromkeys(wanted, 0), dict.fromkeys(wanted, 0))
     began = monotonic()

@@ -159,7 +159,7 @@ def replay(
     from mtdit.cli.terminal import live, tables
     from mtdit_robots.twin.tasks import TASKS
     from mtdit_runtime.recording.dataset_reader import read_episode
-    from mtdit_runtime.replay import play
+    from mtdit_runtime.replay import replay as drive
 
     recorded = read_episode(dataset, episode)
     console.print(
@@ -168,7 +168,7 @@ def replay(
     scene = recorded.task if recorded.task in TASKS else None
     with open_rig(arm, size=(64, 64), fps=recorded.fps, task=scene) as rig:
         options = _drive_options(arm, recorded.fps)
-        report = play(rig.robot, recorded, options, say=console.print)
+        report = drive(rig.robot, recorded, options, say=console.print)
     console.print(tables.errors_table("error to the action, one tick later", report.tracking))
     console.print(tables.errors_table("error to the recorded movement", report.recorded))
     console.print(tables.report_table(report.run))

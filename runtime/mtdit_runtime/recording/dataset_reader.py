@@ -96,7 +96,7 @@ class RecordedDataset:
 
 @dataclass(frozen=True)
 class RecordedEpisode:
-    """One episode, without its frames."""
+    """One episode, without its frames. Positions and actions are in degrees, grippers in 0..100."""
 
     fps: int
     joints: tuple[str, ...]
@@ -137,9 +137,11 @@ def read_dataset(root: Path) -> RecordedDataset:
         )
 
 
-def read_episode(root: Path, number: int) -> RecordedEpisode:
-    """Read episode `number`. UserError as `read_dataset`, and when there is no such episode."""
-    dataset = read_dataset(root)
+def read_episode(root: Path | str, number: int) -> RecordedEpisode:
+    """Read episode `number`, counted from 0, of the LeRobotDataset v3 in the folder `root`, without
+    its frames. UserError as `read_dataset`, and when there is no such episode.
+    """
+    dataset = read_dataset(Path(root))
     ends = dataset.episode_ends
     if not 0 <= number < len(ends):
         raise UserError(

@@ -68,7 +68,11 @@ log = logging.getLogger(__name__)
 
 
 class DatasetWriter:
-    """A dataset folder to which whole episodes are added.
+    """A LeRobotDataset v3 folder to which whole episodes are added.
+
+        episode = writer.begin("open the drawer")
+        episode.add(positions, action, {"top": frame})  # once per tick
+        writer.save_episode(episode)  # and in the end writer.close()
 
     root: a new folder, or an existing dataset if `resume`. codec: h264 or av1. crf: the video's
     quality instead of the codec's usual one; lower is better. wait: when the encoder is slow, wait
@@ -79,7 +83,7 @@ class DatasetWriter:
 
     def __init__(
         self,
-        root: Path,
+        root: Path | str,
         layout: Layout,
         resume: bool = False,
         codec: str = "h264",
@@ -87,7 +91,8 @@ class DatasetWriter:
         wait: bool = False,
     ) -> None:
         layout.check()
-        self.root, self.layout, self._wait = root, layout, wait
+        self.root = root = Path(root)
+        self.layout, self._wait = layout, wait
         self._codec: Codec = find_codec(codec, crf)
         import_parquet()
         self.tasks: list[str] = []
