@@ -55,7 +55,9 @@ def test_the_bundle_acts_as_their_policy(
     for i, position in enumerate(positions):
         policy.observe(position.astype(np.float64), {c: f[i] for c, f in frames.items()})
     wanted = theirs.chunk(positions, frames, noise)
-    np.testing.assert_allclose(policy.chunk(noise), wanted, atol=0.1 if precision == "fp16" else 5e-3, rtol=0)
+    np.testing.assert_allclose(
+        policy.chunk(noise), wanted, atol=0.1 if precision == "fp16" else 5e-3, rtol=0
+    )
     operators = {
         node.op_type for node in onnx.load(tmp_path / "theirs.mtdit/vision.onnx").graph.node
     }
