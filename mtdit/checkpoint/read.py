@@ -1,4 +1,4 @@
-"""Reads and writes checkpoints in LeRobot's layout: LeRobot loads ours, and we load LeRobot's.
+"""Reads checkpoints in LeRobot's layout: LeRobot loads ours, and we load LeRobot's.
 
     RUN/checkpoints/<step>/pretrained_model/   config.json  model.safetensors  train_config.json
                                                policy_{pre,post}processor.json and the statistics
@@ -11,10 +11,12 @@
 Two other sources are read: a repository of the Hugging Face Hub, and the folders of
 brysonjones/multitask_dit_policy.
 
-A checkpoint is written to a temporary folder and renamed, so a crash or a full disk leaves the
-previous one intact. LeRobot does not write mtdit.json and clip/. mtdit.json is needed because a
-LeRobot checkpoint does not store the names of its joints; with clip/ a checkpoint can be exported
-without the CLIP it started from. LeRobot itself still needs the CLIPs that config.json names.
+LeRobot does not write mtdit.json and clip/. mtdit.json is needed because a LeRobot checkpoint does
+not store the names of its joints; with clip/ a checkpoint can be exported without the CLIP it
+started from. LeRobot itself still needs the CLIPs that config.json names.
+
+`mtdit.checkpoint.find` finds the folder, `mtdit.checkpoint.write` writes it, and
+`mtdit.checkpoint.training_state` reads the state for resuming.
 """
 
 from __future__ import annotations
@@ -44,9 +46,7 @@ from mtdit.policies.multi_task_dit.clip_lookup import (
     shape_of,
 )
 from mtdit.policies.multi_task_dit.config import PolicyConfig
-from mtdit.policies.multi_task_dit.config_json import (
-    policy_config_from_json,
-)
+from mtdit.policies.multi_task_dit.config_json import policy_config_from_json
 from mtdit.policies.multi_task_dit.denoiser import Denoiser
 from mtdit.policies.multi_task_dit.observation_encoder import ObservationEncoder
 from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
@@ -159,9 +159,6 @@ class BrysonJonesCheckpoint(Checkpoint):
     def clip_shape(self, weights: Mapping[str, Tensor]) -> ClipShape:
         text = shape_of(self.config.text_encoder_name, self.folder / CLIP, weights).text
         return ClipShape(brysonjones.tower_shape(self.config, weights), text)
-
-
-# --- reading
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:

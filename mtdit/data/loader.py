@@ -144,10 +144,6 @@ class Loader:
         kept = self.config.image_crop_shape or (height, width)
         return height - kept[0], width - kept[1]
 
-    def step(self, step: int, part: Shard = Shard()) -> Batch:  # noqa: B008
-        """The batch of one part of training step `step`, on the device."""
-        return self.on_device(self.host_batches(step, [part])[0])
-
     def rows_of(self, step: int, world: int = 1, parts: int = 1) -> Rows:
         """The rows of step `step`'s global batch, (batch_size * world * parts,)."""
         return self.sampler.step(step, self.options.batch_size * world * parts)
@@ -183,16 +179,12 @@ class Loader:
         if transforms:
             size = count, transforms.numbers
             tfs = per_camera("tfs", lambda _, g: torch.rand(size, generator=g))
-        return RandomDraws(crop, shift, brightness, tfs, noise, times)
+        return RandomDraws(noise, times, crop, shift, brightness, tfs)
 
     def _draw_noise(self, count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
         draws = count * self.options.noise_samples
         shape = (draws, self.config.horizon, self.config.action_dim)
         return self.objective.draw(torch.empty(1).expand(shape), source)
-
-    def rows(self, rows: Rows) -> Batch:
-        """The batch around these rows (B,), without augmentation; noise and time are not drawn."""
-        return self.on_device(self._host_batch(rows, slice(0, len(rows)), RandomDraws(), 1))
 
     def _host_batch(
         self, all_rows: Rows, part: slice, draws: RandomDraws, count: float
@@ -219,8 +211,8 @@ class Loader:
             is_pad=torch.from_numpy(is_pad),
             crop=of_part(draws.crop),
             brightness=of_part(draws.brightness),
-            noise=None if draws.noise is None else draws.noise[samples],
-            time=None if draws.time is None else draws.time[samples],
+            noise=draws.noise[samples],
+            time=draws.time[samples],
             valid_actions=valid,
         )
         return HostBatch(**{n: pinned(v) for n, v in vars(host).items()}) if self.pinned else host
@@ -291,7 +283,7 @@ class Loader:
         rows = self.held_out[np.linspace(0, len(self.held_out) - 1, most).round().astype(np.int64)]
         seed, size = self.options.seed, self.options.batch_size
         noise, times = self._draw_noise(len(rows), generator(seed, 0, "validation"))
-        draws = RandomDraws(noise=noise, time=times)
+        draws = RandomDraws(noise, times)
         for first in range(rank * size, len(rows), world * size):
             part = slice(first, min(first + size, len(rows)))
             count = len(rows) / (part.stop - first)

@@ -25,9 +25,6 @@ from mtdit_export.fold.layers import (
     without_bias,
 )
 
-# -- denoiser --
-
-
 Rope = tuple[Tensor, Tensor]  # (T, 1, d) each: cosines, and sines with the first half negated
 
 

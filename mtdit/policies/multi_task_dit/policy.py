@@ -97,18 +97,6 @@ class MultiTaskDiT(nn.Module):
     forward = loss  # what data-parallel wrappers call
 
     @torch.no_grad()
-    def sample(
-        self, batch: Batch, noise: Tensor | None = None, step_noise: Tensor | None = None
-    ) -> Tensor:
-        """Normalised actions (B, T, A). `noise` (B, T, A) and `step_noise` are drawn if None."""
-        conditioning = self.conditioning(batch)
-        if noise is None:
-            noise = torch.randn(len(conditioning), self.config.horizon, self.config.action_dim).to(
-                conditioning
-            )
-        return self.sample_from(conditioning, noise, step_noise)
-
-    @torch.no_grad()
     def sample_from(
         self,
         conditioning: Tensor,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from small_dataset import TASKS
 
 from mtdit.data.frame_cache import FrameCache, frame_cache
@@ -50,14 +51,15 @@ def test_windows_are_lerobots(n_obs_steps: int, dataset_folder: Path, tmp_path: 
     policy = {"n_obs_steps": n_obs_steps, "horizon": 10, "n_action_steps": 4}
     config = with_features(policy, "tiny", cache.info.input_features, cache.info.output_features)
     stats = with_imagenet_stats(cache.stats, list(cache.info.image_keys.values()))
-    options = TrainConfig("unused", Path("unused"), batch_size=4, seed=0)
-    loader = Loader(cache, config, options, stats, text=torch.eye(2))
     items = lerobot_items(dataset_folder, n_obs_steps, 10)
-    batch = loader.rows(np.arange(len(items)))
+    options = TrainConfig("unused", Path("unused"), batch_size=len(items), seed=0)
+    loader = Loader(cache, config, options, stats, text=torch.eye(2))
+    batch, rows = batch_of(loader, 0), loader.rows_of(0).tolist()
+    assert sorted(rows) == list(range(len(items)))
     states, actions = feature_stats(config, stats, STATE), feature_stats(config, stats, "action")
     assert batch.actions is not None
     assert batch.is_pad is not None
-    for i, item in enumerate(items):
+    for i, item in enumerate(items[row] for row in rows):
         np.testing.assert_allclose(
             states.unnormalize(batch.state[i].numpy()), item["observation.state"], atol=1e-4
         )
@@ -132,12 +134,12 @@ def test_parts_of_a_step_are_slices_of_the_whole(
 ) -> None:
     policy = {"do_mask_loss_for_padding": masked}
     for step in (0, 30):
-        whole = flat(make_loader(cache, 12, policy, **options).step(step))
+        whole = flat(batch_of(make_loader(cache, 12, policy, **options), step))
         assert whole["noise"].shape[0] == 12 * options.get("noise_samples", 1)
         for world, parts in ((2, 1), (1, 3), (3, 2)):
             loader = make_loader(cache, 12 // world // parts, policy, **options)
             order = [Shard(r, world, i, parts) for i in range(parts) for r in range(world)]
-            pieces = [flat(loader.step(step, part)) for part in order]
+            pieces = [flat(batch_of(loader, step, part)) for part in order]
             for name, value in whole.items():
                 if isinstance(value, torch.Tensor):
                     joined = torch.cat([p[name] for p in pieces])
@@ -170,15 +172,15 @@ def test_mean_over_parts_of_the_loss_is_the_loss_of_the_whole(
     for loader in loaders.values():
         loader.text = text
     with torch.no_grad():
-        whole = policy.loss(loaders[12].step(5), 2)
+        whole = policy.loss(batch_of(loaders[12], 5), 2)
         parts = [
-            policy.loss(loaders[3].step(5, Shard(r, 2, i, 2)), 2)
+            policy.loss(batch_of(loaders[3], 5, Shard(r, 2, i, 2)), 2)
             for i in range(2)
             for r in range(2)
         ]
     assert masked == (
         not torch.allclose(
-            whole, policy.loss(replace(loaders[12].step(5), is_pad=None), 2), rtol=1e-3
+            whole, policy.loss(replace(batch_of(loaders[12], 5), is_pad=None), 2), rtol=1e-3
         )
     )
     torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-6, atol=0)
@@ -186,17 +188,17 @@ def test_mean_over_parts_of_the_loss_is_the_loss_of_the_whole(
 
 def test_every_sample_and_camera_has_its_own_crop(cache: FrameCache) -> None:
     loader = make_loader(cache, 64)
-    crop = loader.step(0).crop
+    crop = batch_of(loader, 0).crop
     assert crop is not None
     for places in crop.values():
         assert places.min() == 0
         assert places.max(dim=0).values.tolist() == [8, 6]
     assert not torch.equal(crop["top"], crop["wrist"])
-    assert make_loader(cache, 4, {"image_crop_is_random": False}).step(0).crop is None
+    assert batch_of(make_loader(cache, 4, {"image_crop_is_random": False}), 0).crop is None
 
 
 def test_noise_and_time_are_the_objectives(cache: FrameCache) -> None:
-    batch = make_loader(cache, 64).step(0)
+    batch = batch_of(make_loader(cache, 64), 0)
     assert batch.noise is not None
     assert batch.time is not None
     assert abs(float(batch.noise.std()) - 1) < 0.05
@@ -205,7 +207,7 @@ def test_noise_and_time_are_the_objectives(cache: FrameCache) -> None:
         True,
         True,
     )
-    flow = make_loader(cache, 64, {"objective": "flow_matching"}).step(0).time
+    flow = batch_of(make_loader(cache, 64, {"objective": "flow_matching"}), 0).time
     assert flow is not None
     assert flow.dtype == torch.float32
 
@@ -240,7 +242,8 @@ def test_images_are_normalised_per_channel() -> None:
 def test_frames_from_videos_make_the_same_batches(cache: FrameCache, dataset_folder: Path) -> None:
     direct = frame_cache(str(dataset_folder), Path("unused"), None, kind="video")
     assert_equal(
-        make_loader(direct, 6, **EVERYTHING).step(4), make_loader(cache, 6, **EVERYTHING).step(4)
+        batch_of(make_loader(direct, 6, **EVERYTHING), 4),
+        batch_of(make_loader(cache, 6, **EVERYTHING), 4),
     )
 
 
@@ -286,7 +289,7 @@ def test_validation_is_the_same_whoever_computes_it(long_cache: FrameCache) -> N
     assert sum(len(b.state) for b in alone) == 25
     assert all(b.crop is None for b in alone)
     again = make_loader(long_cache, 4, {"do_mask_loss_for_padding": True}, **options)
-    again.step(3)
+    batch_of(again, 3)
     shared = [list(again.validation(rank, 2)) for rank in range(2)]
     for i, batch in enumerate(alone):
         assert_equal(batch, shared[i % 2][i // 2])
@@ -316,7 +319,7 @@ def test_batches_come_in_order_and_are_the_loaders(workers: int, cache: FrameCac
     with Prefetcher(loader, 5, parts=2, rank=1, world=2, workers=workers) as batches:
         for step in range(5, 15):
             for index, batch in enumerate(batches.next()):
-                assert_equal(batch, loader.step(step, Shard(1, 2, index, 2)))
+                assert_equal(batch, batch_of(loader, step, Shard(1, 2, index, 2)))
         assert batches.wait_s > 0
 
 
@@ -339,7 +342,7 @@ def test_what_goes_wrong_in_a_thread_is_raised_in_order(cache: FrameCache) -> No
     loader = make_loader(replace(cache, frames={c: Frames(c) for c in cache.frames}), 4)  # type: ignore[dict-item]
     with Prefetcher(loader, 0, workers=2) as batches:
         for step in range(3):
-            assert_equal(batches.next()[0], plain.step(step))
+            assert_equal(batches.next()[0], batch_of(plain, step))
         with pytest.raises(UserError, match="cannot be decoded"):
             batches.next()
 
@@ -360,6 +363,6 @@ def test_close_ends_the_threads(cache: FrameCache) -> None:
 
 def test_shifts_stay_within_a_frame(long_cache: FrameCache) -> None:
     side = min(long_cache.frames["top"].shape[1:3])
-    make_loader(long_cache, 4, random_shift_px=side - 1).step(0)
+    batch_of(make_loader(long_cache, 4, random_shift_px=side - 1), 0)
     with pytest.raises(UserError, match="random_shift_px"):
         make_loader(long_cache, 4, random_shift_px=side)
