@@ -21,7 +21,7 @@ from mtdit.training.plots import plot_curves
 from mtdit.training.reporters import Report, Reporter, Silent, Validation
 from mtdit_robots.errors import UserError
 
-TENSORBOARD, CURVES, WANDB, WANDB_RUN = "tensorboard", "curves.png", "wandb", "wandb_run.json"
+TENSORBOARD, CURVES, WANDB_RUN = "tensorboard", "curves.png", "wandb_run.json"
 LOG = "train_log.jsonl"  # mtdit.training.metrics writes it
 
 
