@@ -54,6 +54,7 @@ class TorchPolicy:
         self.policy = checkpoint.policy(device)
         self.joints = joint_names(checkpoint)
         self.cameras = tuple(config.cameras)
+        self.frame_sizes = {name: shape[:2] for name, shape in config.cameras.items()}
         self.fps = checkpoint.facts.fps if checkpoint.facts else DEFAULT_FPS
         self.n_obs_steps, self.horizon, self.n_action_steps = (
             config.n_obs_steps,

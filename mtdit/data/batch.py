@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-# --- random draws
-
 
 @dataclass(frozen=True)
 class RandomDraws:

@@ -121,9 +121,13 @@ def evaluate(
 ) -> EvalReport:
     """Measure how often a policy solves `task` in new scenes of the twin.
 
-    on_episode(episode, index) is called after each episode, on_tick after each command. Raises
-    UserError for a bad number of episodes, a policy whose rate is not the twin's, a missing joint
-    or camera, or an unknown task; OSError if the twin stops answering.
+    policy: as `mtdit.load` opens it, or another `Policy`. twin: with the clock "lockstep" and the
+    policy's image_size. on_episode(episode, index) is called after each episode, on_tick after each
+    command. UserError for a bad number of episodes, a policy whose rate is not the twin's, a
+    missing joint or camera, or an unknown task; OSError if the twin stops answering.
+
+        with mtdit.Twin(clock="lockstep") as twin:
+            print(mtdit.evaluate(policy, twin, "open the drawer", mtdit.EvalOptions(episodes=50)))
     """
     if not 1 <= options.episodes <= SEED_STRIDE:
         raise UserError(f"--episodes {options.episodes}: choose 1 to {SEED_STRIDE}")

@@ -19,7 +19,7 @@ from mtdit_robots.so101.arm import So101Arm
 from mtdit_runtime.control.loop import Action, ActionSource
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Stop
-from mtdit_runtime.recording.dataset_reader import Recorded
+from mtdit_runtime.recording.dataset_reader import RecordedEpisode
 from mtdit_runtime.teleoperate import DriveOptions, Say, drive
 
 SETTLE_S = 0.5  # at the first action, after the ramp
@@ -31,7 +31,7 @@ class EpisodeSource(ActionSource):
     An action's row is its number in the episode; during the lead-in it is negative.
     """
 
-    def __init__(self, episode: Recorded, lead_in_ticks: int) -> None:
+    def __init__(self, episode: RecordedEpisode, lead_in_ticks: int) -> None:
         self._row, self._actions = -lead_in_ticks - 1, episode.actions
 
     def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Action:
@@ -73,16 +73,20 @@ class _Trace:
             self.sent.append(tick.sent)
 
 
-def play(
+def replay(
     robot: So101Arm,
-    episode: Recorded,
+    episode: RecordedEpisode,
     options: DriveOptions | None = None,
     *,
     say: Say | None = None,
 ) -> ReplayReport:
-    """Play the actions of an episode. The robot is not connected yet; it is closed in the end.
+    """Play the actions of a recorded episode on an arm, and measure how well the arm follows.
 
-    Raises UserError when the joints of the arm or `options.fps` are not those of the recording.
+    The robot is not connected yet; it is closed in the end. say: called with each message for the
+    user. UserError when the joints of the arm or `options.fps` are not those of the recording.
+
+        episode = mtdit.read_episode("my-dataset", 0)
+        report = mtdit.replay(arm, episode)
     """
     options = options or DriveOptions(fps=episode.fps)
     if episode.joints != robot.joints:
@@ -98,7 +102,7 @@ def play(
     return _report(episode, trace, report)
 
 
-def _report(episode: Recorded, trace: _Trace, report: RunReport) -> ReplayReport:
+def _report(episode: RecordedEpisode, trace: _Trace, report: RunReport) -> ReplayReport:
     rows = np.array(trace.rows, np.int64)
     positions, sent = np.array(trace.positions), np.array(trace.sent)  # (N, J)
     if not len(rows):

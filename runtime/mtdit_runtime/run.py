@@ -29,7 +29,7 @@ from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.engines.engine import Engines
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
 from mtdit_runtime.policy.policy import check_robot
-from mtdit_runtime.recording.film import Film
+from mtdit_runtime.recording.film import Film, check_film
 from mtdit_runtime.recording.run_log import Recorder
 from mtdit_runtime.text import printable
 
@@ -40,7 +40,9 @@ WARM_UPS = 5
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run a bundle."""
+    """How to run a bundle. backend: "onnx" (CPU), "cuda", "tensorrt", or "auto", the fastest of
+    them that works on this computer.
+    """
 
     backend: str = "auto"
     duration_s: float | None = None  # None: until success or Ctrl-C
@@ -51,9 +53,9 @@ class RunOptions:
     # Seconds for the return to the start pose; 0: the arm stays where it is and loses torque there.
     home_s: float = 3.0
     safety: SafetyConfig = field(default_factory=SafetyConfig)
-    log: Path | None = None  # record every tick to this .npz file
+    log: Path | str | None = None  # record every tick to this .npz file
     log_frames_mb: float = 0  # megabytes of camera frames in the log
-    video: Path | None = None  # film the run to this .mp4 file
+    video: Path | str | None = None  # film the run to this .mp4 file
 
 
 def run(
@@ -66,18 +68,27 @@ def run(
     overview: Callable[[], Mapping[str, Frame]] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> RunReport:
-    """Run the policy of a bundle on a robot until the run ends.
+    """Run the policy of a bundle on a robot until the run ends, with limits on range and speed.
 
-    The robot is not connected yet; it is released in any case. success: called once per tick; three
-    times True in a row end the run. overview: called once per tick, name -> (H, W, 3) uint8 RGB:
-    more pictures for the video. say: called with each message for the user.
+    bundle: its folder, or an opened one. robot: an `So101Arm`, `twin.robot()`, or another `Robot`.
+    It is not connected yet; the run connects it, and closes it whatever happens. task: one of the
+    instructions in the training data. success: called once per tick; three times True in a row end
+    the run. overview: called once per tick, name -> (H, W, 3) uint8 RGB: more pictures for the
+    video. say: called with each message for the user.
 
-    Raises UserError for what the user must fix: bundle, task, backend, joints, cameras or port.
+    UserError for what the user must fix: bundle, task, backend, joints, cameras or port. What goes
+    wrong later ends the run and is the `reason` of the report.
+
+        with mtdit.Twin(clock="lockstep") as twin:
+            options = mtdit.RunOptions(duration_s=10, lockstep=True)
+            report = mtdit.run("policy.mtdit", twin.robot(), "open the drawer", options)
     """
     tell = say or log.info
     with graceful_exit(), ExitStack() as after_release, closing(robot):
         opened = as_bundle(bundle)
         check_task(opened.manifest, task, options.new_task)
+        if options.video is not None:
+            check_film(Path(options.video))
         if options.lockstep:
             check_lockstep(opened.manifest.fps)
         engines = choose_engines(opened, options.backend)
@@ -173,7 +184,7 @@ def _recorded(
     """An `on_tick` for log and video, which are written at the end of the block; None: neither."""
     joints = tuple(joint.name for joint in m.joints)
     recorder = Recorder(joints, task, options.seed, options.log_frames_mb) if options.log else None
-    film = Film(options.video, m.fps, wait=options.lockstep) if options.video else None
+    film = Film(Path(options.video), m.fps, wait=options.lockstep) if options.video else None
 
     def on_tick(tick: Tick) -> None:
         if recorder is not None:
@@ -186,7 +197,7 @@ def _recorded(
         yield None if recorder is None and film is None else on_tick
     finally:
         if recorder is not None and options.log is not None:
-            tell(f"log: {recorder.save(options.log)}")
+            tell(f"log: {recorder.save(Path(options.log))}")
         if film is not None:
             film.close()
             dropped = f" ({film.dropped} frames dropped)" if film.dropped else ""

@@ -42,16 +42,24 @@ BY_HAND = SafetyConfig(ramp_s=2.0, tracking_error=40.0, tracking_end_s=2.0)
 
 
 class Leader(Protocol):
-    """An arm that is moved by a person, or a simulated one. `read` gives (J,) positions."""
+    """What tells a follower where to go: an arm that a person moves, or a program."""
 
     @property
-    def joints(self) -> tuple[str, ...]: ...
+    def joints(self) -> tuple[str, ...]:
+        """Joint names, as the follower's."""
+        ...
 
-    def connect(self) -> None: ...
+    def connect(self) -> None:
+        """Called once, before the follower has torque."""
 
-    def read(self) -> Positions: ...
+    def read(self) -> Positions:
+        """Where the follower should be, (J,) in degrees, gripper 0..100. Called at every tick;
+        OSError when there is no answer.
+        """
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Called once, after the follower has been released."""
 
 
 class LeaderSource(ActionSource):
@@ -142,7 +150,8 @@ def teleoperate(
     """Let a leader drive the robot. Neither is connected yet; both are closed in the end.
 
     cameras: while one of these has no fresh frame, the arm holds its pose. on_tick: called after
-    each command. say: called with each message for the user.
+    each command. say: called with each message for the user. UserError for what the user must fix;
+    every other failure is the reason in the report.
     """
     with graceful_exit(), closing(leader):
         leader.connect()  # first: an error of the leader shows before the follower has torque

@@ -17,6 +17,7 @@ from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
 from mtdit.policies.multi_task_dit.rtc import sample_guided
 from mtdit_export.export import export
 from mtdit_export.fold.fold import fold
+from mtdit_export.options import ExportOptions
 from mtdit_export.rtc import unroll_guided
 from mtdit_export.trace import write
 from mtdit_robots.errors import UserError
@@ -104,7 +105,7 @@ def guided_bundle(
     request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
     out = tmp_path_factory.mktemp("bundles") / f"{request.param}.mtdit"
-    export(checkpoint, out, steps=STEPS, fp16=request.param == "fp16", rtc=True)
+    export(checkpoint, out, ExportOptions(steps=STEPS, precision=request.param, rtc=True))
     return open_bundle(out)
 
 

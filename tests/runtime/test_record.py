@@ -13,7 +13,7 @@ from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.twin.client import Twin
 from mtdit_runtime.record import RecordOptions, record
 from mtdit_runtime.recording.dataset_reader import read_episode
-from mtdit_runtime.replay import play
+from mtdit_runtime.replay import replay
 from mtdit_runtime.teleoperate import DriveOptions, LiveStatus
 
 TASK = "open the drawer"
@@ -59,7 +59,7 @@ def test_record_and_play_from_python(tmp_path: Path, capfd: Any) -> None:
 
         episode = read_episode(tmp_path / "set", 1)
         twin.reset(TASK, 3)
-        replayed = play(twin.robot(), episode, DriveOptions(lockstep=True, home_s=0.0))
+        replayed = replay(twin.robot(), episode, DriveOptions(lockstep=True, home_s=0.0))
     assert replayed.ticks == 15
     assert max(error["max"] for error in replayed.limited.values()) < 1e-4
     assert capfd.readouterr() == ("", "")

@@ -2,7 +2,7 @@
 the other.
 
 Every question can be answered by a flag. Without a terminal, a missing flag is named in the error.
-The procedures themselves are in `mtdit_robots.so101.calibrate` and `mtdit_robots.so101.motor_setup`.
+The procedures themselves are in `mtdit_robots.so101`: `calibrate` and `motor_setup`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-from rich.live import Live
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from mtdit.cli.terminal.console import console
 from mtdit.cli.terminal.keys import Keys
@@ -32,6 +30,9 @@ from mtdit_robots.so101.calibrate import (
 )
 from mtdit_robots.so101.calibration import Calibration
 from mtdit_robots.so101.joints import JOINTS
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 BAR_CELLS = 40  # characters for one turn of the encoder
 SAMPLE_S = 0.02  # LeRobot's value
@@ -115,10 +116,12 @@ def _sweep(
     """Sample until the time is up, or until ENTER finds that every joint was moved far enough; None
     if the person quits. PoseError if the time is up too early.
     """
+    from rich.live import Live
+
     console.print(f"now move every joint except {FULL_TURN} from stop to stop, one after the other")
     end_s = float("inf") if options.sweep_s is None else time.monotonic() + options.sweep_s
     advice = ADVICE if options.sweep_s is None else f"{options.sweep_s:.0f} s in total"
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    with Live(console=console.rich, auto_refresh=False, transient=True) as live:
         shown_s = 0.0
         while time.monotonic() < end_s:
             sweep = calibrator.sample()
@@ -166,6 +169,8 @@ def bars(sweep: Sweep, min_share: float, advice: str) -> Text:
     """One line per joint: a bar over one turn; lowest, present and highest tick; span; and a tick
     mark once the span is large enough.
     """
+    from rich.text import Text
+
     text = Text()
     for joint in JOINTS:
         ticks = f"{sweep.low[joint]:4} {sweep.now[joint]:4} {sweep.high[joint]:4}"

@@ -1,46 +1,38 @@
-"""All tables that the commands print."""
+"""The tables that the commands print, except those about bundles (`bundle_tables`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
-
-if TYPE_CHECKING:
-    from mtdit_export.export import ExportReport
-
-from mtdit.cli.terminal.console import COLOURS, console
-from mtdit_robots.so101.joints import JOINTS
-from mtdit_runtime.control.report import RunReport
 from mtdit_runtime.text import printable
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.table import Table
+    from rich.text import Text
 
-def show(report: RunReport) -> None:
-    """Print a report as a table."""
-    console.print(table("", ["", ""], report_rows(report)))
-
-
-def show_errors(title: str, errors: Mapping[str, Mapping[str, float]]) -> None:
-    """Print a table of errors: joint -> {"mean", "max"}, degrees (gripper: percent)."""
-    rows = [
-        (joint, *(f"{value:.2f}" for value in errors[joint].values()))
-        for joint in JOINTS
-        if joint in errors
-    ]
-    console.print(table(title, ["joint", "mean", "max"], rows))
-
+    from mtdit_robots.so101.calibration import Calibration
+    from mtdit_runtime.control.report import RunReport
 
 MAX_CELL = 1000  # characters
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """A table: numbers aligned right, words left, "ok", "warn" and "fail" in colour. Control
     characters are escaped.
     """
+    from rich.table import Table
+    from rich.text import Text
+
+    def cell(value: Any) -> Text:
+        word = printable(value, MAX_CELL)
+        return Text(word, style=COLOURS.get(word, ""))
+
     out = Table(title=printable(title, MAX_CELL), title_justify="left", box=None, pad_edge=False)
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[cell(value) for value in row] for row in rows]
     for i, column in enumerate(columns):
         numbers = bool(cells) and all(row[i].plain.replace(".", "", 1).isdigit() for row in cells)
         out.add_column(column, justify="right" if numbers else "left", overflow="fold")
@@ -49,33 +41,24 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     return out
 
 
-def _cell(value: Any) -> Text:
-    word = printable(value, MAX_CELL)
-    return Text(word, style=COLOURS.get(word, ""))
-
-
 def report_table(report: RunReport) -> Table:
-    """The report as a table for the terminal."""
-    from rich.table import Table
-
-    title = f"{report.reason}: {report.detail}" if report.detail else report.reason
-    table = Table(title=title, show_header=False)
-    for name, text in _report_rows(report):
-        table.add_row(name, text)
-    return table
+    """The report of a run: how it ended, its timing, and what the guards changed."""
+    return table("", ["", ""], _report_rows(report))
 
 
 def _report_rows(report: RunReport) -> Iterator[tuple[str, str]]:
+    yield "ended", f"{report.reason}: {report.detail}" if report.detail else report.reason
     yield "ran", f"{report.duration_s:.1f} s, {report.ticks} ticks"
     yield "late", f"{report.late_ticks} ticks, at most {report.max_overrun_ms:.1f} ms"
     for stage, d in report.stages.items():
         times = f"p50 {d['p50_ms']:.1f}  p95 {d['p95_ms']:.1f}  max {d['max_ms']:.1f} ms"
         yield stage, f"{times}  (x{d['count']})"
-    yield "chunks", f"{report.chunks}, requested {report.prefetch_ticks} ticks ahead"
-    ticks = f"{report.continued_ticks} ticks on the old chunk, {report.stalled_ticks} ticks held"
-    yield "late chunks", f"{ticks}, {report.discarded_chunks} chunks discarded"
-    joint = max(report.seam_jump, key=report.seam_jump.__getitem__)
-    yield "largest seam", f"{report.seam_jump[joint]:.2f} at {joint}"
+    if "chunk" in report.stages:  # a policy drove the arm
+        yield "chunks", f"{report.chunks}, requested {report.prefetch_ticks} ticks ahead"
+        held = f"{report.continued_ticks} ticks on the old chunk, {report.stalled_ticks} ticks held"
+        yield "late chunks", f"{held}, {report.discarded_chunks} chunks discarded"
+        joint = max(report.seam_jump, key=report.seam_jump.__getitem__)
+        yield "largest seam", f"{report.seam_jump[joint]:.2f} at {joint}"
     for guard, joints in report.interventions.items():
         touched = ", ".join(f"{joint} x{n}" for joint, n in joints.items() if n)
         yield f"limited: {guard}", touched or "never"
@@ -90,47 +73,66 @@ def _report_rows(report: RunReport) -> Iterator[tuple[str, str]]:
         yield "exit error", error
 
 
-def report_rows(report: RunReport) -> list[tuple[str, Any]]:
-    """The report of a teleoperated run as (name, text) rows."""
-    limited = {
-        guard: ", ".join(f"{joint} x{n}" for joint, n in joints.items() if n)
-        for guard, joints in report.interventions.items()
-    }
-    servos = [
-        f"{joint} {error} x{n}"
-        for joint, errors in report.servo_errors.items()
-        for error, n in errors.items()
-    ]
-    return [
-        ("ended", f"{report.reason}: {report.detail}" if report.detail else report.reason),
-        ("ran", f"{report.duration_s:.1f} s, {report.ticks} ticks"),
-        ("late", f"{report.late_ticks} ticks, at most {report.max_overrun_ms:.1f} ms"),
-        *((stage, f"p50 {d['p50_ms']:.1f}  p95 {d['p95_ms']:.1f}  max {d['max_ms']:.1f} ms")
-          for stage, d in report.stages.items()),
-        *((f"limited: {guard}", joints or "never") for guard, joints in limited.items()),
-        ("bus errors", "; ".join([f"{report.bus_errors} ticks lost", *servos])),
-        *(("exit error", error) for error in report.exit_errors),
-    ]  # fmt: skip
-
-
-EXPORT_COLUMNS: list[tuple[str, str, Callable[[float], str]]] = [
-    ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
-    ("file", "megabytes", lambda v: f"{v:.1f} MB"),
-    ("max error", "max_error", lambda v: f"{v:.1e}"),
-    ("mean error", "mean_error", lambda v: f"{v:.1e}"),
-    ("latency here", "latency_ms", lambda v: f"{v:.1f} ms"),
-]
-
-
-def export_table(report: ExportReport) -> Table:
-    """One row per stage of an export: its size, its error against torch, its latency here."""
-    from mtdit_runtime.verify.gates import labelled
-
-    title = (
-        f"{report.bundle}: {report.precision}, {report.sampler.kind} {report.sampler.steps} steps"
-    )
+def errors_table(title: str, errors: Mapping[str, Mapping[str, float]]) -> Table:
+    """Errors as joint -> {"mean", "max"}, degrees (gripper: percent)."""
     rows = [
-        [labelled(name), *(form(f[key]) if key in f else "" for _, key, form in EXPORT_COLUMNS)]
-        for name, f in report.stages.items()
+        (joint, *(f"{value:.2f}" for value in values.values())) for joint, values in errors.items()
     ]
-    return table(title, ["stage", *(column for column, _, _ in EXPORT_COLUMNS)], rows)
+    return table(title, ["joint", "mean", "max"], rows)
+
+
+def checks_table(checks: Iterable[Any]) -> Table:
+    """The doctor's checks: name, ok, warn or fail, finding and fix."""
+    rows = [(c.id, c.status, c.finding, c.remedy) for c in checks]
+    return table("", ["check", "", "finding", "what to do"], rows)
+
+
+def joint_findings_table(findings: Iterable[Any]) -> Table:
+    """What `mtdit calibrate --check` found for each joint."""
+    rows = [(f.joint, f.status, f.finding, f.remedy) for f in findings]
+    return table("", ["joint", "", "finding", "what to do"], rows)
+
+
+def calibration_table(calibration: Calibration) -> Table:
+    """One row per joint, in encoder ticks."""
+    rows = [
+        (joint, c.id, c.homing_offset, c.range_min, c.range_max) for joint, c in calibration.items()
+    ]
+    return table("", ["joint", "id", "homing offset", "min", "max"], rows)
+
+
+def cameras_table(watched: Iterable[Any], fps: float) -> Table:
+    """What each camera delivered while all of them ran at once."""
+    rows = [
+        (
+            one.name,
+            one.pixel_format,
+            f"{one.rate_hz:.1f} of {fps:g}",
+            f"{one.oldest_s * 1e3:.0f}",
+            one.problem or (f"too {one.exposure}" if one.exposure else "ok"),
+        )
+        for one in watched
+    ]
+    return table("all cameras at once", ["camera", "format", "Hz", "oldest frame, ms", ""], rows)
+
+
+def picture(frame: NDArray[np.uint8], columns: int = 72) -> Text:
+    """A picture of half-block characters from (H, W, 3) uint8. Each character shows two pixels, one
+    above the other, which keeps the aspect ratio.
+    """
+    import numpy as np
+    from rich.text import Text
+
+    def rgb(pixel: NDArray[np.uint8]) -> str:
+        return ",".join(str(int(v)) for v in pixel)
+
+    height, width, _ = frame.shape
+    rows = max(2, round(columns * height / width)) // 2 * 2
+    y, x = np.arange(rows) * height // rows, np.arange(columns) * width // columns
+    small = frame[y][:, x]  # (rows, columns, 3)
+    text = Text()
+    for upper, lower in zip(small[0::2], small[1::2], strict=True):
+        for above, below in zip(upper, lower, strict=True):
+            text.append("▀", style=f"rgb({rgb(above)}) on rgb({rgb(below)})")
+        text.append("\n")
+    return text

@@ -20,7 +20,7 @@ from mtdit.policies.multi_task_dit.clip_lookup import clip_shapes, load_clip
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.policies.multi_task_dit.denoiser import Denoiser
 from mtdit.policies.multi_task_dit.observation_encoder import ObservationEncoder
-from mtdit.policies.objectives import Diffusion, make_objective
+from mtdit.policies.objectives import make_objective
 
 VISION_PREFIX = "observation_encoder.vision_encoder"  # also the start of "...vision_encoders.0"
 
@@ -121,11 +121,7 @@ class MultiTaskDiT(nn.Module):
 
         The other arguments are those of `Diffusion.sample`.
         """
-        if isinstance(self.objective, Diffusion):
-            return self.objective.sample(
-                self._denoise(conditioning), noise, step_noise, prefix, mask
-            )
-        return self.objective.sample(self._denoise(conditioning), noise, prefix, mask)
+        return self.objective.sample(self._denoise(conditioning), noise, step_noise, prefix, mask)
 
     def executed(self, chunk: Tensor) -> Tensor:
         """The executed part of a chunk (B, T, A): n_action_steps rows from the newest observation.

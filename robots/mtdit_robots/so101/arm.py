@@ -42,10 +42,13 @@ _GRIPPER_LIMITS = {"Max_Torque_Limit": 500, "Protection_Current": 250, "Overload
 
 
 class So101Arm:
-    """Six servos and any number of open cameras.
+    """The SO-101 follower arm: six servos and any number of open cameras.
+
+        arm = mtdit.So101Arm("/dev/ttyACM0", mtdit.load_calibration("my_arm.json"), [camera])
+        report = mtdit.run("policy.mtdit", arm, "open the drawer")
 
     port: the arm's serial device. calibration: joint -> JointCalibration, as LeRobot made it
-    (`calibration.load` reads it). cameras: open cameras; `close` closes them. use_degrees: body
+    (`load_calibration` reads it). cameras: open cameras; `close` closes them. use_degrees: body
     joints in degrees, else -100..100, as the policy was trained. timeout_s, retries: for each bus
     exchange. p_gain, i_gain, d_gain: of the servos' position loop; defaults are LeRobot's. bus:
     "own" for our driver, "sdk" for Feetech's SDK; both behave alike.

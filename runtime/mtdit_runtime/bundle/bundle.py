@@ -31,7 +31,11 @@ from mtdit_runtime.text import printable
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened and checked bundle. Small arrays are read on first use."""
+    """An opened and checked bundle. Small arrays are read on first use.
+
+    folder: where it is. manifest: what is in it: joints, cameras, fps, tasks, sampler, precision,
+    graphs, and the checks that were made at export.
+    """
 
     folder: Path
     manifest: Manifest
@@ -84,10 +88,11 @@ class Bundle:
 
 
 def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
-    """Read and check a bundle. `check_files=False` skips the checksums, for code that has already
-    opened it once.
+    """Read and check a bundle, the folder NAME.mtdit that `mtdit export` writes. Its graphs are not
+    opened here; `mtdit.load` does that. `check_files=False` skips the checksums, for code that has
+    already opened it once.
 
-    Raises UserError when the folder does not exist or is not a bundle, when the manifest is
+    UserError when the folder does not exist or is not a bundle, when the manifest is
     malformed or has another schema version, and when a file is missing, changed, or outside the
     folder.
     """

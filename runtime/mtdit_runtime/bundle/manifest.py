@@ -21,7 +21,7 @@ HISTORY = "history.onnx"  # text and earlier observations -> their part of the m
 GUIDED = "guided.onnx"  # optional: the denoiser with the guidance of real-time chunking (RTC)
 TOKENIZER = "tokenizer.json"
 TASKS = "tasks.npz"
-STATS = "stats.safetensors"
+STATS = "stats.safetensors"  # its keys are the feature names of `mtdit_robots.features`
 GOLDEN = "golden"
 REFERENCE = "reference"
 ENGINES = "engines"  # a cache, which the manifest's checksums do not cover
@@ -49,8 +49,6 @@ PRECISIONS = ("fp32", "fp16", "int8")  # int8: vision and text towers; the denoi
 UNITS = ("degrees", "percent")
 # Ticks between two observations, in bundles of earlier versions; it was always 1.
 OBS_SPACING = "obs_spacing_ticks"
-# LeRobot's feature names, which are the keys of the statistics file
-STATE_KEY, ACTION_KEY = "observation.state", "action"
 
 
 def frame_input(camera: str) -> str:

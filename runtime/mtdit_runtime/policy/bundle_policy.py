@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.features import ACTION
+from mtdit_robots.features import STATE as STATE_FEATURE
 from mtdit_robots.robot import Frame, Positions
 from mtdit_runtime.bundle.bundle import Bundle
 from mtdit_runtime.bundle.manifest import (
-    ACTION_KEY,
     ACTIONS,
     EARLIER_FEATURES,
     EARLIER_STATE,
@@ -22,7 +23,6 @@ from mtdit_runtime.bundle.manifest import (
     PREFIX_MASK,
     PREFIX_WEIGHTS,
     STATE,
-    STATE_KEY,
     TEXT_FEATURE,
     TOKEN_IDS,
     TOKENIZER,
@@ -68,15 +68,15 @@ class BundlePolicy:
     def __init__(self, bundle: Bundle, engines: Engines, guided: bool = False) -> None:
         m = bundle.manifest
         self.joints = tuple(joint.name for joint in m.joints)
-        self.cameras = tuple(camera.name for camera in m.cameras)
+        self.frame_sizes = {camera.name: (camera.height, camera.width) for camera in m.cameras}
+        self.cameras = tuple(self.frame_sizes)
         self.n_obs_steps, self.horizon = m.n_obs_steps, m.horizon
         self.n_action_steps, self.fps = m.n_action_steps, m.fps
         self.timings = Timings()
         self.frames_encoded = self.texts_encoded = 0
         self._bundle, self._engines = bundle, engines
-        self._state_stats = _stats(bundle, STATE_KEY)
-        self._action_stats = _stats(bundle, ACTION_KEY)
-        self._shapes = {camera.name: (camera.height, camera.width, 3) for camera in m.cameras}
+        self._state_stats = _stats(bundle, STATE_FEATURE)
+        self._action_stats = _stats(bundle, ACTION)
         self._denoisers: dict[str, Engine] = {"denoiser": engines.denoiser}
         if guided:
             self._denoisers["guided"] = _open_guided(bundle, engines)
@@ -212,7 +212,8 @@ class BundlePolicy:
                 f"the robot reports positions of shape {positions.shape}, "
                 f"the policy needs {len(self.joints)} joints"
             )
-        for name, shape in self._shapes.items():
+        for name, (height, width) in self.frame_sizes.items():
+            shape = (height, width, 3)
             if name not in frames:
                 raise UserError(
                     f"no frame from camera {name!r}: connect it or rename a camera to {name!r}"

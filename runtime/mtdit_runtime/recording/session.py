@@ -223,7 +223,7 @@ class Session:
     # -- in the writer's thread
 
     def _save(self, episode: Episode, stale: int, rate_hz: float) -> bool:
-        self.recording.keep(episode)
+        self.recording.save_episode(episode)
         fps = self.recording.layout.fps
         seconds = len(episode) / fps
         lines = [f"episode {self.outcome.kept + 1} saved: {seconds:.1f} s, {len(episode)} frames"]

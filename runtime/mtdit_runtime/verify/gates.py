@@ -12,11 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mtdit_robots.features import ACTION, STATE
 from mtdit_runtime.bundle.bundle import Bundle
-from mtdit_runtime.bundle.manifest import (
-    ACTION_KEY,
-    STATE_KEY,
-)
 from mtdit_runtime.engines.engine import Engines
 from mtdit_runtime.verify.candidate import EngineRunner, WrongOutputError
 from mtdit_runtime.verify.fixtures import (
@@ -119,8 +116,8 @@ def compare(
     """Stage -> (got, wanted) for one probe. WrongOutputError when the token ids differ."""
     features, stats = candidate.features(probe), candidate.bundle.stats
     pairs = {
-        "state": (stats[STATE_KEY].normalize(probe.positions)[None], e.state),
-        "units": (stats[ACTION_KEY].unnormalize(e.actions[0]), e.positions),
+        "state": (stats[STATE].normalize(probe.positions)[None], e.state),
+        "units": (stats[ACTION].unnormalize(e.actions[0]), e.positions),
     }
     if features is not None and e.features is not None:
         pairs["vision"] = (features, e.features)
@@ -149,7 +146,7 @@ def compare(
         ("guided", "guided robot"),
     ):
         if stage in pairs and (with_text or stage != "chunk"):
-            got, wanted = (stats[ACTION_KEY].unnormalize(actions[0]) for actions in pairs[stage])
+            got, wanted = (stats[ACTION].unnormalize(actions[0]) for actions in pairs[stage])
             pairs[name] = (got[executed], wanted[executed])
     return pairs
 

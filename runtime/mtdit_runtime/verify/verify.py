@@ -15,6 +15,8 @@ def verify(bundle: Bundle | Path | str, backend: str = "auto") -> Verification:
 
     UserError when the bundle is damaged or the backend does not run here. Outputs that differ are
     no error: they are in `failures`.
+
+        assert mtdit.verify("policy.mtdit", backend="tensorrt").ok
     """
     opened = as_bundle(bundle)
     return check_bundle(opened, choose_engines(opened, backend))

@@ -13,14 +13,14 @@ import torch
 from small_dataset import TASKS
 
 from mtdit.data.frame_cache import FrameCache, frame_cache
-from mtdit.data.image_transforms import image_transforms
 from mtdit.data.loader import Loader
-from mtdit.data.prefetch import Batches
+from mtdit.data.prefetch import Prefetcher
 from mtdit.data.sampler import Shard
 from mtdit.policies.images import normalized_images
 from mtdit.policies.multi_task_dit.policy import Batch, MultiTaskDiT
 from mtdit.policies.multi_task_dit.presets import with_features
 from mtdit.stats import feature_stats, image_scaling, with_imagenet_stats
+from mtdit.training.config import TrainConfig
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import STATE
 
@@ -47,10 +47,11 @@ def lerobot_items(folder: Path, n_obs_steps: int, horizon: int) -> list[dict]:
 @pytest.mark.parametrize("n_obs_steps", [1, 2])
 def test_windows_are_lerobots(n_obs_steps: int, dataset_folder: Path, tmp_path: Path) -> None:
     cache = frame_cache(str(dataset_folder), tmp_path / "frames", None)
-    options = {"n_obs_steps": n_obs_steps, "horizon": 10, "n_action_steps": 4}
-    config = with_features(options, "tiny", cache.info.input_features, cache.info.output_features)
+    policy = {"n_obs_steps": n_obs_steps, "horizon": 10, "n_action_steps": 4}
+    config = with_features(policy, "tiny", cache.info.input_features, cache.info.output_features)
     stats = with_imagenet_stats(cache.stats, list(cache.info.image_keys.values()))
-    loader = Loader(cache, config, stats, text=torch.eye(2), batch_size=4, seed=0)
+    options = TrainConfig("unused", Path("unused"), batch_size=4, seed=0)
+    loader = Loader(cache, config, options, stats, text=torch.eye(2))
     items = lerobot_items(dataset_folder, n_obs_steps, 10)
     batch = loader.rows(np.arange(len(items)))
     states, actions = feature_stats(config, stats, STATE), feature_stats(config, stats, "action")
@@ -93,12 +94,13 @@ def make_loader(
     config = with_features(
         {**size, **(policy or {})}, "tiny", cache.info.input_features, cache.info.output_features
     )
-    return Loader(cache, config, cache.stats, torch.eye(2, 32), batch_size, seed=3, **options)
+    train = TrainConfig("unused", Path("unused"), batch_size=batch_size, seed=3, **options)
+    return Loader(cache, config, train, cache.stats, torch.eye(2, 32))
 
 
 EVERYTHING: dict[str, Any] = {
     "random_shift_px": 2, "random_brightness": 0.2, "noise_samples": 2, "balance_tasks": True,
-    "transforms": image_transforms({"enable": True, "random_order": True}),
+    "image_transforms": {"enable": True, "random_order": True},
 }  # fmt: skip
 
 
@@ -245,10 +247,10 @@ def test_frames_from_videos_make_the_same_batches(cache: FrameCache, dataset_fol
 def test_where_names_episodes_and_frames(cache: FrameCache) -> None:
     loader = make_loader(cache, 4)
     assert (
-        loader.where([0, 23, 24, 72])
+        loader.describe_rows([0, 23, 24, 72])
         == "episode 0 frame 0, episode 0 frame 23, episode 1 frame 0, episode 2 frame 17"
     )
-    assert loader.where(np.arange(20)).endswith("episode 0 frame 7 and 12 more")
+    assert loader.describe_rows(np.arange(20)).endswith("episode 0 frame 7 and 12 more")
 
 
 # --- held out
@@ -269,11 +271,11 @@ def test_held_out_episodes_are_never_trained_on(long_cache: FrameCache) -> None:
     trained = np.concatenate([loader.rows_of(step) for step in range(100)])
     assert set(trained.tolist()) == set(range(73)) - held
     assert not list(make_loader(long_cache, 5).validation())
-    assert loader.told() == [
+    assert loader.summary() == [
         "share of the samples: 'open the drawer' 50%, 'close the drawer' 50%",
         "4 of 12 episodes are held out for the validation loss",
     ]
-    assert make_loader(long_cache, 5).told() == []
+    assert make_loader(long_cache, 5).summary() == []
 
 
 def test_validation_is_the_same_whoever_computes_it(long_cache: FrameCache) -> None:
@@ -311,7 +313,7 @@ def test_a_task_with_one_episode_cannot_be_split(cache: FrameCache) -> None:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_come_in_order_and_are_the_loaders(workers: int, cache: FrameCache) -> None:
     loader = make_loader(cache, 4, **EVERYTHING)
-    with Batches(loader, 5, parts=2, rank=1, world=2, workers=workers) as batches:
+    with Prefetcher(loader, 5, parts=2, rank=1, world=2, workers=workers) as batches:
         for step in range(5, 15):
             for index, batch in enumerate(batches.next()):
                 assert_equal(batch, loader.step(step, Shard(1, 2, index, 2)))
@@ -335,7 +337,7 @@ def test_what_goes_wrong_in_a_thread_is_raised_in_order(cache: FrameCache) -> No
     seen = [set(plain.rows_of(step).tolist()) for step in range(4)]
     bad = next(r for r in sorted(seen[3]) if not any({r, r + 1} & s for s in seen[:3]))
     loader = make_loader(replace(cache, frames={c: Frames(c) for c in cache.frames}), 4)  # type: ignore[dict-item]
-    with Batches(loader, 0, workers=2) as batches:
+    with Prefetcher(loader, 0, workers=2) as batches:
         for step in range(3):
             assert_equal(batches.next()[0], plain.step(step))
         with pytest.raises(UserError, match="cannot be decoded"):
@@ -346,7 +348,7 @@ def test_close_ends_the_threads(cache: FrameCache) -> None:
     before = set(threading.enumerate())
 
     def interrupted() -> None:
-        with Batches(make_loader(cache, 8), 0, workers=3) as batches:
+        with Prefetcher(make_loader(cache, 8), 0, workers=3) as batches:
             batches.next()
             assert set(threading.enumerate()) - before
             raise KeyboardInterrupt

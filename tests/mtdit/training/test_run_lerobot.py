@@ -132,7 +132,7 @@ class OneStep(Silent):
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def stepped(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from mtdit.cli.commands.inspect import shown
+from mtdit.cli.terminal.bundle_tables import inspect_parts
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle, save_task_features
 from mtdit_runtime.bundle.manifest import (
@@ -368,7 +368,7 @@ def shows(bundle: Bundle) -> None:
     facts = describe(bundle)
     json.dumps(facts, ensure_ascii=False).encode()
     screen = io.StringIO()
-    for part in shown(facts):
+    for part in inspect_parts(facts):
         Console(file=screen, width=80).print(part)
     assert screen.getvalue().replace("\n", "").isprintable()
 

@@ -1,9 +1,11 @@
 """What the commands work on: virtual servos and exported bundles."""
 
 from exported import bundle, checkpoint, half_bundle, recording, workshop
+from hand_moved_arm import arm
 from servo_chain import calibration, chain, factory_chain, leader
 
 __all__ = [
+    "arm",
     "bundle",
     "calibration",
     "chain",
