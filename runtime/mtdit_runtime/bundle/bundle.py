@@ -22,7 +22,6 @@ from mtdit_runtime.bundle.manifest import (
     SUFFIX,
     TASKS,
     Manifest,
-    digest_of,
     parse_manifest,
 )
 from mtdit_runtime.files import read_arrays, texts
@@ -100,11 +99,11 @@ def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise UserError(_no_bundle(folder))
-    manifest = parse_manifest((folder / MANIFEST).read_bytes(), folder)
+    manifest, digest = parse_manifest((folder / MANIFEST).read_bytes(), folder)
     check_consistency(manifest, folder)
-    for name, digest in manifest.files.items():
-        check_file(folder, name, digest, hashed=check_files)
-    if manifest.digest != digest_of(manifest):
+    for name, checksum in manifest.files.items():
+        check_file(folder, name, checksum, hashed=check_files)
+    if manifest.digest != digest:
         raise UserError(
             f"{folder}/{MANIFEST} was changed after the export: "
             "copy the bundle again or re-run `mtdit export`"

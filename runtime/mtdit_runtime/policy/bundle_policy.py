@@ -83,7 +83,7 @@ class BundlePolicy:
         self._texts: dict[str, NDArray[np.float32]] = dict(bundle.task_features)
         self._text: NDArray[np.float32] | None = None
         self._last_known: _Known | None = None
-        self._history: History[Moment] = History(m.n_obs_steps, m.obs_spacing_ticks)
+        self._history: History[Moment] = History(m.n_obs_steps)
         self._rng = np.random.default_rng(0)
         self._lock = threading.Lock()  # engines are not re-entrant
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,6 @@ from mtdit_runtime.timings import Timings
 Chunk = NDArray[np.float64]  # (horizon, J) degrees, gripper 0..100
 # (horizon, J) standard normal; DDPM (draws, horizon, J): the start, then the noise of each step
 Noise = NDArray[np.float32]
-
-T = TypeVar("T")
 
 
 class Policy(Protocol):

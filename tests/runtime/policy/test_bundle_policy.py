@@ -173,12 +173,12 @@ def test_known_tasks_need_no_text_encoder_new_ones_one_run(policy: BundlePolicy,
     np.testing.assert_allclose(policy.chunk(noise), expected, atol=1e-3)
 
 
-def test_history_spacing() -> None:
-    history: History[int] = History(n_obs_steps=3, spacing_ticks=4)
+def test_history_keeps_the_newest() -> None:
+    history: History[int] = History(n_obs_steps=3)
     for i in range(20):
         history.push(i)
-    assert history.steps() == [11, 15, 19]
-    assert history.steps_after_next() == [12, 16]
+    assert history.steps() == [17, 18, 19]
+    assert history.steps_after_next() == [18, 19]
 
 
 def test_history_repeats_the_first() -> None:

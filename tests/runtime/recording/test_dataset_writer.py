@@ -459,7 +459,9 @@ for episode in range(3):
 def test_a_killed_recording_keeps_every_finished_episode(tmp_path: Path) -> None:
     root = tmp_path / "set"
     command = [sys.executable, "-c", RECORD, str(root)]
-    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "under way\n"
         os.kill(process.pid, signal.SIGKILL)
