@@ -13,7 +13,8 @@ from mtdit.cli.options import ArmOptions, RobotKind, camera_sources
 from mtdit_robots.errors import UserError
 
 if TYPE_CHECKING:
-    from mtdit_robots.robot import Frame, Robot
+    from mtdit_robots.robot import Frame
+    from mtdit_robots.so101.arm import So101Arm
     from mtdit_robots.so101.calibration import Calibration
     from mtdit_robots.so101.leader import So101Leader
     from mtdit_robots.twin.client import Twin
@@ -24,13 +25,11 @@ OVERVIEW = (240, 320)  # of the twin's scene beside the policy's cameras in a fi
 
 @dataclass(frozen=True)
 class Rig:
-    """A robot that is not connected yet, its calibration, and (height, width) of each camera. Only
-    the twin knows success and has a camera that shows the whole scene.
+    """An arm that is not connected yet. Only the twin knows success and has a camera that shows the
+    whole scene.
     """
 
-    robot: Robot
-    calibration: Calibration
-    cameras: Mapping[str, Size]
+    robot: So101Arm
     twin: Twin | None = None
 
     def overview(self) -> Mapping[str, Frame]:
@@ -65,8 +64,7 @@ def open_rig(
     one = size if isinstance(size, tuple) else _one_size(size)
     with Twin(image_size=one, clock=arm.clock.value) as twin:
         twin.reset(scene, arm.seed)
-        robot = twin.robot(arm.bus.value)
-        yield Rig(robot, twin.calibration, dict.fromkeys(robot.cameras, one), twin)
+        yield Rig(twin.robot(arm.bus.value), twin)
 
 
 def _real(
@@ -89,8 +87,7 @@ def _real(
     bus = arm.bus.value
     open_bus(bus, arm.port).close()  # report a wrong port before the cameras take seconds to open
     opened = [open_camera(name, sources[name], *sizes[name], fps) for name in sizes]
-    robot = So101Arm(arm.port, calibration, opened, timeout_s=arm.bus_timeout, bus=bus)
-    return Rig(robot, calibration, sizes)
+    return Rig(So101Arm(arm.port, calibration, opened, timeout_s=arm.bus_timeout, bus=bus))
 
 
 def _one_size(sizes: Mapping[str, Size]) -> Size:

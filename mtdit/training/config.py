@@ -35,7 +35,14 @@ class Help:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. `policy` holds the PolicyConfig fields that differ from the preset."""
+    """One training run. UserError for a value that is out of range.
+
+    preset: "base" or "tiny". policy: the fields of the policy that differ from the preset, under
+    LeRobot's names, e.g. {"horizon": 32}. `mtdit train --help` explains every field.
+
+        config = mtdit.TrainConfig("my-dataset", Path("outputs/train"), steps=30_000)
+        checkpoint = mtdit.train(config)
+    """
 
     dataset: Annotated[
         str,
@@ -208,6 +215,9 @@ class TrainConfig:
     ] = None
 
     def __post_init__(self) -> None:
+        for name in ("output_dir", "cache_dir", "init_from"):
+            if isinstance(path := getattr(self, name), str):  # from Python, or from JSON
+                object.__setattr__(self, name, Path(path))
         _check_train(self)
 
     def samples_per_step(self, processes: int) -> int:

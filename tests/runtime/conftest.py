@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from mtdit_robots.features import ACTION, STATE
 from mtdit_robots.robot import Observation
 from mtdit_runtime.bundle import bundle as bundle_bundle
 from mtdit_runtime.bundle import manifest as bundles
@@ -116,9 +117,7 @@ def bundle_folder(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "toy.mtdit"
     with new_bundle(folder) as scratch:
         _write_graphs(scratch, toy)
-        save_stats(
-            scratch / bundles.STATS, {k: _minmax() for k in (bundles.STATE_KEY, bundles.ACTION_KEY)}
-        )
+        save_stats(scratch / bundles.STATS, {k: _minmax() for k in (STATE, ACTION)})
         bundle_bundle.save_task_features(scratch / bundles.TASKS, toy.tasks)
         (scratch / bundles.TOKENIZER).write_text(json.dumps(_tokenizer()))
         bundles.write_manifest(scratch, _manifest())
@@ -316,6 +315,7 @@ class ScriptedRobot:
     observed: int = 0
     commands: list[NDArray[np.float64]] = field(default_factory=list)
     holds: int = 0
+    errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def connect(self) -> None:
         self.connected = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -71,20 +71,27 @@ def export(
     from mtdit.checkpoint.find import last_run
     from mtdit.cli.terminal.bundle_tables import export_table
     from mtdit_export.export import export as write
+    from mtdit_export.options import ExportOptions
     from mtdit_robots.signals import graceful_exit
 
+    if fp16 and int8:
+        raise UserError("--fp16 and --int8 exclude each other: use one of them")
+    options = ExportOptions(
+        precision="int8" if int8 else "fp16" if fp16 else "fp32",
+        steps=steps,
+        sampler=sampler,
+        dataset=dataset,
+        rtc=rtc,
+    )
     with graceful_exit():
-        report = write(
-            checkpoint or last_run(OUTPUTS),
-            out,
-            steps,
-            sampler,
-            fp16,
-            dataset,
-            console.print,
-            rtc,
-            int8,
-        )
+        with console.rich.status("export") as status:
+            report = write(
+                checkpoint or last_run(OUTPUTS),
+                out,
+                options,
+                say=console.print,
+                on_stage=status.update,
+            )
         console.print(export_table(report))
         if build:
             console.print(build_if_possible(out))
@@ -118,9 +125,7 @@ def build(
     """Build TensorRT engines for this computer's GPU, and check them against the bundle's golden
     fixtures.
     """
-    from mtdit_runtime.bundle.bundle import open_bundle
-
-    _build(open_bundle(bundle), workspace_mb, clean)
+    _build(bundle, workspace_mb, clean)
     console.print(f"next: mtdit bench {quote(str(bundle))} --backend tensorrt")
 
 
@@ -128,7 +133,6 @@ def build_if_possible(bundle: Path) -> str:
     """Build engines if this computer has TensorRT and a GPU. Returns one line that says what was
     done; ExportError as from `build`.
     """
-    from mtdit_runtime.bundle.bundle import open_bundle
     from mtdit_runtime.engines.trt import this_device
 
     try:
@@ -138,26 +142,17 @@ def build_if_possible(bundle: Path) -> str:
             f"no TensorRT engines built ({str(error).partition(':')[0]}): "
             "run `mtdit build NAME.mtdit` on the robot computer"
         )
-    return f"engines: {_build(open_bundle(bundle))}"
+    return f"engines: {_build(bundle)}"
 
 
-def _build(bundle: Any, workspace_mb: int = 1024, clean: bool = False) -> Path:
+def _build(bundle: Path, workspace_mb: int = 1024, clean: bool = False) -> Path:
     from mtdit_robots.signals import graceful_exit
-    from mtdit_runtime.engines.trt import import_tensorrt, this_device
+    from mtdit_runtime.verify.build import BuildOptions
     from mtdit_runtime.verify.build import build as make
 
-    device = this_device()
-    console.print(f"{device.gpu}, TensorRT {device.tensorrt}: the GPU is busy until this ends")
+    options = BuildOptions(workspace_mb, clean)
     with graceful_exit(), graph_progress() as on_progress:
-        return make(
-            bundle,
-            import_tensorrt()[0],
-            device,
-            workspace_mb,
-            clean,
-            on_line=console.print,
-            on_progress=on_progress,
-        )
+        return make(bundle, options, say=console.print, on_progress=on_progress)
 
 
 AGAINST = {"golden": "golden fixtures", "checkpoint": "checkpoint"}
@@ -188,23 +183,22 @@ def verify(
     """
     from mtdit.cli.terminal.bundle_tables import check_table
     from mtdit_runtime.bundle.bundle import open_bundle
-    from mtdit_runtime.engines.choose import choose_engines
-    from mtdit_runtime.verify.gates import check_bundle
+    from mtdit_runtime.verify.verify import verify as compare
 
     if dataset is not None and checkpoint is None:
         raise UserError(
             "--dataset needs --checkpoint: the golden fixtures already contain their frames"
         )
     opened = open_bundle(bundle)
-    engines = choose_engines(opened, backend.value)
-    results = {"golden": check_bundle(opened, engines)}
+    golden = compare(opened, backend.value)
+    results = {"golden": golden}
     if checkpoint is not None:
-        from mtdit_export.verify_checkpoint import recheck
+        from mtdit_export.verify_checkpoint import verify_checkpoint
 
-        results["checkpoint"] = recheck(opened, checkpoint, dataset, backend.value)
-    passed = not any(result.failures for result in results.values())
+        results["checkpoint"] = verify_checkpoint(opened, checkpoint, dataset, backend.value)
+    passed = all(result.ok for result in results.values())
     # what --json and `mtdit doctor` tell is longer: why no faster backend was chosen
-    backend_used = str(engines.reason).partition(";")[0]  # "onnx, as asked", "auto: CPU"
+    backend_used = golden.backend.partition(";")[0]  # "onnx, as asked", "auto: CPU"
     console.print(
         f"{bundle}: {len(opened.manifest.files)} files match their checksums; "
         f"backend {backend_used}"
@@ -226,7 +220,7 @@ def verify(
         json_out,
         {
             "bundle": str(bundle),
-            "backend": engines.reason,
+            "backend": golden.backend,
             "ok": passed,
             **{name: {"stages": r.stages, "failures": r.failures} for name, r in results.items()},
         },

@@ -15,7 +15,6 @@ from mtdit.cli.options import ArmOptions, Duration, Json, LeaderOptions
 from mtdit.cli.terminal.console import console, write_json
 
 if TYPE_CHECKING:
-    from mtdit.cli.rig import Rig
     from mtdit_runtime.teleoperate import DriveOptions
 
 
@@ -41,7 +40,8 @@ def teleoperate(
         open_rig(arm, leader.camera, (leader.height, leader.width), leader.fps) as rig,
         live.screen(board),
     ):
-        report = drive(leading, _drive_options(rig, arm, leader.fps, duration), board)
+        options = _drive_options(arm, leader.fps, duration)
+        report = drive(rig.robot, leading, options, on_tick=board, say=console.print)
     console.print(tables.report_table(report))
     write_json(json_out, report.to_dict())
     live.leave(report)
@@ -109,40 +109,40 @@ def record(
     from mtdit.cli.rig import leader_arm, open_rig
     from mtdit.cli.terminal import live, tables
     from mtdit_robots.so101.joints import JOINTS
-    from mtdit_runtime.recording.dataset_layout import Layout
-    from mtdit_runtime.recording.dataset_writer import DatasetWriter
-    from mtdit_runtime.recording.session import KEYS, Session, SessionConfig
-    from mtdit_runtime.teleoperate import LiveStatus, teleoperate
+    from mtdit_runtime.record import RecordOptions
+    from mtdit_runtime.record import record as drive
+    from mtdit_runtime.recording.session import KEYS
+    from mtdit_runtime.teleoperate import LiveStatus
 
-    plan = SessionConfig(task, episodes, episode_s, reset_s)
-    plan.check(leader.fps)
+    options = RecordOptions(
+        episodes,
+        episode_s,
+        reset_s,
+        leader.fps,
+        resume,
+        video=not images,
+        codec=codec.value,
+        lockstep=arm.lockstep,
+        max_speed=arm.max_speed,
+        home_s=arm.home_s,
+    )
+    options.session(task)  # a wrong option is an error before cameras are opened
     leading = leader_arm(leader.leader_port, leader.leader_calibration, arm)
-    size = (leader.height, leader.width)
+    board, size = LiveStatus(JOINTS), (leader.height, leader.width)
     with (
         open_rig(arm, leader.camera, size, leader.fps, task) as rig,
-        live.keys_if_any() as key,
+        live.keys_if_any() as keys,
+        live.screen(board, KEYS),
     ):
-        layout = Layout(leader.fps, JOINTS, rig.cameras, video=not images)
-        recording = DatasetWriter(out, layout, resume, codec.value, wait=arm.lockstep)
-        session = Session(recording, plan, key, console.print)
-        board = LiveStatus(JOINTS, session)
-        options = _drive_options(rig, arm, leader.fps)
-        try:
-            with live.screen(board, session.status, KEYS):
-                report = teleoperate(leading, options, board, tuple(rig.cameras))
-        finally:
-            session.close()
-            console.print(tables.session_summary(session.outcome, out, recording.n_episodes))
+        report, session = drive(
+            rig.robot, leading, out, task, options, keys=keys, status=board, say=console.print
+        )
     console.print(tables.report_table(report))
     write_json(
         json_out,
-        {
-            "session": vars(session.outcome),
-            "episodes": recording.n_episodes,
-            "run": report.to_dict(),
-        },
+        {"session": vars(session), "episodes": session.episodes, "run": report.to_dict()},
     )
-    if report.ok and recording.n_episodes:
+    if report.ok and session.episodes:
         console.print(f"next: mtdit train --dataset {quote(str(out))}")
     live.leave(report)
 
@@ -159,7 +159,7 @@ def replay(
     from mtdit.cli.terminal import live, tables
     from mtdit_robots.twin.tasks import TASKS
     from mtdit_runtime.recording.dataset_reader import read_episode
-    from mtdit_runtime.replay import play
+    from mtdit_runtime.replay import replay as drive
 
     recorded = read_episode(dataset, episode)
     console.print(
@@ -167,7 +167,8 @@ def replay(
     )
     scene = recorded.task if recorded.task in TASKS else None
     with open_rig(arm, size=(64, 64), fps=recorded.fps, task=scene) as rig:
-        report = play(recorded, _drive_options(rig, arm, recorded.fps))
+        options = _drive_options(arm, recorded.fps)
+        report = drive(rig.robot, recorded, options, say=console.print)
     console.print(tables.errors_table("error to the action, one tick later", report.tracking))
     console.print(tables.errors_table("error to the recorded movement", report.recorded))
     console.print(tables.report_table(report.run))
@@ -175,18 +176,7 @@ def replay(
     live.leave(report.run)
 
 
-def _drive_options(
-    rig: Rig, arm: ArmOptions, fps: int, duration_s: float | None = None
-) -> DriveOptions:
+def _drive_options(arm: ArmOptions, fps: int, duration_s: float | None = None) -> DriveOptions:
     from mtdit_runtime.teleoperate import DriveOptions
 
-    return DriveOptions(
-        rig.robot,
-        rig.calibration,
-        fps,
-        duration_s,
-        arm.lockstep,
-        arm.max_speed,
-        arm.home_s,
-        say=console.print,
-    )
+    return DriveOptions(fps, duration_s, arm.lockstep, arm.max_speed, arm.home_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -91,7 +91,11 @@ def run(
     duration: Duration = None,
     seed: Seed = 0,
     video: Annotated[
-        Path | None, option("Results", "Film the run to this .mp4 file; default: no film.")
+        Path | None,
+        option(
+            "Results",
+            "Film the run to this .mp4 file (needs mtdit[record]); default: no film.",
+        ),
     ] = None,
     log: Annotated[
         Path | None, option("Results", "Record every tick to this .npz file; default: no log.")
@@ -113,38 +117,42 @@ def run(
     from mtdit.cli.terminal.tables import report_table
     from mtdit_runtime.bundle.bundle import open_bundle
     from mtdit_runtime.control.safety import SafetyConfig
-    from mtdit_runtime.run import RunOptions, check_task, run_policy
+    from mtdit_runtime.run import RunOptions, check_task
+    from mtdit_runtime.run import run as drive
 
     if log_frames and log is None:
         raise UserError("--log-frames needs a log to put the frames in: add --log run.npz")
     # a port means a real arm, and without one nothing real moves: docs/decisions.md, 27
     kind = robot or (RobotKind.twin if port is None else RobotKind.so101)
     is_twin = kind is RobotKind.twin
-    manifest = open_bundle(bundle, check_files=False).manifest
-    check_task(manifest, task, new_task)
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    check_task(manifest, task, new_task)  # a wrong task is an error before cameras are opened
     arm = ArmOptions(kind, port, calibration, bus, bus_timeout, clock, seed)
     sizes = {c.name: (c.height, c.width) for c in manifest.cameras}
     with open_rig(arm, camera, sizes, manifest.fps, task) as rig:
         options = RunOptions(
-            bundle=bundle,
-            task=task,
-            robot=rig.robot,
             backend=backend.value,
             duration_s=duration,
             seed=seed,
             prefetch_ticks=prefetch,
             lockstep=arm.lockstep,
-            new_task=new_task,
+            new_task=True,  # it has been checked
             home_s=(0.0 if is_twin else RunOptions.home_s) if home_s is None else home_s,
             safety=SafetyConfig() if max_speed is None else SafetyConfig(max_speed=max_speed),
-            success=rig.twin.success if rig.twin else None,
             log=log,
             log_frames_mb=log_frames,
             video=video,
-            overview=rig.overview if video else None,
+        )
+        report = drive(
+            opened,
+            rig.robot,
+            task,
+            options,
+            success=rig.twin.success if rig.twin else None,
+            overview=rig.overview,
             say=console.print,
         )
-        report = run_policy(options)
     console.print(report_table(report))
     write_json(json_out, report.to_dict())
     if not report.ok:
@@ -197,18 +205,23 @@ def evaluate(
 ) -> None:
     """Measure a policy's success rate in the twin, with a 95 % Wilson interval."""
     from mtdit.cli.rig import open_rig
+    from mtdit.policy_loader import load
     from mtdit_robots.twin.tasks import find_task
+    from mtdit_runtime.evaluate import EvalOptions
     from mtdit_runtime.evaluate import evaluate as measure
 
     if robot is not RobotKind.twin:
         raise UserError(
             "only the twin can tell success: use --robot twin, or watch `mtdit run` on the arm"
         )
+    if bundle is not None and checkpoint is not None:
+        raise UserError("--bundle and --checkpoint exclude each other: give only one of them")
     tasks = [find_task(name).name for name in task]
-    policy, sizes = _policy(bundle, checkpoint, backend)
+    policy = load(checkpoint or bundle or BUNDLE, backend.value)
+    options = EvalOptions(episodes, seed, max_s, instruction)
     reports = []
     arm = ArmOptions(RobotKind.twin, clock=ClockKind.lockstep)
-    with open_rig(arm, size=sizes) as rig, progress() as bars:
+    with open_rig(arm, size=policy.frame_sizes) as rig, progress() as bars:
         assert rig.twin is not None
         for name in tasks:
             bar = bars.add_task(name, total=episodes)
@@ -217,10 +230,7 @@ def evaluate(
                     policy,
                     rig.twin,
                     name,
-                    episodes,
-                    seed,
-                    max_s,
-                    instruction,
+                    options,
                     on_episode=lambda *_, bar=bar: bars.advance(bar),
                 )
             )
@@ -247,26 +257,3 @@ def bench(
     console.print(table("", columns, rows))
     console.print("\n".join(lines))
     write_json(json_out, result)
-
-
-def _policy(
-    bundle: Path | None, checkpoint: Path | None, backend: Backend
-) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """The policy of a bundle or of a checkpoint, and (height, width) of each of its cameras."""
-    if bundle is not None and checkpoint is not None:
-        raise UserError("--bundle and --checkpoint exclude each other: give only one of them")
-    if checkpoint is not None:
-        from mtdit.checkpoint.read import open_checkpoint
-        from mtdit.torch_policy import TorchPolicy
-
-        trained = open_checkpoint(checkpoint)
-        return TorchPolicy(trained), {
-            name: shape[:2] for name, shape in trained.config.cameras.items()
-        }
-    from mtdit_runtime.bundle.bundle import open_bundle
-    from mtdit_runtime.engines.choose import choose_engines
-    from mtdit_runtime.policy.bundle_policy import BundlePolicy
-
-    opened = open_bundle(bundle or BUNDLE)
-    sizes = {c.name: (c.height, c.width) for c in opened.manifest.cameras}
-    return BundlePolicy(opened, choose_engines(opened, backend.value)), sizes

@@ -28,11 +28,11 @@ def simulate(
 ) -> None:
     """Record scripted demonstrations of the simulated arm as a LeRobotDataset v3."""
     from mtdit_robots.twin.tasks import find_task
+    from mtdit_runtime.simulate import check_installed
+    from mtdit_runtime.simulate import simulate as record
 
     names = [find_task(name).name for name in task]
-    clear_output(out, overwrite, DATASET_PROOF, DATASET_PARTS)
-    from mtdit.simulate import simulate as record
-
+    clear_output(out, overwrite, DATASET_PROOF, DATASET_PARTS, check=check_installed)
     with progress("recording") as bars:
         bar = bars.add_task("", total=episodes * len(names))
         report = record(

@@ -23,9 +23,7 @@ REFRESH_HZ = 5.0
 
 
 @contextmanager
-def screen(
-    board: LiveStatus, status: Callable[[], str] = str, help_line: str = "Ctrl-C ends it"
-) -> Iterator[None]:
+def screen(board: LiveStatus, help_line: str = "Ctrl-C ends it") -> Iterator[None]:
     """Show joints and rates while the block runs; without a terminal, show nothing."""
     from rich.console import Group
     from rich.live import Live
@@ -33,7 +31,7 @@ def screen(
 
     def picture() -> Group:
         joints = table("", ["joint", "leader", "commanded", "measured"], board.rows())
-        return Group(Text(status() or "driving"), joints, Text(board.line()), Text(help_line))
+        return Group(Text(board.headline), joints, Text(board.line()), Text(help_line))
 
     live = Live(
         get_renderable=picture, console=console.rich, refresh_per_second=REFRESH_HZ, transient=True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtdit_runtime.text import printable
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from mtdit_robots.so101.calibrate import Sweep
     from mtdit_robots.so101.calibration import Calibration
     from mtdit_runtime.control.report import RunReport
-    from mtdit_runtime.recording.session import SessionStats
 
 MAX_CELL = 1000  # characters
 BAR_CELLS = 40  # characters for one turn of the encoder
@@ -83,32 +81,6 @@ def errors_table(title: str, errors: Mapping[str, Mapping[str, float]]) -> Table
         (joint, *(f"{value:.2f}" for value in values.values())) for joint, values in errors.items()
     ]
     return table(title, ["joint", "mean", "max"], rows)
-
-
-def session_summary(outcome: SessionStats, out: Path, n_episodes: int) -> str:
-    """The result of a recording session: one line, and one for each problem."""
-    lines = [
-        f"{outcome.kept} episodes saved ({outcome.frames} frames), {outcome.discarded} discarded; "
-        f"{out} now has {n_episodes} episodes"
-    ]
-    if outcome.interrupted:
-        lines.append("the episode that was being recorded at the end was not saved")
-    for camera, n in outcome.repeated.items():
-        lines.append(
-            f"{n} frames of {camera} repeat the previous picture because the encoder was too slow: "
-            "use a smaller --width and --height"
-        )
-    if outcome.slow_episodes:
-        lines.append(
-            f"{outcome.slow_episodes} episodes were recorded more slowly than --fps: "
-            "use a lower --fps, or smaller frames"
-        )
-    if outcome.stale_frames:
-        lines.append(
-            f"{outcome.stale_frames} frames have outdated pictures: "
-            "check the cameras with `mtdit find-cameras`"
-        )
-    return "\n".join(lines)
 
 
 def checks_table(checks: Iterable[Any]) -> Table:

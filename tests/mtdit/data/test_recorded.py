@@ -32,7 +32,7 @@ def recording(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         for i in range(24):
             pose = 20 * np.sin(i / 9 + episode + np.arange(6))
             taking.add(pose, pose + 1, {"top": np.full((SIZE, SIZE, 3), 9 * i, np.uint8)})
-        made.keep(taking)
+        made.save_episode(taking)
     made.close()
     return root
 

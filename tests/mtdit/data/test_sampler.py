@@ -40,7 +40,7 @@ def test_usable_rows_are_lerobots() -> None:
 
 def test_parts_share_a_batch_without_rest_or_overlap() -> None:
     for world, parts in ((1, 1), (2, 1), (1, 3), (3, 2)):
-        slices = [Shard(r, world, i, parts).of(4) for i in range(parts) for r in range(world)]
+        slices = [Shard(r, world, i, parts).rows(4) for i in range(parts) for r in range(world)]
         assert np.concatenate([np.arange(24)[s] for s in slices]).tolist() == list(
             range(4 * world * parts)
         )

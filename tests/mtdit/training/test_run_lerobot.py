@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from batches import batch_of
 from lerobot.common.train_utils import save_checkpoint, update_last_checkpoint
 from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
@@ -50,7 +51,7 @@ class Theirs:
 
     def step(self, loader: Loader, number: int) -> None:
         """What LeRobot's update_policy does, but with the noise and the times of our batch."""
-        batch = loader.step(number)
+        batch = batch_of(loader, number)
         rows = torch.from_numpy(loader.task[loader.rows_of(number)])
         prepared = {
             "observation.state": batch.state,
@@ -132,7 +133,7 @@ class OneStep(Silent):
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def stepped(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 

@@ -66,6 +66,12 @@ def test_the_next_command_can_be_pasted(workshop: Any, tmp_path: Path) -> None:
     assert made_from == "/".join(pretrained.parts[-3:]), "the step must not get lost"
 
 
+def test_one_precision_at_a_time(tmp_path: Path) -> None:
+    done = in_process("export", tmp_path, "--out", tmp_path / "p.mtdit", "--int8", "--fp16")
+    assert isinstance(done.exception, UserError)
+    assert "--fp16 and --int8 exclude each other" in str(done.exception)
+
+
 def test_full_disk_is_one_line(bundle: Path, tmp_path: Path) -> None:
     """A limit on the file's size stands for the disk; neither names the file that was being
     written.

@@ -90,6 +90,13 @@ def test_arm_without_a_port(run_folder: Path) -> None:
     assert_one_line(so101(run_folder), "--port")
 
 
+def test_a_film_that_cannot_be_written(run_folder: Path) -> None:
+    robot = ("--robot", "twin", "--bundle", "policy.mtdit", "--task", "open the drawer")
+    done = mtdit("run", *robot, "--video", "run.avi", cwd=run_folder)
+    assert_one_line(done, "cannot write a video to run.avi", ".mp4")
+    assert "Ctrl-C" not in done.stdout, "said before the run starts"
+
+
 def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
     robot = ("--robot", "twin", "--bundle", "policy.mtdit", "--task", "open the drawer")
     done = mtdit(
@@ -132,11 +139,11 @@ def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
 
 
 class Started(Exception):  # noqa: N818, not an error
-    """Instead of a run: its options, and how the arm was built."""
+    """Instead of a run: its robot and options, and how the arm was built."""
 
-    def __init__(self, options: RunOptions, arm: dict[str, Any]) -> None:
+    def __init__(self, robot: Any, options: RunOptions, success: Any, arm: dict[str, Any]) -> None:
         super().__init__(options)
-        self.options, self.arm = options, arm
+        self.robot, self.options, self.success, self.arm = robot, options, success, arm
 
 
 @pytest.fixture
@@ -150,11 +157,13 @@ def started(
         arm.update(options, port=port)
         return "arm"
 
-    def run_policy(options: RunOptions) -> None:
-        raise Started(options, arm)
+    def started(
+        bundle: Any, robot: Any, task: str, options: RunOptions, *, success: Any, **_: Any
+    ) -> None:
+        raise Started(robot, options, success, arm)
 
     monkeypatch.setattr("mtdit_robots.so101.arm.So101Arm", build_arm)
-    monkeypatch.setattr("mtdit_runtime.run.run_policy", run_policy)
+    monkeypatch.setattr("mtdit_runtime.run.run", started)
     monkeypatch.chdir(run_folder)
 
     def run(*words: str) -> Started:
@@ -183,7 +192,7 @@ def test_the_options_of_run_reach_the_arm_and_the_loop(
 ) -> None:
     given = ("--max-speed", "40", "--home-seconds", "1.5", "--bus-timeout", "0.2", "--bus", "sdk")
     run = started(*real_arm, *given)
-    assert run.options.robot == "arm", "a port without --robot means a real arm"
+    assert run.robot == "arm", "a port without --robot means a real arm"
     assert run.arm == {"port": real_arm[1], "timeout_s": 0.2, "bus": "sdk"}
     assert (run.options.safety, run.options.home_s) == (SafetyConfig(max_speed=40.0), 1.5)
 
@@ -194,7 +203,7 @@ def test_the_defaults_of_run(started: Callable[..., Started], real_arm: tuple[st
     assert (run.options.safety, run.options.home_s) == (SafetyConfig(), 3.0)
     for words in ((), ("--robot", "twin")):
         run = started(*words)
-        assert run.options.success is not None, "without a port it is the twin"
+        assert run.success is not None, "without a port it is the twin"
         assert (run.options.safety, run.options.home_s) == (SafetyConfig(), 0.0)
     assert started("--home-seconds", "2").options.home_s == 2.0
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mtdit.config
 from mtdit.config import NORMALIZATIONS, Feature
+from mtdit.policies.multi_task_dit import presets
 from mtdit.policies.multi_task_dit.config import BETA_SCHEDULES, SCHEDULERS, PolicyConfig
 from mtdit.policies.multi_task_dit.config_json import (
     policy_config_from_dict,
@@ -178,7 +178,7 @@ def table() -> dict[str, tuple[str, str]]:
     """What the module's table says: field -> (LeRobot's, ours)."""
     rows = [
         line.strip("| ").split(" | ")
-        for line in (mtdit.config.__doc__ or "").splitlines()
+        for line in (presets.__doc__ or "").splitlines()
         if line[:1] == "|"
     ]
     return {row[0]: (row[1], row[2]) for row in rows[2:]}

@@ -84,10 +84,10 @@ def test_the_jacobian_is_the_networks() -> None:
 def test_weight_zero_changes_nothing(sampler: str) -> None:
     config, (noise, prefix) = PolicyConfig(**SAMPLERS[sampler]), torch.randn(2, 3, T, A)
     objective, denoise = make_objective(config), gaussian(config)
-    step_noise = () if config.objective == "flow_matching" else (torch.randn(99, 3, T, A),)
+    step_noise = torch.randn(99, 3, T, A)
     free = guided(denoise, config, prefix, torch.zeros(3, T, 1))
     assert torch.equal(
-        objective.sample(free, noise, *step_noise), objective.sample(denoise, noise, *step_noise)
+        objective.sample(free, noise, step_noise), objective.sample(denoise, noise, step_noise)
     )
 
 
