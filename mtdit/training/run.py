@@ -103,19 +103,19 @@ def prepare(config: TrainConfig, team: ProcessGroup, shown: Reporter) -> Ready:
     """Reads the dataset, decodes frames if needed, and builds the policy on the team's device."""
     resumed = find_last_checkpoint(config.output_dir) if config.resume else None
     check_dataset(config.dataset)
-    policy_config = policy_config(config, resumed)
+    wanted = policy_config(config, resumed)
     cache_dir = config.cache_dir or config.output_dir / "frames"
     cache = frame_cache(
         config.dataset,
         cache_dir,
-        policy_config.image_resize_shape,
+        wanted.image_resize_shape,
         shown.decoded,
         shown.say,
         config.frames,
     )
-    policy_config = for_dataset(policy_config, cache, team.device)
-    policy, stats = _start(config, policy_config, cache, resumed)
-    tokenizer = _tokenizer(policy_config, config.init_from or resumed)
+    wanted = for_dataset(wanted, cache, team.device)
+    policy, stats = _start(config, wanted, cache, resumed)
+    tokenizer = _tokenizer(wanted, config.init_from or resumed)
     shown.say(_summary(config, policy, cache, team.world))
     loader = _loader(config, policy.to(team.device), cache, stats, tokenizer)
     for line in (
