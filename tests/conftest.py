@@ -47,8 +47,12 @@ class Terminal:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 48, 160, 0, 0))
         self._process = subprocess.Popen(
             [sys.executable, "-c", _ADOPT, sys.executable, *arguments],
-            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env={**os.environ, "TERM": "xterm"},
-        )  # fmt: skip
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            env={**os.environ, "TERM": "xterm"},
+        )
         os.close(theirs)
         self.screen = ""
         self._seen = 0

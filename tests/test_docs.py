@@ -29,10 +29,13 @@ PAGES = sorted(
     ROOT / name
     for name in subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
     if (ROOT / name).is_file()
-)  # fmt: skip
+)
 MARKS = {"hardware", "hub", "install"}
 _BLOCK = re.compile(
     r"^(?: *<!-- (?P<marks>[\w ]+) -->\n)? *```(?P<language>\w*)\n(?P<body>.*?)^ *```", re.M | re.S

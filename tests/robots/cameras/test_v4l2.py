@@ -12,9 +12,14 @@ from mtdit_robots.cameras import v4l2
 
 @pytest.mark.parametrize(
     ("request_", "number", "direction"),
-    [(v4l2._QUERYCAP, 0, 2), (v4l2._ENUM_FMT, 2, 3), (v4l2._REQBUFS, 8, 3), (v4l2._ENUM_FRAMESIZES, 74, 3),
-     (v4l2._ENUM_FRAMEINTERVALS, 75, 3)],
-)  # fmt: skip
+    [
+        (v4l2._QUERYCAP, 0, 2),
+        (v4l2._ENUM_FMT, 2, 3),
+        (v4l2._REQBUFS, 8, 3),
+        (v4l2._ENUM_FRAMESIZES, 74, 3),
+        (v4l2._ENUM_FRAMEINTERVALS, 75, 3),
+    ],
+)
 def test_request_codes_carry_direction_size_and_number(
     request_: tuple[int, object], number: int, direction: int
 ) -> None:

@@ -50,9 +50,13 @@ robot.bus.disconnect()
 """
 # Encoder ticks: where the arm stands mid-range, and the two stops of each joint.
 CENTRE = {
-    "shoulder_pan": 1900, "shoulder_lift": 3100, "elbow_flex": 1010, "wrist_flex": 2047, "wrist_roll": 3000,
+    "shoulder_pan": 1900,
+    "shoulder_lift": 3100,
+    "elbow_flex": 1010,
+    "wrist_flex": 2047,
+    "wrist_roll": 3000,
     "gripper": 2222,
-}  # fmt: skip
+}
 REACH = {
     "shoulder_pan": 1250,
     "shoulder_lift": 1130,

@@ -299,9 +299,12 @@ def looked_at(source: str, folder: Path) -> dict[str, Check]:
 def test_a_camera_where_it_was_in_training(tmp_path: Path) -> None:
     cameras_check.save_png(tmp_path / "reference/top.png", pattern())
     found = looked_at(film(tmp_path / "same.mp4", pattern(light=10)), tmp_path)
-    assert {name: check.status for name, check in found.items() if not name.endswith(("age", "rate"))} == {
-        "camera top exposure": OK, "camera top view": OK,
-    }, found  # fmt: skip
+    assert {
+        name: check.status for name, check in found.items() if not name.endswith(("age", "rate"))
+    } == {
+        "camera top exposure": OK,
+        "camera top view": OK,
+    }, found
 
 
 def test_a_camera_that_was_turned_shows_something_else_or_is_dark(tmp_path: Path) -> None:
