@@ -27,7 +27,8 @@ _CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 # where some are ignored.
 _ADOPT = (
     "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "[signal.signal(s, signal.SIG_DFL) for s in (signal.SIGHUP, signal.SIGINT)]; os.execv(sys.argv[1], sys.argv[1:])"
+    "[signal.signal(s, signal.SIG_DFL) for s in (signal.SIGHUP, signal.SIGINT)]; "
+    "os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 

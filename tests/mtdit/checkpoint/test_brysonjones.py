@@ -1,4 +1,6 @@
-"""Checkpoints of brysonjones/multitask_dit_policy: the libraries it calls compute what we compute."""
+"""Checkpoints of brysonjones/multitask_dit_policy: the libraries it calls compute what we
+compute.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Batches: windows against LeRobotDataset, slices of a global batch, threads that make them ahead."""
+"""Batches: windows against LeRobotDataset, slices of a global batch, threads that make them
+ahead.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What can be checked of V4L2 without a camera: the structures' layout, names, and errors in words."""
+"""What can be checked of V4L2 without a camera: the structures' layout, names, and errors in
+words.
+"""
 
 from __future__ import annotations
 

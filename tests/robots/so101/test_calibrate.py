@@ -42,7 +42,10 @@ import sys
 from pathlib import Path
 from lerobot.robots.so_follower import SO101Follower, SO101FollowerConfig
 folder = Path(sys.argv[3])
-robot = SO101Follower(SO101FollowerConfig(port=sys.argv[1], id=sys.argv[2], calibration_dir=folder, cameras={}))
+config = SO101FollowerConfig(
+    port=sys.argv[1], id=sys.argv[2], calibration_dir=folder, cameras={}
+)
+robot = SO101Follower(config)
 robot.bus.connect()
 robot.configure()
 robot.calibrate()

@@ -29,7 +29,10 @@ from mtdit_runtime.recording.video_encoder import CODECS, VideoSink
 
 PATIENT_S = 2.0
 TEGRA = "# R{} (release), REVISION: {}, GCID: 38968081, BOARD: generic, EABI: aarch64"
-MODES = "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n"
+MODES = (
+    "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >\n"
+    "< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n"
+)
 
 
 def by_id(checks: Sequence[Check]) -> dict[str, Check]:

@@ -372,7 +372,9 @@ def test_every_schedule_of_diffusers_is_ours() -> None:
 
 
 def test_noise_samples_average_independent_draws_of_one_encoding(clip: Path) -> None:
-    """K draws per observation equal K copies of the observation, so the expected loss is the same."""
+    """K draws per observation equal K copies of the observation, so the expected loss is the
+    same.
+    """
     ours = our_policy(lerobot_policy(clip, 1, **DDIM, **SIZES))
     _, batch = batches(ours, clip)
     conditioning = ours.conditioning(batch)

@@ -1,4 +1,6 @@
-"""Guided sampling against LeRobot's formula, closed forms, and actions whose distribution is known."""
+"""Guided sampling against LeRobot's formula, closed forms, and actions whose distribution is
+known.
+"""
 
 from __future__ import annotations
 
