@@ -1,4 +1,4 @@
-"""TensorRT plans built ahead of time, without a GPU, by one process that lives as long as it can."""
+"""TensorRT plans built ahead of time, without a GPU, by one process that lives long."""
 
 from __future__ import annotations
 

@@ -226,7 +226,8 @@ def test_wandb_that_is_not_installed(tmp_path: Path) -> None:
             sys.executable,
             "-c",
             "import sys; sys.modules['wandb'] = None\n"
-            "from mtdit.training.trackers import Wandb; from mtdit.training.config import TrainConfig; "
+            "from mtdit.training.trackers import Wandb; "
+            "from mtdit.training.config import TrainConfig; "
             "from pathlib import Path\n"
             "Wandb(TrainConfig(dataset='d', output_dir=Path('o'), wandb='p'))",
         ],

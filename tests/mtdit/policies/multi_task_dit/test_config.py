@@ -1,4 +1,4 @@
-"""The policy's configuration: LeRobot's defaults, LeRobot's JSON, and one line for every mistake."""
+"""The policy's configuration: LeRobot's defaults, LeRobot's JSON, and one line per mistake."""
 
 from __future__ import annotations
 
