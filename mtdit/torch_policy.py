@@ -31,6 +31,7 @@ from mtdit_runtime.policy.policy import (
     noise_inputs,
     prefix_inputs,
 )
+from mtdit_runtime.timings import Timings
 
 DEFAULT_FPS = 30  # LeRobot's default for SO-101 recordings; its checkpoints do not store fps
 
@@ -53,12 +54,14 @@ class TorchPolicy:
         self.policy = checkpoint.policy(device)
         self.joints = joint_names(checkpoint)
         self.cameras = tuple(config.cameras)
+        self.frame_sizes = {name: shape[:2] for name, shape in config.cameras.items()}
         self.fps = checkpoint.facts.fps if checkpoint.facts else DEFAULT_FPS
         self.n_obs_steps, self.horizon, self.n_action_steps = (
             config.n_obs_steps,
             config.horizon,
             config.n_action_steps,
         )
+        self.timings = Timings()  # empty: torch runs on a workstation, where nobody tunes a stage
         self._state_stats, self._action_stats = checkpoint.state_stats, checkpoint.action_stats
         self._scaling = {camera: checkpoint.image_scaling(camera) for camera in self.cameras}
         self._tokenizer = checkpoint.tokenizer()

@@ -8,11 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mtdit.simulate import simulate
 from mtdit.training.config import TrainConfig
 from mtdit.training.run import train
 from mtdit_export.export import export
 from mtdit_export.options import ExportOptions
+from mtdit_runtime.simulate import simulate
 
 TASK = "open the drawer"
 

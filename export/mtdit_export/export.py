@@ -51,6 +51,7 @@ from mtdit_export.rtc import unroll_guided
 from mtdit_export.trace import trace, write
 from mtdit_export.unroll import unroll
 from mtdit_robots.errors import ExportError
+from mtdit_robots.features import ACTION, STATE
 from mtdit_runtime.bundle import manifest as names
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle, save_task_features
 from mtdit_runtime.bundle.manifest import Graph, Manifest, Sampler, write_manifest
@@ -102,14 +103,18 @@ def export(
     say: Say | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> ExportReport:
-    """Write the bundle `out` for a training run, a checkpoint, a pretrained_model folder or a Hub
-    repo id.
+    """Turn a checkpoint into a bundle: ONNX graphs and all that a robot computer needs, without
+    torch. The bundle is compared with the torch policy before it is written.
 
-    `say` is called with one line at the end of each stage, `on_stage` with the name of the stage
-    at its start: fold, quantize, trace, verify.
+    checkpoint: a training run (its last checkpoint), a checkpoint, a pretrained_model folder or a
+    Hub repo id. out: the bundle folder, NAME.mtdit; a bundle that is there is replaced, and its
+    engines are kept. say: called with one line at the end of each stage. on_stage: called with the
+    name of the stage at its start: fold, quantize, trace, verify.
 
     UserError for an invalid argument, ExportError when the outputs of the graphs differ from the
-    policy.
+    policy; nothing is written then.
+
+        mtdit.export("outputs/train", "policy.mtdit", mtdit.ExportOptions(precision="fp16"))
     """
     say, on_stage = say or ignore, on_stage or ignore
     began, place = time.perf_counter(), bundle_place(Path(out))
@@ -145,7 +150,7 @@ def export(
         shutil.copyfile(tokenizer / names.TOKENIZER, folder / names.TOKENIZER)
         save_stats(
             folder / names.STATS,
-            {names.STATE_KEY: opened.state_stats, names.ACTION_KEY: opened.action_stats},
+            {STATE: opened.state_stats, ACTION: opened.action_stats},
         )
         save_task_features(
             folder / names.TASKS, {task: reference.text(task)[1][0] for task in facts.tasks}

@@ -24,7 +24,8 @@ from mtdit.stats import DatasetFacts, validate_facts
 from mtdit_export.fold.denoiser import with_sampler
 from mtdit_export.options import INT8
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle.manifest import ACTION_KEY, TOKENIZER, Joint
+from mtdit_robots.features import ACTION
+from mtdit_runtime.bundle.manifest import TOKENIZER, Joint
 from mtdit_runtime.policy.tokens import load_tokens
 from mtdit_runtime.text import is_control
 
@@ -173,8 +174,8 @@ def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
             f"{checkpoint.folder} has {n_state} states, {n_action} actions and {len(facts.joints)} "
             "joints: a bundle needs one state and one action per joint, train with such a dataset"
         )
-    need_stats(checkpoint, ACTION_KEY, ("min", "max"))
-    stats = checkpoint.dataset_stats[ACTION_KEY]
+    need_stats(checkpoint, ACTION, ("min", "max"))
+    stats = checkpoint.dataset_stats[ACTION]
     rows = zip(
         facts.joints, stats["min"].tolist(), stats["max"].tolist(), facts.max_speed, strict=True
     )

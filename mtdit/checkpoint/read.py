@@ -71,27 +71,36 @@ NEEDED = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std"), "IDENTITY": ("
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened pretrained_model folder. Weights and tokenizer are read when they are needed."""
+    """An opened checkpoint. Weights and tokenizer are read when they are needed.
+
+    folder: the pretrained_model folder. config: the policy's configuration, with LeRobot's field
+    names. dataset_stats: feature -> statistic -> values. facts: joints, fps and tasks of the
+    dataset; None for a checkpoint of another program.
+    """
 
     folder: Path
     config: PolicyConfig
     dataset_stats: DatasetStats
-    facts: DatasetFacts | None  # None for a checkpoint of another program
+    facts: DatasetFacts | None
     trainable: bool = True  # whether LeRobot's format can store the policy after more training
 
     @property
     def stats_file(self) -> Path:
+        """The file that the statistics come from."""
         return normalizer_file(self.folder)
 
     @property
     def state_stats(self) -> Stats:
+        """The statistics that normalise positions (J,)."""
         return feature_stats(self.config, self.dataset_stats, STATE)
 
     @property
     def action_stats(self) -> Stats:
+        """The statistics that normalise actions (J,)."""
         return feature_stats(self.config, self.dataset_stats, ACTION)
 
     def image_scaling(self, camera: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(offset, scale), each (3,): a pixel x in [0, 1] becomes (x - offset) / scale."""
         return image_scaling(self.config, self.dataset_stats, camera)
 
     def policy(self, device: str | torch.device = "cpu") -> MultiTaskDiT:
@@ -111,6 +120,7 @@ class Checkpoint:
         return read_tensors(self.folder / WEIGHTS)
 
     def clip_shape(self, weights: Mapping[str, Tensor]) -> ClipShape:
+        """The sizes of the CLIP towers."""
         return clip_shapes(self.config, self.folder / CLIP, weights)
 
     def tokenizer(self) -> Any:
@@ -151,11 +161,15 @@ class BrysonJonesCheckpoint(Checkpoint):
         return ClipShape(brysonjones.tower_shape(self.config, weights), text)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens the folder that `find_pretrained` finds, of mtdit, LeRobot or brysonjones.
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Opens a checkpoint of mtdit, of LeRobot or of brysonjones/multitask_dit_policy.
 
-    UserError when it is not such a policy or is damaged. Weights and tokenizer are checked when
-    they are read, everything else now.
+    path: a run (its last checkpoint is opened), a checkpoint or its pretrained_model folder, or a
+    Hub repo id. UserError when there is no such policy or it is damaged. Weights and tokenizer are
+    checked when they are read, everything else now.
+
+        checkpoint = mtdit.open_checkpoint("outputs/train")
+        network = checkpoint.policy("cuda")  # a torch module, in eval mode
     """
     folder = find_pretrained(Path(path))
     raw = read_json(folder / CONFIG)

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
+from mtdit.training.rank import rank
 from mtdit_robots.errors import UserError
 
 TIMEOUT = timedelta(days=30)  # the main process may decode frames for hours while the others wait
@@ -108,7 +109,7 @@ def rank0_errors() -> Iterator[None]:
     try:
         yield
     except UserError:
-        if int(os.environ.get("RANK", 0)):
+        if rank():
             raise SystemExit(2) from None
         raise
 

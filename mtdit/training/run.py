@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
-    """Trains or resumes training; returns the folder of the last checkpoint.
+    """Trains a policy, or resumes a training; returns the folder of the last checkpoint.
 
     UserError for everything that the user can fix. SIGINT and SIGTERM save a checkpoint after the
     current step and end the run normally; before the first step they raise KeyboardInterrupt. With
@@ -136,8 +136,6 @@ def resumed_config(config: TrainConfig, given: Collection[str]) -> TrainConfig:
         for f in fields(TrainConfig)
         if f.name in earlier and f.name not in own
     }
-    if kept.get("cache_dir"):
-        kept["cache_dir"] = Path(kept["cache_dir"])
     return replace(config, **kept, policy={**earlier.get("policy", {}), **config.policy})
 
 

@@ -23,11 +23,11 @@ from workshop import Workshop
 from mtdit.data.lerobot_dataset import Dataset, open_dataset
 from mtdit.policies.multi_task_dit.clip import ClipShape, TextShape, VisionShape
 from mtdit.policies.multi_task_dit.tiny_clip import make_tiny_clip
-from mtdit.simulate import simulate
 from mtdit_export.export import export
 from mtdit_export.options import ExportOptions
 from mtdit_export.reference import read_frames
 from mtdit_runtime.bundle.bundle import open_bundle
+from mtdit_runtime.simulate import simulate
 from mtdit_runtime.verify.candidate import EngineRunner
 from mtdit_runtime.verify.fixtures import Probe
 

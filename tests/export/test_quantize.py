@@ -226,7 +226,7 @@ def test_what_int8_cannot_hold_is_refused(
     out = tmp_path / "p.mtdit"
     with pytest.raises(
         ExportError,
-        match=r"int8 graphs are not .* robot: rms error .* 10% .*\(export without --int8\)",
+        match=r"int8 graphs differ .* robot: rms error .* 10% .*\(export without --int8\)",
     ):
         export(
             deaf_checkpoint, out, ExportOptions(steps=STEPS, dataset=recording, precision="int8")

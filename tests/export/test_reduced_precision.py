@@ -13,11 +13,11 @@ from workshop import CAMERA, STEPS, TASKS
 
 from mtdit.checkpoint.read import open_checkpoint
 from mtdit.data.lerobot_dataset import open_dataset
-from mtdit.simulate import simulate
 from mtdit_export.export import export
 from mtdit_export.options import ExportOptions
 from mtdit_export.reference import dataset_probes
 from mtdit_runtime.bundle.bundle import open_bundle
+from mtdit_runtime.simulate import simulate
 from mtdit_runtime.verify.candidate import EngineRunner
 from mtdit_runtime.verify.fixtures import Probe
 

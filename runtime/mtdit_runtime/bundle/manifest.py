@@ -21,7 +21,7 @@ HISTORY = "history.onnx"  # text and earlier observations -> their part of the m
 RTC = "guided.onnx"  # optional: the denoiser with the guidance of real-time chunking (RTC)
 TOKENIZER = "tokenizer.json"
 TASKS = "tasks.npz"
-STATS = "stats.safetensors"
+STATS = "stats.safetensors"  # its keys are the feature names of `mtdit_robots.features`
 GOLDEN = "golden"
 REFERENCE = "reference"
 ENGINES = "engines"  # a cache, which the manifest's checksums do not cover
@@ -47,8 +47,8 @@ MAX_COST = 1 << 60  # the same for the operations and bytes of one chunk
 SAMPLERS = ("ddim", "ddpm", "euler", "rk4")
 PRECISIONS = ("fp32", "fp16", "int8")  # int8: vision and text towers; the denoiser stays fp32
 UNITS = ("degrees", "percent")
-# LeRobot's feature names, which are the keys of the statistics file
-STATE_KEY, ACTION_KEY = "observation.state", "action"
+# Ticks between two observations, in bundles of earlier versions; it was always 1.
+OBS_SPACING = "obs_spacing_ticks"
 
 
 def frame_input(camera: str) -> str:
@@ -133,7 +133,6 @@ class Manifest:
     verification: dict[str, Any]  # stage -> {max_error, mean_error, ...}
     provenance: dict[str, Any]  # checkpoint, step, dataset, versions, date
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
-    obs_spacing_ticks: int = 1
     schema_version: int = SCHEMA_VERSION
     digest: str = ""  # sha256 of all of the above: an edit of a limit by hand does not go unnoticed
 
@@ -146,19 +145,21 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     names = [p.relative_to(folder).as_posix() for p in paths]
     files = {n: sha256(folder / n) for n in names if not n.startswith(f"{ENGINES}/")}
     manifest = replace(manifest, files=files)
-    manifest = replace(manifest, digest=digest_of(manifest))
+    manifest = replace(manifest, digest=digest_of(asdict(manifest)))
     part = folder / f"{MANIFEST}.part"
     part.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     part.replace(folder / MANIFEST)
     return manifest
 
 
-def digest_of(manifest: Manifest) -> str:
-    text = json.dumps({**asdict(manifest), "digest": ""}, sort_keys=True)
+def digest_of(data: dict[str, Any]) -> str:
+    """sha256 of the values of a manifest.json, without its own digest."""
+    text = json.dumps({**data, "digest": ""}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def parse_manifest(text: bytes, folder: Path) -> Manifest:
+def parse_manifest(text: bytes, folder: Path) -> tuple[Manifest, str]:
+    """The manifest, and the digest of what the file holds."""
     where = f"{folder}/{MANIFEST}"
     try:
         data = json.loads(text, object_pairs_hook=no_key_twice)
@@ -173,6 +174,10 @@ def parse_manifest(text: bytes, folder: Path) -> Manifest:
             f"this mtdit reads {SCHEMA_VERSION}: export again or install the matching mtdit"
         )
     try:
+        digest = digest_of(data)
+        spacing = data.pop(OBS_SPACING, 1)
+        if type(spacing) is not int or spacing != 1:
+            raise ValueError(f"{OBS_SPACING} is {spacing!r}, this mtdit reads only 1")
         manifest: Manifest = from_json(Manifest, data, "manifest")
         from_json(
             dict[str, dict[str, float]],
@@ -182,6 +187,6 @@ def parse_manifest(text: bytes, folder: Path) -> Manifest:
         from_json(
             dict[str, str], manifest.provenance.get("versions", {}), "manifest.provenance.versions"
         )
-        return manifest
+        return manifest, digest
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{where}: {printable(error)}: re-run `mtdit export`") from error

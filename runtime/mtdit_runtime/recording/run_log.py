@@ -114,7 +114,7 @@ def load_log(path: Path) -> RunLog:
     if not path.is_file():
         raise UserError(f"no run log at {path}: record one with `mtdit run --log {path}`")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = dict(file)
         meta = json.loads(str(arrays.pop("meta")))
         if meta["version"] != VERSION:

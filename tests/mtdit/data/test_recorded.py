@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import mtdit
 from lerobot_oracle import SMALL
 
 from mtdit_robots.so101.joints import JOINTS
@@ -31,7 +32,7 @@ def recording(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         for i in range(24):
             pose = 20 * np.sin(i / 9 + episode + np.arange(6))
             taking.add(pose, pose + 1, {"top": np.full((SIZE, SIZE, 3), 9 * i, np.uint8)})
-        made.keep(taking)
+        made.save_episode(taking)
     made.close()
     return root
 
@@ -51,32 +52,40 @@ def run(*command: str, cwd: Path) -> None:
 
 def test_mtdit_train(recording: Path, tmp_path: Path) -> None:
     options = ("--preset", "tiny", "--steps", "2", "--batch-size", "2", "--out", "run")
-    run(
-        sys.executable,
-        "-m",
-        "mtdit.cli",
-        "train",
-        "--dataset",
-        str(recording),
-        *options,
-        cwd=tmp_path,
-    )
+    done = mtdit("train", "--dataset", recording, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run/checkpoints/000002/pretrained_model/model.safetensors").is_file()
 
 
 def test_lerobot_train(recording: Path, tmp_path: Path, clip_folder: Path) -> None:
     fields = {
-        **SMALL, "type": "multi_task_dit", "device": "cpu", "push_to_hub": "false",
-        "vision_encoder_name": clip_folder, "text_encoder_name": clip_folder,
-        "image_resize_shape": "null", "image_crop_shape": "null",
-    }  # fmt: skip
+        **SMALL,
+        "type": "multi_task_dit",
+        "device": "cpu",
+        "push_to_hub": "false",
+        "vision_encoder_name": clip_folder,
+        "text_encoder_name": clip_folder,
+        "image_resize_shape": "null",
+        "image_crop_shape": "null",
+    }
     policy = [f"--policy.{name}={_word(value)}" for name, value in fields.items()]
     run(
-        sys.executable, "-m", "lerobot.scripts.lerobot_train",
-        "--dataset.repo_id=mtdit/recorded", f"--dataset.root={recording}", "--dataset.video_backend=pyav", *policy,
-        "--output_dir=run", "--steps=2", "--batch_size=2", "--num_workers=0", "--save_freq=2", "--log_freq=1",
-        "--wandb.enable=false", cwd=tmp_path,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "lerobot.scripts.lerobot_train",
+        "--dataset.repo_id=mtdit/recorded",
+        f"--dataset.root={recording}",
+        "--dataset.video_backend=pyav",
+        *policy,
+        "--output_dir=run",
+        "--steps=2",
+        "--batch_size=2",
+        "--num_workers=0",
+        "--save_freq=2",
+        "--log_freq=1",
+        "--wandb.enable=false",
+        cwd=tmp_path,
+    )
     saved = tmp_path / "run/checkpoints/000002/pretrained_model"
     assert (saved / "model.safetensors").is_file()
     assert json.loads((saved / "config.json").read_text())["type"] == "multi_task_dit"

@@ -86,7 +86,7 @@ import sys
 sys.modules["onnxruntime"] = None
 from pathlib import Path
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle.manifest import open_bundle
+from mtdit_runtime.bundle.bundle import open_bundle
 from mtdit_runtime.engines.choose import choose_engines
 try:
     choose_engines(open_bundle(Path({str(bundle_folder)!r})), "onnx")
