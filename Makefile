@@ -54,6 +54,9 @@ types: setup
 contracts: setup
 	$(VENV)/bin/lint-imports
 
+dist: setup
+	$(PY) -m build --wheel --no-isolation --outdir dist .
+
 bare: setup
 	bash .ci/bare
 

@@ -332,7 +332,8 @@ TOKENS = json.dumps(
 def test_the_tokenizer(content: str, copy: Path) -> None:
     (copy / "clip/tokenizer.json").write_text(content)
     assert re.search(
-        r"pretrained_model/clip (does not contain a valid CLIP tokenizer|holds no tokenizer of CLIP)"
+        r"pretrained_model/clip "
+        r"(does not contain a valid CLIP tokenizer|holds no tokenizer of CLIP)"
         r".*[:;] copy",
         refusal(copy),
     )
@@ -494,7 +495,8 @@ def siglip(weights: dict[str, torch.Tensor]) -> None:
         ),
         (
             siglip,
-            "lacks observation_encoder.vision_encoder.model.vision_model.embeddings.class_embedding",
+            "lacks observation_encoder.vision_encoder.model.vision_model."
+            "embeddings.class_embedding",
         ),
         (
             lambda weights: weights.update({"unet\n.weight": torch.zeros(1)}),

@@ -286,7 +286,8 @@ def test_facts_of_the_checkpoint_come_first(checkpoint: Path) -> None:
 
 def test_missing_extra_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["mtdit", "export", str(checkpoint), "--out", str(tmp_path / "p.mtdit")]
-    code = f"import sys; sys.modules['onnx'] = None; sys.argv = {arguments!r}\nfrom mtdit.cli import main; main()"
+    code = f"import sys; sys.modules['onnx'] = None; sys.argv = {arguments!r}\n"
+    code += "from mtdit.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.strip().count("\n") == 0

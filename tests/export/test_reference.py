@@ -192,8 +192,11 @@ def test_what_is_float32_in_every_bundle_is_exact_in_every_bundle(
     assert [line.partition(":")[0] for line in failures({name: stage(error)}, precision)] == [name]
 
 
-CHANGED = [(fixture, stage) for fixture in ("bundle", "half_bundle", "int8_bundle") for stage in
-           ("state", "units", "tasks", "all tasks", "vision")]  # fmt: skip
+CHANGED = [
+    (fixture, stage)
+    for fixture in ("bundle", "half_bundle", "int8_bundle")
+    for stage in ("state", "units", "tasks", "all tasks", "vision")
+]
 CHANGED.remove(("int8_bundle", "tasks"))  # was checked on a dataset of other tasks
 
 

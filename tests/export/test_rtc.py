@@ -32,12 +32,15 @@ from mtdit_runtime.verify.gates import failures
 VARIANTS: dict[str, dict[str, Any]] = {
     "ddim": {},
     "ddim otherwise": {
-        "prediction_type": "sample", "clip_sample": False, "use_rope": False, "use_positional_encoding": True,
+        "prediction_type": "sample",
+        "clip_sample": False,
+        "use_rope": False,
+        "use_positional_encoding": True,
     },
     "ddpm": {"noise_scheduler_type": "DDPM"},
     "euler": {"objective": "flow_matching", "num_integration_steps": 3},
     "rk4": {"objective": "flow_matching", "num_integration_steps": 2, "integration_method": "rk4"},
-}  # fmt: skip
+}
 
 
 class Case:

@@ -122,12 +122,18 @@ def test_weights_beyond_half_precision_are_refused(workshop: Any) -> None:
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "no cameras": {"cameras": ()},
-    "separate encoders, crop only": {"use_separate_rgb_encoder_per_camera": True, "image_resize_shape": None},
+    "separate encoders, crop only": {
+        "use_separate_rgb_encoder_per_camera": True,
+        "image_resize_shape": None,
+    },
     "absolute positions, one observation": {
-        "use_rope": False, "use_positional_encoding": True, "n_obs_steps": 1, "cameras": ("top",)
+        "use_rope": False,
+        "use_positional_encoding": True,
+        "n_obs_steps": 1,
+        "cameras": ("top",),
     },
     "rk4": {"objective": "flow_matching", "integration_method": "rk4"},
-}  # fmt: skip
+}
 
 
 ONE_OBSERVATION = "absolute positions, one observation"

@@ -203,14 +203,24 @@ def _manifest() -> Manifest:
 
 
 def _write_graphs(folder: Path, toy: Toy) -> None:
-    _save(folder / bundles.VISION, _vision_nodes(), [(f"frame.{c}", TensorProto.UINT8, SHAPE) for c in CAMERAS],
-          ("features", (1, len(CAMERAS) * FEATURE)), {"axes": np.array([0, 1])})  # fmt: skip
+    _save(
+        folder / bundles.VISION,
+        _vision_nodes(),
+        [(f"frame.{c}", TensorProto.UINT8, SHAPE) for c in CAMERAS],
+        ("features", (1, len(CAMERAS) * FEATURE)),
+        {"axes": np.array([0, 1])},
+    )
     text = [
         helper.make_node("Cast", ["token_ids"], ["ids"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["ids", "w"], ["text"]),
     ]
-    _save(folder / bundles.TEXT, text, [("token_ids", TensorProto.INT64, (1, 77))], ("text", (1, TEXT)),
-          {"w": toy.token_weight})  # fmt: skip
+    _save(
+        folder / bundles.TEXT,
+        text,
+        [("token_ids", TensorProto.INT64, (1, 77))],
+        ("text", (1, TEXT)),
+        {"w": toy.token_weight},
+    )
     before, newest = toy.split_weight
     earlier = [
         ("earlier_features", TensorProto.FLOAT, (1, N_OBS - 1, len(CAMERAS) * FEATURE)),

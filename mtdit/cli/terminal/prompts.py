@@ -12,29 +12,23 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mtdit.cli.terminal.console import console
 from mtdit.cli.terminal.keys import Keys
+from mtdit.cli.terminal.tables import sweep_bars
 from mtdit_robots.errors import UserError
 from mtdit_robots.signals import graceful_exit
 from mtdit_robots.so101 import calibration as calibrations
 from mtdit_robots.so101 import motor_setup
 from mtdit_robots.so101.calibrate import (
     FULL_TURN,
-    NOMINAL_TRAVEL_DEG,
     Calibrator,
     PoseError,
-    Sweep,
     opened,
 )
 from mtdit_robots.so101.calibration import Calibration
 from mtdit_robots.so101.joints import JOINTS
 
-if TYPE_CHECKING:
-    from rich.text import Text
-
-BAR_CELLS = 40  # characters for one turn of the encoder
 SAMPLE_S = 0.02  # LeRobot's value
 REFRESH_S = 0.1
 LEAVE = ("q", "escape")
@@ -126,7 +120,7 @@ def _sweep(
         while time.monotonic() < end_s:
             sweep = calibrator.sample()
             if console.is_terminal and time.monotonic() - shown_s > REFRESH_S:
-                live.update(bars(sweep, options.min_share, advice), refresh=True)
+                live.update(sweep_bars(sweep, options.min_share, advice), refresh=True)
                 shown_s = time.monotonic()
             key = _pause(keys if options.sweep_s is None else None)
             if key in LEAVE:
@@ -163,42 +157,6 @@ def _pause(keys: Keys | None) -> str | None:
         return keys.get(SAMPLE_S)
     time.sleep(SAMPLE_S)
     return None
-
-
-def bars(sweep: Sweep, min_share: float, advice: str) -> Text:
-    """One line per joint: a bar over one turn; lowest, present and highest tick; span; and a tick
-    mark once the span is large enough.
-    """
-    from rich.text import Text
-
-    text = Text()
-    for joint in JOINTS:
-        ticks = f"{sweep.low[joint]:4} {sweep.now[joint]:4} {sweep.high[joint]:4}"
-        text.append(f"{joint:14}")
-        text.append_text(_bar(sweep, joint))
-        text.append(f" {ticks}  {_span(sweep, joint):20}")
-        enough = sweep.enough(joint, min_share)
-        text.append("✓\n" if enough else "\n", style="green")
-    return text.append(advice)
-
-
-def _span(sweep: Sweep, joint: str) -> str:
-    if joint == FULL_TURN:
-        return "full turn"
-    if joint in sweep.wrapped:
-        return "crossed the seam"
-    return f"{sweep.span_deg(joint):3.0f} of {NOMINAL_TRAVEL_DEG[joint]:3.0f} degrees"
-
-
-def _bar(sweep: Sweep, joint: str) -> Text:
-    low, now, high = (_cell(ticks[joint]) for ticks in (sweep.low, sweep.now, sweep.high))
-    cells = ["━" if low <= cell <= high else "─" for cell in range(BAR_CELLS)]
-    cells[now] = "●"
-    return Text("".join(cells), style="red" if joint in sweep.wrapped else "cyan")
-
-
-def _cell(ticks: int) -> int:
-    return min(max(ticks * BAR_CELLS // 4096, 0), BAR_CELLS - 1)
 
 
 @dataclass(frozen=True)

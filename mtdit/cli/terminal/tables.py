@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from mtdit_robots.so101.calibrate import Sweep
     from mtdit_robots.so101.calibration import Calibration
     from mtdit_runtime.control.report import RunReport
 
 MAX_CELL = 1000  # characters
+BAR_CELLS = 40  # characters for one turn of the encoder
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -99,6 +101,35 @@ def calibration_table(calibration: Calibration) -> Table:
         (joint, c.id, c.homing_offset, c.range_min, c.range_max) for joint, c in calibration.items()
     ]
     return table("", ["joint", "id", "homing offset", "min", "max"], rows)
+
+
+def sweep_bars(sweep: Sweep, min_share: float, advice: str) -> Text:
+    """One line per joint: a bar over one turn; lowest, present and highest tick; span; and a tick
+    mark once the span is large enough.
+    """
+    from rich.text import Text
+
+    from mtdit_robots.so101.calibrate import FULL_TURN, NOMINAL_TRAVEL_DEG
+    from mtdit_robots.so101.joints import JOINTS
+
+    def span(joint: str) -> str:
+        if joint == FULL_TURN:
+            return "full turn"
+        if joint in sweep.wrapped:
+            return "crossed the seam"
+        return f"{sweep.span_deg(joint):3.0f} of {NOMINAL_TRAVEL_DEG[joint]:3.0f} degrees"
+
+    text = Text()
+    for joint in JOINTS:
+        ticks = [each[joint] for each in (sweep.low, sweep.now, sweep.high)]
+        low, now, high = (min(max(t * BAR_CELLS // 4096, 0), BAR_CELLS - 1) for t in ticks)
+        cells = ["━" if low <= cell <= high else "─" for cell in range(BAR_CELLS)]
+        cells[now] = "●"
+        text.append(f"{joint:14}")
+        text.append("".join(cells), style="red" if joint in sweep.wrapped else "cyan")
+        text.append(f" {ticks[0]:4} {ticks[1]:4} {ticks[2]:4}  {span(joint):20}")
+        text.append("✓\n" if sweep.enough(joint, min_share) else "\n", style="green")
+    return text.append(advice)
 
 
 def cameras_table(watched: Iterable[Any], fps: float) -> Table:

@@ -127,7 +127,11 @@ def test_every_field_of_a_run_has_an_option() -> None:
 
 def test_the_table_of_other_names_is_short_and_used() -> None:
     assert len(FLAGS) <= 12
-    every = {flag for name in COMMANDS for option in COMMANDS[name].params
-             for flag in (*option.opts, *option.secondary_opts)}  # fmt: skip
+    every = {
+        flag
+        for name in COMMANDS
+        for option in COMMANDS[name].params
+        for flag in (*option.opts, *option.secondary_opts)
+    }
     for flags in FLAGS.values():
         assert set(flags.split("/")) <= every

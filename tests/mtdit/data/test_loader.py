@@ -1,4 +1,6 @@
-"""Batches: windows against LeRobotDataset, slices of a global batch, threads that make them ahead."""
+"""Batches: windows against LeRobotDataset, slices of a global batch, threads that make them
+ahead.
+"""
 
 from __future__ import annotations
 
@@ -101,9 +103,12 @@ def make_loader(
 
 
 EVERYTHING: dict[str, Any] = {
-    "random_shift_px": 2, "random_brightness": 0.2, "noise_samples": 2, "balance_tasks": True,
+    "random_shift_px": 2,
+    "random_brightness": 0.2,
+    "noise_samples": 2,
+    "balance_tasks": True,
     "image_transforms": {"enable": True, "random_order": True},
-}  # fmt: skip
+}
 
 
 def flat(batch: Batch) -> dict[str, Any]:
@@ -160,9 +165,13 @@ def test_mean_over_parts_of_the_loss_is_the_loss_of_the_whole(
     masked: bool, cache: FrameCache, clip_folder: Path
 ) -> None:
     policy_options = {
-        "do_mask_loss_for_padding": masked, "vision_encoder_name": str(clip_folder),
-        "text_encoder_name": str(clip_folder), "drop_n_last_frames": 0, "hidden_dim": 32, "num_layers": 1,
-    }  # fmt: skip
+        "do_mask_loss_for_padding": masked,
+        "vision_encoder_name": str(clip_folder),
+        "text_encoder_name": str(clip_folder),
+        "drop_n_last_frames": 0,
+        "hidden_dim": 32,
+        "num_layers": 1,
+    }
     loaders = {size: make_loader(cache, size, policy_options, **EVERYTHING) for size in (12, 3)}
     torch.manual_seed(0)
     policy = MultiTaskDiT(loaders[12].config).eval()

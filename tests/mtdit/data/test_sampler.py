@@ -104,19 +104,26 @@ def lerobot_eval_episodes(tasks: list[str], split: float) -> list[int]:
     images = SimpleNamespace(enable=False)
     config = SimpleNamespace(
         dataset=SimpleNamespace(
-            eval_split=split, image_transforms=images, repo_id="x", root=None, revision=None, video_backend="pyav",
+            eval_split=split,
+            image_transforms=images,
+            repo_id="x",
+            root=None,
+            revision=None,
+            video_backend="pyav",
             use_imagenet_stats=False,
         ),
         trainable_config=None,
         tolerance_s=1e-4,
-    )  # fmt: skip
+    )
     code = (
         factory.make_train_eval_datasets.__code__
     )  # run with names of ours, nothing in the module is touched
     names = {
-        **vars(factory), "make_dataset": lambda _: whole, "LeRobotDataset": dataset,
+        **vars(factory),
+        "make_dataset": lambda _: whole,
+        "LeRobotDataset": dataset,
         "resolve_delta_timestamps": lambda *_: None,
-    }  # fmt: skip
+    }
     type(lerobot_eval_episodes)(code, names)(config)
     train, held = asked
     assert sorted(train + held) == list(range(len(tasks)))

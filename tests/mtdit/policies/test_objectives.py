@@ -10,10 +10,30 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from mtdit.policies.multi_task_dit.config import BETA_SCHEDULES, PolicyConfig
 from mtdit.policies.objectives import Diffusion, FlowMatching, betas, ddpm_variance, make_objective
 
-CONSTANT_EPSILON = [0.57874215, 0.70660222, 0.81733632, 0.90826035, 0.97716981,
-                    1.02239239, 1.04282594, 1.03794837, 1.00722158, 0.99999970]  # fmt: skip
-CONSTANT_SAMPLE = [0.58572078, 0.60338813, 0.56374210, 0.48413178, 0.38905707,
-                   0.31171882, 0.29848027, 0.42353773, 0.86844236, 1.0]  # fmt: skip
+CONSTANT_EPSILON = [
+    0.57874215,
+    0.70660222,
+    0.81733632,
+    0.90826035,
+    0.97716981,
+    1.02239239,
+    1.04282594,
+    1.03794837,
+    1.00722158,
+    0.99999970,
+]
+CONSTANT_SAMPLE = [
+    0.58572078,
+    0.60338813,
+    0.56374210,
+    0.48413178,
+    0.38905707,
+    0.31171882,
+    0.29848027,
+    0.42353773,
+    0.86844236,
+    1.0,
+]
 
 
 def ddim(**options: object) -> Diffusion:

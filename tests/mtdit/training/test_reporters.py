@@ -81,8 +81,15 @@ def test_what_a_log_file_was_told_last_is_said_before_anything_else() -> None:
     lines.close()
     lines.close()
     begins = [" ".join(line.split()[:3]) for line in written]
-    assert begins == ["decoding 1/9 frames", "decoding 2/9 frames", "a word", "step 1/100 loss", "step 2/100 loss",
-                      "step 2 validation", "step 3/100 loss"]  # fmt: skip
+    assert begins == [
+        "decoding 1/9 frames",
+        "decoding 2/9 frames",
+        "a word",
+        "step 1/100 loss",
+        "step 2/100 loss",
+        "step 2 validation",
+        "step 3/100 loss",
+    ]
     assert "validation loss 0.2500  best so far" in written[-2]
 
 
@@ -215,11 +222,19 @@ def test_a_mistake_of_the_users_is_not_swallowed() -> None:
 def test_wandb_that_is_not_installed(tmp_path: Path) -> None:
     """In a process of its own that cannot find wandb, installed or not."""
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.modules['wandb'] = None\n"
-         "from mtdit.training.trackers import Wandb; from mtdit.training.config import TrainConfig; from pathlib import Path\n"
-         "Wandb(TrainConfig(dataset='d', output_dir=Path('o'), wandb='p'))"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.modules['wandb'] = None\n"
+            "from mtdit.training.trackers import Wandb; "
+            "from mtdit.training.config import TrainConfig; "
+            "from pathlib import Path\n"
+            "Wandb(TrainConfig(dataset='d', output_dir=Path('o'), wandb='p'))",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert "UserError: --wandb needs wandb" in done.stderr
     assert "pip install wandb" in done.stderr
 

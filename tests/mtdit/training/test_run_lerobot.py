@@ -65,8 +65,11 @@ class Theirs:
         conditioning = self.policy.observation_encoder.encode(self.policy._prepare_batch(prepared))
         loss = loader.objective.loss(
             lambda x, time: self.policy.noise_predictor(x, time, conditioning_vec=conditioning),
-            batch.actions, batch.noise, batch.time, None,
-        )  # fmt: skip
+            batch.actions,
+            batch.noise,
+            batch.time,
+            None,
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 10.0)
         self.optimizer.step()
@@ -82,10 +85,22 @@ def theirs(clip_folder: Path) -> Theirs:
     config = MultiTaskDiTConfig(
         input_features={"observation.state": PolicyFeature(FeatureType.STATE, (6,)), **images},
         output_features={"action": PolicyFeature(FeatureType.ACTION, (6,))},
-        vision_encoder_name=str(clip_folder), text_encoder_name=str(clip_folder), device="cpu", push_to_hub=False,
-        horizon=12, n_action_steps=6, hidden_dim=32, num_layers=1, num_heads=2, timestep_embed_dim=16, dropout=0.0,
-        image_crop_shape=(64, 64), optimizer_lr=1e-3, optimizer_eps=1e-4, scheduler_warmup_steps=1,
-    )  # fmt: skip
+        vision_encoder_name=str(clip_folder),
+        text_encoder_name=str(clip_folder),
+        device="cpu",
+        push_to_hub=False,
+        horizon=12,
+        n_action_steps=6,
+        hidden_dim=32,
+        num_layers=1,
+        num_heads=2,
+        timestep_embed_dim=16,
+        dropout=0.0,
+        image_crop_shape=(64, 64),
+        optimizer_lr=1e-3,
+        optimizer_eps=1e-4,
+        scheduler_warmup_steps=1,
+    )
     torch.manual_seed(0)
     policy = MultiTaskDiTPolicy(config)
     optimizer = config.get_optimizer_preset().build(policy.get_optim_params())

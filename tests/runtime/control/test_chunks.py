@@ -79,7 +79,9 @@ def wait_for_the_worker(queue: ChunkQueue) -> None:
 
 
 def expected_prefetch(k: int, ticks: int) -> list[float]:
-    """Chunk n > 0 is asked for k ticks before it takes over; every chunk runs out at its row N_ACT."""
+    """Chunk n > 0 is asked for k ticks before it takes over; every chunk runs out at its row
+    N_ACT.
+    """
     out: list[float] = []
     number, asked_at = 0, 0
     while len(out) < ticks:

@@ -1,5 +1,6 @@
 """What the commands work on: virtual servos and exported bundles."""
 
+from driven_arms import film, words
 from exported import bundle, checkpoint, half_bundle, recording, workshop
 from hand_moved_arm import arm
 from servo_chain import calibration, chain, factory_chain, leader
@@ -11,8 +12,10 @@ __all__ = [
     "chain",
     "checkpoint",
     "factory_chain",
+    "film",
     "half_bundle",
     "leader",
     "recording",
+    "words",
     "workshop",
 ]
