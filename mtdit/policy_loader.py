@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
 from mtdit_runtime.bundle.bundle import open_bundle
 from mtdit_runtime.bundle.manifest import MANIFEST, SUFFIX
 from mtdit_runtime.engines.choose import choose_engines
@@ -49,10 +50,9 @@ def _load_checkpoint(path: Path, backend: str) -> Policy:
 
         from mtdit.torch_policy import open_policy
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"{path} is not a bundle, and a checkpoint needs {error.name}, which is not "
-            'installed: pip install "mtdit[train]"'
-        ) from error
+        module = error.name or "torch"
+        what = f"{path} is not a bundle, and a checkpoint needs {module}"
+        raise missing(module, what) from error
     has_gpu = torch.cuda.is_available()
     if backend == "cuda" and not has_gpu:
         raise UserError("torch finds no CUDA GPU on this computer: use the backend auto")

@@ -31,7 +31,7 @@ def test_a_folder_without_a_policy(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"a checkpoint needs torch, .*: pip install \"mtdit\[tr"):
+    with pytest.raises(UserError, match=r"a checkpoint needs torch, .*: pip install .*\[train\]"):
         load(tmp_path)
 
 
