@@ -27,7 +27,7 @@ from mtdit.stats import DatasetFacts
 from mtdit_export.flops import cost
 from mtdit_export.fold.denoiser import FoldedDenoiser
 from mtdit_export.fold.fold import Folded, fold
-from mtdit_export.manifest import describe, metadata
+from mtdit_export.manifest import graph_metadata, make_manifest
 from mtdit_export.options import FP16, FP32, INT8, ExportOptions
 from mtdit_export.padding import pad_mlps
 from mtdit_export.precision import to_fp16
@@ -139,7 +139,7 @@ def export(
             token_ids = [reference.text(task)[0] for task in facts.tasks or ("",)]
             quantize_towers(folded, dataset, token_ids, say)
         on_stage("trace")
-        manifest = describe(place.stem, opened, facts, joints, folded, options.precision)
+        manifest = make_manifest(place.stem, opened, facts, joints, folded, options.precision)
         modules = traced_modules(folded, options.rtc)
         graphs = write_graphs(folder, modules, folded, manifest, say)
         manifest = replace(manifest, graphs=graphs)
@@ -233,7 +233,7 @@ def write_graphs(
             model = unroll_guided(module, inputs) if name == "guided" else unroll(module, inputs)
         else:
             model = trace(module, inputs, OUTPUTS[name])
-        graph = write(model, path, metadata(name, manifest))
+        graph = write(model, path, graph_metadata(name, manifest))
         graphs[name] = replace(graph, **cost(module, inputs)._asdict())
         megabytes, took = path.stat().st_size / 1e6, time.perf_counter() - began
         say(f"traced {path.name}: {megabytes:.1f} MB in {took:.0f} s")

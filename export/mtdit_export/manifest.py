@@ -21,7 +21,7 @@ VERSIONS_OF = ("mtdit", "torch", "onnx", "onnxruntime")
 REQUIREMENTS = {"onnxruntime": ">=1.18", "tensorrt": ">=10.3"}
 
 
-def metadata(name: str, manifest: Manifest) -> dict[str, str]:
+def graph_metadata(name: str, manifest: Manifest) -> dict[str, str]:
     """Key -> value to store inside each ONNX file, so that it can be identified on its own."""
     sampler = manifest.sampler
     facts = {
@@ -37,7 +37,7 @@ def metadata(name: str, manifest: Manifest) -> dict[str, str]:
     return {f"mtdit.{key}": str(value) for key, value in facts.items()}
 
 
-def describe(
+def make_manifest(
     name: str,
     checkpoint: Checkpoint,
     facts: DatasetFacts,

@@ -50,7 +50,7 @@ def trace(module: nn.Module, inputs: Mapping[str, Tensor], output: str) -> onnx.
 
 def write(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> Graph:
     """Write the graph with its metadata. ExportError when TensorRT 10.3 would refuse it."""
-    describe(model, path.stem, metadata)
+    set_metadata(model, path.stem, metadata)
     if found := problems(model):
         raise ExportError(
             f"TensorRT 10.3 would not accept {path.name}: {found[0]}; please report this"
@@ -71,7 +71,7 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def describe(model: onnx.ModelProto, name: str, metadata: Mapping[str, str]) -> None:
+def set_metadata(model: onnx.ModelProto, name: str, metadata: Mapping[str, str]) -> None:
     """Name the graph, store the metadata, and delete source lines and paths of this computer."""
     model.graph.name, model.producer_name, model.doc_string = name, "mtdit", ""
     helper.set_model_props(model, dict(metadata))

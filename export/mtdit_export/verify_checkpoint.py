@@ -16,7 +16,7 @@ from mtdit_export.manifest import cameras_of, sampler_of
 from mtdit_export.preflight import choose_sampler, joints_of, matching_dataset
 from mtdit_export.reference import Reference, dataset_probes, synthetic_probes
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle.bundle import Bundle, open_bundle
+from mtdit_runtime.bundle.bundle import Bundle, as_bundle
 from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.files import sha256
 from mtdit_runtime.text import printable
@@ -35,7 +35,7 @@ def verify_checkpoint(
     UserError when the bundle was made from other weights or another config, or when the dataset is
     from another robot.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+    bundle = as_bundle(bundle)
     opened, m = open_checkpoint(Path(checkpoint)), bundle.manifest
     _check_weights(bundle, opened)
     opened = replace(opened, config=choose_sampler(opened.config, m.sampler.kind, m.sampler.steps))

@@ -22,20 +22,20 @@ from mtdit.stats import DatasetStats
 from mtdit.training.config import TrainConfig
 from mtdit_robots.features import ACTION, STATE
 
-FEW_EPISODES = 50
-SMALL_BATCH = 64
-UNEVEN = 3.0  # frames of the most frequent task / frames of the rarest
-IDLE_S, IDLE_SHARE = 0.5, 0.1  # duration of a stretch, share of all frames
-STILL = 0.001  # movement per frame, as a share of the joint's range
-TINY_RANGE = 0.1  # degrees, or percent of the gripper
-SQUASHED = 1.4  # change of aspect ratio: 640x480 to square is 1.33 and harmless, 1280x720 is 1.78
-LEAST_SEEN = 0.75  # share of the frame's area inside the crop
+MIN_EPISODES = 50
+MIN_SAMPLES = 64
+MAX_TASK_RATIO = 3.0  # frames of the most frequent task / frames of the rarest
+IDLE_S, MAX_IDLE_SHARE = 0.5, 0.1  # duration of a stretch, share of all frames
+STILL_RATIO = 0.001  # movement per frame, as a share of the joint's range
+MIN_RANGE = 0.1  # degrees, or percent of the gripper
+MAX_SQUASH = 1.4  # change of aspect ratio: 640x480 to square is 1.33 and harmless, 1280x720 is 1.78
+MIN_VISIBLE = 0.75  # share of the frame's area inside the crop
 HORIZON_S = (0.5, 2.5)
-OUTSIDE = 0.05  # margin, as a share of the range of the statistics
+RANGE_MARGIN = 0.05  # margin, as a share of the range of the statistics
 
 
 @dataclass(frozen=True)
-class DatasetReport:
+class TrainingSetup:
     """The training that is checked."""
 
     train: TrainConfig
@@ -56,7 +56,7 @@ def dataset_warnings(
 
     stats: the statistics that normalise the policy, if they are not the dataset's.
     """
-    case = DatasetReport(train, policy, cache, cache.stats if stats is None else stats, world)
+    setup = TrainingSetup(train, policy, cache, cache.stats if stats is None else stats, world)
     checks = (
         _episodes,
         _tasks,
@@ -69,33 +69,33 @@ def dataset_warnings(
         _horizon,
         _short,
     )
-    return [line for check in checks for line in check(case)]
+    return [line for check in checks for line in check(setup)]
 
 
-def _episode_tasks(case: DatasetReport) -> list[str]:
-    ends = np.asarray(case.cache.episode_ends)
-    return [case.cache.info.facts.tasks[t] for t in np.asarray(case.cache.task)[ends - 1]]
+def _episode_tasks(setup: TrainingSetup) -> list[str]:
+    ends = np.asarray(setup.cache.episode_ends)
+    return [setup.cache.info.facts.tasks[t] for t in np.asarray(setup.cache.task)[ends - 1]]
 
 
-def _episodes(case: DatasetReport) -> Iterator[str]:
-    tasks = _episode_tasks(case)
-    if len(tasks) < FEW_EPISODES:
+def _episodes(setup: TrainingSetup) -> Iterator[str]:
+    tasks = _episode_tasks(setup)
+    if len(tasks) < MIN_EPISODES:
         yield (
-            f"only {len(tasks)} episodes: with fewer than {FEW_EPISODES} a policy tends to stand "
+            f"only {len(tasks)} episodes: with fewer than {MIN_EPISODES} a policy tends to stand "
             "still; record about twice as many"
         )
         return
     counts = {task: tasks.count(task) for task in sorted(set(tasks))}
-    few = [f"{task!r} ({n})" for task, n in counts.items() if n < FEW_EPISODES]
+    few = [f"{task!r} ({n})" for task, n in counts.items() if n < MIN_EPISODES]
     if few:
         yield (
-            f"fewer than {FEW_EPISODES} episodes of {_some(few)}: the policy may ignore a rare "
+            f"fewer than {MIN_EPISODES} episodes of {_some(few)}: the policy may ignore a rare "
             "task; record more"
         )
 
 
-def _tasks(case: DatasetReport) -> Iterator[str]:
-    for a, b in combinations(sorted(set(_episode_tasks(case))), 2):
+def _tasks(setup: TrainingSetup) -> Iterator[str]:
+    for a, b in combinations(sorted(set(_episode_tasks(setup))), 2):
         if alike(a, b):
             yield (
                 f"tasks {a!r} and {b!r} look like one task with two spellings; use one wording, or "
@@ -121,12 +121,16 @@ def _words(task: str) -> list[str]:
     return [w for w in re.findall(r"\w+", task.casefold()) if w not in ("a", "an", "the")]
 
 
-def _imbalance(case: DatasetReport) -> Iterator[str]:
-    numbers, counts = np.unique(np.asarray(case.cache.task), return_counts=True)
-    if case.train.balance_tasks or case.train.task_weights or counts.max() <= UNEVEN * counts.min():
+def _imbalance(setup: TrainingSetup) -> Iterator[str]:
+    numbers, counts = np.unique(np.asarray(setup.cache.task), return_counts=True)
+    if (
+        setup.train.balance_tasks
+        or setup.train.task_weights
+        or counts.max() <= MAX_TASK_RATIO * counts.min()
+    ):
         return
     rare, often = (
-        case.cache.info.facts.tasks[numbers[i]] for i in (counts.argmin(), counts.argmax())
+        setup.cache.info.facts.tasks[numbers[i]] for i in (counts.argmin(), counts.argmax())
     )
     yield (
         f"task {often!r} has {counts.max() / counts.min():.1f} times the frames of {rare!r}, which "
@@ -134,10 +138,10 @@ def _imbalance(case: DatasetReport) -> Iterator[str]:
     )
 
 
-def _idle(case: DatasetReport) -> Iterator[str]:
-    idle, bounds = still(case), np.append(0, np.asarray(case.cache.episode_ends))
+def _idle(setup: TrainingSetup) -> Iterator[str]:
+    idle, bounds = standing_still(setup), np.append(0, np.asarray(setup.cache.episode_ends))
     share = float(idle.mean())
-    if share <= IDLE_SHARE:
+    if share <= MAX_IDLE_SHARE:
         return
     start = end = 0
     for first, last in pairwise(bounds):
@@ -151,13 +155,13 @@ def _idle(case: DatasetReport) -> Iterator[str]:
     )
 
 
-def still(case: DatasetReport) -> NDArray[np.bool_]:
+def standing_still(setup: TrainingSetup) -> NDArray[np.bool_]:
     """(N,) True for frames in a stretch longer than IDLE_S without movement of any joint."""
-    action, fps = np.asarray(case.cache.action), case.cache.info.facts.fps
+    action, fps = np.asarray(setup.cache.action), setup.cache.info.facts.fps
     spread = np.maximum(action.max(0) - action.min(0), 1e-6)
     moved = np.abs(np.diff(action, axis=0))  # (N - 1, A) until the next frame
-    rests = np.append((moved < STILL * spread).all(axis=1), False)
-    rests[np.asarray(case.cache.episode_ends) - 1] = False
+    rests = np.append((moved < STILL_RATIO * spread).all(axis=1), False)
+    rests[np.asarray(setup.cache.episode_ends) - 1] = False
     edges = np.flatnonzero(np.diff(np.concatenate([[0], rests.astype(np.int8), [0]])))
     idle = np.zeros(len(action), bool)
     for first, last in edges.reshape(-1, 2):
@@ -166,12 +170,12 @@ def still(case: DatasetReport) -> NDArray[np.bool_]:
     return idle
 
 
-def _constant(case: DatasetReport) -> Iterator[str]:
-    stats, names = case.stats[ACTION], case.cache.info.facts.joints
+def _constant(setup: TrainingSetup) -> Iterator[str]:
+    stats, names = setup.stats[ACTION], setup.cache.info.facts.joints
     spread = np.asarray(stats["max"]) - np.asarray(stats["min"])
-    joints = [f"{names[i]} ({spread[i]:.2g})" for i in np.flatnonzero(spread < TINY_RANGE)]
+    joints = [f"{names[i]} ({spread[i]:.2g})" for i in np.flatnonzero(spread < MIN_RANGE)]
     if joints:
-        amplified = case.policy.normalization_mapping.get("ACTION") == "MIN_MAX"
+        amplified = setup.policy.normalization_mapping.get("ACTION") == "MIN_MAX"
         why = "; MIN_MAX turns the smallest deviation into huge values" if amplified else ""
         yield (
             f"the action of {_some(joints)} hardly changes in the dataset{why}; "
@@ -179,10 +183,10 @@ def _constant(case: DatasetReport) -> Iterator[str]:
         )
 
 
-def _outside(case: DatasetReport) -> Iterator[str]:
-    for key, rows in ((STATE, case.cache.state), (ACTION, case.cache.action)):
-        low, high = (np.asarray(case.stats[key][n]) for n in ("min", "max"))
-        margin = OUTSIDE * (high - low) + 1e-4
+def _outside(setup: TrainingSetup) -> Iterator[str]:
+    for key, rows in ((STATE, setup.cache.state), (ACTION, setup.cache.action)):
+        low, high = (np.asarray(setup.stats[key][n]) for n in ("min", "max"))
+        margin = RANGE_MARGIN * (high - low) + 1e-4
         out = ((np.asarray(rows) < low - margin) | (np.asarray(rows) > high + margin)).any(axis=1)
         if out.any():
             yield (
@@ -192,25 +196,25 @@ def _outside(case: DatasetReport) -> Iterator[str]:
             )
 
 
-def _batch(case: DatasetReport) -> Iterator[str]:
+def _batch(setup: TrainingSetup) -> Iterator[str]:
     """Noise draws count as samples, because they make the gradient less noisy too."""
-    t = case.train
-    one = t.batch_size * case.world * t.noise_samples
-    if one * t.grad_accumulation < SMALL_BATCH:
+    t = setup.train
+    one = t.batch_size * setup.world * t.noise_samples
+    if one * t.grad_accumulation < MIN_SAMPLES:
         yield (
-            f"a step sees {one * t.grad_accumulation} samples; with fewer than {SMALL_BATCH} "
+            f"a step sees {one * t.grad_accumulation} samples; with fewer than {MIN_SAMPLES} "
             "training may be unstable: raise --batch-size, or --grad-accumulation to "
-            f"{-(-SMALL_BATCH // one)}"
+            f"{-(-MIN_SAMPLES // one)}"
         )
 
 
-def _images(case: DatasetReport) -> Iterator[str]:
-    c = case.policy
+def _images(setup: TrainingSetup) -> Iterator[str]:
+    c = setup.policy
     for camera, (height, width, _) in c.cameras.items():
         resized, kept = c.image_resize_shape, c.image_crop_shape
         if resized is not None:
             squash = (width / height) / (resized[1] / resized[0])
-            if max(squash, 1 / squash) > SQUASHED:
+            if max(squash, 1 / squash) > MAX_SQUASH:
                 yield (
                     f"camera {camera!r}: image_resize_shape {_by(resized)} squashes "
                     f"{_by((height, width))} frames by {max(squash, 1 / squash):.2f}; "
@@ -218,7 +222,7 @@ def _images(case: DatasetReport) -> Iterator[str]:
                 )
         size = resized or (height, width)
         seen = kept[0] * kept[1] / (size[0] * size[1]) if kept is not None else 1.0
-        if seen < LEAST_SEEN:
+        if seen < MIN_VISIBLE:
             yield (
                 f"camera {camera!r}: the crop of {_by(kept or size)} shows {seen:.0%} of a "
                 f"{_by(size)} frame; set image_resize_shape a little larger than the crop, "
@@ -226,8 +230,8 @@ def _images(case: DatasetReport) -> Iterator[str]:
             )
 
 
-def _horizon(case: DatasetReport) -> Iterator[str]:
-    fps, c = case.cache.info.facts.fps, case.policy
+def _horizon(setup: TrainingSetup) -> Iterator[str]:
+    fps, c = setup.cache.info.facts.fps, setup.policy
     if not HORIZON_S[0] <= c.horizon / fps <= HORIZON_S[1]:
         yield (
             f"horizon {c.horizon} is {c.horizon / fps:.1f} s at {fps} fps; start with about one "
@@ -235,13 +239,13 @@ def _horizon(case: DatasetReport) -> Iterator[str]:
         )
 
 
-def _short(case: DatasetReport) -> Iterator[str]:
-    lengths = np.diff(np.append(0, np.asarray(case.cache.episode_ends)))
-    short = int((lengths < case.policy.horizon).sum())
+def _short(setup: TrainingSetup) -> Iterator[str]:
+    lengths = np.diff(np.append(0, np.asarray(setup.cache.episode_ends)))
+    short = int((lengths < setup.policy.horizon).sum())
     if short:
         yield (
             f"{short} of {len(lengths)} episodes are shorter than the horizon of "
-            f"{case.policy.horizon} frames (the shortest has {lengths.min()}): much of their "
+            f"{setup.policy.horizon} frames (the shortest has {lengths.min()}): much of their "
             "chunks is padding; lower horizon or remove these episodes"
         )
 

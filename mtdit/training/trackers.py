@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mtdit.training.config import TrainConfig
+from mtdit.training.metrics import LOG
 from mtdit.training.plots import plot_curves
 from mtdit.training.reporters import Report, Reporter, Silent, Validation
 from mtdit_robots.errors import UserError
 
 TENSORBOARD, CURVES, WANDB_RUN = "tensorboard", "curves.png", "wandb_run.json"
-LOG = "train_log.jsonl"  # mtdit.training.metrics writes it
 
 
 def scalars(r: Report) -> dict[str, float]:
