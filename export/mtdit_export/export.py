@@ -66,12 +66,12 @@ FILES = {
     "text": names.TEXT,
     "history": names.HISTORY,
     "denoiser": names.DENOISER,
-    "guided": names.GUIDED,
+    "guided": names.RTC,
 }
 OUTPUTS = {
     "vision": names.FEATURES,
     "text": names.TEXT_FEATURE,
-    "history": names.KNOWN,
+    "history": names.HISTORY_MODULATION,
     "denoiser": names.ACTIONS,
 }
 GOLDEN_COUNT = 2
@@ -259,7 +259,7 @@ def example_inputs(name: str, folded: Folded, config: PolicyConfig) -> dict[str,
         in_history
         if name == "history"
         else {
-            names.KNOWN: (1, 6 * config.num_layers * config.hidden_dim),
+            names.HISTORY_MODULATION: (1, 6 * config.num_layers * config.hidden_dim),
             names.STATE: (1, config.state_dim),
             names.NOISE: (1, config.horizon, config.action_dim),
             names.PREFIX: (1, config.horizon, config.action_dim),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtdit_export.fold.denoiser import FoldedDenoiser
-from mtdit_runtime.bundle.manifest import FEATURES, KNOWN, NOISE, PREFIX_WEIGHTS, STATE
+from mtdit_runtime.bundle.manifest import FEATURES, HISTORY_MODULATION, NOISE, PREFIX_WEIGHTS, STATE
 
 
 class Cost(NamedTuple):
@@ -30,7 +30,7 @@ def cost(module: nn.Module, inputs: Mapping[str, Tensor]) -> Cost:
         return Cost(flops(lambda: module(*inputs.values())), weight_bytes(module))
     per_call = 2 if PREFIX_WEIGHTS in inputs else 1  # the backward pass repeats each product
     passes = len(module.times) * per_call
-    observed = [inputs[name] for name in (KNOWN, STATE, FEATURES) if name in inputs]
+    observed = [inputs[name] for name in (HISTORY_MODULATION, STATE, FEATURES) if name in inputs]
     rows = module.modulation(*observed).chunk(len(module.times))[0]
     once = flops(lambda: module.modulation(*observed))
     each = flops(lambda: module.network(inputs[NOISE], rows))

@@ -1,9 +1,8 @@
-"""Compares the graphs with the trained policy: stage by stage, then from frames to degrees, with
-the same noise.
+"""What the exported graphs are compared with: observations (probes), and what the torch policy in
+float32 computes from them, stage by stage and with the same noise.
 
-The reference is the torch policy in float32; the candidate is the runtime itself (`OnnxEngine`,
-`BundlePolicy`), so that history, tokens and normalisation are compared too. The gates are in
-`mtdit_runtime.verify.gates`: they are the same here and on the robot computer.
+The comparison itself is `mtdit_runtime.verify.gates.check_outputs`, the same here and on the robot
+computer. Also reads the frames with which int8 is calibrated.
 """
 
 from __future__ import annotations
@@ -32,11 +31,10 @@ from mtdit_runtime.bundle.manifest import NOISE, STEP_NOISE
 from mtdit_runtime.policy.policy import draw_noise, noise_inputs, prefix_inputs
 from mtdit_runtime.verify.fixtures import (
     Array,
-    Guide,
     Probe,
     ReferenceOutputs,
     guide_for,
-    held_rows,
+    prefix_rows,
 )
 
 N_PROBES = 4
@@ -145,35 +143,50 @@ class Reference:
     def text(self, task: str) -> tuple[NDArray[np.int64], Array]:
         """Token ids (1, L) and the projected feature (1, P)."""
         ids = tokenize(self.tokenizer, [task], replace(self.config, tokenizer_padding="max_length"))
-        return ids.numpy(), self._project(self.policy.pooled_text(ids)).numpy()
+        pooled = self.policy.pooled_text(ids)
+        return ids.numpy(), self.policy.observation_encoder.text_encoder(pooled).numpy()
 
     @torch.no_grad()
     def __call__(self, probe: Probe) -> ReferenceOutputs:
-        state = self.checkpoint.state_stats.normalize(probe.positions)[None]
+        policy, checkpoint = self.policy, self.checkpoint
+        state = checkpoint.state_stats.normalize(probe.positions)[None]
         ids, text = self.text(probe.task)
-        images = {camera: self._images(frames, camera) for camera, frames in probe.frames.items()}
-        features = self.policy.features(images)
-        batch = Batch(
-            images, torch.from_numpy(state), self.policy.pooled_text(torch.from_numpy(ids))
+        images = {
+            camera: normalized_images(torch.from_numpy(frames), *checkpoint.image_scaling(camera))
+            for camera, frames in probe.frames.items()
+        }
+        images = {camera: frames[None] for camera, frames in images.items()}
+        features = policy.features(images)
+        pooled = policy.pooled_text(torch.from_numpy(ids))
+        conditioning = policy.conditioning(Batch(images, torch.from_numpy(state), pooled))
+        inputs = {
+            name: torch.from_numpy(array) for name, array in noise_inputs(probe.noise).items()
+        }
+        noise, step_noise = inputs[NOISE], inputs[STEP_NOISE].transpose(0, 1)
+        actions = policy.sample_from(conditioning, noise, step_noise).numpy()
+        prefix = prefix_inputs(prefix_rows(actions), self.config.horizon).values()
+        prefixed = policy.sample_from(
+            conditioning, noise, step_noise, *map(torch.from_numpy, prefix)
         )
-        conditioning = self.policy.conditioning(batch)
-        noise = {name: torch.from_numpy(array) for name, array in noise_inputs(probe.noise).items()}
-        noises = noise[NOISE], noise[STEP_NOISE].transpose(0, 1)
-        actions = self.policy.sample_from(conditioning, *noises).numpy()
+        rtc = None
+        if self.rtc:
+            guide = guide_for(actions)
+            target = torch.from_numpy(guide.actions), torch.from_numpy(guide.weights)
+            rtc = sample_guided(policy, conditioning, noise, *target, step_noise).numpy()
         return ReferenceOutputs(
             features=None if features is None else features.numpy(),
             state=state,
             token_ids=ids,
             text=text,
-            known=self._known(conditioning),
+            history_modulation=self._history_modulation(conditioning),
             actions=actions,
-            positions=self.checkpoint.action_stats.unnormalize(actions[0]),
-            held=self._held(conditioning, *noises, held_rows(actions)),
+            positions=checkpoint.action_stats.unnormalize(actions[0]),
+            prefixed=prefixed.numpy(),
             spread=self._spread(conditioning),
-            guided=self._guided(conditioning, *noises, guide_for(actions)) if self.rtc else None,
+            rtc=rtc,
         )
 
-    def _known(self, conditioning: Tensor) -> Array:
+    def _history_modulation(self, conditioning: Tensor) -> Array:
         """(1, M): the modulation of all blocks from text and earlier observations alone, without
         bias, time and the newest observation.
         """
@@ -188,24 +201,6 @@ class Reference:
         return torch.cat(
             [F.linear(before, w[:, self.config.timestep_embed_dim :]) for w in weights], dim=1
         ).numpy()
-
-    def _held(self, conditioning: Tensor, noise: Tensor, step_noise: Tensor, rows: Array) -> Array:
-        prefix = map(torch.from_numpy, prefix_inputs(rows, self.config.horizon).values())
-        return self.policy.sample_from(conditioning, noise, step_noise, *prefix).numpy()
-
-    def _guided(
-        self, conditioning: Tensor, noise: Tensor, step_noise: Tensor, guide: Guide
-    ) -> Array:
-        rows = torch.from_numpy(guide.actions), torch.from_numpy(guide.weights)
-        return sample_guided(self.policy, conditioning, noise, *rows, step_noise).numpy()
-
-    def _project(self, pooled: Tensor) -> Tensor:
-        return self.policy.observation_encoder.text_encoder(pooled)
-
-    def _images(self, frames: NDArray[np.uint8], camera: str) -> Tensor:
-        return normalized_images(torch.from_numpy(frames), *self.checkpoint.image_scaling(camera))[
-            None
-        ]
 
     def _spread(self, conditioning: Tensor) -> float:
         """Rms deviation of the executed actions over noise seeds, in units."""

@@ -26,7 +26,7 @@ from mtdit_export.trace import trace
 from mtdit_runtime.bundle.manifest import (
     ACTIONS,
     FEATURES,
-    KNOWN,
+    HISTORY_MODULATION,
     NOISE,
     PREFIX,
     PREFIX_MASK,
@@ -46,9 +46,11 @@ OPERATORS: Mapping[Any, str] = {
 
 
 def unroll(
-    denoiser: FoldedDenoiser, inputs: Mapping[str, Tensor], network: nn.Module | None = None,
+    denoiser: FoldedDenoiser,
+    inputs: Mapping[str, Tensor],
+    network: nn.Module | None = None,
     numbers: Mapping[str, Tensor] | None = None,
-) -> onnx.ModelProto:  # fmt: skip
+) -> onnx.ModelProto:
     """The denoiser with its whole sampler as a graph. `inputs` are examples by name; the output is
     actions (1, T, A).
 
@@ -57,13 +59,17 @@ def unroll(
     that the sampler and the modulation do not use.
     """
     network, numbers, calls = network or denoiser.network, numbers or {}, len(denoiser.times)
-    observed = {name: inputs[name] for name in (KNOWN, STATE, FEATURES) if name in inputs}
-    held = [PREFIX, PREFIX_MASK] if PREFIX_MASK in inputs else []
-    further = {
-        name: x for name, x in inputs.items() if name not in (*observed, *held, NOISE, STEP_NOISE)
+    observed = {
+        name: inputs[name] for name in (HISTORY_MODULATION, STATE, FEATURES) if name in inputs
+    }
+    prefix_inputs = [PREFIX, PREFIX_MASK] if PREFIX_MASK in inputs else []
+    other_inputs = {
+        name: x
+        for name, x in inputs.items()
+        if name not in (*observed, *prefix_inputs, NOISE, STEP_NOISE)
     }
     call = {X: inputs[NOISE], MODULATION: denoiser.modulation(*observed.values()).chunk(calls)[0]}
-    call |= {name: rows[0] for name, rows in numbers.items()} | further
+    call |= {name: rows[0] for name, rows in numbers.items()} | other_inputs
     head, body = trace(denoiser.modulation, observed, MODULATION), trace(network, call, OUTPUT)
 
     graph = _Graph()
@@ -81,7 +87,7 @@ def unroll(
             body.graph, "network", f"call.{i}", {X: x, MODULATION: modulations[i], **rows}
         )
 
-    write_sampler(graph, record(denoiser, held, step_noise), write_call)
+    write_sampler(graph, record(denoiser, prefix_inputs, step_noise), write_call)
     return graph.model(inputs, head.opset_import)
 
 
@@ -93,9 +99,11 @@ def denoised(x: Tensor) -> Tensor:
     return x
 
 
-def record(denoiser: FoldedDenoiser, held: Sequence[str], step_noise: Sequence[str]) -> fx.Graph:
-    """Record the operations of the sampler as a torch.fx graph. `held` and `step_noise` are the
-    names of the prefix inputs and of the noise of each step, empty if there is none.
+def record(
+    denoiser: FoldedDenoiser, prefix_inputs: Sequence[str], step_noise: Sequence[str]
+) -> fx.Graph:
+    """Record the operations of the sampler as a torch.fx graph. `prefix_inputs` and `step_noise`
+    are the names of the prefix inputs and of the noise of each step, empty if there is none.
     """
     graph = fx.Graph()
     tracer = GraphAppendingTracer(graph)
@@ -106,7 +114,7 @@ def record(denoiser: FoldedDenoiser, held: Sequence[str], step_noise: Sequence[s
     def denoise(x: Tensor, time: Tensor) -> Tensor:
         return cast(Tensor, tracer.create_proxy("call_function", denoised, (x,), {}))
 
-    prefix, mask = map(value, held) if held else (None, None)
+    prefix, mask = map(value, prefix_inputs) if prefix_inputs else (None, None)
     actions = denoiser.objective.sample(
         denoise, value(NOISE), [value(name) for name in step_noise], prefix, mask
     )

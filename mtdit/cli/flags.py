@@ -12,7 +12,7 @@ import typer
 
 from mtdit_robots.errors import UserError
 
-# Fields of TrainConfig, RunOptions and ExportOptions whose flag has another name.
+# Fields of TrainConfig and of the options of calls (RunOptions, ...) whose flag has another name.
 FLAGS = {
     "output_dir": "--out",
     "task_weights": "--task-weight",
@@ -20,6 +20,8 @@ FLAGS = {
     "resume": "--resume",
     "duration_s": "--duration",
     "home_s": "--home-seconds",
+    "episode_s": "--episode-seconds",
+    "reset_s": "--reset-seconds",
     "prefetch_ticks": "--prefetch",
     "log_frames_mb": "--log-frames",
     "lockstep": "--clock",

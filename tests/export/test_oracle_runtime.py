@@ -63,7 +63,7 @@ def test_every_stage_equals_lerobots(lerobot: LeRobot, bundle: Path, task: str, 
     np.testing.assert_allclose(text, wanted["text"], atol=1e-5, rtol=0)
     state = opened.stats["observation.state"].normalize(positions)[None]
     actions = candidate.actions(
-        state, candidate.known(state, text, features), probe.noise, features
+        state, candidate.history_modulation(state, text, features), probe.noise, features
     )
     np.testing.assert_allclose(actions, wanted["actions"], atol=1e-4, rtol=0)
     np.testing.assert_allclose(candidate.positions(probe), wanted["degrees"], atol=0.01, rtol=0)

@@ -193,7 +193,7 @@ def compare_stages(candidate: EngineRunner, probe: Probe, wanted: Mapping[str, n
         )
     np.testing.assert_allclose(text, wanted["text"], atol=FP32_LIMIT, rtol=0, err_msg="text")
     seen = wanted["features"] if probe.frames else None
-    known = candidate.known(wanted["state"], wanted["text"], seen)
+    known = candidate.history_modulation(wanted["state"], wanted["text"], seen)
     actions = candidate.actions(wanted["state"], known, probe.noise, seen)
     np.testing.assert_allclose(
         actions, wanted["actions"], atol=FP32_LIMIT, rtol=0, err_msg="denoiser"

@@ -16,8 +16,7 @@ from onnx import helper, numpy_helper
 
 from mtdit.checkpoint.read import open_checkpoint
 from mtdit_export.export import export
-from mtdit_export.options import ExportOptions
-from mtdit_export.precision import FP16, FP32, INT8
+from mtdit_export.options import FP16, FP32, INT8, ExportOptions
 from mtdit_export.reference import synthetic_probes
 from mtdit_robots.errors import ExportError
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle, save_task_features
@@ -155,7 +154,7 @@ def test_golden_files_replay(bundle: Path) -> None:
         np.testing.assert_array_equal(ids, golden["token_ids"])
         np.testing.assert_allclose(text, golden["text"], atol=1e-5)
         np.testing.assert_allclose(candidate.features(probe), golden["features"], atol=1e-5)
-        known = candidate.known(golden["state"], golden["text"], golden["features"])
+        known = candidate.history_modulation(golden["state"], golden["text"], golden["features"])
         np.testing.assert_allclose(known, golden["known"], atol=1e-5)
         actions = candidate.actions(
             golden["state"], golden["known"], probe.noise, golden["features"]

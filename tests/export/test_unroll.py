@@ -25,7 +25,7 @@ from mtdit_export.trace import write
 from mtdit_export.trt_compat import problems
 from mtdit_export.unroll import unroll
 from mtdit_runtime.bundle.bundle import open_bundle
-from mtdit_runtime.bundle.manifest import KNOWN, PREFIX, PREFIX_MASK, STATE
+from mtdit_runtime.bundle.manifest import HISTORY_MODULATION, PREFIX, PREFIX_MASK, STATE
 from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
 
@@ -74,7 +74,9 @@ def test_every_sampler_is_the_policys_with_and_without_a_prefix(
     pooled = policy.pooled_text(torch.full((1, 77), 49407))
     states = torch.randn(1, config.n_obs_steps, 6)
     inputs |= {
-        KNOWN: folded.history(policy.observation_encoder.text_encoder(pooled), states[:, :-1])
+        HISTORY_MODULATION: folded.history(
+            policy.observation_encoder.text_encoder(pooled), states[:, :-1]
+        )
     }
     inputs[STATE] = states[:, -1]
     conditioning = policy.conditioning(Batch({}, states, pooled))

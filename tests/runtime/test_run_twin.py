@@ -17,17 +17,16 @@ from mtdit_runtime.control.loop import LoopConfig, run_loop
 from mtdit_runtime.control.report import Tick
 from mtdit_runtime.control.safety import Limits, Safety
 from mtdit_runtime.evaluate import EvalOptions, evaluate
-from mtdit_runtime.timings import Timings
+from mtdit_runtime.policy.policy import Policy
 
 TASK = "open the drawer"
 
 
-class Wandering:
+class Wandering(Policy):
     """Chunks that drift by the noise and by what the cameras show."""
 
     joints, cameras = tuple(JOINTS), ("top", "wrist")
     n_obs_steps, n_action_steps, horizon, fps = 2, 8, 16, 30
-    timings = Timings()
 
     def reset(self, task: str, seed: int) -> None:
         self.rng = np.random.default_rng(seed)

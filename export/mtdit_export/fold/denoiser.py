@@ -104,8 +104,8 @@ class FoldedHistory(nn.Module):
 
 
 class Modulation(nn.Module):
-    """The modulation of all K calls of the network (K * M,), from time, `known` (1, M) and the
-    newest observation.
+    """The modulation of all K calls of the network (K * M,), from time, text and earlier
+    observations (`history`, (1, M)), and the newest observation.
     """
 
     def __init__(self, table: Tensor, columns: ObservationColumns) -> None:
@@ -115,9 +115,9 @@ class Modulation(nn.Module):
             torch.cat([columns.features[:, -1], columns.state[:, -1]], dim=1)
         )
 
-    def forward(self, known: Tensor, state: Tensor, features: Tensor | None = None) -> Tensor:
+    def forward(self, history: Tensor, state: Tensor, features: Tensor | None = None) -> Tensor:
         newest = F.silu(state if features is None else torch.cat([features, state], dim=1))
-        return (self.of_time + (known + self.of_newest(newest).float())).flatten()
+        return (self.of_time + (history + self.of_newest(newest).float())).flatten()
 
 
 class Network(nn.Module):
@@ -159,14 +159,22 @@ class FoldedDenoiser(nn.Module):
         self.feature_dim = columns.features.shape[2]  # n_cam * D
 
     def forward(
-        self, known: Tensor, state: Tensor, noise: Tensor, prefix: Tensor, prefix_mask: Tensor,
-        features: Tensor | None = None, step_noise: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """known (1, M), state (1, S) normalised, noise (1, T, A), prefix (1, T, A), prefix_mask
-        (1, T, 1), features (1, n_cam * D), step_noise of DDPM (1, steps - 1, T, A) -> actions
-        (1, T, A) normalised.
+        self,
+        known: Tensor,
+        state: Tensor,
+        noise: Tensor,
+        prefix: Tensor,
+        prefix_mask: Tensor,
+        features: Tensor | None = None,
+        step_noise: Tensor | None = None,
+    ) -> Tensor:
+        """The arguments have the names of the graph's inputs: known (1, M) from the history,
+        state (1, S) normalised, noise (1, T, A), prefix (1, T, A), prefix_mask (1, T, 1),
+        features (1, n_cam * D), step_noise of DDPM (1, steps - 1, T, A) -> actions (1, T, A)
+        normalised.
         """
-        calls = iter(self.modulation(known, state, features).chunk(len(self.times)))  # each (M,)
+        modulation = self.modulation(known, state, features)
+        calls = iter(modulation.chunk(len(self.times)))  # each (M,)
         steps = () if step_noise is None else step_noise.unbind(1)
         return self.objective.sample(
             lambda x, time: self.network(x, next(calls)), noise, steps, prefix, prefix_mask

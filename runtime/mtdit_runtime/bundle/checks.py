@@ -12,7 +12,7 @@ from mtdit_runtime.bundle.manifest import (
     EARLIER_FEATURES,
     EARLIER_STATE,
     FEATURES,
-    KNOWN,
+    HISTORY_MODULATION,
     MANIFEST,
     MAX_COST,
     NOISE,
@@ -147,7 +147,7 @@ def _wanted_tensors(m: Manifest) -> dict[str, tuple[list[Tensor], list[Tensor]]]
     actions = (1, m.horizon, joints)
     text = Tensor(TEXT_FEATURE, (1, feature_width(m.graphs["text"].outputs)), "float32")
     ids = Tensor(TOKEN_IDS, (1, feature_width(m.graphs["text"].inputs)), "int64")
-    known = Tensor(KNOWN, (1, feature_width(m.graphs["history"].outputs)), "float32")
+    known = Tensor(HISTORY_MODULATION, (1, feature_width(m.graphs["history"].outputs)), "float32")
     wanted, given = {"text": ([ids], [text])}, [known, Tensor(STATE, (1, joints), "float32")]
     given += [Tensor(name, actions, "float32") for name in (NOISE, PREFIX)]
     if m.sampler.draws > 1:

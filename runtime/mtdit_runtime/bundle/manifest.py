@@ -18,7 +18,7 @@ SUFFIX = ".mtdit"
 MANIFEST = "manifest.json"
 VISION, TEXT, DENOISER = "vision.onnx", "text.onnx", "denoiser.onnx"
 HISTORY = "history.onnx"  # text and earlier observations -> their part of the modulation
-GUIDED = "guided.onnx"  # optional: the denoiser with the guidance of real-time chunking (RTC)
+RTC = "guided.onnx"  # optional: the denoiser with the guidance of real-time chunking (RTC)
 TOKENIZER = "tokenizer.json"
 TASKS = "tasks.npz"
 STATS = "stats.safetensors"  # its keys are the feature names of `mtdit_robots.features`
@@ -34,7 +34,7 @@ STATE = "state"  # (1, S) float32, normalised, the newest
 EARLIER_FEATURES = "earlier_features"  # (1, n_obs - 1, n_cam * D) float32, oldest first
 EARLIER_STATE = "earlier_state"  # (1, n_obs - 1, S) float32, normalised, oldest first
 # (1, layers * 6 D) float32: what text and earlier observations add to the modulation of all blocks
-KNOWN = "known"
+HISTORY_MODULATION = "known"
 NOISE = "noise"  # (1, horizon, A) float32, standard normal
 # (1, steps - 1, horizon, A) float32, standard normal; DDPM only, and only with steps > 1
 STEP_NOISE = "step_noise"

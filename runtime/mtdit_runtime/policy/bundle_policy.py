@@ -19,7 +19,7 @@ from mtdit_runtime.bundle.manifest import (
     EARLIER_FEATURES,
     EARLIER_STATE,
     FEATURES,
-    KNOWN,
+    HISTORY_MODULATION,
     PREFIX_MASK,
     PREFIX_WEIGHTS,
     STATE,
@@ -157,7 +157,11 @@ class BundlePolicy:
     ) -> Chunk:
         *earlier, newest = steps
         known = self._known(text, earlier)
-        observed = {KNOWN: known, FEATURES: self._feature(newest)[None], STATE: newest.state[None]}
+        observed = {
+            HISTORY_MODULATION: known,
+            FEATURES: self._feature(newest)[None],
+            STATE: newest.state[None],
+        }
         with self._lock:
             result = self._run(graph, self._denoisers[graph], {**given, **observed})
         actions = result[ACTIONS][0]  # (horizon, J) normalised
@@ -174,7 +178,7 @@ class BundlePolicy:
                 if earlier:  # (1, n_obs - 1, n_cam * D) and (1, n_obs - 1, J)
                     inputs[EARLIER_FEATURES] = np.stack(features)[None]
                     inputs[EARLIER_STATE] = np.stack([moment.state for moment in earlier])[None]
-                part = self._run("history", self._engines.history, inputs)[KNOWN]
+                part = self._run("history", self._engines.history, inputs)[HISTORY_MODULATION]
                 self._last_known = _Known(text, earlier, part)
             return self._last_known.part
 

@@ -16,7 +16,7 @@ from mtdit_runtime.bundle.manifest import (
     EARLIER_FEATURES,
     EARLIER_STATE,
     FEATURES,
-    KNOWN,
+    HISTORY_MODULATION,
     PREFIX,
     PREFIX_WEIGHTS,
     STATE,
@@ -53,7 +53,7 @@ class EngineRunner:
         return self.engines.open_text()
 
     @cached_property
-    def guided_engine(self) -> Engine | None:
+    def rtc_engine(self) -> Engine | None:
         return self.engines.open_guided() if self.engines.open_guided else None
 
     def features(self, probe: Probe) -> Array | None:
@@ -72,40 +72,43 @@ class EngineRunner:
         ids = self.tokens(task)
         return ids, self._run("text", self.text_engine, {TOKEN_IDS: ids})[TEXT_FEATURE]
 
-    def known(self, state: Array, text: Array, features: Array | None) -> Array:
+    def history_modulation(self, state: Array, text: Array, features: Array | None) -> Array:
         """(1, M) from states (1, n_obs, J), text (1, P) and features (1, n_obs, n_cam * D). The
         newest state and feature are not used.
         """
         inputs = {TEXT_FEATURE: text, EARLIER_STATE: state[:, :-1]}
         inputs |= {} if features is None else {EARLIER_FEATURES: features[:, :-1]}
-        return self._run("history", self.engines.history, inputs)[KNOWN]
+        return self._run("history", self.engines.history, inputs)[HISTORY_MODULATION]
 
     def actions(
         self,
         state: Array,
-        known: Array,
+        modulation: Array,
         noise: Array,
         features: Array | None,
-        held: Array | None = None,
+        prefix: Array | None = None,
     ) -> Array:
-        """(1, T, A) normalised. state, features: of all observations. held: (n, A) committed
+        """(1, T, A) normalised. state, features: of all observations. prefix: (n, A) committed
         actions, the chunk's first rows.
         """
-        horizon = self.bundle.manifest.horizon
-        prefix = prefix_inputs(
-            np.zeros((0, noise.shape[-1]), np.float32) if held is None else held, horizon
-        )
+        rows = np.zeros((0, noise.shape[-1]), np.float32) if prefix is None else prefix
+        inputs = prefix_inputs(rows, self.bundle.manifest.horizon)
         return self._denoise(
-            "denoiser", self.engines.denoiser, state, known, noise, features, prefix
+            "denoiser", self.engines.denoiser, state, modulation, noise, features, inputs
         )
 
-    def guided(
-        self, state: Array, known: Array, noise: Array, features: Array | None, guide: Guide
+    def rtc(
+        self,
+        state: Array,
+        modulation: Array,
+        noise: Array,
+        features: Array | None,
+        guide: Guide,
     ) -> Array:
         """(1, T, A) normalised, guided towards `guide`."""
-        assert self.guided_engine is not None, "the bundle has no guided graph"
+        assert self.rtc_engine is not None, "the bundle has no guided graph"
         inputs = {PREFIX: guide.actions, PREFIX_WEIGHTS: guide.weights}
-        return self._denoise("guided", self.guided_engine, state, known, noise, features, inputs)
+        return self._denoise("guided", self.rtc_engine, state, modulation, noise, features, inputs)
 
     def positions(self, probe: Probe) -> Array:
         """(T, A) in units, computed by the policy class that the robot uses."""
@@ -120,12 +123,17 @@ class EngineRunner:
         stage: str,
         engine: Engine,
         state: Array,
-        known: Array,
+        modulation: Array,
         noise: Array,
         features: Array | None,
         more: Mapping[str, Array],
     ) -> Array:
-        inputs = {KNOWN: known, STATE: state[:, -1], **noise_inputs(noise), **more}
+        inputs = {
+            HISTORY_MODULATION: modulation,
+            STATE: state[:, -1],
+            **noise_inputs(noise),
+            **more,
+        }
         inputs |= {} if features is None else {FEATURES: features[:, -1]}
         return self._run(stage, engine, inputs)[ACTIONS]
 

@@ -16,7 +16,7 @@ from mtdit_runtime.bundle.manifest import (
     ACTIONS,
     FEATURES,
     GOLDEN,
-    KNOWN,
+    HISTORY_MODULATION,
     NOISE,
     STATE,
     TEXT_FEATURE,
@@ -31,7 +31,7 @@ from mtdit_runtime.policy.rtc import prefix_weights
 Array = NDArray[np.float32]
 
 # further arrays of a fixture
-POSITIONS, TASK, UNITS, HELD, GUIDED = "positions", "task", "actions_units", "held", "guided"
+POSITIONS, TASK, UNITS, PREFIXED, RTC = "positions", "task", "actions_units", "held", "guided"
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class ReferenceOutputs:
     state: Array  # (1, n_obs, J) normalised
     token_ids: NDArray[np.int64]  # (1, L)
     text: Array  # (1, P)
-    known: Array  # (1, M)
+    history_modulation: Array  # (1, M), the tensor "known"
     actions: Array  # (1, T, A) normalised
     positions: Array  # (T, A) units
-    held: Array  # (1, T, A) normalised, with `held_rows(actions)` as committed prefix
+    prefixed: Array  # (1, T, A) normalised, with `prefix_rows(actions)` as committed prefix
     spread: float  # units, rms deviation of the executed actions over noise seeds
-    guided: Array | None = None  # (1, T, A) normalised, guided towards `guide_for(actions)`
+    rtc: Array | None = None  # (1, T, A) normalised, guided towards `guide_for(actions)`
 
 
 # -- fixtures --
@@ -78,11 +78,14 @@ def write_golden(
     for i, (probe, e) in enumerate(zip(probes, expected, strict=True)):
         arrays: dict[str, NDArray[Any]] = {frame_input(c): f for c, f in probe.frames.items()}
         arrays |= {POSITIONS: probe.positions, TASK: np.array(probe.task), NOISE: probe.noise}
-        arrays |= {STATE: e.state, TOKEN_IDS: e.token_ids, TEXT_FEATURE: e.text, KNOWN: e.known}
-        arrays |= {ACTIONS: e.actions, UNITS: e.positions, HELD: e.held}
         arrays |= {
-            name: a for name, a in ((FEATURES, e.features), (GUIDED, e.guided)) if a is not None
+            STATE: e.state,
+            TOKEN_IDS: e.token_ids,
+            TEXT_FEATURE: e.text,
+            HISTORY_MODULATION: e.history_modulation,
         }
+        arrays |= {ACTIONS: e.actions, UNITS: e.positions, PREFIXED: e.prefixed}
+        arrays |= {name: a for name, a in ((FEATURES, e.features), (RTC, e.rtc)) if a is not None}
         np.savez_compressed(folder / f"{i}.npz", **arrays)  # type: ignore[arg-type]
 
 
@@ -111,7 +114,7 @@ def _spread(bundle: Bundle) -> float:
 
 def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, ReferenceOutputs]:
     a, path = read_arrays(bundle.path(name)), bundle.path(name)
-    wanted = _wanted_arrays(bundle.manifest, GUIDED in a)
+    wanted = _wanted_arrays(bundle.manifest, RTC in a)
     if missing := [key for key in (TASK, *wanted) if key not in a]:
         raise UserError(f"{path} lacks {missing[0]}: run `mtdit export` again")
     for key, (shape, dtype) in wanted.items():
@@ -127,12 +130,12 @@ def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, ReferenceOut
             "run `mtdit export` again"
         )
     frames = {camera.name: a[frame_input(camera.name)] for camera in bundle.manifest.cameras}
-    observed = a.get(FEATURES), a[STATE], a[TOKEN_IDS], a[TEXT_FEATURE], a[KNOWN]
-    e = ReferenceOutputs(*observed, a[ACTIONS], a[UNITS], a[HELD], spread, a.get(GUIDED))
+    observed = a.get(FEATURES), a[STATE], a[TOKEN_IDS], a[TEXT_FEATURE], a[HISTORY_MODULATION]
+    e = ReferenceOutputs(*observed, a[ACTIONS], a[UNITS], a[PREFIXED], spread, a.get(RTC))
     return Probe(frames, a[POSITIONS], task[0], a[NOISE]), e
 
 
-def _wanted_arrays(m: Manifest, guided: bool) -> dict[str, tuple[tuple[int, ...], str]]:
+def _wanted_arrays(m: Manifest, rtc: bool) -> dict[str, tuple[tuple[int, ...], str]]:
     """Array name -> the shape and dtype that it must have in a fixture."""
     text, history, denoiser = (m.graphs[name] for name in ("text", "history", "denoiser"))
     j = len(m.joints)
@@ -145,7 +148,7 @@ def _wanted_arrays(m: Manifest, guided: bool) -> dict[str, tuple[tuple[int, ...]
     wanted |= {
         frame_input(c.name): ((m.n_obs_steps, c.height, c.width, 3), "uint8") for c in m.cameras
     }
-    wanted |= dict.fromkeys((HELD, *([GUIDED] if guided else [])), wanted[ACTIONS])
+    wanted |= dict.fromkeys((PREFIXED, *([RTC] if rtc else [])), wanted[ACTIONS])
     rows = {
         POSITIONS: (m.n_obs_steps, j),
         UNITS: (m.horizon, j),
@@ -168,7 +171,7 @@ class Guide:
     weights: Array  # (1, T, 1) in 0..1
 
 
-def held_rows(actions: Array) -> Array:
+def prefix_rows(actions: Array) -> Array:
     """The committed prefix (n, A) of a check, made from a chunk (1, T, A): its first rows, halved,
     because with unchanged rows the rest of the chunk would not change either.
     """

@@ -21,7 +21,7 @@ from mtdit_runtime.verify.fixtures import (
     Probe,
     ReferenceOutputs,
     guide_for,
-    held_rows,
+    prefix_rows,
     read_golden,
     recorded,
 )
@@ -129,16 +129,19 @@ def compare(
                 f"text: the tokens of {probe.task!r} differ, the tokenizer is not the checkpoint's"
             )
         pairs["text"] = (text, e.text)
-    pairs["history"] = (candidate.known(e.state, e.text, e.features), e.known)
-    given = e.state, e.known, probe.noise, e.features
+    pairs["history"] = (
+        candidate.history_modulation(e.state, e.text, e.features),
+        e.history_modulation,
+    )
+    given = e.state, e.history_modulation, probe.noise, e.features
     pairs["denoiser"] = (candidate.actions(*given), e.actions)
-    pairs["held"] = (candidate.actions(*given, held=held_rows(e.actions)), e.held)
-    if candidate.guided_engine is not None and e.guided is not None:
-        pairs["guided"] = (candidate.guided(*given, guide_for(e.actions)), e.guided)
+    pairs["held"] = (candidate.actions(*given, prefix=prefix_rows(e.actions)), e.prefixed)
+    if candidate.rtc_engine is not None and e.rtc is not None:
+        pairs["guided"] = (candidate.rtc(*given, guide_for(e.actions)), e.rtc)
     m = candidate.bundle.manifest
     executed = slice(m.n_obs_steps - 1, m.n_obs_steps - 1 + m.n_action_steps)
-    known = candidate.known(e.state, text, features)
-    pairs["chunk"] = (candidate.actions(e.state, known, probe.noise, features), e.actions)
+    modulation = candidate.history_modulation(e.state, text, features)
+    pairs["chunk"] = (candidate.actions(e.state, modulation, probe.noise, features), e.actions)
     pairs["robot"] = (candidate.positions(probe)[executed], e.positions[executed])
     for stage, name in (
         ("chunk", "text robot"),

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 import pytest
 import typer
@@ -17,7 +15,12 @@ from mtdit.cli.app import app
 from mtdit.cli.flags import FLAGS, flag_of
 from mtdit.cli.terminal.help import MAX_UNGROUPED, heading
 from mtdit.training.config import TrainConfig, field_help
+from mtdit_export.options import ExportOptions
+from mtdit_runtime.evaluate import EvalOptions
+from mtdit_runtime.record import RecordOptions
 from mtdit_runtime.run import RunOptions
+from mtdit_runtime.teleoperate import DriveOptions
+from mtdit_runtime.verify.build import BuildOptions
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 HEAVY = ("numpy", "rich", "torch", "cv2", "onnxruntime", "mujoco", "pyarrow", "av", "pydantic")
@@ -29,10 +32,24 @@ try:
 except SystemExit:
     print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]), file=sys.stderr)
 """
-# Options of `run` that describe the robot, the film or the report, not the run.
-NOT_A_RUN_OPTION = {"robot", "port", "calibration", "bus", "bus_timeout", "camera", "json_out"}
-# Fields of RunOptions that no flag sets: the command makes them from several options.
-NO_FLAG = {"robot", "success", "overview", "say"}
+ARM = {"robot", "port", "calibration", "bus", "bus_timeout", "camera"}
+LEADER = {"leader_port", "leader_calibration", "height", "width", "seed"}
+# The options of each call, and what the command takes besides: what runs, on which robot, where the
+# result goes.
+CALLS = {
+    "run": (RunOptions, {"bundle", "task", *ARM, "json_out"}),
+    "export": (ExportOptions, {"checkpoint", "out", "int8", "build", "json_out"}),
+    "eval": (EvalOptions, {"bundle", "checkpoint", "robot", "task", "backend", "json_out"}),
+    "build": (BuildOptions, {"bundle"}),
+    "teleoperate": (DriveOptions, {*ARM, *LEADER, "json_out"}),
+    "record": (RecordOptions, {"out", "task", *ARM, *LEADER, "images", "json_out"}),
+}
+# Fields that a Python user sets and no flag does; `record --images` is the opposite of `video`.
+NO_FLAG = {
+    "eval": {"prefetch_ticks", "success_ticks", "joints"},
+    "teleoperate": {"safety"},
+    "record": {"safety", "video"},
+}
 
 
 @pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS)], ids=lambda w: "".join(w))
@@ -105,28 +122,25 @@ def test_every_field_of_a_training_has_an_option() -> None:
     }
 
 
-def flags_of(name: str) -> Mapping[str, Any]:
-    """Flag -> option of a command."""
-    return {flag: option for option in COMMANDS[name].params for flag in option.opts}
-
-
-def test_every_field_of_a_run_has_an_option() -> None:
-    """With the field's name or one in FLAGS, and with its default."""
-    options = flags_of("run")
-    set_by = {}
-    for field in dataclasses.fields(RunOptions):
-        if field.name not in NO_FLAG:
-            option = options[flag_of(field.name).partition("/")[0]]
-            set_by[field.name] = option
-            if option.default is not None and field.name not in ("lockstep", "bundle"):
-                default = getattr(option.default, "value", option.default)
-                assert default == field.default, field.name
-    others = {option.name for option in options.values()} - {o.name for o in set_by.values()}
-    assert others == NOT_A_RUN_OPTION
+@pytest.mark.parametrize("name", CALLS)
+def test_every_field_of_the_options_of_a_call_has_a_flag(name: str) -> None:
+    """With the field's name or one in FLAGS, and with the field's default."""
+    kind, besides = CALLS[name]
+    flags = {flag: option for option in COMMANDS[name].params for flag in option.opts}
+    set_by = set()
+    for field in dataclasses.fields(kind):
+        if field.name in NO_FLAG.get(name, ()):
+            continue
+        option = flags[flag_of(field.name).partition("/")[0]]
+        set_by.add(option.name)
+        # the clock and the precision are words, made from a switch; None: the help says the default
+        if option.default is not None and field.name not in ("lockstep", "precision"):
+            assert getattr(option.default, "value", option.default) == field.default, field.name
+    assert {option.name for option in COMMANDS[name].params} - set_by == besides
 
 
 def test_the_table_of_other_names_is_short_and_used() -> None:
-    assert len(FLAGS) <= 12
+    assert len(FLAGS) <= 13
     every = {
         flag
         for name in COMMANDS

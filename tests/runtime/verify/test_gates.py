@@ -27,7 +27,7 @@ from mtdit_runtime.verify.candidate import EngineRunner
 from mtdit_runtime.verify.fixtures import (
     Probe,
     ReferenceOutputs,
-    held_rows,
+    prefix_rows,
     read_golden,
     write_golden,
 )
@@ -65,7 +65,7 @@ def by_hand(toy: Any, bundle: Bundle, seed: int) -> tuple[Probe, ReferenceOutput
     chunk = toy.chunk(list(zip(positions, steps, strict=True)), task, noise)
     ids = EngineRunner(bundle, choose_engines(bundle, "onnx")).tokens(task)
     actions = bundle.stats[ACTION].normalize(chunk)[None].astype(np.float32)
-    rows = held_rows(actions)
+    rows = prefix_rows(actions)
     features, state = (
         np.stack([toy.vision(step) for step in steps])[None],
         bundle.stats[STATE].normalize(positions)[None],
@@ -75,10 +75,10 @@ def by_hand(toy: Any, bundle: Bundle, seed: int) -> tuple[Probe, ReferenceOutput
         state=state,
         token_ids=ids,
         text=toy.tasks[task][None],
-        known=toy.known(features, state, toy.tasks[task][None]),
+        history_modulation=toy.known(features, state, toy.tasks[task][None]),
         actions=actions,
         positions=chunk.astype(np.float32),
-        held=np.concatenate([rows[None], actions[:, len(rows) :]], axis=1),
+        prefixed=np.concatenate([rows[None], actions[:, len(rows) :]], axis=1),
         spread=1.0,
     )
     return Probe(frames, positions.astype(np.float32), task, noise), e
