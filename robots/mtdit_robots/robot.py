@@ -38,10 +38,14 @@ class Robot(Protocol):
     """
 
     @property
-    def joints(self) -> tuple[str, ...]: ...
+    def joints(self) -> tuple[str, ...]:
+        """Joint names, in the order of all positions."""
+        ...
 
     @property
-    def cameras(self) -> tuple[str, ...]: ...
+    def cameras(self) -> tuple[str, ...]:
+        """Camera names; every observation has a frame of each."""
+        ...
 
     @property
     def errors(self) -> Mapping[str, Mapping[str, int]]:
@@ -53,7 +57,9 @@ class Robot(Protocol):
     def connect(self) -> None:
         """Open and check bus and cameras, then hold the present pose with torque on."""
 
-    def observe(self) -> Observation: ...
+    def observe(self) -> Observation:
+        """Read the positions now, and take each camera's latest frame."""
+        ...
 
     def command(self, positions: Positions) -> Positions:
         """Send goal positions (J,). Returns the positions sent, after the robot's own limits."""
