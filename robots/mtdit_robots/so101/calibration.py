@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from mtdit_robots.errors import UserError
-from mtdit_robots.so101.joints import IDS, JOINTS, Ranges
+from mtdit_robots.so101.joints import IDS, JOINTS, MAX_TICK, Ranges
 
 MAX_HOMING_OFFSET = 2047  # 11-bit magnitude in the servo
-MAX_TICK = 4095
 # 18 degrees, less than any joint can move: a smaller range means the joint was not swept
 MIN_SPAN_TICKS = 200
+# 9 degrees beyond the range: more than play in the joint and the flex of an end stop, so the joint
+# has turned past the encoder's zero or the file is wrong
+OUTSIDE_TICKS = 100
 DIRECTORIES = ("so_follower", "so101_follower")  # since LeRobot 0.4.3, and before
 LEADER_DIRECTORIES = ("so_leader", "so101_leader")
 HISTORY = "history"  # the folder beside a calibration file that keeps its earlier versions
@@ -40,6 +42,10 @@ class JointCalibration:
     homing_offset: int
     range_min: int
     range_max: int
+
+    def allows(self, ticks: int) -> bool:
+        """Whether a position lies in the range, or less than 9 degrees outside it."""
+        return self.range_min - OUTSIDE_TICKS <= ticks <= self.range_max + OUTSIDE_TICKS
 
 
 Calibration = Mapping[str, JointCalibration]  # one entry per joint of so101.JOINTS
