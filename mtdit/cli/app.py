@@ -30,6 +30,7 @@ from mtdit.cli.commands.run import CommandList
 from mtdit.cli.lerobot_flags import translate
 from mtdit.cli.terminal.console import console, rank
 from mtdit_robots.errors import ExportError, UserError
+from mtdit_robots.extras import extra_of, missing
 from mtdit_runtime.bundle.publish import DISK_FULL
 from mtdit_runtime.text import printable
 
@@ -73,17 +74,6 @@ UsageError = cast(
     "type[typer.BadParameter]", typer.BadParameter.__mro__[1]
 )  # click's; typer does not export it
 
-# module that cannot be imported -> the extra that installs it
-EXTRA_OF = {
-    **dict.fromkeys(("onnxruntime", "cv2", "tokenizers"), "runtime"),
-    "mujoco": "twin",
-    **dict.fromkeys(
-        ("torch", "torchvision", "lerobot", "transformers", "accelerate", "open_clip"), "train"
-    ),
-    **dict.fromkeys(("pyarrow", "av", "tensorboard", "matplotlib"), "train"),
-    **dict.fromkeys(("onnx", "onnxscript"), "export"),
-}
-
 
 def main() -> None:
     """Entry point. A user's mistake and a missing extra end in one line on standard error and exit
@@ -113,11 +103,9 @@ def main() -> None:
             _fail(f"{place}: {error.strerror}: choose another place, or make room there")
         _fail(str(error), code=1)  # the twin or the arm stopped answering
     except ModuleNotFoundError as error:
-        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
-        if extra is None:
+        if extra_of(error.name or "") is None:
             raise
-        install = f'pip install "mtdit[{extra}]"'
-        _fail(f"this command needs {error.name}, which is not installed: {install}")
+        _fail(str(missing(error.name or "", f"this command needs {error.name}")))
 
 
 def _translated(words: list[str]) -> list[str]:

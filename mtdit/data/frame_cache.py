@@ -26,6 +26,7 @@ from mtdit.data.lerobot_dataset import INFO, Dataset, find_dataset, open_dataset
 from mtdit.data.video_frames import SeekingFrames
 from mtdit.stats import DatasetFacts, DatasetStats, facts_from_json
 from mtdit_robots.errors import UserError
+from mtdit_robots.files import new_folder
 from mtdit_runtime.files import read_json
 
 CACHE, STATS_FILE = "frames.json", "stats.json"
@@ -223,27 +224,20 @@ def _write_cache(
     dataset: Dataset, folder: Path, size: tuple[int, int] | None, on_progress: OnProgress | None
 ) -> FrameCache:
     """Writes to a temporary folder and renames it, so a crash leaves no incomplete cache."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        for name in ARRAYS:
-            np.save(partial / f"{name}.npy", getattr(dataset, name))
-        stats = {k: {n: v.tolist() for n, v in s.items()} for k, s in dataset.stats.items()}
-        (partial / STATS_FILE).write_text(json.dumps(stats))
-        _write_frames(dataset, partial, size, on_progress)
-        (partial / CACHE).write_text(
-            json.dumps(asdict(_cache_info(dataset, size)), indent=2) + "\n"
-        )
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        with new_folder(folder) as part:
+            for name in ARRAYS:
+                np.save(part / f"{name}.npy", getattr(dataset, name))
+            stats = {k: {n: v.tolist() for n, v in s.items()} for k, s in dataset.stats.items()}
+            (part / STATS_FILE).write_text(json.dumps(stats))
+            _write_frames(dataset, part, size, on_progress)
+            info = json.dumps(asdict(_cache_info(dataset, size)), indent=2)
+            (part / CACHE).write_text(info + "\n")
     except OSError as error:
         raise UserError(
             f"the frame cache cannot be written to {folder} ({error.strerror or error}); "
             "choose another --cache-dir, or train with --frames video"
         ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return open_cache(folder)
 
 

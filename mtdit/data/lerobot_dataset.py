@@ -24,6 +24,7 @@ from mtdit.config import Feature
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import ACTION, IMAGES, STATE
 from mtdit_runtime.files import read_json
+from mtdit_runtime.text import first_line
 
 INFO, STATS = "meta/info.json", "meta/stats.json"
 # LeRobot's default for video_path in meta/info.json
@@ -111,12 +112,9 @@ def _from_hub(repo_id: str) -> Path:
     try:
         return Path(snapshot_download(repo_id, repo_type="dataset", local_dir=local))
     except Exception as error:
-        reason = (
-            str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        )
         raise UserError(
-            f"there is no dataset {repo_id!r}, neither as a folder nor on the Hub ({reason}); "
-            "check the name"
+            f"there is no dataset {repo_id!r}, neither as a folder nor on the Hub "
+            f"({first_line(error)}); check the name"
         ) from None
 
 
@@ -247,8 +245,9 @@ def _read_parquet(file: Path, columns: list[str] | None) -> pa.Table:
     try:
         return pq.ParquetFile(file).read(columns=columns)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"{file} cannot be read ({reason}); copy the dataset again") from None
+        raise UserError(
+            f"{file} cannot be read ({first_line(error)}); copy the dataset again"
+        ) from None
 
 
 def _to_numpy(root: Path, name: str, column: pa.ChunkedArray) -> NDArray[Any]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
+import os
 import types
 import typing
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,8 @@ from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
 from mtdit_runtime.text import printable
+
+log = logging.getLogger(__name__)
 
 
 def read_json(path: Path) -> Any:
@@ -43,6 +50,34 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Lock a folder, or a file that is created if needed, inside the block; the lock ends with the
+    process. UserError(busy) while another process holds it.
+
+    On a file system without locks, as some network ones are, the block runs without one.
+    """
+    try:
+        mode = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+        descriptor = os.open(path, mode, 0o666)
+    except FileNotFoundError:  # the process that held it has just removed its folder
+        raise UserError(busy) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            removed = not os.path.samestat(os.fstat(descriptor), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            removed = True
+        except OSError as error:
+            log.debug("%s cannot be locked: %s", path, error)
+            removed = False
+        if removed:  # or another process has it
+            raise UserError(busy)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

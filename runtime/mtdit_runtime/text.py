@@ -1,6 +1,4 @@
-"""Makes text from a file safe to print: control and invisible characters are escaped, length is
-limited.
-"""
+"""Text for a person: safe to print, one line of an error."""
 
 from __future__ import annotations
 
@@ -33,3 +31,11 @@ def is_visible(character: str) -> bool:
     """
     kind = unicodedata.category(character)
     return not kind.startswith("C") and kind not in ("Zl", "Zp")
+
+
+def first_line(error: BaseException, most: int = 160, lines: int = 1) -> str:
+    """The first line of an error's message, or the first `lines` joined, without blank ones and cut
+    to `most` characters; the error's type when it has no message.
+    """
+    found = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(found[:lines])[:most] or type(error).__name__

@@ -20,6 +20,7 @@ from mtdit.config import Feature
 from mtdit_export.export import export
 from mtdit_export.preflight import joints_of, known_facts, matching_dataset, sampled
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import install
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle
 
@@ -289,7 +290,7 @@ def test_missing_extra_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.strip().count("\n") == 0
-    assert "mtdit[export]" in done.stderr
+    assert install("export") in done.stderr
 
 
 def test_bundle_is_readable_by_others(bundle: Path) -> None:

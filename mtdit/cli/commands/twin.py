@@ -11,6 +11,7 @@ from rich.live import Live
 
 from mtdit.cli.options import OUTPUTS, Clock, Seed
 from mtdit.cli.terminal.console import console, picture
+from mtdit_robots.files import new_file
 from mtdit_robots.robot import Frame
 from mtdit_robots.so101 import calibration as calibrations
 from mtdit_robots.twin.client import Twin
@@ -89,6 +90,5 @@ def _save(frame: Frame, path: Path) -> None:
     import cv2
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part.png")
-    cv2.imwrite(str(part), frame[..., ::-1])
-    part.replace(path)
+    with new_file(path) as part:
+        part.write_bytes(cv2.imencode(".png", frame[..., ::-1])[1].tobytes())

@@ -77,17 +77,17 @@ class _Link:
     is_using: bool = False
     timed_out: bool = False
 
-    def clearPort(self) -> None:  # noqa: N802
+    def clearPort(self) -> None:
         self.discard()
 
-    def writePort(self, packet: list[int]) -> int:  # noqa: N802
+    def writePort(self, packet: list[int]) -> int:
         self.write(bytes(packet))
         return len(packet)
 
-    def readPort(self, length: int) -> bytes:  # noqa: N802
+    def readPort(self, length: int) -> bytes:
         taken = self.take(length)
         self.timed_out = len(taken) < length
         return taken
 
-    def isPacketTimeout(self) -> bool:  # noqa: N802
+    def isPacketTimeout(self) -> bool:
         return self.timed_out

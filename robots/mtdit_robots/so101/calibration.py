@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.files import new_file, part_of
 from mtdit_robots.so101.joints import IDS, JOINTS, MAX_TICK, Ranges
 
 MAX_HOMING_OFFSET = 2047  # 11-bit magnitude in the servo
@@ -95,7 +96,7 @@ def check_place(path: Path) -> None:
     """UserError when `save` could not write `path`. Call it before the user sweeps the joints."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a file in it, e.g. {path / 'my_arm.json'}")
-    probe = path.with_name(path.name + ".tmp")
+    probe = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -300,15 +301,8 @@ def _history_folder(path: Path) -> Path:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write to a temporary file, sync, then rename: after a power cut the file is either the old or
-    the new one.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with new_file(path, sync=True) as part:
+        part.write_bytes(content)
 
 
 def _near(name: str, known: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.files import new_file
 from mtdit_runtime.files import from_json, no_key_twice, sha256
 from mtdit_runtime.text import printable
 
@@ -147,9 +148,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     files = {n: sha256(folder / n) for n in names if not n.startswith(f"{ENGINES}/")}
     manifest = replace(manifest, files=files)
     manifest = replace(manifest, digest=digest_of(manifest))
-    part = folder / f"{MANIFEST}.part"
-    part.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-    part.replace(folder / MANIFEST)
+    with new_file(folder / MANIFEST) as part:
+        part.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest
 
 

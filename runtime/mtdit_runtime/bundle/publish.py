@@ -7,17 +7,16 @@ bundle this module reads no more than the list of files in its manifest.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import TextIO
 
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.manifest import ENGINES, MANIFEST
+from mtdit_runtime.files import locked
 from mtdit_runtime.text import is_visible, printable
 
 NEW, OLD, LOCK = "new", "old", "lock"
@@ -126,7 +125,8 @@ def _alone_beside(place: Path) -> Iterator[Path]:
         # exist_ok=True would fail if another export removed the folder while mkdir runs
         with suppress(FileExistsError):
             work.mkdir(parents=True)
-        with _lock(work / LOCK, place):
+        busy = f"another export is writing {place}: wait until it ends, or {ELSEWHERE}"
+        with locked(work / LOCK, busy):
             try:
                 _recover(work, place)
                 yield work
@@ -139,30 +139,6 @@ def _alone_beside(place: Path) -> Iterator[Path]:
         with suppress(OSError):
             for folder in made or [work]:
                 folder.rmdir()
-
-
-@contextmanager
-def _lock(path: Path, place: Path) -> Iterator[None]:
-    busy = UserError(f"another export is writing {place}: wait until it ends, or {ELSEWHERE}")
-    try:
-        file = path.open("w")
-    except FileNotFoundError:  # the other export ended at this moment and removed the folder
-        raise busy from None
-    with file:
-        if not _is_ours(file, path):
-            raise busy
-        yield
-
-
-def _is_ours(file: TextIO, path: Path) -> bool:
-    """Lock the file; whether that worked and `path` is still this file. The previous export removes
-    its lock file when it ends.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
 
 
 def _recover(work: Path, place: Path) -> None:

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
 from mtdit_robots.features import ACTION, STATE
 from mtdit_runtime.recording.dataset_layout import DATA_PATH, INFO
-from mtdit_runtime.recording.video_encoder import (
-    INSTALL,
-)
+from mtdit_runtime.recording.video_encoder import RECORDING
+from mtdit_runtime.text import first_line
 
 # -- reading
 
@@ -67,9 +67,9 @@ def damage_named(root: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        what = (str(error).splitlines() or [""])[0][:160]
         raise UserError(
-            f"{root} is damaged ({type(error).__name__}: {what}): restore it from a copy"
+            f"{root} is damaged ({type(error).__name__}: {first_line(error)}): "
+            "restore it from a copy"
         ) from error
 
 
@@ -107,5 +107,5 @@ def import_parquet() -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise UserError(INSTALL) from error
+        raise missing("pyarrow", RECORDING) from error
     return pq

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
 from mtdit_robots.robot import Frame
 
 CAPTION_HEIGHT = 24  # pixels
@@ -126,5 +127,5 @@ def _import_cv2() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise UserError('videos need OpenCV: pip install "mtdit[runtime]"') from error
+        raise missing("cv2", "videos need OpenCV") from error
     return cv2

@@ -17,11 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
 from mtdit_robots.robot import Frame
 from mtdit_runtime.recording.dataset_stats import Counts, pixel_counts
 
 WAITING = 90  # most frames in the queue: three seconds, 80 MB of a 640x480 camera
-INSTALL = 'recording needs pyarrow and PyAV: pip install "mtdit[record]"'
+RECORDING = "recording needs pyarrow and PyAV"
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def find_codec(name: str) -> Codec:
     try:
         import av
     except ImportError as error:
-        raise UserError(INSTALL) from error
+        raise missing("av", RECORDING) from error
     if CODECS[name].encoder not in av.codecs_available:
         others = " or ".join(other for other in CODECS if other != name)
         raise UserError(f"this PyAV cannot encode {name}: use --codec {others}")

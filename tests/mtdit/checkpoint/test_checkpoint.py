@@ -222,7 +222,7 @@ def test_a_failed_save_leaves_the_one_before(saved: Path, clip_folder: Path) -> 
     """What cannot be written, first at the start of a checkpoint, then near its end."""
     run = saved.parent.parent
     files = files_for(open_checkpoint(saved).policy(), clip_folder)
-    in_the_way = run / "checkpoints/.000008.partial"
+    in_the_way = run / "checkpoints/.000008.part"
     in_the_way.write_text("a file where a folder must be made")
     with pytest.raises(UserError, match="the previous checkpoint is intact"):
         save_checkpoint(run, 8, files, {}, {})

@@ -22,6 +22,7 @@ from command_line import mtdit
 
 from mtdit.cli.app import app, main
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import install
 from mtdit_runtime.control.safety import SafetyConfig
 from mtdit_runtime.recording.run_log import load_log
 
@@ -206,7 +207,7 @@ def test_missing_extra_names_its_install_line(run_folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=run_folder
     )
-    assert_one_line(done, 'pip install "mtdit[runtime]"')
+    assert_one_line(done, install("runtime"))
 
 
 def test_an_output_folder_that_is_not_ours_stays(tmp_path: Path) -> None:
@@ -497,7 +498,7 @@ def test_a_missing_extra_of_training(run_folder: Path) -> None:
             timeout=120,
             cwd=run_folder,
         )
-        assert_one_line(done, name, 'pip install "mtdit[train]"')
+        assert_one_line(done, name, install("train"))
 
 
 def test_policy_field_without_a_value(tmp_path: Path) -> None:
@@ -535,7 +536,7 @@ def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
     assert '"denoiser"' in done.stdout
 
 
-class Started(Exception):  # noqa: N818, not an error
+class Started(Exception):
     """Instead of a run: its options, and how the arm was built."""
 
     def __init__(self, options: RunOptions, arm: dict[str, Any]) -> None:

@@ -333,7 +333,7 @@ def explains(call: Callable[[], object]) -> bool:
     try:
         call()
     except UserError as error:
-        assert str(error).isprintable()  # noqa: PT017, the contract
+        assert str(error).isprintable()
         return False
     return True
 

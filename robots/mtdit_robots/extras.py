@@ -1,0 +1,68 @@
+"""The optional dependencies of mtdit: which module belongs to which extra, and the command that
+installs an extra for the way in which mtdit was installed here.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from mtdit_robots.errors import UserError
+
+# extra -> the modules that it installs, as in pyproject.toml. A module of two extras stands in the
+# smaller one.
+EXTRAS = {
+    "runtime": ("onnxruntime", "cv2", "tokenizers"),
+    "record": ("pyarrow", "av"),
+    "twin": ("mujoco",),
+    "tensorrt": ("tensorrt", "cuda"),
+    "train": (
+        "torch", "torchvision", "lerobot", "transformers", "accelerate", "open_clip",
+        "tensorboard", "matplotlib",
+    ),
+    "export": ("onnx", "onnxscript"),
+}  # fmt: skip
+
+
+def extra_of(module: str) -> str | None:
+    """The extra that installs a module, e.g. "runtime" for "tokenizers"; None if there is none."""
+    package = module.partition(".")[0]
+    return next((extra for extra, modules in EXTRAS.items() if package in modules), None)
+
+
+def missing(module: str, needed: str = "") -> UserError:
+    """The error for a module that is not installed. needed: what needs it, e.g. "cameras need
+    OpenCV"; without it, the error names the module alone.
+    """
+    subject = f"{needed}, which is not installed" if needed else f"{module} is not installed"
+    return UserError(f"{subject}: {install(extra_of(module) or 'runtime')}")
+
+
+def install(extra: str, options: str = "") -> str:
+    """The command that adds an extra to this installation: from the same folder, wheel or
+    repository that mtdit was installed from (PEP 610), so it works without a package index too.
+    """
+    return " ".join(["pip install", *options.split(), _source(extra)])
+
+
+def _source(extra: str) -> str:
+    try:
+        record = metadata.distribution("mtdit").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return f'"./mtdit[{extra}]"'  # in the folder that holds the clone
+    if record is None:  # installed by its name
+        return f'"mtdit[{extra}]"'
+    origin = json.loads(record)
+    url = urlsplit(origin["url"])
+    if "vcs_info" in origin:
+        return f'"mtdit[{extra}] @ {origin["vcs_info"]["vcs"]}+{origin["url"]}"'
+    if url.scheme != "file":
+        return f'"mtdit[{extra}] @ {origin["url"]}"'
+    path = Path(url2pathname(url.path))
+    if not path.exists():  # the folder or the wheel has moved
+        return f'"./mtdit[{extra}]"'
+    editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
+    return f'{editable}"{path}[{extra}]"'
