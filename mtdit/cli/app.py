@@ -6,6 +6,7 @@ A user's mistake ends in one line on standard error and exit code 2.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -83,6 +84,9 @@ def main() -> None:
     # soon as a core is shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    # a file's name may hold bytes that are not text: print them escaped, as standard error does
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(_translated(sys.argv[1:]), prog_name="mtdit", standalone_mode=False)
         if code == INTERRUPTED:

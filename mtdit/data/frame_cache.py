@@ -24,10 +24,10 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize  # ty
 from mtdit.config import Feature
 from mtdit.data.lerobot_dataset import INFO, Dataset, find_dataset, open_dataset
 from mtdit.data.video_frames import SeekingFrames
-from mtdit.stats import DatasetFacts, DatasetStats, facts_from_json
+from mtdit.stats import DatasetFacts, DatasetStats
 from mtdit_robots.errors import UserError
 from mtdit_robots.files import new_folder
-from mtdit_runtime.files import read_json
+from mtdit_runtime.files import build, read_json
 
 CACHE, STATS_FILE = "frames.json", "stats.json"
 ARRAYS = ("state", "action", "task", "episode_ends")
@@ -136,7 +136,7 @@ def open_cache(folder: Path) -> FrameCache:
         for side in ("input_features", "output_features")
     }
     info = CacheInfo(
-        facts_from_json(raw["facts"]),
+        build(folder / CACHE, DatasetFacts, raw["facts"], "facts", "remove it and train again"),
         **features,
         image_keys=raw["image_keys"],
         fingerprint=raw["fingerprint"],

@@ -18,13 +18,6 @@ def printable(words: object, most: int = 200) -> str:
     return shown if len(shown) <= most else shown[: most - len(CUT)] + CUT
 
 
-def is_control(character: str) -> bool:
-    """Whether it is a control character, a line break or half of a surrogate pair. Joiners, as in
-    Persian words and emoji, are none of these.
-    """
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-
-
 def is_visible(character: str) -> bool:
     """False for control characters, line breaks, marks of writing direction and halves of surrogate
     pairs.

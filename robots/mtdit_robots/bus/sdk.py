@@ -77,17 +77,17 @@ class _Link:
     is_using: bool = False
     timed_out: bool = False
 
-    def clearPort(self) -> None:
+    def clearPort(self) -> None:  # noqa: N802
         self.discard()
 
-    def writePort(self, packet: list[int]) -> int:
+    def writePort(self, packet: list[int]) -> int:  # noqa: N802
         self.write(bytes(packet))
         return len(packet)
 
-    def readPort(self, length: int) -> bytes:
+    def readPort(self, length: int) -> bytes:  # noqa: N802
         taken = self.take(length)
         self.timed_out = len(taken) < length
         return taken
 
-    def isPacketTimeout(self) -> bool:
+    def isPacketTimeout(self) -> bool:  # noqa: N802
         return self.timed_out

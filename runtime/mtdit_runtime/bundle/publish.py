@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.manifest import ENGINES, MANIFEST
 from mtdit_runtime.files import locked
-from mtdit_runtime.text import is_visible, printable
 
 NEW, OLD, LOCK = "new", "old", "lock"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # such an error does not name its file
@@ -49,20 +48,16 @@ def new_bundle(out: Path, say: Callable[[str], None] = lambda line: None) -> Ite
 def bundle_place(out: Path) -> Path:
     """The folder to write, with symlinks followed: the link stays, its target is replaced.
 
-    UserError when no folder can have that name, or when it holds invisible characters, which no
-    message could show.
+    UserError when no folder can have that name.
     """
-    shown = printable(out)
-    if not all(map(is_visible, str(out))):
-        raise UserError(f"--out {shown} contains invisible characters: {ELSEWHERE}")
     try:
         place = Path(out).resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a symlink to itself, until Python 3.12
-        raise UserError(
-            f"--out {shown}: {getattr(error, 'strerror', None) or error}: {ELSEWHERE}"
-        ) from None
-    if not place.name or not all(map(is_visible, str(place))):
-        raise UserError(f"--out {printable(place)} cannot be the name of a bundle: {ELSEWHERE}")
+        str(place).encode()  # the manifest names the bundle after its folder
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: until Python 3.12
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--out {out}: {reason}: {ELSEWHERE}") from None
+    if not place.name:
+        raise UserError(f"--out {place} cannot be the name of a bundle: {ELSEWHERE}")
     return place
 
 
@@ -79,8 +74,7 @@ def check_replaceable(place: Path) -> None:
         raise UserError(f"{place} exists and is not a bundle: {ELSEWHERE}")
     if other := next(_others(place, listed), None):
         raise UserError(
-            f"{place} holds {printable(other)}, which is not part of the bundle: "
-            f"move it away, or {ELSEWHERE}"
+            f"{place} holds {other}, which is not part of the bundle: move it away, or {ELSEWHERE}"
         )
     if Path.cwd().is_relative_to(place):
         raise UserError(f"{place} contains the current directory: leave it first, or {ELSEWHERE}")

@@ -19,7 +19,7 @@ from mtdit_runtime.bundle.manifest import Joint
 GUARDS = ("not finite", "range", "speed")
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818, most runs do not end with an error
     """Ends the run. `reason` is one of `loop.REASONS`, `detail` a line for the user."""
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -536,7 +536,7 @@ def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
     assert '"denoiser"' in done.stdout
 
 
-class Started(Exception):
+class Started(Exception):  # noqa: N818, not an error
     """Instead of a run: its options, and how the arm was built."""
 
     def __init__(self, options: RunOptions, arm: dict[str, Any]) -> None:
