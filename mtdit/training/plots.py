@@ -83,13 +83,14 @@ def _small(reports: Sequence[Row]) -> Iterable[tuple[str, Floats, str, bool]]:
 def _draw_loss(axes: Any, reports: Sequence[Row], validations: Sequence[Row]) -> None:
     steps, losses = _column(reports, "step"), _column(reports, "loss")
     _dress(axes, "loss")
-    axes.set_yscale("log", nonpositive="mask")
+    if (losses > 0).any():
+        axes.set_yscale("log", nonpositive="mask")
     axes.set_xlabel("step", color=INK)
     _line(axes, steps, losses, LOSS, True, "training")
     if validations:
         at, held_out = _column(validations, "step"), _column(validations, "val_loss")
         axes.plot(
-            at, held_out, color=HELD_OUT, lw=1.6, marker="o", ms=3.5, label="held-out episodes"
+            at, held_out, color=HELD_OUT, lw=1.6, marker="o", ms=3.5, label="validation"
         )
         _mark_best(axes, validations)
     axes.yaxis.set_major_formatter(_plain)

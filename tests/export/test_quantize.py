@@ -225,7 +225,7 @@ def test_what_int8_cannot_hold_is_refused(
     out = tmp_path / "p.mtdit"
     with pytest.raises(
         ExportError,
-        match=r"int8 graphs are not .* robot: rms error .* 10% .*\(export without --int8\)",
+        match=r"int8 graphs differ .* robot: rms error .* 10% .*\(export without --int8\)",
     ):
         export(deaf_checkpoint, out, steps=STEPS, dataset=recording, int8=True)
     assert [p.name for p in tmp_path.iterdir()] == ["deaf"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import mtdit
 from lerobot_oracle import SMALL
 
 from mtdit_robots.so101.joints import JOINTS
@@ -51,16 +52,8 @@ def run(*command: str, cwd: Path) -> None:
 
 def test_mtdit_train(recording: Path, tmp_path: Path) -> None:
     options = ("--preset", "tiny", "--steps", "2", "--batch-size", "2", "--out", "run")
-    run(
-        sys.executable,
-        "-m",
-        "mtdit.cli",
-        "train",
-        "--dataset",
-        str(recording),
-        *options,
-        cwd=tmp_path,
-    )
+    done = mtdit("train", "--dataset", recording, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run/checkpoints/000002/pretrained_model/model.safetensors").is_file()
 
 

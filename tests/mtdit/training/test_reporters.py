@@ -242,8 +242,8 @@ def init(**said):
 TRAIN_TWICE = """
 import sys
 from pathlib import Path
-from mtdit.training.reporters import Report, Validation
-from mtdit.training.trackers import reporters
+from mtdit.training.reporters import LineReporter, Report, Validation
+from mtdit.training.trackers import tracked
 from mtdit.training.config import TrainConfig
 Path("run").mkdir(exist_ok=True)
 config = TrainConfig(dataset="d", output_dir=Path("run"), tensorboard=False, wandb=sys.argv[1])

@@ -501,6 +501,7 @@ def _touches(rows: np.ndarray, ruined: int) -> bool:
     return bool(((rows >= LENGTHS[0]) & (rows <= ruined) & (rows + 16 > ruined)).any())
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in subtract:RuntimeWarning")  # inf
 def test_a_checkpoint_due_after_a_ruined_step_is_not_written(
     clip_folder: Path, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def test_a_clock_that_stands_in_the_past(tmp_path: Path) -> None:
     assert check_clock(tmp_path, time.time()).status == OK
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDA:UserWarning")  # where none is
 def test_backends_are_run_not_believed() -> None:
     import onnxruntime
 

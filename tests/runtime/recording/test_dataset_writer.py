@@ -455,16 +455,13 @@ for episode in range(3):
 
 def test_a_killed_recording_keeps_every_finished_episode(tmp_path: Path) -> None:
     root = tmp_path / "set"
-    process = subprocess.Popen(
-        [sys.executable, "-c", RECORD, str(root)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "under way\n"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    command = [sys.executable, "-c", RECORD, str(root)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "under way\n"
+        os.kill(process.pid, signal.SIGKILL)
     assert (root / ASIDE).is_dir(), "the third episode was under way"
     dataset = lerobot(root)
     assert (len(dataset), dataset.num_episodes) == (16, 2)
