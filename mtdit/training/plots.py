@@ -89,9 +89,7 @@ def _draw_loss(axes: Any, reports: Sequence[Row], validations: Sequence[Row]) ->
     _line(axes, steps, losses, LOSS, True, "training")
     if validations:
         at, held_out = _column(validations, "step"), _column(validations, "val_loss")
-        axes.plot(
-            at, held_out, color=HELD_OUT, lw=1.6, marker="o", ms=3.5, label="validation"
-        )
+        axes.plot(at, held_out, color=HELD_OUT, lw=1.6, marker="o", ms=3.5, label="validation")
         _mark_best(axes, validations)
     axes.yaxis.set_major_formatter(_plain)
     axes.yaxis.set_minor_formatter(_few(axes))
