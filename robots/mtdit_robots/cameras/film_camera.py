@@ -12,6 +12,7 @@ import numpy as np
 from mtdit_robots.cameras.camera import Frame
 from mtdit_robots.errors import UserError
 from mtdit_robots.extras import missing
+from mtdit_robots.features import IMAGES
 
 
 class FilmCamera:
@@ -86,11 +87,9 @@ def _opened(name: str, film: Path) -> Any:
 
 def films(folder: Path, camera: str) -> list[Path]:
     """The video files of one camera of a LeRobotDataset. UserError lists the cameras it has."""
-    films = sorted((folder / "videos" / f"observation.images.{camera}").glob("chunk-*/file-*.mp4"))
+    films = sorted((folder / "videos" / f"{IMAGES}{camera}").glob("chunk-*/file-*.mp4"))
     if not films:
-        known = sorted(
-            path.name.removeprefix("observation.images.") for path in (folder / "videos").glob("*")
-        )
+        known = sorted(path.name.removeprefix(IMAGES) for path in (folder / "videos").glob("*"))
         raise UserError(
             f"{folder} has no videos of a camera {camera!r}: "
             f"its cameras are: {', '.join(known) or 'none'}"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mtdit_robots import features
 from mtdit_robots.errors import UserError
 from mtdit_robots.files import new_file
 from mtdit_runtime.files import build, read_json, sha256
@@ -47,8 +48,7 @@ MAX_COST = 1 << 60  # the same for the operations and bytes of one chunk
 SAMPLERS = ("ddim", "ddpm", "euler", "rk4")
 PRECISIONS = ("fp32", "fp16", "int8")  # int8: vision and text towers; the denoiser stays fp32
 UNITS = ("degrees", "percent")
-# LeRobot's feature names, which are the keys of the statistics file
-STATE_KEY, ACTION_KEY = "observation.state", "action"
+STATE_KEY, ACTION_KEY = features.STATE, features.ACTION  # in the statistics file
 
 
 def frame_input(camera: str) -> str:
