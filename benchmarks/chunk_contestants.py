@@ -32,6 +32,7 @@ from mtdit_export.fold.fold import fold
 from mtdit_export.quantize import quantize
 from mtdit_export.trace import quiet, trace, write
 from mtdit_export.trt_compat import OPSET
+from mtdit_robots.features import ACTION, IMAGES, STATE
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_runtime.bundle.bundle import Bundle
 from mtdit_runtime.bundle.manifest import FEATURES
@@ -43,7 +44,7 @@ from mtdit_runtime.policy.policy import prefix_inputs
 TASK, CAMERAS = "open the drawer", ("top", "wrist")
 STEPS = 10
 CALIBRATION = 8  # random observations for int8; latency does not depend on the pictures
-STATE, IMAGES = "observation.state", "observation.images"
+STACKED_IMAGES = IMAGES.rstrip(".")  # LeRobot's key for the images of all cameras in a batch
 TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
 
 Batch = dict[str, Tensor]
@@ -72,7 +73,7 @@ def make_checkpoint(folder: Path, size: Size) -> Path:
     well.
     """
     clip = make_tiny_clip(folder / "clip", size.clip)
-    images = {f"{IMAGES}.{name}": Feature("VISUAL", (3, *size.camera)) for name in CAMERAS}
+    images = {IMAGES + name: Feature("VISUAL", (3, *size.camera)) for name in CAMERAS}
     config = PolicyConfig(
         input_features={STATE: Feature("STATE", (6,)), **images},
         output_features={"action": Feature("ACTION", (6,))},
@@ -90,7 +91,7 @@ def make_checkpoint(folder: Path, size: Size) -> Path:
         "mean": np.full((3, 1, 1), 0.45, np.float32),
         "std": np.full((3, 1, 1), 0.23, np.float32),
     }
-    stats = {STATE: vector, "action": vector, **dict.fromkeys(images, pixels)}
+    stats = {STATE: vector, ACTION: vector, **dict.fromkeys(images, pixels)}
     facts = DatasetFacts("random", 30, JOINTS, (TASK,), (90.0,) * 6)
     files = PretrainedFiles(policy, policy.state_dict(), stats, facts, load_tokenizer(clip), {})
     save_pretrained(folder / "pretrained_model", files)
@@ -115,7 +116,7 @@ def lerobot_batch(policy: MultiTaskDiTPolicy, size: Size) -> Batch:
     generator = torch.Generator().manual_seed(0)
     return {
         STATE: torch.rand(1, policy.config.n_obs_steps, 6, generator=generator) * 2 - 1,
-        IMAGES: torch.rand(
+        STACKED_IMAGES: torch.rand(
             1, policy.config.n_obs_steps, len(CAMERAS), 3, *size.camera, generator=generator
         ),
         TOKENS: tokens,
@@ -149,7 +150,9 @@ class _Encoder(nn.Module):
         self.encoder = policy.observation_encoder
 
     def forward(self, state: Tensor, images: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        return self.encoder.encode({STATE: state, IMAGES: images, TOKENS: tokens, MASK: mask})
+        return self.encoder.encode(
+            {STATE: state, STACKED_IMAGES: images, TOKENS: tokens, MASK: mask}
+        )
 
 
 class PlainOnnx:

@@ -23,8 +23,8 @@ from mtdit.checkpoint.read import open_checkpoint
 from mtdit_export.export import example_inputs
 from mtdit_export.flops import Cost, cost
 from mtdit_export.fold.fold import fold
-from mtdit_export.precision import halve
-from mtdit_export.preflight import sampled
+from mtdit_export.precision import to_fp16
+from mtdit_export.preflight import choose_sampler
 
 WARM_UP = 3
 SIDE, COPIED = 8192, 1 << 28  # rows of the multiplied matrices; bytes copied
@@ -91,14 +91,14 @@ def lerobot_calls(checkpoint: Path, size: Size, device: str) -> dict[str, Call]:
 def folded_calls(checkpoint: Path, device: str) -> dict[str, tuple[Call, Cost]]:
     """Our graphs with half precision weights, each replayed as one CUDA graph, and their cost."""
     opened = open_checkpoint(checkpoint)
-    config = sampled(opened.config, "ddim", STEPS)
+    config = choose_sampler(opened.config, "ddim", STEPS)
     folded = fold(
         opened.policy(), {camera: opened.image_scaling(camera) for camera in config.cameras}
     )
     calls = {}
     for name in ("vision", "history", "denoiser"):
         module = folded.modules()[name]
-        halve(module)
+        to_fp16(module)
         module.to(device)
         inputs = {
             key: value.to(device) for key, value in example_inputs(name, folded, config).items()

@@ -52,6 +52,7 @@ from safetensors import safe_open
 
 from mtdit.checkpoint.names import WEIGHTS
 from mtdit_export.export import export
+from mtdit_export.options import ExportOptions
 from mtdit_runtime.bench import cpu_name
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle
 
@@ -285,7 +286,9 @@ def main() -> None:
     about, size = machine(arguments.threads, arguments.repeats), SIZES[arguments.size]
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = make_checkpoint(Path(scratch), size)
-        report = export(checkpoint, Path(scratch) / "bench.mtdit", steps=STEPS, on_stage=print)
+        report = export(
+            checkpoint, Path(scratch) / "bench.mtdit", ExportOptions(steps=STEPS), say=print
+        )
         bundle = open_bundle(Path(report.bundle), check_files=False)
         timed = contestants(checkpoint, bundle, size, arguments.threads, print)
         compile_s = warm_up(timed)[COMPILED]

@@ -395,10 +395,16 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"Wire-time floor: {WIRE_BYTES} bytes at 1 Mbit/s = **{FLOOR_US:.0f} us**. mtdit's "
             f"overhead over the bare exchange: **{result['overhead_us']:.0f} us** per cycle "
             f"(target {TARGET_US}).",
-            "Cycle times are medians over the cycles with a correct read, the fastest in brackets; "
-            "cpu is the client's processor time per cycle. `bare` does not decode what it reads. "
-            "Wrong: positions of an earlier cycle returned as new, from a late reply left in the "
-            "port. A busy machine slows drivers that busy-wait (SDK, LeRobot) most.",
+            "",
+            "| word | meaning |",
+            "|---|---|",
+            "| cycle | median over the cycles with a correct read, the fastest in brackets |",
+            "| cpu | the client's processor time per cycle |",
+            "| bare | sends and receives the bytes, but does not decode what it reads |",
+            "| wrong | positions of an earlier cycle returned as new, from a late reply left in "
+            "the port |",
+            "",
+            "A busy machine slows drivers that busy-wait (SDK, LeRobot) most.",
             "",
             f"{hardware['cpu']}, {hardware['cores']} cores, load average "
             f"{hardware['load_before']} at the start; {result['cycles']} cycles, drivers in turns.",

@@ -127,7 +127,7 @@ def mtdit_command(bench: Bench, out: Path, steps: int, seed: int, ema: bool = Fa
         f"--dataset={bench.dataset}", f"--out={out}", f"--preset={c.preset}",
         f"--init-from={bench.checkpoint}", f"--steps={steps}", f"--batch-size={c.batch}",
         f"--seed={seed}", f"--device={c.device}", f"--amp={c.amp}", "--noise-samples=1",
-        "--random-shift=0", "--random-brightness=0", "--grad-clip=10",
+        "--random-shift-px=0", "--random-brightness=0", "--grad-clip-norm=10",
         f"--log-every={LOG_EVERY}", f"--save-every={steps}", "--ema" if ema else "--no-ema",
     ]  # fmt: skip
 

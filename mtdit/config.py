@@ -68,6 +68,55 @@ def check_types(config: Any) -> None:
             raise UserError(f"{f.name} must be a finite number, got {repr(value)[:20]}")
 
 
+def check_normalization(mapping: Mapping[str, str]) -> None:
+    """UserError unless it maps feature types to modes."""
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"normalization_mapping must map feature types to modes, got {mapping!r}")
+    for kind, mode in mapping.items():
+        if kind not in FEATURE_TYPES:
+            raise UserError(
+                f"normalization_mapping has the unknown feature type {kind!r}; "
+                f"use {', '.join(FEATURE_TYPES[:3])}"
+            )
+        if mode not in NORMALIZATIONS:
+            raise UserError(
+                f"normalization_mapping[{kind!r}] must be one of {', '.join(NORMALIZATIONS)}, "
+                f"got {mode!r}"
+            )
+
+
+def check_image_shapes(
+    cameras: Mapping[str, tuple[int, int, int]],
+    resize: tuple[int, int] | None,
+    crop: tuple[int, int] | None,
+) -> None:
+    """Checks image_resize_shape and image_crop_shape, (H, W) each, for cameras of these sizes
+    (H, W, 3).
+    """
+    for name, shape in (("image_resize_shape", resize), ("image_crop_shape", crop)):
+        pair = (
+            isinstance(shape, tuple)
+            and len(shape) == 2
+            and all(type(n) is int and n >= 1 for n in shape)
+        )
+        if shape is not None and not pair:
+            raise UserError(
+                f"{name} must be two positive integers, e.g. [240, 320], or null, "
+                f"got {repr(shape)[:80]}"
+            )
+        if shape is not None and max(shape) > MAX_PIXELS:
+            raise UserError(
+                f"{name} must be at most {MAX_PIXELS} pixels per side, got {repr(shape)[:80]}"
+            )
+    for camera, (height, width, _) in cameras.items():
+        size = resize or (height, width)
+        if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
+            raise UserError(
+                f"image_crop_shape {crop} is larger than the frames of camera {camera!r}, {size}; "
+                "set image_resize_shape to at least the crop's size"
+            )
+
+
 Rule = tuple[bool, str]  # whether it holds, the message if not
 
 
@@ -108,8 +157,8 @@ def _check_cameras(features: Mapping[str, Feature]) -> None:
         if not name.isprintable() or "/" in name or not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
             raise UserError(
                 f"input_features[{key[:80]!r}] is not a valid camera: its name must have 1 to "
-                f"{MAX_NAME_BYTES} bytes, no slash and no control character; rename it in the dataset "
-                "and train again"
+                f"{MAX_NAME_BYTES} bytes, no slash and no control character; rename it in the "
+                "dataset and train again"
             )
         if names.count(name) > 1:
             raise UserError(

@@ -29,6 +29,7 @@ from mtdit_runtime.policy.policy import (
     noise_inputs,
     prefix_inputs,
 )
+from mtdit_runtime.timings import Timings
 
 DEFAULT_FPS = 30  # LeRobot's default for SO-101 recordings; its checkpoints do not store fps
 
@@ -42,12 +43,14 @@ class TorchPolicy:
         self.policy = checkpoint.policy(device)
         self.joints = joint_names(checkpoint)
         self.cameras = tuple(config.cameras)
+        self.frame_sizes = {name: shape[:2] for name, shape in config.cameras.items()}
         self.fps = checkpoint.facts.fps if checkpoint.facts else DEFAULT_FPS
         self.n_obs_steps, self.horizon, self.n_action_steps = (
             config.n_obs_steps,
             config.horizon,
             config.n_action_steps,
         )
+        self.timings = Timings()  # empty: torch runs on a workstation, where nobody tunes a stage
         self._state_stats, self._action_stats = checkpoint.state_stats, checkpoint.action_stats
         self._scaling = {camera: checkpoint.image_scaling(camera) for camera in self.cameras}
         self._tokenizer = checkpoint.tokenizer()
@@ -65,8 +68,8 @@ class TorchPolicy:
         self._text = self._texts[task]
 
     def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
-        config = self.policy.config
-        check_observation(positions, frames, config.state_dim, config.cameras)
+        wanted = self.policy.config.state_dim
+        check_observation(positions, frames, wanted, self.frame_sizes)
         self._history.push(Moment(torch.from_numpy(self._state_stats.normalize(positions)), frames))
 
     def request(

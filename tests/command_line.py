@@ -40,3 +40,13 @@ def mtdit(*words: str | Path, cwd: Path | None = None, **environment: str) -> Co
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 0
     return CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
+def assert_one_line(done: CompletedProcess[str], *parts: str, code: int = 2) -> None:
+    """Exit code 2, one line on stderr, no traceback, and every part of the message there."""
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    for part in parts:
+        assert part in lines[0]

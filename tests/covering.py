@@ -12,8 +12,11 @@ def covering(axes: Mapping[str, Sequence[Any]], seed: int) -> list[dict[str, Any
     """Cases, axis name -> value, in which every pair of values of two axes occurs, greedily few."""
     rng, names = random.Random(seed), list(axes)
     open_pairs = {
-        ((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in axes[a] for y in axes[b]
-    }  # fmt: skip
+        ((a, x), (b, y))
+        for a, b in itertools.combinations(names, 2)
+        for x in axes[a]
+        for y in axes[b]
+    }
 
     def pairs(case: dict[str, Any]) -> set[Any]:
         return set(itertools.combinations(case.items(), 2)) & open_pairs

@@ -7,11 +7,13 @@ from __future__ import annotations
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import mtdit_robots
 import mtdit_runtime
+from mtdit_runtime.recording.dataset_reader import read_episode
 
 FORBIDDEN = ("torch", "lerobot", "transformers", "diffusers", "onnx", "onnxscript", "accelerate")
 ROBOT_SIDE = sorted(
@@ -57,6 +59,15 @@ def test_commands_run_where_torch_is_absent(command: str) -> None:
     code = f"sys.argv = ['mtdit', *{command.split()!r}]\nfrom mtdit.cli import main\nmain()\n"
     done = run_behind_wall(code)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_demonstrations_are_recorded_where_torch_is_absent(tmp_path: Path) -> None:
+    """A robot computer records them too, with the extras runtime, twin and record."""
+    out = tmp_path / "set"
+    words = ["mtdit", "simulate", "--task", "open the drawer", "--episodes", "1", "--out", str(out)]
+    done = run_behind_wall(f"sys.argv = {words!r}\nfrom mtdit.cli import main\nmain()\n")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_episode(out, 0).task == "open the drawer"
 
 
 def test_the_wall_stands() -> None:

@@ -8,10 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mtdit.simulate import simulate
 from mtdit.training.config import TrainConfig
 from mtdit.training.run import train
 from mtdit_export.export import export
+from mtdit_export.options import ExportOptions
+from mtdit_runtime.simulate import simulate
 
 TASK = "open the drawer"
 
@@ -35,7 +36,7 @@ def make_tiny_run(folder: Path) -> Path:
 
 def make_tiny_bundle(out: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
-        export(make_tiny_run(Path(scratch)), out, fp16=True)
+        export(make_tiny_run(Path(scratch)), out, ExportOptions(precision="fp16"))
     return out
 
 

@@ -1,3 +1,1 @@
-"""Exports a checkpoint as a bundle. Everything here needs torch except `build`, which needs
-TensorRT and runs on the robot computer.
-"""
+"""Exports a checkpoint as a bundle. Everything here needs torch, except the options."""

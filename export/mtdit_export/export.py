@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -29,15 +28,16 @@ from mtdit_export.flops import cost
 from mtdit_export.fold.denoiser import FoldedDenoiser
 from mtdit_export.fold.fold import Folded, fold
 from mtdit_export.manifest import describe, metadata
-from mtdit_export.padding import widen
-from mtdit_export.precision import FP16, FP32, INT8, halve
+from mtdit_export.options import FP16, FP32, INT8, ExportOptions
+from mtdit_export.padding import pad_mlps
+from mtdit_export.precision import to_fp16
 from mtdit_export.preflight import (
+    check_calibration,
     checked_tokenizer,
-    chosen_precision,
+    choose_sampler,
     joints_of,
-    known_facts,
     matching_dataset,
-    sampled,
+    robot_facts,
 )
 from mtdit_export.quantize import quantize
 from mtdit_export.reference import (
@@ -45,20 +45,21 @@ from mtdit_export.reference import (
     calibration_frames,
     dataset_probes,
     synthetic_probes,
-    verify,
-    write_reference,
+    write_reference_frames,
 )
 from mtdit_export.rtc import unroll_guided
 from mtdit_export.trace import trace, write
 from mtdit_export.unroll import unroll
 from mtdit_robots.errors import ExportError
-from mtdit_runtime.bundle import bundle as bundle_bundle
+from mtdit_robots.features import ACTION, STATE
 from mtdit_runtime.bundle import manifest as names
-from mtdit_runtime.bundle.bundle import Bundle, open_bundle
+from mtdit_runtime.bundle.bundle import Bundle, open_bundle, save_task_features
 from mtdit_runtime.bundle.manifest import Graph, Manifest, Sampler, write_manifest
 from mtdit_runtime.bundle.publish import bundle_place, new_bundle
+from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.normalize import save_stats
 from mtdit_runtime.verify.fixtures import Probe, ReferenceOutputs, write_golden
+from mtdit_runtime.verify.gates import check_outputs
 
 FILES = {
     "vision": names.VISION,
@@ -76,7 +77,7 @@ OUTPUTS = {
 GOLDEN_COUNT = 2
 
 Stages = dict[str, dict[str, float]]  # stage -> figure -> value
-OnStage = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -95,83 +96,90 @@ class ExportReport:
 
 
 def export(
-    checkpoint: Path,
-    out: Path,
-    steps: int = 10,
-    sampler: str | None = None,
-    fp16: bool = False,
-    dataset: Path | None = None,
-    on_stage: OnStage = lambda line: None,
-    rtc: bool = False,
-    int8: bool = False,
+    checkpoint: str | Path,
+    out: str | Path,
+    options: ExportOptions = ExportOptions(),  # noqa: B008
+    *,
+    say: Say | None = None,
+    on_stage: Callable[[str], None] | None = None,
 ) -> ExportReport:
-    """Write the bundle `out` for a training run, a checkpoint or a pretrained_model folder.
+    """Turn a checkpoint into a bundle: ONNX graphs and all that a robot computer needs, without
+    torch. The bundle is compared with the torch policy before it is written.
 
-    `steps`: sampler steps per chunk. `sampler`: ddim or ddpm, for flow matching euler or rk4; None
-    takes the policy's default. `fp16`: float16 weights. `int8`: int8 vision and text towers,
-    calibrated on `dataset`, which a policy with cameras then needs. `dataset`: verify on its frames
-    instead of synthetic ones, and read from it the joints, rate and tasks that a checkpoint of
-    LeRobot lacks. `rtc`: also export the guided denoiser of real-time chunking. `on_stage` is
-    called with one line at the end of each stage.
+    checkpoint: a training run (its last checkpoint), a checkpoint, a pretrained_model folder or a
+    Hub repo id. out: the bundle folder, NAME.mtdit; a bundle that is there is replaced, and its
+    engines are kept. say: called with one line at the end of each stage. on_stage: called with the
+    name of the stage at its start: fold, quantize, trace, verify.
 
     UserError for an invalid argument, ExportError when the outputs of the graphs differ from the
-    policy.
+    policy; nothing is written then.
+
+        mtdit.export("outputs/train", "policy.mtdit", mtdit.ExportOptions(precision="fp16"))
     """
-    began, place = time.perf_counter(), bundle_place(out)
-    opened = open_checkpoint(checkpoint)
-    opened = replace(opened, config=sampled(opened.config, sampler, steps))
-    recorded = (
-        None if dataset is None else matching_dataset(str(dataset), opened.config, opened.facts)
+    say, on_stage = say or ignore, on_stage or ignore
+    began, place = time.perf_counter(), bundle_place(Path(out))
+    opened = open_checkpoint(Path(checkpoint))
+    opened = replace(opened, config=choose_sampler(opened.config, options.sampler, options.steps))
+    dataset = (
+        None
+        if options.dataset is None
+        else matching_dataset(options.dataset, opened.config, opened.facts)
     )
-    facts = known_facts(opened, recorded)
+    facts = robot_facts(opened, dataset)
     joints = joints_of(opened, facts)
-    precision = chosen_precision(fp16, int8, opened.config, recorded)
-    with new_bundle(place, on_stage) as folder, opened.tokenizer_folder() as tokenizer:
+    check_calibration(options.precision, opened.config, dataset)
+    with new_bundle(place, say) as folder, opened.tokenizer_folder() as tokenizer:
+        on_stage("fold")
         policy = opened.policy()
-        reference = Reference(policy, opened, checked_tokenizer(tokenizer, policy), guided=rtc)
-        folded = folded_for(policy, opened, precision)
-        on_stage(f"folded {opened.folder}")
-        if precision == INT8:
+        reference = Reference(policy, opened, checked_tokenizer(tokenizer, policy), options.rtc)
+        folded = fold_policy(policy, opened, options.precision)
+        say(f"folded {opened.folder}")
+        if options.precision == INT8:
+            on_stage("quantize")
             token_ids = [reference.text(task)[0] for task in facts.tasks or ("",)]
-            quantize_towers(folded, recorded, token_ids, on_stage)
-        manifest = describe(place.stem, opened, facts, joints, folded, precision)
-        graphs = write_graphs(folder, folded, opened.config, manifest, on_stage, rtc)
+            quantize_towers(folded, dataset, token_ids, say)
+        on_stage("trace")
+        manifest = describe(place.stem, opened, facts, joints, folded, options.precision)
+        modules = traced_modules(folded, options.rtc)
+        graphs = write_graphs(folder, modules, folded, manifest, say)
         manifest = replace(manifest, graphs=graphs)
 
-        probes = make_probes(opened, facts, recorded)
+        on_stage("verify")
+        probes = make_probes(opened, facts, dataset)
         expected = [reference(probe) for probe in probes]
         shutil.copyfile(tokenizer / names.TOKENIZER, folder / names.TOKENIZER)
         save_stats(
             folder / names.STATS,
-            {names.STATE_KEY: opened.state_stats, names.ACTION_KEY: opened.action_stats},
+            {STATE: opened.state_stats, ACTION: opened.action_stats},
         )
-        bundle_bundle.save_task_features(
+        save_task_features(
             folder / names.TASKS, {task: reference.text(task)[1][0] for task in facts.tasks}
         )
         write_golden(folder / names.GOLDEN, probes[:GOLDEN_COUNT], expected[:GOLDEN_COUNT])
-        if recorded is not None:
-            write_reference(folder / names.REFERENCE, probes[0])
-        seen = "synthetic frames" if recorded is None else f"frames of {recorded.root.name}"
-        checked = record_checks(folder, manifest, probes, expected, seen)
-        on_stage(f"verified on {len(probes)} observations, {seen}")
-        weights = {
-            name: sizes(module, folder / FILES[name])
-            for name, module in traced_modules(folded, rtc).items()
-        }
+        if dataset is not None:
+            write_reference_frames(folder / names.REFERENCE, probes[0])
+        source = "synthetic frames" if dataset is None else f"frames of {dataset.root.name}"
+        checked = record_checks(folder, manifest, probes, expected, source)
+        say(f"verified on {len(probes)} observations, {source}")
+        weights = {name: sizes(module, folder / FILES[name]) for name, module in modules.items()}
     stages = {name: {**weights.get(name, {}), **figures} for name, figures in checked.items()}
     took, task = time.perf_counter() - began, next(iter(facts.tasks), "")
-    return ExportReport(str(out), task, precision, manifest.sampler, stages, took)
+    return ExportReport(str(out), task, options.precision, manifest.sampler, stages, took)
+
+
+def ignore(line: str) -> None:
+    """Stands for a `say` or `on_stage` that was not given."""
 
 
 # -- the files of the bundle --
 
 
-def folded_for(policy: MultiTaskDiT, checkpoint: Checkpoint, precision: str) -> Folded:
+def fold_policy(policy: MultiTaskDiT, checkpoint: Checkpoint, precision: str) -> Folded:
     folded = fold(
         policy, {camera: checkpoint.image_scaling(camera) for camera in checkpoint.config.cameras}
     )
     for module in folded.modules().values():
-        halve(module) if precision == FP16 else widen(module)
+        to_fp16(module) if precision == FP16 else pad_mlps(module)
     return folded
 
 
@@ -187,19 +195,19 @@ def quantize_towers(
     folded: Folded,
     dataset: Dataset | None,
     token_ids: Sequence[NDArray[np.int64]],
-    on_stage: OnStage,
+    say: Say,
 ) -> None:
     """Quantise both towers to int8 in place, calibrated on frames of the dataset and on the token
     ids (1, L) of the tasks.
     """
-    began, config = time.perf_counter(), folded.denoiser.config
-    seen = [] if dataset is None else calibration_frames(dataset, list(config.cameras))
+    began, cameras = time.perf_counter(), list(folded.denoiser.config.cameras)
+    samples = [] if dataset is None else calibration_frames(dataset, cameras)
     if folded.vision is not None:
-        quantize(folded.vision, [[torch.from_numpy(frame) for frame in frames] for frames in seen])
+        quantize(folded.vision, [list(map(torch.from_numpy, frames)) for frames in samples])
     quantize(folded.text, [[torch.from_numpy(ids)] for ids in token_ids])
     took = time.perf_counter() - began
-    on_stage(
-        f"calibrated int8 on {len(seen)} frames per camera and {len(token_ids)} tasks "
+    say(
+        f"calibrated int8 on {len(samples)} frames per camera and {len(token_ids)} tasks "
         f"in {took:.0f} s"
     )
 
@@ -211,27 +219,25 @@ def traced_modules(folded: Folded, rtc: bool) -> dict[str, nn.Module]:
 
 def write_graphs(
     folder: Path,
+    modules: Mapping[str, nn.Module],
     folded: Folded,
-    config: PolicyConfig,
     manifest: Manifest,
-    on_stage: OnStage,
-    rtc: bool,
+    say: Say,
 ) -> dict[str, Graph]:
+    """Write one ONNX file per module; graph name -> its entry in the manifest."""
     graphs = {}
-    for name, module in traced_modules(folded, rtc).items():
+    for name, module in modules.items():
         began, path = time.perf_counter(), folder / FILES[name]
-        inputs = example_inputs(name, folded, config)
-        graph = write(as_graph(name, module, inputs), path, metadata(name, manifest))
+        inputs = example_inputs(name, folded, folded.denoiser.config)
+        if isinstance(module, FoldedDenoiser):
+            model = unroll_guided(module, inputs) if name == "guided" else unroll(module, inputs)
+        else:
+            model = trace(module, inputs, OUTPUTS[name])
+        graph = write(model, path, metadata(name, manifest))
         graphs[name] = replace(graph, **cost(module, inputs)._asdict())
         megabytes, took = path.stat().st_size / 1e6, time.perf_counter() - began
-        on_stage(f"traced {path.name}: {megabytes:.1f} MB in {took:.0f} s")
+        say(f"traced {path.name}: {megabytes:.1f} MB in {took:.0f} s")
     return graphs
-
-
-def as_graph(name: str, module: nn.Module, inputs: Mapping[str, Tensor]) -> onnx.ModelProto:
-    if isinstance(module, FoldedDenoiser):
-        return unroll_guided(module, inputs) if name == "guided" else unroll(module, inputs)
-    return trace(module, inputs, OUTPUTS[name])
 
 
 def example_inputs(name: str, folded: Folded, config: PolicyConfig) -> dict[str, Tensor]:
@@ -273,30 +279,24 @@ def record_checks(
     manifest: Manifest,
     probes: Sequence[Probe],
     expected: Sequence[ReferenceOutputs],
-    seen: str,
+    source: str,
 ) -> Stages:
-    """Compare the files with the expected outputs and write the manifest with the figures.
+    """Compare the files, run by ONNX Runtime on the CPU, with the expected outputs, and write the
+    manifest with the figures: stage -> figure -> value. `source` says which frames were compared.
     ExportError when a gate fails.
     """
-    checked = checked_stages(Bundle(folder, write_manifest(folder, manifest)), probes, expected)
-    record = {"observations": len(probes), "frames": seen, "stages": checked}
-    write_manifest(folder, replace(manifest, verification=record))
-    open_bundle(folder)  # the same check that the robot computer makes
-    return checked
-
-
-def checked_stages(
-    bundle: Bundle, probes: Sequence[Probe], expected: Sequence[ReferenceOutputs]
-) -> Stages:
-    """Stage -> figures. ExportError when a gate fails."""
-    result = verify(bundle, probes, expected)
+    bundle = Bundle(folder, write_manifest(folder, manifest))
+    result = check_outputs(bundle, choose_engines(bundle, "onnx"), probes, expected)
     if result.failures:
-        precision = bundle.manifest.precision
+        precision = manifest.precision
         hint = "" if precision == FP32 else f" (export without --{precision})"
         raise ExportError(
             f"the outputs of the {precision} graphs differ from the trained policy: "
             f"{'; '.join(result.failures)}{hint}"
         )
+    record = {"observations": len(probes), "frames": source, "stages": result.stages}
+    write_manifest(folder, replace(manifest, verification=record))
+    open_bundle(folder)  # the same check that the robot computer makes
     return result.stages
 
 

@@ -15,18 +15,18 @@ from mtdit_export.fold.clip import ClipBlock
 from mtdit_export.fold.denoiser import DenoiserBlock
 from mtdit_export.fold.layers import Dense, fixed
 
-DISLIKED_BYTES = 4096  # a page: addresses this far apart map to the same L1 cache set
-FURTHER = 16  # columns to add: one cache line of float32
+SLOW_STRIDE_BYTES = 4096  # a page: addresses this far apart map to the same L1 cache set
+PADDING = 16  # columns to add: one cache line of float32
 
 
-def widen(module: nn.Module) -> None:
+def pad_mlps(module: nn.Module) -> None:
     """Pad the MLPs of all blocks in place, where the width of the hidden layer is a slow one."""
     for block in module.modules():
-        if isinstance(block, ClipBlock | DenoiserBlock) and is_disliked(block.up):
-            block.up.weight = fixed(F.pad(block.up.weight, (0, FURTHER)))
-            block.up.bias = fixed(F.pad(block.up.bias, (0, FURTHER)))
-            block.down.weight = fixed(F.pad(block.down.weight, (0, 0, 0, FURTHER)))
+        if isinstance(block, ClipBlock | DenoiserBlock) and is_slow(block.up):
+            block.up.weight = fixed(F.pad(block.up.weight, (0, PADDING)))
+            block.up.bias = fixed(F.pad(block.up.bias, (0, PADDING)))
+            block.down.weight = fixed(F.pad(block.down.weight, (0, 0, 0, PADDING)))
 
 
-def is_disliked(up: Dense) -> bool:
-    return up.weight.shape[1] * up.weight.element_size() % DISLIKED_BYTES == 0
+def is_slow(up: Dense) -> bool:
+    return up.weight.shape[1] * up.weight.element_size() % SLOW_STRIDE_BYTES == 0

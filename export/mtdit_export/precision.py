@@ -15,11 +15,10 @@ from torch import nn
 from mtdit_export.fold.layers import Dense, Patches, PerHead, Tokens
 from mtdit_robots.errors import ExportError
 
-FP32, FP16, INT8 = "fp32", "fp16", "int8"
 EDGES = ("input", "output", "projection")  # the projections at a graph's inputs and outputs
 
 
-def halve(module: nn.Module) -> None:
+def to_fp16(module: nn.Module) -> None:
     """Convert the weights of a module to float16 in place. ExportError when one overflows."""
     for name, part in module.named_modules():
         if (

@@ -22,20 +22,21 @@ from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
 from mtdit.stats import DatasetFacts, validate_facts
 from mtdit_export.fold.denoiser import with_sampler
-from mtdit_export.precision import FP16, FP32, INT8
+from mtdit_export.options import INT8
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle.manifest import ACTION_KEY, TOKENIZER, Joint
+from mtdit_robots.features import ACTION
+from mtdit_runtime.bundle.manifest import TOKENIZER, Joint
 from mtdit_runtime.policy.tokens import load_tokens
 
 # objective -> samplers; the first is the default
 SAMPLERS = {"diffusion": ("ddim", "ddpm"), "flow_matching": ("euler", "rk4")}
 # the graph repeats the network for every call, and the time to open it grows with the square
-MOST_FLOW_CALLS = 100
+MAX_FLOW_CALLS = 100
 CALLS_PER_STEP = {"euler": 1, "rk4": 4}
-PLAIN = "open the drawer"  # every CLIP tokenizer gives the same tokens for this text
+SAMPLE_TEXT = "open the drawer"  # every CLIP tokenizer gives the same tokens for this text
 
 
-def sampled(config: PolicyConfig, sampler: str | None, steps: int) -> PolicyConfig:
+def choose_sampler(config: PolicyConfig, sampler: str | None, steps: int) -> PolicyConfig:
     """The config with this sampler (None: the default) and number of steps. UserError when the
     sampler does not fit the objective or `steps` is out of range.
     """
@@ -48,17 +49,19 @@ def sampled(config: PolicyConfig, sampler: str | None, steps: int) -> PolicyConf
             f"use {' or '.join(fitting)}"
         )
     is_flow = config.objective == "flow_matching"
-    most = MOST_FLOW_CALLS // CALLS_PER_STEP[chosen] if is_flow else config.num_train_timesteps
+    most = MAX_FLOW_CALLS // CALLS_PER_STEP[chosen] if is_flow else config.num_train_timesteps
     if not 1 <= steps <= most:
         raise UserError(f"--steps {steps} is out of range: this policy takes 1 to {most}")
     return with_sampler(config, chosen, steps)
 
 
-def matching_dataset(name: str, config: PolicyConfig, facts: DatasetFacts | None = None) -> Dataset:
+def matching_dataset(
+    name: str | Path, config: PolicyConfig, facts: DatasetFacts | None = None
+) -> Dataset:
     """Open a dataset that has the policy's cameras, joints and rate. UserError names the first
     difference.
     """
-    dataset, fix = open_dataset(name), "pass the dataset that the policy was trained on"
+    dataset, fix = open_dataset(str(name)), "pass the dataset that the policy was trained on"
     for camera, shape in config.cameras.items():
         if camera not in dataset.cameras:
             raise UserError(
@@ -83,7 +86,7 @@ def matching_dataset(name: str, config: PolicyConfig, facts: DatasetFacts | None
     return dataset
 
 
-def known_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts:
+def robot_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts:
     """Joints, rate and tasks: from the checkpoint, or from the dataset for a checkpoint of LeRobot,
     which lacks them. UserError when neither has them or they are invalid.
     """
@@ -116,17 +119,12 @@ def with_distinct_joints(facts: DatasetFacts, source: str) -> DatasetFacts:
     return facts
 
 
-def chosen_precision(fp16: bool, int8: bool, config: PolicyConfig, dataset: Dataset | None) -> str:
-    """The precision asked for. UserError when both flags are set, or when int8 has no dataset to
-    calibrate the vision tower with.
-    """
-    if fp16 and int8:
-        raise UserError("--fp16 and --int8 exclude each other: use one of them")
-    if int8 and config.cameras and dataset is None:
+def check_calibration(precision: str, config: PolicyConfig, dataset: Dataset | None) -> None:
+    """UserError when int8 has no dataset to calibrate the vision tower with."""
+    if precision == INT8 and config.cameras and dataset is None:
         raise UserError(
             "--int8 needs recorded frames to calibrate the vision tower with: add --dataset"
         )
-    return INT8 if int8 else FP16 if fp16 else FP32
 
 
 def checked_tokenizer(folder: Path, policy: MultiTaskDiT) -> Any:
@@ -138,11 +136,15 @@ def checked_tokenizer(folder: Path, policy: MultiTaskDiT) -> Any:
     tokenizer = load_tokenizer(folder)
     try:
         tokens = load_tokens(folder / TOKENIZER, whole.tokenizer_max_length)
-        ids = tokenize(tokenizer, [PLAIN], whole).numpy()
+        ids = tokenize(tokenizer, [SAMPLE_TEXT], whole).numpy()
     except Exception:  # a damaged file can raise anything
         raise UserError(f"{folder} holds no tokenizer of CLIP that can be read: {fix}") from None
     end = int(ids.max()) if shape.eos_token_id == LEGACY_EOS else shape.eos_token_id
-    if not np.array_equal(ids, tokens(PLAIN)) or tokens.end != end or ids.max() >= shape.vocab_size:
+    if (
+        not np.array_equal(ids, tokens(SAMPLE_TEXT))
+        or tokens.end != end
+        or ids.max() >= shape.vocab_size
+    ):
         raise UserError(
             f"the tokenizer in {folder} does not match the text tower "
             f"({shape.vocab_size} tokens, end token {end}): {fix}"
@@ -160,8 +162,8 @@ def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
             f"{checkpoint.folder} has {n_state} states, {n_action} actions and {len(facts.joints)} "
             "joints: a bundle needs one state and one action per joint, train with such a dataset"
         )
-    need_stats(checkpoint, ACTION_KEY, ("min", "max"))
-    stats = checkpoint.dataset_stats[ACTION_KEY]
+    need_stats(checkpoint, ACTION, ("min", "max"))
+    stats = checkpoint.dataset_stats[ACTION]
     rows = zip(
         facts.joints, stats["min"].tolist(), stats["max"].tolist(), facts.max_speed, strict=True
     )

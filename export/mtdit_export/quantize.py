@@ -29,8 +29,8 @@ from mtdit_export.fold.clip import Attention, ClipBlock
 from mtdit_export.fold.layers import Dense, Norm, fixed
 from mtdit_export.precision import EDGES
 
-LARGEST = 127  # of an int8, symmetric
-RANGE = (-128, LARGEST, torch.int8)
+INT8_MAX = 127  # of an int8, symmetric
+RANGE = (-128, INT8_MAX, torch.int8)
 
 Peaks = dict[nn.Module, Tensor]  # product -> (D,) largest magnitude of every input channel
 
@@ -44,13 +44,13 @@ class Int8Dense(nn.Module):
 
     def __init__(self, dense: Dense, largest: Tensor) -> None:
         super().__init__()
-        scale = nonzero(dense.weight.abs().amax(0)) / LARGEST  # (E,)
+        scale = nonzero(dense.weight.abs().amax(0)) / INT8_MAX  # (E,)
         self.weight = fixed((dense.weight / scale).round().to(torch.int8))  # (D, E)
         self.scale = fixed(scale)
         # Three axes: ONNX Runtime would fuse the product and a bias vector into a float Gemm, and
         # no longer recognise an int8 product.
         self.bias = fixed(dense.bias[None, None])
-        self.input_scale = float(nonzero(largest) / LARGEST)
+        self.input_scale = float(nonzero(largest) / INT8_MAX)
 
     def forward(self, x: Tensor) -> Tensor:
         """(S, N, D) -> (S, N, E)."""

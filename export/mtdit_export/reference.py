@@ -28,9 +28,7 @@ from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.policies.multi_task_dit.policy import Batch, MultiTaskDiT
 from mtdit.policies.multi_task_dit.rtc import sample_guided
 from mtdit.policies.objectives import make_objective
-from mtdit_runtime.bundle.bundle import Bundle
 from mtdit_runtime.bundle.manifest import NOISE, STEP_NOISE
-from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.policy.policy import draw_noise, noise_inputs, prefix_inputs
 from mtdit_runtime.verify.fixtures import (
     Array,
@@ -40,7 +38,6 @@ from mtdit_runtime.verify.fixtures import (
     guide_for,
     held_rows,
 )
-from mtdit_runtime.verify.gates import Verification, check_outputs
 
 N_PROBES = 4
 N_SEEDS = 8  # chunks sampled per observation to measure how much the policy itself varies
@@ -135,14 +132,14 @@ class Reference:
     """Computes what the engines should give for a probe: the torch policy of a checkpoint, sampled
     as its config says, with tokens padded to the graph's length.
 
-    `guided`: also compute the guided chunk, with `mtdit.policies.multi_task_dit.rtc`.
+    `rtc`: also compute the guided chunk, with `mtdit.policies.multi_task_dit.rtc`.
     """
 
     def __init__(
-        self, policy: MultiTaskDiT, checkpoint: Checkpoint, tokenizer: Any, guided: bool = False
+        self, policy: MultiTaskDiT, checkpoint: Checkpoint, tokenizer: Any, rtc: bool = False
     ) -> None:
         self.policy, self.checkpoint, self.tokenizer = policy, checkpoint, tokenizer
-        self.config, self.guided = policy.config, guided
+        self.config, self.rtc = policy.config, rtc
 
     @torch.no_grad()
     def text(self, task: str) -> tuple[NDArray[np.int64], Array]:
@@ -173,7 +170,7 @@ class Reference:
             positions=self.checkpoint.action_stats.unnormalize(actions[0]),
             held=self._held(conditioning, *noises, held_rows(actions)),
             spread=self._spread(conditioning),
-            guided=self._guided(conditioning, *noises, guide_for(actions)) if self.guided else None,
+            guided=self._guided(conditioning, *noises, guide_for(actions)) if self.rtc else None,
         )
 
     def _known(self, conditioning: Tensor) -> Array:
@@ -192,15 +189,15 @@ class Reference:
             [F.linear(before, w[:, self.config.timestep_embed_dim :]) for w in weights], dim=1
         ).numpy()
 
-    def _held(self, conditioning: Tensor, noise: Tensor, on_the_way: Tensor, rows: Array) -> Array:
+    def _held(self, conditioning: Tensor, noise: Tensor, step_noise: Tensor, rows: Array) -> Array:
         prefix = map(torch.from_numpy, prefix_inputs(rows, self.config.horizon).values())
-        return self.policy.sample_from(conditioning, noise, on_the_way, *prefix).numpy()
+        return self.policy.sample_from(conditioning, noise, step_noise, *prefix).numpy()
 
     def _guided(
-        self, conditioning: Tensor, noise: Tensor, on_the_way: Tensor, guide: Guide
+        self, conditioning: Tensor, noise: Tensor, step_noise: Tensor, guide: Guide
     ) -> Array:
         rows = torch.from_numpy(guide.actions), torch.from_numpy(guide.weights)
-        return sample_guided(self.policy, conditioning, noise, *rows, on_the_way).numpy()
+        return sample_guided(self.policy, conditioning, noise, *rows, step_noise).numpy()
 
     def _project(self, pooled: Tensor) -> Tensor:
         return self.policy.observation_encoder.text_encoder(pooled)
@@ -213,28 +210,16 @@ class Reference:
     def _spread(self, conditioning: Tensor) -> float:
         """Rms deviation of the executed actions over noise seeds, in units."""
         shape = (self.policy.objective.draws, N_SEEDS, self.config.horizon, self.config.action_dim)
-        noise, *on_the_way = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        chunks = self.policy.sample_from(conditioning.expand(N_SEEDS, -1), noise, on_the_way)
+        noise, *step_noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        chunks = self.policy.sample_from(conditioning.expand(N_SEEDS, -1), noise, step_noise)
         positions = self.checkpoint.action_stats.unnormalize(self.policy.executed(chunks).numpy())
         return float(np.sqrt(np.mean((positions - positions.mean(0)) ** 2)))
-
-
-# -- comparison --
-
-
-def verify(
-    bundle: Bundle, probes: Sequence[Probe], expected: Sequence[ReferenceOutputs]
-) -> Verification:
-    """Compare a bundle, run by ONNX Runtime on the CPU, with the torch policy. See
-    `mtdit_runtime.verify.gates.check_outputs`.
-    """
-    return check_outputs(bundle, choose_engines(bundle, "onnx"), probes, expected)
 
 
 # -- fixtures --
 
 
-def write_reference(folder: Path, probe: Probe) -> None:
+def write_reference_frames(folder: Path, probe: Probe) -> None:
     """Write `reference/<camera>.png`: what a camera of the policy saw, to aim the real one by."""
     from PIL import Image
 

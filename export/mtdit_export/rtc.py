@@ -1,8 +1,8 @@
 """The guided denoiser of real-time chunking (RTC), with its vector-Jacobian product written out as
 ordinary graph operations.
 
-The method itself is explained in `mtdit.policies.multi_task_dit.rtc`, which is also the reference that the graph is
-checked against.
+The method itself is explained in `mtdit.policies.multi_task_dit.rtc`, which is also the reference
+that the graph is checked against.
 
 T horizon, A action dim, D hidden, K calls of the network.
 """
@@ -26,7 +26,7 @@ from mtdit_export.unroll import unroll
 from mtdit_runtime.bundle.manifest import NOISE, PREFIX, PREFIX_WEIGHTS
 
 aten = torch.ops.aten
-IN_PARTS = (aten.gelu_backward, aten._softmax_backward_data)  # ONNX has no such operators
+DECOMPOSED = (aten.gelu_backward, aten._softmax_backward_data)  # ONNX has no such operators
 
 
 class GuidedNetwork(nn.Module):
@@ -61,17 +61,17 @@ def unroll_guided(denoiser: FoldedDenoiser, inputs: Mapping[str, Tensor]) -> onn
     numbers = torch.tensor([(c.of_x, c.of_output, c.strength) for c in corrections])  # (K, 3)
     modulation = torch.zeros(6 * denoiser.config.num_layers * denoiser.config.hidden_dim)
     call = (inputs[NOISE], modulation, numbers[0], inputs[PREFIX], inputs[PREFIX_WEIGHTS])
-    network = in_plain_operations(GuidedNetwork(denoiser.network, corrections[0].clip_range), call)
+    network = without_autograd(GuidedNetwork(denoiser.network, corrections[0].clip_range), call)
     return unroll(denoiser, inputs, network, {"correction": numbers})
 
 
-def in_plain_operations(module: GuidedNetwork, inputs: Sequence[Tensor]) -> GraphModule:
+def without_autograd(module: GuidedNetwork, inputs: Sequence[Tensor]) -> GraphModule:
     """The module traced for inputs of these shapes, with its derivatives written out. The weights
     keep their names in the network.
     """
     parts: dict[Any, Any] = {
-        **get_decompositions(IN_PARTS),
-        aten.native_layer_norm_backward.default: of_norm,
+        **get_decompositions(DECOMPOSED),
+        aten.native_layer_norm_backward.default: layer_norm_backward,
     }
     traced = make_fx(module, decomposition_table=parts)(*inputs)
     names = {id(parameter): name for name, parameter in module.network.named_parameters()}
@@ -83,14 +83,14 @@ def in_plain_operations(module: GuidedNetwork, inputs: Sequence[Tensor]) -> Grap
     return GraphModule(constants, traced.graph)
 
 
-def of_norm(
+def layer_norm_backward(
     pull: Tensor,
     x: Tensor,
     shape: list[int],
     mean: Tensor,
     deviation: Tensor,
     weight: Tensor,
-    *further: Any,
+    *_: Any,
 ) -> tuple[Tensor, None, None]:
     """The derivative of `normed` with respect to x (T, D), from x and its scale.
 

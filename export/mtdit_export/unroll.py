@@ -69,7 +69,7 @@ def unroll(
     graph = _Graph()
     table = graph.paste(head.graph, MODULATION, MODULATION, {})
     modulations = graph.split(table, calls)
-    on_the_way = (
+    step_noise = (
         graph.unstack(STEP_NOISE, inputs[STEP_NOISE].shape[1]) if STEP_NOISE in inputs else []
     )
     count = itertools.count()
@@ -81,7 +81,7 @@ def unroll(
             body.graph, "network", f"call.{i}", {X: x, MODULATION: modulations[i], **rows}
         )
 
-    write_sampler(graph, record(denoiser, held, on_the_way), write_call)
+    write_sampler(graph, record(denoiser, held, step_noise), write_call)
     return graph.model(inputs, head.opset_import)
 
 
@@ -93,8 +93,8 @@ def denoised(x: Tensor) -> Tensor:
     return x
 
 
-def record(denoiser: FoldedDenoiser, held: Sequence[str], on_the_way: Sequence[str]) -> fx.Graph:
-    """Record the operations of the sampler as a torch.fx graph. `held` and `on_the_way` are the
+def record(denoiser: FoldedDenoiser, held: Sequence[str], step_noise: Sequence[str]) -> fx.Graph:
+    """Record the operations of the sampler as a torch.fx graph. `held` and `step_noise` are the
     names of the prefix inputs and of the noise of each step, empty if there is none.
     """
     graph = fx.Graph()
@@ -107,8 +107,8 @@ def record(denoiser: FoldedDenoiser, held: Sequence[str], on_the_way: Sequence[s
         return cast(Tensor, tracer.create_proxy("call_function", denoised, (x,), {}))
 
     prefix, mask = map(value, held) if held else (None, None)
-    actions = denoiser.sample(
-        denoise, value(NOISE), prefix, mask, [value(name) for name in on_the_way]
+    actions = denoiser.objective.sample(
+        denoise, value(NOISE), [value(name) for name in step_noise], prefix, mask
     )
     graph.output(cast(fx.Proxy, actions).node)
     graph.eliminate_dead_code()  # removes the times, which the folded network does not need

@@ -13,42 +13,43 @@ from mtdit.checkpoint.read import Checkpoint, open_checkpoint
 from mtdit.policies.multi_task_dit.clip_lookup import load_tokenizer
 from mtdit_export.fold.denoiser import network_times
 from mtdit_export.manifest import cameras_of, sampler_of
-from mtdit_export.preflight import joints_of, matching_dataset, sampled
+from mtdit_export.preflight import choose_sampler, joints_of, matching_dataset
 from mtdit_export.reference import Reference, dataset_probes, synthetic_probes
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle.bundle import Bundle
+from mtdit_runtime.bundle.bundle import Bundle, open_bundle
 from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.files import sha256
 from mtdit_runtime.text import printable
 from mtdit_runtime.verify.gates import Verification, check_outputs
 
 
-def recheck(
-    bundle: Bundle, checkpoint: Path, dataset: Path | None = None, backend: str = "onnx"
+def verify_checkpoint(
+    bundle: Bundle | str | Path,
+    checkpoint: str | Path,
+    dataset: str | Path | None = None,
+    backend: str = "auto",
 ) -> Verification:
-    """Compare torch and the bundle's engines on the same observations (synthetic, or frames of
-    `dataset`) and noise.
+    """Compare the bundle's engines with the torch policy of the checkpoint, on the same noise and
+    observations (synthetic, or frames of `dataset`).
 
     UserError when the bundle was made from other weights or another config, or when the dataset is
     from another robot.
     """
-    opened, m = open_checkpoint(checkpoint), bundle.manifest
+    bundle = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+    opened, m = open_checkpoint(Path(checkpoint)), bundle.manifest
     _check_weights(bundle, opened)
-    opened = replace(opened, config=sampled(opened.config, m.sampler.kind, m.sampler.steps))
+    opened = replace(opened, config=choose_sampler(opened.config, m.sampler.kind, m.sampler.steps))
     _check_config(bundle, opened)
     if dataset is None:
         probes = synthetic_probes(opened, m.tasks or ("",))
     else:
-        probes = dataset_probes(
-            matching_dataset(str(dataset), opened.config, opened.facts), opened.config
-        )
-    with opened.tokenizer_folder() as tokenizer:
-        reference = Reference(
-            opened.policy(), opened, load_tokenizer(tokenizer), guided="guided" in m.graphs
-        )
-    return check_outputs(
-        bundle, choose_engines(bundle, backend), probes, [reference(probe) for probe in probes]
-    )
+        frames = matching_dataset(dataset, opened.config, opened.facts)
+        probes = dataset_probes(frames, opened.config)
+    with opened.tokenizer_folder() as folder:
+        tokenizer = load_tokenizer(folder)
+        reference = Reference(opened.policy(), opened, tokenizer, rtc="guided" in m.graphs)
+    expected = [reference(probe) for probe in probes]
+    return check_outputs(bundle, choose_engines(bundle, backend), probes, expected)
 
 
 def _check_weights(bundle: Bundle, checkpoint: Checkpoint) -> None:

@@ -7,9 +7,7 @@ from pathlib import Path
 from mtdit.checkpoint import brysonjones
 from mtdit.checkpoint.names import CHECKPOINTS, CONFIG, LAST, PRETRAINED, WEIGHTS
 from mtdit.hub import fetch, is_repo_id
-from mtdit.policies.multi_task_dit.config_json import (
-    check_policy_type,
-)
+from mtdit.policies.multi_task_dit.config_json import check_policy_type
 from mtdit_robots.errors import UserError
 from mtdit_runtime.files import read_json
 

@@ -1,4 +1,4 @@
-"""Reads and writes checkpoints in LeRobot's layout: LeRobot loads ours, and we load LeRobot's.
+"""Reads checkpoints in LeRobot's layout: LeRobot loads ours, and we load LeRobot's.
 
     RUN/checkpoints/<step>/pretrained_model/   config.json  model.safetensors  train_config.json
                                                policy_{pre,post}processor.json and the statistics
@@ -11,10 +11,12 @@
 Two other sources are read: a repository of the Hugging Face Hub, and the folders of
 brysonjones/multitask_dit_policy.
 
-A checkpoint is written to a temporary folder and renamed, so a crash or a full disk leaves the
-previous one intact. LeRobot does not write mtdit.json and clip/. mtdit.json is needed because a
-LeRobot checkpoint does not store the names of its joints; with clip/ a checkpoint can be exported
-without the CLIP it started from. LeRobot itself still needs the CLIPs that config.json names.
+LeRobot does not write mtdit.json and clip/. mtdit.json is needed because a LeRobot checkpoint does
+not store the names of its joints; with clip/ a checkpoint can be exported without the CLIP it
+started from. LeRobot itself still needs the CLIPs that config.json names.
+
+`mtdit.checkpoint.find` finds the folder, `mtdit.checkpoint.write` writes it, and
+`mtdit.checkpoint.training_state` reads the state for resuming.
 """
 
 from __future__ import annotations
@@ -44,9 +46,7 @@ from mtdit.policies.multi_task_dit.clip_lookup import (
     shape_of,
 )
 from mtdit.policies.multi_task_dit.config import PolicyConfig
-from mtdit.policies.multi_task_dit.config_json import (
-    policy_config_from_json,
-)
+from mtdit.policies.multi_task_dit.config_json import policy_config_from_json
 from mtdit.policies.multi_task_dit.denoiser import Denoiser
 from mtdit.policies.multi_task_dit.observation_encoder import ObservationEncoder
 from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
@@ -70,27 +70,36 @@ NEEDED = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std"), "IDENTITY": ("
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened pretrained_model folder. Weights and tokenizer are read when they are needed."""
+    """An opened checkpoint. Weights and tokenizer are read when they are needed.
+
+    folder: the pretrained_model folder. config: the policy's configuration, with LeRobot's field
+    names. dataset_stats: feature -> statistic -> values. facts: joints, fps and tasks of the
+    dataset; None for a checkpoint of another program.
+    """
 
     folder: Path
     config: PolicyConfig
     dataset_stats: DatasetStats
-    facts: DatasetFacts | None  # None for a checkpoint of another program
+    facts: DatasetFacts | None
     trainable: bool = True  # whether LeRobot's format can store the policy after more training
 
     @property
     def stats_file(self) -> Path:
+        """The file that the statistics come from."""
         return normalizer_file(self.folder)
 
     @property
     def state_stats(self) -> Stats:
+        """The statistics that normalise positions (J,)."""
         return feature_stats(self.config, self.dataset_stats, STATE)
 
     @property
     def action_stats(self) -> Stats:
+        """The statistics that normalise actions (J,)."""
         return feature_stats(self.config, self.dataset_stats, ACTION)
 
     def image_scaling(self, camera: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(offset, scale), each (3,): a pixel x in [0, 1] becomes (x - offset) / scale."""
         return image_scaling(self.config, self.dataset_stats, camera)
 
     def policy(self, device: str | torch.device = "cpu") -> MultiTaskDiT:
@@ -110,6 +119,7 @@ class Checkpoint:
         return read_tensors(self.folder / WEIGHTS)
 
     def clip_shape(self, weights: Mapping[str, Tensor]) -> ClipShape:
+        """The sizes of the CLIP towers."""
         return clip_shapes(self.config, self.folder / CLIP, weights)
 
     def tokenizer(self) -> Any:
@@ -150,14 +160,15 @@ class BrysonJonesCheckpoint(Checkpoint):
         return ClipShape(brysonjones.tower_shape(self.config, weights), text)
 
 
-# --- reading
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Opens a checkpoint of mtdit, of LeRobot or of brysonjones/multitask_dit_policy.
 
+    path: a run (its last checkpoint is opened), a checkpoint or its pretrained_model folder, or a
+    Hub repo id. UserError when there is no such policy or it is damaged. Weights and tokenizer are
+    checked when they are read, everything else now.
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens the folder that `find_pretrained` finds, of mtdit, LeRobot or brysonjones.
-
-    UserError when it is not such a policy or is damaged. Weights and tokenizer are checked when
-    they are read, everything else now.
+        checkpoint = mtdit.open_checkpoint("outputs/train")
+        network = checkpoint.policy("cuda")  # a torch module, in eval mode
     """
     folder = find_pretrained(Path(path))
     raw = read_json(folder / CONFIG)

@@ -1,4 +1,4 @@
-"""Writes checkpoints in LeRobot's layout.
+"""Writes checkpoints in LeRobot's layout, which `mtdit.checkpoint.read` shows.
 
 Each checkpoint is written under another name and renamed, so a crash or a full disk leaves the
 previous one intact.
@@ -32,19 +32,13 @@ from mtdit.checkpoint.names import (
     TRAINING_STATE,
     WEIGHTS,
 )
-from mtdit.policies.multi_task_dit.clip_lookup import (
-    save_tokenizer,
-)
+from mtdit.policies.multi_task_dit.clip_lookup import save_tokenizer
 from mtdit.policies.multi_task_dit.config import PolicyConfig
-from mtdit.policies.multi_task_dit.config_json import (
-    policy_config_to_dict,
-)
+from mtdit.policies.multi_task_dit.config_json import policy_config_to_dict
 from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
 from mtdit.stats import EPS, DatasetFacts, DatasetStats
 from mtdit_robots.errors import UserError
 from mtdit_robots.files import new_file, new_folder
-
-# --- writing
 
 
 def save_checkpoint(

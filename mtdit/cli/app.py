@@ -27,15 +27,13 @@ from mtdit.cli.commands import (
     train,
     twin,
 )
-from mtdit.cli.commands.run import CommandList
 from mtdit.cli.lerobot_flags import translate
-from mtdit.cli.terminal.console import console, rank
+from mtdit.cli.terminal.console import MAX_LINE, console
+from mtdit.cli.terminal.help import CommandList, GroupedHelp
+from mtdit.training.rank import rank
 from mtdit_robots.errors import ExportError, UserError
-from mtdit_robots.extras import extra_of, missing
-from mtdit_runtime.bundle.publish import DISK_FULL
 from mtdit_runtime.text import printable
 
-MAX_MESSAGE = 4000  # characters of the message that ends a command
 INTERRUPTED = 130  # the exit code that shells use for Ctrl-C
 
 app = typer.Typer(
@@ -69,7 +67,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect.inspect,
 }
 for _name, _command in COMMANDS.items():
-    app.command(_name, cls=train.GroupedHelp if _name == "train" else None)(_command)
+    app.command(_name, cls=GroupedHelp)(_command)
 
 UsageError = cast(
     "type[typer.BadParameter]", typer.BadParameter.__mro__[1]
@@ -102,11 +100,15 @@ def main() -> None:
     except ExportError as error:
         _fail(str(error), code=1)
     except OSError as error:
+        from mtdit_runtime.bundle.publish import DISK_FULL
+
         if error.filename is not None or error.errno in DISK_FULL:
             place = error.filename or "the disk"
             _fail(f"{place}: {error.strerror}: choose another place, or make room there")
         _fail(str(error), code=1)  # the twin or the arm stopped answering
     except ModuleNotFoundError as error:
+        from mtdit_robots.extras import extra_of, missing
+
         if extra_of(error.name or "") is None:
             raise
         _fail(str(missing(error.name or "", f"this command needs {error.name}")))
@@ -125,5 +127,5 @@ def _translated(words: list[str]) -> list[str]:
 
 def _fail(message: str, code: int = 2) -> None:
     who = f"mtdit: rank {rank()}" if rank() else "mtdit"
-    print(f"{who}: {printable(' '.join(message.split()), MAX_MESSAGE)}", file=sys.stderr)
+    print(f"{who}: {printable(' '.join(message.split()), MAX_LINE)}", file=sys.stderr)
     sys.exit(code)

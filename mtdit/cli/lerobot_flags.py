@@ -82,7 +82,7 @@ REFUSED = {  # flag, or the group it belongs to -> what to do instead
     "dataset.episodes": "make a dataset of these episodes with `lerobot-edit-dataset`",
     "dataset.revision": "download that revision and pass its folder as --dataset.root",
     "peft": "adapters are not supported; leave it out to train all weights",
-    "optimizer": "use --policy.optimizer_lr, _betas, _eps and _weight_decay, and --grad-clip",
+    "optimizer": "use --policy.optimizer_lr, _betas, _eps and _weight_decay, and --grad-clip-norm",
     "scheduler": "set --policy.scheduler_name and --policy.scheduler_warmup_steps",
     "sample_weighting": "use --balance-tasks or --task-weight",
     "reward_model": "only policies can be trained; leave it out",

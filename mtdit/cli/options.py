@@ -1,19 +1,28 @@
-"""Options that several commands share."""
+"""What the options of the commands are called, their type, limits and help, each once.
+
+An option has the name of the field that it sets; `mtdit.cli.flags.FLAGS` lists the exceptions.
+Options that several commands take together are one dataclass here. The options of `mtdit train`
+are the fields of `TrainConfig`.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from mtdit.cli.flags import option, pairs
 from mtdit.cli.terminal.console import console
 from mtdit_robots.errors import UserError
 
 OUTPUTS = Path("outputs")
 RUN, BUNDLE = OUTPUTS / "train", OUTPUTS / "policy.mtdit"
+DEV = Path("/dev")
 MAX_SEED = 2**31 - 1
 
 
@@ -24,45 +33,12 @@ class Backend(str, Enum):
     tensorrt = "tensorrt"
 
 
-Seed = Annotated[
-    int,
-    typer.Option(min=0, max=MAX_SEED, help="Random seed; the same seed gives the same result."),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite",
-        help="Replace the result of an earlier run in --out; default: stop if there is one.",
-    ),
-]
-BundleOption = Annotated[
-    Path,
-    typer.Option("--bundle", help="Bundle to run: a folder NAME.mtdit that `mtdit export` wrote."),
-]
-BackendOption = Annotated[
-    Backend,
-    typer.Option(help="Backend that computes the policy; auto: the fastest one that works here."),
-]
-Calibration = Annotated[
-    str | None,
-    typer.Option(help="Calibration of the real arm: a JSON file, or the arm's id in LeRobot."),
-]
-CameraList = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--camera",
-        help="Camera as NAME=SOURCE, repeat for each camera; SOURCE is a device (/dev/video0), "
-        "file:CLIP.mp4 or dataset:FOLDER:CAMERA.",
-    ),
-]
-
-
 class RobotKind(str, Enum):
     twin = "twin"
     so101 = "so101"
 
 
-class Clock(str, Enum):
+class ClockKind(str, Enum):
     real = "real"
     lockstep = "lockstep"
 
@@ -70,6 +46,161 @@ class Clock(str, Enum):
 class BusKind(str, Enum):
     own = "own"
     sdk = "sdk"
+
+
+# -- the policy
+
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, NAME.mtdit.")
+]
+BundleOption = Annotated[
+    Path,
+    option("Policy", "Bundle to run: a folder NAME.mtdit that `mtdit export` wrote.", "--bundle"),
+]
+BackendOption = Annotated[
+    Backend,
+    option(
+        "Policy",
+        "Backend that computes the policy: onnx, cuda, tensorrt, or auto (the fastest one that "
+        "works here).",
+        "--backend",
+    ),
+]
+
+# -- the arm
+
+Port = Annotated[
+    str | None,
+    option(
+        "Robot", "Serial port of the real arm, e.g. /dev/ttyACM0; required for so101.", "--port"
+    ),
+]
+CalibrationName = Annotated[
+    str | None,
+    option(
+        "Robot",
+        "Calibration of the real arm: a JSON file, or the arm's id in LeRobot.",
+        "--calibration",
+    ),
+]
+Bus = Annotated[
+    BusKind,
+    option(
+        "Robot",
+        "Servo driver: own (mtdit's) or sdk (Feetech's SDK); both behave the same.",
+        "--bus",
+    ),
+]
+BusTimeout = Annotated[
+    float,
+    option("Robot", "Seconds a servo may take to answer.", "--bus-timeout", min=0.01, max=10.0),
+]
+Clock = Annotated[
+    ClockKind,
+    option("Robot", "Clock of the twin: real time, or lockstep (as fast as possible).", "--clock"),
+]
+CameraList = Annotated[
+    list[str] | None,
+    option(
+        "Cameras",
+        "Camera as NAME=SOURCE, repeat for each camera; SOURCE is a device (/dev/video0), "
+        "file:CLIP.mp4 or dataset:FOLDER:CAMERA.",
+        "--camera",
+    ),
+]
+Height = Annotated[
+    int, option("Cameras", "Frame height in pixels, all cameras.", "--height", min=16)
+]
+Width = Annotated[int, option("Cameras", "Frame width in pixels, all cameras.", "--width", min=16)]
+Dev = Annotated[Path, option("Machine", "Folder in which to look for devices.", "--dev")]
+Duration = Annotated[
+    float | None,
+    option(
+        "Length", "Stop after this many seconds; default: no time limit.", "--duration", min=0.0
+    ),
+]
+Seed = Annotated[
+    int,
+    option(
+        "Start",
+        "Random seed; the same seed gives the same result.",
+        "--seed",
+        min=0,
+        max=MAX_SEED,
+    ),
+]
+SPEED_LIMITS: dict[str, Any] = {"min": 1.0, "max": 10_000.0}
+HOME_LIMITS: dict[str, Any] = {"min": 0.0, "max": 60.0}
+
+
+@dataclass(frozen=True)
+class ArmOptions:
+    """The follower arm, of the commands that drive it without a policy.
+
+    Unlike `mtdit run`, they never fall back to the twin: they are made for a person at an arm, and
+    one who forgets --port is asked for it.
+    """
+
+    robot: Annotated[
+        RobotKind,
+        option(
+            "Robot", "Robot to drive: so101 (a real arm) or twin (the simulated one).", "--robot"
+        ),
+    ] = RobotKind.so101
+    port: Port = None
+    calibration: CalibrationName = None
+    bus: Bus = BusKind.own
+    bus_timeout: BusTimeout = 0.05
+    clock: Clock = ClockKind.real
+    seed: Seed = 0
+    max_speed: Annotated[
+        float,
+        option(
+            "Motion",
+            "Maximum speed of the follower's joints in degrees per second (gripper: percent).",
+            **SPEED_LIMITS,
+        ),
+    ] = 300.0
+    home_s: Annotated[
+        float,
+        option(
+            "Motion",
+            "Seconds for the return to the start pose at the end; 0: stay there.",
+            "--home-seconds",
+            **HOME_LIMITS,
+        ),
+    ] = 3.0
+
+    @property
+    def lockstep(self) -> bool:
+        return self.robot is RobotKind.twin and self.clock is ClockKind.lockstep
+
+
+@dataclass(frozen=True)
+class LeaderOptions:
+    """The leader arm and the frames that are shown or recorded meanwhile."""
+
+    leader_port: Annotated[
+        str | None, option("Leader", "Serial port of the leader arm, e.g. /dev/ttyACM1.")
+    ] = None
+    leader_calibration: Annotated[
+        str | None,
+        option("Leader", "Calibration of the leader arm: a JSON file, or the arm's id in LeRobot."),
+    ] = None
+    camera: CameraList = None
+    height: Height = 480
+    width: Width = 640
+    fps: Annotated[
+        int, option("Cameras", "Control ticks and frames per second.", min=1, max=200)
+    ] = 30
+
+
+def camera_sources(words: Iterable[str] | None) -> dict[str, str]:
+    """Camera name -> source, of --camera."""
+    return pairs("--camera", words or (), "top=/dev/video0")
+
+
+# -- the result
 
 
 def _json_place(where: Path | None) -> Path | None:
@@ -95,19 +226,18 @@ def _check_writable(file: Path) -> None:
 
 Json = Annotated[
     Path | None,
-    typer.Option(
+    option(
+        "Results",
+        "Also write the result to this file as JSON; - for standard output.",
         "--json",
         callback=_json_place,
-        help="Also write the result to this file as JSON; - for standard output.",
     ),
 ]
-BusOption = Annotated[
-    BusKind,
-    typer.Option(
-        "--bus", help="Servo driver: own (mtdit's) or sdk (Feetech's SDK); both behave the same."
+Overwrite = Annotated[
+    bool,
+    option(
+        "Start",
+        "Replace the result of an earlier run in --out; default: stop if there is one.",
+        "--overwrite",
     ),
-]
-BusTimeout = Annotated[
-    float,
-    typer.Option("--bus-timeout", min=0.01, max=10.0, help="Seconds a servo may take to answer."),
 ]

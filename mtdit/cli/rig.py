@@ -1,94 +1,96 @@
-"""Opens the robot, the leader arm and the cameras that a command names."""
+"""Opens the robot and the leader arm that a command names."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mtdit.cli.options import Clock, RobotKind
-from mtdit_robots.cameras.open import open_camera
+from mtdit.cli.options import ArmOptions, RobotKind, camera_sources
 from mtdit_robots.errors import UserError
-from mtdit_robots.robot import Frame, Robot
-from mtdit_robots.so101 import calibration as calibrations
-from mtdit_robots.so101.arm import So101Arm
-from mtdit_robots.so101.calibration import Calibration
-from mtdit_robots.so101.leader import So101Leader
+
+if TYPE_CHECKING:
+    from mtdit_robots.robot import Frame
+    from mtdit_robots.so101.arm import So101Arm
+    from mtdit_robots.so101.calibration import Calibration
+    from mtdit_robots.so101.leader import So101Leader
+    from mtdit_robots.twin.client import Twin
+
+Size = tuple[int, int]  # height, width
+OVERVIEW = (240, 320)  # of the twin's scene beside the policy's cameras in a film
 
 
 @dataclass(frozen=True)
-class RunRig:
-    """A robot that is not connected yet. Only the twin knows success and has an overview camera."""
+class Rig:
+    """An arm that is not connected yet. Only the twin knows success and has a camera that shows the
+    whole scene.
+    """
 
-    robot: Robot
-    success: Callable[[], bool] | None = None
-    overview: Callable[[], Mapping[str, Frame]] | None = None
+    robot: So101Arm
+    twin: Twin | None = None
+
+    def overview(self) -> Mapping[str, Frame]:
+        """The whole scene of the twin, (H, W, 3) uint8 RGB; nothing for a real arm."""
+        return {"overview": self.twin.picture("overview", *OVERVIEW)} if self.twin else {}
 
 
 @contextmanager
-def run_rig(
-    kind: RobotKind,
-    sizes: Mapping[str, tuple[int, int]],
-    fps: int,
-    task: str,
-    seed: int,
-    clock: Clock,
-    port: str | None,
-    calibration: str | None,
-    cameras: list[str] | None,
-    bus: str,
-    bus_timeout: float,
-) -> Iterator[RunRig]:
-    """The robot that the options describe; the twin runs as long as the block. sizes: camera ->
-    (height, width). UserError names the option that is missing or wrong.
+def open_rig(
+    arm: ArmOptions,
+    cameras: Sequence[str] | None = None,
+    size: Size | Mapping[str, Size] = (480, 640),
+    fps: int = 30,
+    task: str | None = None,
+) -> Iterator[Rig]:
+    """The robot that the options describe; the twin runs as long as the block. UserError names the
+    option that is missing or wrong.
+
+    cameras: NAME=SOURCE words. size: (height, width) of every camera that is named, or of each
+    camera that the policy needs. task: the twin's scene; None: that of its first task.
     """
-    if kind is RobotKind.so101:
-        yield RunRig(_so101(sizes, fps, port, calibration, cameras or [], bus, bus_timeout))
+    if arm.robot is RobotKind.so101:
+        yield _real(arm, camera_sources(cameras), size, fps)
         return
+    real = {"--port": arm.port, "--calibration": arm.calibration, "--camera": cameras}
+    for flag in (flag for flag, value in real.items() if value):
+        raise UserError(f"{flag} is for a real arm: leave it out, or use --robot so101")
     from mtdit_robots.twin.client import Twin
-    from mtdit_robots.twin.tasks import find_task
+    from mtdit_robots.twin.tasks import TASKS, find_task
 
-    find_task(task)
-    with Twin(image_size=one_size(sizes), clock=clock.value) as twin:
-        twin.reset(task, seed)
-        yield RunRig(
-            twin.robot(bus), twin.success, lambda: {"overview": twin.picture("overview", 240, 320)}
-        )
+    scene = find_task(next(iter(TASKS)) if task is None else task).name
+    one = size if isinstance(size, tuple) else _one_size(size)
+    with Twin(image_size=one, clock=arm.clock.value) as twin:
+        twin.reset(scene, arm.seed)
+        yield Rig(twin.robot(arm.bus.value), twin)
 
 
-def _so101(
-    sizes: Mapping[str, tuple[int, int]],
-    fps: int,
-    port: str | None,
-    calibration: str | None,
-    cameras: list[str],
-    bus: str,
-    bus_timeout: float,
-) -> Robot:
-    from mtdit.cli.rig import load_calibration
+def _real(
+    arm: ArmOptions, sources: Mapping[str, str], size: Size | Mapping[str, Size], fps: int
+) -> Rig:
     from mtdit_robots.bus.open import open_bus
     from mtdit_robots.cameras.open import open_camera
     from mtdit_robots.so101.arm import So101Arm
 
-    if port is None or calibration is None:
-        missing = "--port /dev/ttyACM0" if port is None else "--calibration my_arm.json"
-        raise UserError(f"a real arm needs {missing}: run `mtdit doctor --robot so101` for help")
-    devices = dict(pairs_of("--camera", cameras))
+    if arm.port is None:
+        raise UserError(
+            "--port is missing: add --port /dev/ttyACM0, or use --robot twin; "
+            "`mtdit find-port` lists the ports"
+        )
+    calibration = load_calibration("--calibration", arm.calibration)
+    sizes = dict.fromkeys(sources, size) if isinstance(size, tuple) else size
     for name in sizes:
-        if name not in devices:
+        if name not in sources:
             raise UserError(f"the policy needs camera {name!r}: add --camera {name}=/dev/video0")
-    loaded = load_calibration("--calibration", calibration)
-    open_bus(bus, port).close()  # report a wrong port before the cameras take seconds to open
-    opened = [
-        open_camera(name, devices[name], height, width, fps)
-        for name, (height, width) in sizes.items()
-    ]
-    return So101Arm(port, loaded, opened, timeout_s=bus_timeout, bus=bus)
+    bus = arm.bus.value
+    open_bus(bus, arm.port).close()  # report a wrong port before the cameras take seconds to open
+    opened = [open_camera(name, sources[name], *sizes[name], fps) for name in sizes]
+    return Rig(So101Arm(arm.port, calibration, opened, timeout_s=arm.bus_timeout, bus=bus))
 
 
-def one_size(sizes: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+def _one_size(sizes: Mapping[str, Size]) -> Size:
     """(height, width) that all cameras have: the twin renders them in one size."""
     if len(set(sizes.values())) > 1:
         raise UserError(
@@ -98,104 +100,12 @@ def one_size(sizes: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
     return next(iter(sizes.values()), (64, 64))
 
 
-def pairs_of(option: str, words: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for word in words:
-        name, sign, value = word.partition("=")
-        if not sign:
-            raise UserError(f"{option} {word!r} has no value: write {option} name=value")
-        yield name, value
-
-
-NO_CALIBRATION = "make one with `mtdit calibrate`"
-
-
-@dataclass(frozen=True)
-class Follower:
-    """The arm that the options describe. cameras: NAME=SOURCE; size: (height, width) of every
-    camera.
-    """
-
-    kind: str  # so101 | twin
-    port: str | None = None
-    calibration: str | None = None  # file, or LeRobot's id
-    cameras: Sequence[str] = ()
-    size: tuple[int, int] = (480, 640)
-    fps: int = 30
-    bus_timeout_s: float = 0.05  # seconds a servo may take to answer
-    clock: str = "real"  # the twin's
-    seed: int = 0
-    task: str | None = None  # the twin's scene; without a known task, that of its first one
-    strict: bool = False  # refuse a task that the twin does not know
-    bus: str = "own"  # or sdk
-
-    @property
-    def lockstep(self) -> bool:
-        return self.kind == "twin" and self.clock == "lockstep"
-
-
-@dataclass(frozen=True)
-class Rig:
-    """A robot that is not connected yet, its calibration, and (height, width) of each camera."""
-
-    robot: Robot
-    calibration: Calibration
-    cameras: Mapping[str, tuple[int, int]]
-    success: Callable[[], bool] | None = None
-
-
-@contextmanager
-def open_rig(follower: Follower) -> Iterator[Rig]:
-    """The arm that the options describe; the twin runs as long as the block. UserError names the
-    option that is missing or wrong.
-    """
-    if follower.kind == "so101":
-        yield _real(follower)
-        return
-    real = {
-        "--port": follower.port,
-        "--calibration": follower.calibration,
-        "--camera": follower.cameras,
-    }
-    for option in (option for option, value in real.items() if value):
-        raise UserError(f"{option} is for a real arm: leave it out, or use --robot so101")
-    from mtdit_robots.twin.client import Twin
-    from mtdit_robots.twin.tasks import TASKS, find_task
-
-    task = (
-        follower.task
-        if follower.task in TASKS or (follower.strict and follower.task)
-        else next(iter(TASKS))
-    )
-    with Twin(image_size=follower.size, clock=follower.clock) as twin:
-        twin.reset(find_task(task or "").name, follower.seed)
-        robot = twin.robot(follower.bus)
-        yield Rig(
-            robot, twin.calibration, dict.fromkeys(robot.cameras, follower.size), twin.success
-        )
-
-
-def _real(follower: Follower) -> Rig:
-    if follower.port is None:
-        raise UserError(
-            "--port of the follower is missing: add --port /dev/ttyACM0, or use --robot twin; "
-            "`mtdit find-port` lists the ports"
-        )
-    calibration = load_calibration("--calibration", follower.calibration)
-    height, width = follower.size
-    named = dict(pairs("--camera", follower.cameras))
-    opened = [
-        open_camera(name, source, height, width, follower.fps) for name, source in named.items()
-    ]
-    arm = So101Arm(
-        follower.port, calibration, opened, timeout_s=follower.bus_timeout_s, bus=follower.bus
-    )
-    return Rig(arm, calibration, dict.fromkeys(named, follower.size))
-
-
-def leader(port: str | None, calibration: str | None, follower: Follower) -> So101Leader:
+def leader_arm(port: str | None, calibration: str | None, follower: ArmOptions) -> So101Leader:
     """The leader arm that the options describe; not connected yet. UserError names the option that
     is missing or wrong.
     """
+    from mtdit_robots.so101.leader import So101Leader
+
     if port is None:
         raise UserError(
             "--leader-port is missing: add --leader-port /dev/ttyACM1; "
@@ -207,18 +117,20 @@ def leader(port: str | None, calibration: str | None, follower: Follower) -> So1
             "see `mtdit find-port`"
         )
     loaded = load_calibration("--leader-calibration", calibration, leader=True)
-    return So101Leader(port, loaded, timeout_s=follower.bus_timeout_s, bus=follower.bus)
+    return So101Leader(port, loaded, timeout_s=follower.bus_timeout, bus=follower.bus.value)
 
 
-def load_calibration(option: str, name: str | None, leader: bool = False) -> Calibration:
-    """The calibration in a file, or in LeRobot's folder under the arm's id. option: named in the
+def load_calibration(flag: str, name: str | None, leader: bool = False) -> Calibration:
+    """The calibration in a file, or in LeRobot's folder under the arm's id. flag: named in the
     UserError if `name` is missing.
     """
+    from mtdit_robots.so101 import calibration as calibrations
+
     file = calibration_file(name, leader)
     if file is None:
         raise UserError(
-            f"{option} is missing: give the arm's calibration file or its id in LeRobot, "
-            f"or {NO_CALIBRATION}"
+            f"{flag} is missing: give the arm's calibration file or its id in LeRobot, "
+            "or make one with `mtdit calibrate`"
         )
     return calibrations.load(file)
 
@@ -227,22 +139,9 @@ def calibration_file(name: str | None, leader: bool = False) -> Path | None:
     """The path of a calibration that is named by file or by id. UserError for an id that is not in
     LeRobot's folder.
     """
+    from mtdit_robots.so101 import calibration as calibrations
+
     if name is None:
         return None
     is_path = "/" in name or name.endswith(".json") or Path(name).is_file()
     return Path(name) if is_path else calibrations.find(name, leader)
-
-
-def pairs(option: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(name, source) of NAME=SOURCE words. UserError for a name that is given twice."""
-    seen = set[str]()
-    for word in words:
-        name, sign, value = word.partition("=")
-        if not (sign and name and value):
-            raise UserError(
-                f"{option} {word!r}: write {option} name=source, e.g. {option} top=/dev/video0"
-            )
-        if name in seen:
-            raise UserError(f"{option} {name} is given twice: give every camera a different name")
-        seen.add(name)
-        yield name, value

@@ -8,19 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-# --- random draws
-
 
 @dataclass(frozen=True)
 class RandomDraws:
     """The random numbers of a global batch of G samples; None where nothing is random."""
 
+    noise: Tensor  # (G * K, T, A)
+    time: Tensor  # (G * K,)
     crop: Mapping[str, Tensor] | None = None  # camera -> (G, 2) top, left in px
     shift: Mapping[str, Tensor] | None = None  # camera -> (G, 2) down, right in px
     brightness: Mapping[str, Tensor] | None = None  # camera -> (G,) factor
     transforms: Mapping[str, Tensor] | None = None  # camera -> (G, U) uniform numbers
-    noise: Tensor | None = None  # (G * K, T, A)
-    time: Tensor | None = None  # (G * K,)
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ class HostBatch:
     is_pad: Tensor  # (B, T)
     crop: Mapping[str, Tensor] | None  # camera -> (B, 2); stays on the CPU
     brightness: Mapping[str, Tensor] | None  # camera -> (B,)
-    noise: Tensor | None  # (B * K, T, A)
-    time: Tensor | None  # (B * K,)
+    noise: Tensor  # (B * K, T, A)
+    time: Tensor  # (B * K,)
     valid_actions: float | None
 
 

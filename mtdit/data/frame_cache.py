@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +24,13 @@ from numpy.typing import NDArray
 from torchvision.transforms.v2.functional import InterpolationMode, resize  # type: ignore[import-untyped]
 
 from mtdit.config import Feature
-from mtdit.data.lerobot_dataset import INFO, Dataset, find_dataset, open_dataset
+from mtdit.data.lerobot_dataset import Dataset, find_dataset, open_dataset
 from mtdit.data.video_frames import SeekingFrames
 from mtdit.stats import DatasetFacts, DatasetStats
 from mtdit_robots.errors import UserError
 from mtdit_robots.files import new_folder
 from mtdit_runtime.files import build, read_json
+from mtdit_runtime.recording.dataset_layout import INFO, STATS
 
 CACHE, STATS_FILE = "frames.json", "stats.json"
 ARRAYS = ("state", "action", "task", "episode_ends")
@@ -59,6 +62,58 @@ class FrameCache:
     episode_ends: NDArray[np.int64]  # (E,)
 
 
+@dataclass(frozen=True)
+class StoredDataset:
+    """A dataset whose frames are stored in `size`, (height, width); None keeps the dataset's."""
+
+    dataset: Dataset
+    size: tuple[int, int] | None
+
+    def shape(self, camera: str) -> tuple[int, int, int, int]:
+        """(N, H, W, 3) of a camera's stored frames."""
+        return (len(self.dataset.state), *(self.size or self.dataset.cameras[camera][:2]), 3)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that the decoded frames need."""
+        return sum(math.prod(self.shape(camera)) for camera in self.dataset.cameras)
+
+    @property
+    def info(self) -> CacheInfo:
+        inputs, outputs = self.dataset.features
+        keys = dict(self.dataset.image_keys)
+        identity = fingerprint(self.dataset.root, self.size)
+        return CacheInfo(dataset_facts(self.dataset), inputs, outputs, keys, identity)
+
+    def finish(self, camera: str, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A decoded frame in the stored size. UserError when its shape is not that in info.json."""
+        if frame.shape != self.dataset.cameras[camera]:
+            raise UserError(
+                f"{self.dataset.root}: a frame of camera {camera!r} has shape {frame.shape}, but "
+                f"{INFO} says {self.dataset.cameras[camera]}; correct that file or record the "
+                "dataset again"
+            )
+        stored = self.shape(camera)[1:3]
+        return frame if frame.shape[:2] == stored else resized(frame, stored)
+
+    def decoded(
+        self, on_progress: OnProgress | None
+    ) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
+        """Every (camera, row, frame in the stored size), each video from front to back."""
+        total, done = len(self.dataset.state) * len(self.dataset.cameras), 0
+        for camera in self.dataset.cameras:
+            for row, frame in self.dataset.frames(camera):
+                yield camera, row, self.finish(camera, frame)
+                done += 1
+                if on_progress is not None and (done % 200 == 0 or done == total):
+                    on_progress(done, total)
+
+    def cache(self, frames: Mapping[str, NDArray[np.uint8] | SeekingFrames]) -> FrameCache:
+        """A cache of these frames and of the dataset's other arrays."""
+        arrays = {n: getattr(self.dataset, n) for n in ARRAYS}
+        return FrameCache(self.dataset.root, self.info, self.dataset.stats, frames, **arrays)
+
+
 def frame_cache(
     dataset: str,
     folder: Path,
@@ -82,10 +137,11 @@ def frame_cache(
         cache = open_cache(folder)
         if cache.info.fingerprint == fingerprint(root, size):
             return cache
-    opened = open_dataset(dataset)
+    stored = StoredDataset(open_dataset(dataset), size)
+    cameras = stored.dataset.cameras
     if kind == "video":
-        return _with_frames(opened, size, {c: _seeking(opened, c, size) for c in opened.cameras})
-    needed, place = cache_bytes(opened, size), str(folder) if kind == "disk" else "memory"
+        return stored.cache({c: _seeking(stored, c) for c in cameras})
+    needed, place = stored.n_bytes, str(folder) if kind == "disk" else "memory"
     if kind == "disk":
         _check_folder(folder, needed)
     else:
@@ -93,14 +149,16 @@ def frame_cache(
     if say is not None:
         say(f"decoding the frames of {dataset} once: {needed / 1e6:.0f} MB in {place}")
     if kind == "disk":
-        return _write_cache(opened, folder, size, on_progress)
-    frames = {
-        c: np.empty((len(opened.state), *_stored_size(opened, c, size), 3), np.uint8)
-        for c in opened.cameras
-    }
-    for camera, row, frame in _decoded(opened, size, on_progress):
+        return _write_cache(stored, folder, on_progress)
+    frames = {c: np.empty(stored.shape(c), np.uint8) for c in cameras}
+    for camera, row, frame in stored.decoded(on_progress):
         frames[camera][row] = frame
-    return _with_frames(opened, size, frames)
+    return stored.cache(frames)
+
+
+def _seeking(stored: StoredDataset, camera: str) -> SeekingFrames:
+    size = stored.shape(camera)[1:3]
+    return SeekingFrames(stored.dataset, camera, size, partial(stored.finish, camera))
 
 
 def check_dataset(dataset: str) -> None:
@@ -114,18 +172,11 @@ def fingerprint(root: Path, size: tuple[int, int] | None) -> str:
     digest = hashlib.sha256(repr(size).encode())
     for path in [
         root / INFO,
-        root / "meta/stats.json",
+        root / STATS,
         *sorted((root / "meta/episodes").rglob("*.parquet")),
     ]:
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()[:16]
-
-
-def cache_bytes(dataset: Dataset, size: tuple[int, int] | None) -> int:
-    """Bytes that the decoded frames need."""
-    return sum(
-        len(dataset.state) * int(np.prod(size or s[:2])) * 3 for s in dataset.cameras.values()
-    )
 
 
 def open_cache(folder: Path) -> FrameCache:
@@ -158,58 +209,6 @@ def open_cache(folder: Path) -> FrameCache:
     return FrameCache(folder, info, stats, frames, **arrays)
 
 
-def _with_frames(
-    dataset: Dataset,
-    size: tuple[int, int] | None,
-    frames: Mapping[str, NDArray[np.uint8] | SeekingFrames],
-) -> FrameCache:
-    """A cache of these frames and of the dataset's other arrays."""
-    arrays = {n: getattr(dataset, n) for n in ARRAYS}
-    return FrameCache(dataset.root, _cache_info(dataset, size), dataset.stats, frames, **arrays)
-
-
-# --- decoding
-
-
-def _stored_size(dataset: Dataset, camera: str, size: tuple[int, int] | None) -> tuple[int, int]:
-    return size or dataset.cameras[camera][:2]
-
-
-def _finish(
-    dataset: Dataset, camera: str, size: tuple[int, int] | None, frame: NDArray[np.uint8]
-) -> NDArray[np.uint8]:
-    """A decoded frame in the stored size. UserError when its shape is not the one in info.json."""
-    if frame.shape != dataset.cameras[camera]:
-        raise UserError(
-            f"{dataset.root}: a frame of camera {camera!r} has shape {frame.shape}, but {INFO} "
-            f"says {dataset.cameras[camera]}; correct that file or record the dataset again"
-        )
-    stored = _stored_size(dataset, camera, size)
-    return frame if frame.shape[:2] == stored else resized(frame, stored)
-
-
-def _seeking(dataset: Dataset, camera: str, size: tuple[int, int] | None) -> SeekingFrames:
-    return SeekingFrames(
-        dataset,
-        camera,
-        _stored_size(dataset, camera, size),
-        lambda frame: _finish(dataset, camera, size, frame),
-    )
-
-
-def _decoded(
-    dataset: Dataset, size: tuple[int, int] | None, on_progress: OnProgress | None
-) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
-    """Every (camera, row, frame in the stored size), each video from front to back."""
-    total, done = len(dataset.state) * len(dataset.cameras), 0
-    for camera in dataset.cameras:
-        for row, frame in dataset.frames(camera):
-            yield camera, row, _finish(dataset, camera, size, frame)
-            done += 1
-            if on_progress is not None and (done % 200 == 0 or done == total):
-                on_progress(done, total)
-
-
 def resized(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Frame (H, W, 3) -> (*size, 3), resized as LeRobot resizes a float image, then rounded."""
     image = torch.from_numpy(frame).permute(2, 0, 1).float()
@@ -220,19 +219,17 @@ def resized(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
 # --- on disk
 
 
-def _write_cache(
-    dataset: Dataset, folder: Path, size: tuple[int, int] | None, on_progress: OnProgress | None
-) -> FrameCache:
+def _write_cache(stored: StoredDataset, folder: Path, on_progress: OnProgress | None) -> FrameCache:
     """Writes to a temporary folder and renames it, so a crash leaves no incomplete cache."""
+    dataset = stored.dataset
     try:
         with new_folder(folder) as part:
             for name in ARRAYS:
                 np.save(part / f"{name}.npy", getattr(dataset, name))
             stats = {k: {n: v.tolist() for n, v in s.items()} for k, s in dataset.stats.items()}
             (part / STATS_FILE).write_text(json.dumps(stats))
-            _write_frames(dataset, part, size, on_progress)
-            info = json.dumps(asdict(_cache_info(dataset, size)), indent=2)
-            (part / CACHE).write_text(info + "\n")
+            _write_frames(stored, part, on_progress)
+            (part / CACHE).write_text(json.dumps(asdict(stored.info), indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"the frame cache cannot be written to {folder} ({error.strerror or error}); "
@@ -241,35 +238,23 @@ def _write_cache(
     return open_cache(folder)
 
 
-def _write_frames(
-    dataset: Dataset, folder: Path, size: tuple[int, int] | None, on_progress: OnProgress | None
-) -> None:
+def _write_frames(stored: StoredDataset, folder: Path, on_progress: OnProgress | None) -> None:
     """Plain writes: on a full disk they raise an error; a memory map would kill the process."""
     with ExitStack() as stack:
         files = {
-            c: stack.enter_context((folder / f"frames.{c}.npy").open("wb")) for c in dataset.cameras
+            c: stack.enter_context((folder / f"frames.{c}.npy").open("wb"))
+            for c in stored.dataset.cameras
         }
         starts = {}
         for camera, file in files.items():
-            shape = (len(dataset.state), *_stored_size(dataset, camera, size), 3)
+            shape = stored.shape(camera)
             np.lib.format.write_array_header_1_0(
                 file, {"descr": "|u1", "fortran_order": False, "shape": shape}
             )
             starts[camera] = file.tell()
-        for camera, row, frame in _decoded(dataset, size, on_progress):
+        for camera, row, frame in stored.decoded(on_progress):
             files[camera].seek(starts[camera] + row * frame.nbytes)
             files[camera].write(frame.tobytes())
-
-
-def _cache_info(dataset: Dataset, size: tuple[int, int] | None) -> CacheInfo:
-    inputs, outputs = dataset.features
-    return CacheInfo(
-        dataset_facts(dataset),
-        inputs,
-        outputs,
-        dict(dataset.image_keys),
-        fingerprint(dataset.root, size),
-    )
 
 
 def dataset_facts(dataset: Dataset) -> DatasetFacts:

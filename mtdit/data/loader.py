@@ -1,4 +1,4 @@
-"""Makes training batches from a dataset's arrays: windows, normalised tensors, background threads.
+"""Makes training batches from a dataset's arrays: windows, normalised tensors, random draws.
 
 The windows are LeRobot's (lerobot/datasets/dataset_reader.py): observations at the offsets
 1-n_obs_steps to 0, actions from 1-n_obs_steps on, clamped to the episode, with the clamped actions
@@ -6,13 +6,14 @@ marked as padding.
 
 All random numbers of step n are drawn here for the whole global batch, from generators seeded by
 (seed, n); a process takes its slice. So a resumed run sees the same batches as an uninterrupted
-one, with any number of processes.
+one, with any number of processes. `mtdit.data.prefetch` makes the batches ahead, in threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from mtdit.data.augment import generator, random_offsets, shift
 from mtdit.data.batch import HostBatch, RandomDraws, pinned
 from mtdit.data.frame_cache import FrameCache
-from mtdit.data.image_transforms import ImageTransforms
+from mtdit.data.image_transforms import image_transforms
 from mtdit.data.sampler import (
     Rows,
     Sampler,
@@ -44,7 +45,27 @@ from mtdit_robots.features import ACTION, STATE
 MAX_VALIDATION_ROWS = 1024  # about a second on a GPU; more would not change the curve
 
 
-# --- batches
+class LoaderOptions(Protocol):
+    """The fields of a TrainConfig that shape its batches."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def noise_samples(self) -> int: ...
+    @property
+    def random_shift_px(self) -> int: ...
+    @property
+    def random_brightness(self) -> float: ...
+    @property
+    def image_transforms(self) -> Mapping[str, Any] | None: ...
+    @property
+    def balance_tasks(self) -> bool: ...
+    @property
+    def task_weights(self) -> Mapping[str, float]: ...
+    @property
+    def val_split(self) -> float: ...
 
 
 @dataclass
@@ -57,17 +78,9 @@ class Loader:
 
     cache: FrameCache
     config: PolicyConfig
+    options: LoaderOptions
     stats: DatasetStats
     text: Tensor  # (tasks, W) pooled text features, on the device
-    batch_size: int  # per process and accumulation part
-    seed: int
-    random_shift_px: int = 0
-    random_brightness: float = 0.0
-    noise_samples: int = 1
-    transforms: ImageTransforms | None = None
-    balance_tasks: bool = False
-    task_weights: Mapping[str, float] = field(default_factory=dict)
-    val_split: float = 0.0
 
     def __post_init__(self) -> None:
         self.state = torch.from_numpy(
@@ -80,7 +93,8 @@ class Loader:
         self.ends = np.asarray(self.cache.episode_ends)
         self.first, self.last = episode_bounds(self.ends)
         self.scaling = {c: image_scaling(self.config, self.stats, c) for c in self.config.cameras}
-        self.room = {c: self._crop_room(c) for c in self.config.cameras}
+        self.crop_slack = {c: self._crop_slack(c) for c in self.config.cameras}
+        self.transforms = image_transforms(self.options.image_transforms)
         self.objective = make_objective(self.config)
         self.device = self.text.device
         self.pinned = self.device.type == "cuda"
@@ -90,16 +104,16 @@ class Loader:
     def _check_shift(self) -> None:
         for camera in self.config.cameras:
             side = min(self.cache.frames[camera].shape[1:3])
-            if self.random_shift_px >= side:
+            if self.options.random_shift_px >= side:
                 raise UserError(
                     f"random_shift_px must be less than the {side} px of camera {camera!r}, "
-                    f"got {self.random_shift_px}"
+                    f"got {self.options.random_shift_px}"
                 )
 
     def _split(self) -> None:
         """Sets the training rows, the held-out rows, and how often each task is drawn."""
         tasks = self.cache.info.facts.tasks
-        held = held_out_episodes(self.task[self.ends - 1].tolist(), tasks, self.val_split)
+        held = held_out_episodes(self.task[self.ends - 1].tolist(), tasks, self.options.val_split)
         usable = usable_rows(self.ends, self.config.drop_n_last_frames or 0)
         out = np.isin(np.searchsorted(self.ends, usable, side="right"), held)
         self.usable, self.held_out = usable[~out], usable[out]
@@ -114,101 +128,91 @@ class Loader:
             tasks[t]: self.usable[self.task[self.usable] == t]
             for t in np.unique(self.task[self.usable])
         }
-        self.shares = task_shares(
-            {t: len(r) for t, r in present.items()}, self.balance_tasks, self.task_weights
-        )
-        weighted = self.balance_tasks or bool(self.task_weights)
+        balance, weights = self.options.balance_tasks, self.options.task_weights
+        self.shares = task_shares({t: len(r) for t, r in present.items()}, balance, weights)
+        weighted = balance or bool(weights)
         counts = quotas(list(self.shares.values()), len(self.usable))
         self.sampler = Sampler(
             self.usable,
-            self.seed,
+            self.options.seed,
             list(zip(present.values(), counts, strict=True)) if weighted else (),
         )
 
-    def _crop_room(self, camera: str) -> tuple[int, int]:
+    def _crop_slack(self, camera: str) -> tuple[int, int]:
         """How far the crop may move down and right from the top left corner, in px."""
         height, width = self.config.image_resize_shape or self.config.cameras[camera][:2]
         kept = self.config.image_crop_shape or (height, width)
         return height - kept[0], width - kept[1]
 
-    # training batches
-
-    def step(self, step: int, part: Shard = Shard()) -> Batch:  # noqa: B008
-        """The batch of one part of training step `step`, on the device."""
-        return self.on_device(self.parts(step, [part])[0])
-
     def rows_of(self, step: int, world: int = 1, parts: int = 1) -> Rows:
         """The rows of step `step`'s global batch, (batch_size * world * parts,)."""
-        return self.sampler.step(step, self.batch_size * world * parts)
+        return self.sampler.step(step, self.options.batch_size * world * parts)
 
-    def parts(self, step: int, parts: Sequence[Shard]) -> list[HostBatch]:
+    def host_batches(self, step: int, parts: Sequence[Shard]) -> list[HostBatch]:
         """Parts of training step `step` on the CPU. Any thread may call it."""
         rows = self.rows_of(step, parts[0].world, parts[0].parts)
-        chance = self.chance(step, len(rows))
-        return [self._host(rows, p.of(self.batch_size), chance, p.count) for p in parts]
+        draws, size = self.draw(step, len(rows)), self.options.batch_size
+        return [self._host_batch(rows, p.rows(size), draws, p.count) for p in parts]
 
-    def chance(self, step: int, count: int) -> RandomDraws:
+    def draw(self, step: int, count: int) -> RandomDraws:
         """The random numbers of the `count` samples of step `step`."""
 
-        def draws(what: str, draw: Callable[[str, torch.Generator], Tensor]) -> dict[str, Tensor]:
-            source = generator(self.seed, step, what)
+        def per_camera(
+            what: str, draw: Callable[[str, torch.Generator], Tensor]
+        ) -> dict[str, Tensor]:
+            source = generator(self.options.seed, step, what)
             return {camera: draw(camera, source) for camera in self.config.cameras}
 
-        p, spread, t = self.random_shift_px, self.random_brightness, self.transforms
-        noise, times = self._noise(count, generator(self.seed, step, "noise"))
-        cropped = self.config.image_crop_is_random and any(max(room) for room in self.room.values())
-        return RandomDraws(
-            crop=draws("crop", lambda c, g: random_offsets(count, self.room[c], g))
-            if cropped
-            else None,
-            shift=draws("shift", lambda _, g: random_offsets(count, (2 * p, 2 * p), g) - p)
-            if p
-            else None,
-            brightness=draws("light", lambda _, g: 1 + spread * torch.randn(count, generator=g))
-            if spread
-            else None,
-            transforms=draws("tfs", lambda _, g: torch.rand(count, t.numbers, generator=g))
-            if t
-            else None,
-            noise=noise,
-            time=times,
-        )
+        px, spread = self.options.random_shift_px, self.options.random_brightness
+        slack, transforms = self.crop_slack, self.transforms
+        noise, times = self._draw_noise(count, generator(self.options.seed, step, "noise"))
+        crop = shift = brightness = tfs = None
+        if self.config.image_crop_is_random and any(map(max, slack.values())):
+            crop = per_camera("crop", lambda c, g: random_offsets(count, slack[c], g))
+        if px:
+            most = 2 * px, 2 * px
+            shift = per_camera("shift", lambda _, g: random_offsets(count, most, g) - px)
+        if spread:
+            brightness = per_camera(
+                "light", lambda _, g: 1 + spread * torch.randn(count, generator=g)
+            )
+        if transforms:
+            size = count, transforms.numbers
+            tfs = per_camera("tfs", lambda _, g: torch.rand(size, generator=g))
+        return RandomDraws(noise, times, crop, shift, brightness, tfs)
 
-    def _noise(self, count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
-        shape = (count * self.noise_samples, self.config.horizon, self.config.action_dim)
+    def _draw_noise(self, count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+        draws = count * self.options.noise_samples
+        shape = (draws, self.config.horizon, self.config.action_dim)
         return self.objective.draw(torch.empty(1).expand(shape), source)
 
-    # one batch
-
-    def rows(self, rows: Rows) -> Batch:
-        """The batch around these rows (B,), without augmentation; noise and time are not drawn."""
-        return self.on_device(self._host(rows, slice(0, len(rows)), RandomDraws(), 1))
-
-    def _host(self, all_rows: Rows, part: slice, chance: RandomDraws, count: float) -> HostBatch:
+    def _host_batch(
+        self, all_rows: Rows, part: slice, draws: RandomDraws, count: float
+    ) -> HostBatch:
         """The batch around all_rows[part], which is one of `count` slices of all_rows (G,)."""
         c = self.config
         rows = all_rows[part]
-        seen, _ = self._window(rows, c.n_obs_steps)
-        done, is_pad = self._window(rows, c.horizon)
+        observed, _ = self._window(rows, c.n_obs_steps)
+        commanded, is_pad = self._window(rows, c.horizon)
 
-        def mine(draws: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+        def of_part(draws: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
             return None if draws is None else {camera: d[part] for camera, d in draws.items()}
 
-        k = self.noise_samples
-        many = slice(part.start * k, part.stop * k)
+        k = self.options.noise_samples
+        samples = slice(part.start * k, part.stop * k)
         valid = None
         if c.do_mask_loss_for_padding:
             valid = float(k * (~self._window(all_rows, c.horizon)[1]).sum() / count)
         host = HostBatch(
-            frames={name: self._frames(name, seen, chance, part) for name in c.cameras},
-            state=self.state[seen],
+            frames={name: self._frames(name, observed, draws, part) for name in c.cameras},
+            state=self.state[observed],
             task=torch.from_numpy(self.task[rows]),
-            actions=self.action[done],
+            actions=self.action[commanded],
             is_pad=torch.from_numpy(is_pad),
-            crop=mine(chance.crop),
-            brightness=mine(chance.brightness),
-            noise=None if chance.noise is None else chance.noise[many],
-            time=None if chance.time is None else chance.time[many],
+            crop=of_part(draws.crop),
+            brightness=of_part(draws.brightness),
+            noise=draws.noise[samples],
+            time=draws.time[samples],
             valid_actions=valid,
         )
         return HostBatch(**{n: pinned(v) for n, v in vars(host).items()}) if self.pinned else host
@@ -224,41 +228,41 @@ class Loader:
         inside = np.clip(wanted, self.first[rows][:, None], self.last[rows][:, None])
         return inside, wanted != inside
 
-    def _frames(self, camera: str, seen: Rows, chance: RandomDraws, part: slice) -> Tensor:
+    def _frames(self, camera: str, rows: Rows, draws: RandomDraws, part: slice) -> Tensor:
         """The frames (B, S, H, W, 3) of these rows (B, S), transformed and shifted at random."""
         source = self.cache.frames[camera]
         buffer = torch.empty(
-            (*seen.shape, *source.shape[1:]), dtype=torch.uint8, pin_memory=self.pinned
+            (*rows.shape, *source.shape[1:]), dtype=torch.uint8, pin_memory=self.pinned
         )
         frames = buffer.numpy()
         if isinstance(source, np.ndarray):
-            np.take(source, seen, axis=0, out=frames, mode="clip")  # other modes copy twice
+            np.take(source, rows, axis=0, out=frames, mode="clip")  # other modes copy twice
         else:
-            frames[...] = source[seen]
-        if chance.transforms is not None and self.transforms is not None:
-            self.transforms.apply(frames, chance.transforms[camera][part])
-        if chance.shift is not None:
-            shift(frames, chance.shift[camera][part])
+            frames[...] = source[rows]
+        if draws.transforms is not None and self.transforms is not None:
+            self.transforms.apply(frames, draws.transforms[camera][part])
+        if draws.shift is not None:
+            shift(frames, draws.shift[camera][part])
         return buffer
 
     def on_device(self, host: HostBatch) -> Batch:
         """Moves a batch to the device and normalises its frames there."""
-        here = self.device
+        device = self.device
 
         def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(here, non_blocking=True)
+            return None if x is None else x.to(device, non_blocking=True)
 
         factors = host.brightness or {}
         images = {
             name: normalized_images(
-                frames.to(here, non_blocking=True), *self.scaling[name], move(factors.get(name))
+                frames.to(device, non_blocking=True), *self.scaling[name], move(factors.get(name))
             )
             for name, frames in host.frames.items()
         }
         return Batch(
             images=images,
-            state=host.state.to(here, non_blocking=True),
-            text=self.text[host.task.to(here, non_blocking=True)],
+            state=host.state.to(device, non_blocking=True),
+            text=self.text[host.task.to(device, non_blocking=True)],
             actions=move(host.actions),
             is_pad=move(host.is_pad),
             crop=host.crop,
@@ -266,8 +270,6 @@ class Loader:
             time=move(host.time),
             valid_actions=host.valid_actions,
         )
-
-    # validation and log lines
 
     def validation(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """This process' share of the held-out batches, the same every time; none if val_split is 0.
@@ -279,13 +281,15 @@ class Loader:
             return
         most = min(len(self.held_out), MAX_VALIDATION_ROWS)
         rows = self.held_out[np.linspace(0, len(self.held_out) - 1, most).round().astype(np.int64)]
-        noise, times = self._noise(len(rows), generator(self.seed, 0, "validation"))
-        chance = RandomDraws(noise=noise, time=times)
-        for first in range(rank * self.batch_size, len(rows), world * self.batch_size):
-            part = slice(first, min(first + self.batch_size, len(rows)))
-            yield self.on_device(self._host(rows, part, chance, len(rows) / (part.stop - first)))
+        seed, size = self.options.seed, self.options.batch_size
+        noise, times = self._draw_noise(len(rows), generator(seed, 0, "validation"))
+        draws = RandomDraws(noise, times)
+        for first in range(rank * size, len(rows), world * size):
+            part = slice(first, min(first + size, len(rows)))
+            count = len(rows) / (part.stop - first)
+            yield self.on_device(self._host_batch(rows, part, draws, count))
 
-    def told(self) -> list[str]:
+    def summary(self) -> list[str]:
         """Lines for the console: each task's share if it is weighted, and the held-out episodes."""
         lines = []
         if self.sampler.quotas:
@@ -300,7 +304,7 @@ class Loader:
             )
         return lines
 
-    def where(self, rows: Sequence[int] | Rows, most: int = 8) -> str:
+    def describe_rows(self, rows: Sequence[int] | Rows, most: int = 8) -> str:
         """Rows as text: "episode 3 frame 17, ..."."""
         episodes = np.searchsorted(self.ends, rows, side="right")
         named = [

@@ -1,4 +1,4 @@
-"""Makes training batches ahead, in threads."""
+"""Makes the training batches of the next steps ahead of time, in threads."""
 
 from __future__ import annotations
 
@@ -15,15 +15,11 @@ from torch import Tensor
 
 from mtdit.data.batch import HostBatch
 from mtdit.data.loader import Loader
-from mtdit.data.sampler import (
-    Shard,
-)
+from mtdit.data.sampler import Shard
 from mtdit.policies.multi_task_dit.policy import Batch
 
-# --- background threads
 
-
-class Batches:
+class Prefetcher:
     """The batches of one process, step after step, made ahead of time by threads.
 
     Use it as a context manager: leaving it ends the threads.
@@ -40,27 +36,28 @@ class Batches:
     ) -> None:
         self.loader, self.parts = loader, [Shard(rank, world, i, parts) for i in range(parts)]
         self.wait_s = 0.0  # time that `next` has waited for the threads so far
-        self.copying = torch.cuda.Stream(loader.device) if loader.device.type == "cuda" else None
+        on_gpu = loader.device.type == "cuda"
+        self.copy_stream = torch.cuda.Stream(loader.device) if on_gpu else None
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
         self.steps = count(first_step)
         # Each result is a list of HostBatch if the device is a GPU, else of Batch.
-        self.ahead: deque[Future[list[Any]]] = deque()
+        self.pending: deque[Future[list[Any]]] = deque()
         for _ in range(workers + 1):
-            self._start_one()
+            self._submit()
 
     def next(self) -> list[Batch]:
         """The parts of the next step, on the device. An error in a thread is raised here."""
         began = time.perf_counter()
-        made = self.ahead.popleft().result()
+        made = self.pending.popleft().result()
         self.wait_s += time.perf_counter() - began
-        self._start_one()
-        return made if self.copying is None else self._fetched(made, self.copying)
+        self._submit()
+        return made if self.copy_stream is None else self._to_device(made, self.copy_stream)
 
     def close(self) -> None:
         """Ends the threads; each one finishes at most its current batch."""
         self.pool.shutdown(wait=True, cancel_futures=True)
 
-    def __enter__(self) -> Batches:
+    def __enter__(self) -> Prefetcher:
         return self
 
     def __exit__(
@@ -71,23 +68,23 @@ class Batches:
     ) -> None:
         self.close()
 
-    def _start_one(self) -> None:
-        self.ahead.append(self.pool.submit(self._make, next(self.steps)))
+    def _submit(self) -> None:
+        self.pending.append(self.pool.submit(self._make, next(self.steps)))
 
     def _make(self, step: int) -> list[Any]:
-        made = self.loader.parts(step, self.parts)
-        return (
-            [self.loader.on_device(host) for host in made] if self.copying is None else list(made)
-        )
+        made = self.loader.host_batches(step, self.parts)
+        if self.copy_stream is not None:
+            return list(made)
+        return [self.loader.on_device(host) for host in made]
 
-    def _fetched(self, made: list[HostBatch], copying: torch.cuda.Stream) -> list[Batch]:
+    def _to_device(self, made: list[HostBatch], copy_stream: torch.cuda.Stream) -> list[Batch]:
         """Copies to the GPU on a separate stream, so that it overlaps with the previous step."""
-        with torch.cuda.stream(copying):
+        with torch.cuda.stream(copy_stream):
             batches = [self.loader.on_device(host) for host in made]
-        computing = torch.cuda.current_stream(self.loader.device)
-        computing.wait_stream(copying)
+        compute_stream = torch.cuda.current_stream(self.loader.device)
+        compute_stream.wait_stream(copy_stream)
         for tensor in (t for batch in batches for t in _tensors(batch) if t.is_cuda):
-            tensor.record_stream(computing)
+            tensor.record_stream(compute_stream)
         return batches
 
 

@@ -41,7 +41,7 @@ class Shard:
     def count(self) -> int:
         return self.world * self.parts
 
-    def of(self, batch_size: int) -> slice:
+    def rows(self, batch_size: int) -> slice:
         """Its slice of the batch_size * world * parts samples, sorted by part, then by process."""
         start = (self.index * self.world + self.rank) * batch_size
         return slice(start, start + batch_size)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mtdit.data.lerobot_dataset import Dataset, data_files, is_video, picture, video_places
+from mtdit.data.lerobot_dataset import Dataset, picture
 from mtdit_robots.errors import UserError
 
 Frame = NDArray[np.uint8]
@@ -48,8 +48,8 @@ class SeekingFrames:
     ) -> None:
         self.shape = (len(dataset.state), *size, 3)
         self.finish = finish
-        key = dataset.image_keys[camera]
-        places = _in_videos(dataset, key) if is_video(dataset, key) else _in_parquet(dataset, key)
+        is_video = dataset.is_video(camera)
+        places = _in_videos(dataset, camera) if is_video else _in_parquet(dataset, camera)
         self.openers: list[Callable[[], Opened]] = []
         self.where = np.full((len(dataset.state), 2), -1, np.int64)  # row -> opener, number there
         for opener, rows, numbers in places:
@@ -89,16 +89,17 @@ class SeekingFrames:
 Place = tuple[Callable[[], Opened], NDArray[np.int64], NDArray[np.int64]]
 
 
-def _in_videos(dataset: Dataset, key: str) -> Iterator[Place]:
-    for name, rows in video_places(dataset, key).items():
+def _in_videos(dataset: Dataset, camera: str) -> Iterator[Place]:
+    for name, rows in dataset.video_places(camera).items():
         path = dataset.root / name
         if not path.is_file():
             raise UserError(f"{path} does not exist; copy the whole dataset")
         yield partial(Video, path, dataset.fps), np.array(list(rows.values())), np.array(list(rows))
 
 
-def _in_parquet(dataset: Dataset, key: str) -> Iterator[Place]:
-    for file in data_files(dataset.root):
+def _in_parquet(dataset: Dataset, camera: str) -> Iterator[Place]:
+    key = dataset.image_keys[camera]
+    for file in dataset.data_files:
         opened = pq.ParquetFile(file)
         for group in range(opened.num_row_groups):
             rows = opened.read_row_group(group, columns=["index"])["index"].to_numpy()

@@ -274,13 +274,14 @@ class FlowMatching:
         self,
         denoise: Denoise,
         noise: Tensor,
+        step_noise: Tensor | Sequence[Tensor] | None = None,
         prefix: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
         """Integrates the velocity from noise (B, T, A) to actions (B, T, A), without clipping.
 
-        Rows of `prefix` (B, T, A) are held where `mask` (B, T, 1) is 1; a mask of zeros changes no
-        bit.
+        step_noise is ignored; it is here because all samplers have one signature. Rows of `prefix`
+        (B, T, A) are held where `mask` (B, T, 1) is 1; a mask of zeros changes no bit.
         """
         hold, keep = holding(noise, prefix, mask), 1 - self.config.sigma_min
 

@@ -1,7 +1,8 @@
 """The checkpoints of a training run: saving, pruning, resuming.
 
 It decides which checkpoints stay (last, best, newest) and which state besides the weights a resumed
-run needs. The format on disk is in mtdit.checkpoint.read; mtdit.training.loop decides when to save.
+run needs. The format on disk is in mtdit.checkpoint.write and mtdit.checkpoint.training_state;
+mtdit.training.loop decides when to save.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class TrainState:
 
     policy: MultiTaskDiT
     optimizer: torch.optim.Optimizer
-    average: EMA | None
+    ema: EMA | None
     step: int = 0
     elapsed_s: float = 0.0  # training time before this process started
     best: Best | None = None
@@ -66,7 +67,7 @@ def output_dir_lock(folder: Path) -> Iterator[None]:
 
 
 def new_train_state(config: TrainConfig, policy: MultiTaskDiT) -> TrainState:
-    """A Learner at step 0, with the policy's current weights."""
+    """A TrainState at step 0, with the policy's current weights."""
     optimizer = make_optimizer(policy, next(policy.parameters()).device)
     return TrainState(policy, optimizer, EMA(policy, config.ema_max_decay) if config.ema else None)
 
@@ -76,22 +77,22 @@ def new_train_state(config: TrainConfig, policy: MultiTaskDiT) -> TrainState:
 
 @dataclass
 class CheckpointManager:
-    """Saves the checkpoints of a run. Every process has a Keeper; only the main one writes."""
+    """Saves the checkpoints of a run. Every process has one; only the main one writes."""
 
     config: TrainConfig
-    team: ProcessGroup
+    group: ProcessGroup
     files: PretrainedFiles
     saved: tuple[Path, int, Best | None] | None = None  # newest checkpoint: folder, step, best
 
-    def save(self, learner: TrainState, elapsed_s: float) -> Path:
+    def save(self, state: TrainState, elapsed_s: float) -> Path:
         """Saves a checkpoint of this step, unless it exists already. Returns its folder."""
-        if self.saved is None or self.saved[1:] != (learner.step, learner.best):
-            self.saved = (self._folder(learner.step), learner.step, learner.best)
-            if self.team.main:
-                self._write(learner, elapsed_s)
+        if self.saved is None or self.saved[1:] != (state.step, state.best):
+            self.saved = (self._folder(state.step), state.step, state.best)
+            if self.group.main:
+                self._write(state, elapsed_s)
         return self.saved[0]
 
-    def tidy(self) -> None:
+    def remove_incomplete(self) -> None:
         """Removes incomplete checkpoints of a run that was killed while saving."""
         for unfinished in self._folder(0).parent.glob(".*.part"):
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -99,31 +100,31 @@ class CheckpointManager:
     def _folder(self, step: int) -> Path:
         return self.config.output_dir / CHECKPOINTS / f"{step:06d}"
 
-    def _write(self, learner: TrainState, elapsed_s: float) -> None:
+    def _write(self, state: TrainState, elapsed_s: float) -> None:
         """Writes the weights to act with (averaged, if there is an average) to pretrained_model,
         and the live weights to training_state.
         """
-        live = {k: v.detach().cpu().contiguous() for k, v in learner.policy.state_dict().items()}
+        live = {k: v.detach().cpu().contiguous() for k, v in state.policy.state_dict().items()}
         _check_finite(live)
-        files = replace(self.files, weights=weights_in_use(learner.policy, learner.average))
-        state = {LIVE: live, OPTIMIZER: adam_tensors(learner.optimizer)}
+        files = replace(self.files, weights=weights_in_use(state.policy, state.ema))
+        tensors = {LIVE: live, OPTIMIZER: adam_tensors(state.optimizer)}
         save_checkpoint(
-            self.config.output_dir, learner.step, files, state, self._numbers(learner, elapsed_s)
+            self.config.output_dir, state.step, files, tensors, self._numbers(state, elapsed_s)
         )
-        best = learner.best
+        best = state.best
         if best is not None and self._folder(best.step).is_dir():
             point_at(self._folder(best.step), BEST)
-        self._prune({learner.step, best.step if best else learner.step})
+        self._prune({state.step, best.step if best else state.step})
 
-    def _numbers(self, learner: TrainState, elapsed_s: float) -> dict[str, Any]:
+    def _numbers(self, state: TrainState, elapsed_s: float) -> dict[str, Any]:
         """The content of training_step.json; the first three names are LeRobot's."""
-        scaler = self.team.accelerator.scaler
+        scaler = self.group.accelerator.scaler
         return {
-            "num_processes": self.team.world,
+            "num_processes": self.group.world,
             "batch_size": self.config.batch_size,
             "grad_accum_steps": self.config.grad_accumulation,
             "elapsed_s": elapsed_s,
-            "best": asdict(learner.best) if learner.best else None,
+            "best": asdict(state.best) if state.best else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
@@ -150,39 +151,42 @@ def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def resume(
-    learner: TrainState, keeper: CheckpointManager, checkpoint: Path, say: Callable[[str], None]
+    state: TrainState,
+    checkpoints: CheckpointManager,
+    checkpoint: Path,
+    say: Callable[[str], None],
 ) -> None:
-    """Restores the learner from RUN/checkpoints/<step>, written by `mtdit train` or by LeRobot.
+    """Restores the state from RUN/checkpoints/<step>, written by `mtdit train` or by LeRobot.
 
-    The learner's policy already has the weights. `say` prints what differs from the earlier run.
+    The state's policy already has the weights. `say` prints what differs from the earlier run.
     """
-    if keeper.team.main:
-        keeper.tidy()
-    state = read_training_state(checkpoint)
-    load_adam(learner.optimizer, state.adam)
-    if learner.average is not None:
-        learner.average.load(state.average)
-    learner.step, learner.elapsed_s = state.step, state.elapsed_s
-    if state.numbers.get("best"):
-        learner.best = Best(**state.numbers["best"])
-    scaler = keeper.team.accelerator.scaler
-    if scaler is not None and state.numbers.get("scaler"):
-        scaler.load_state_dict(state.numbers["scaler"])
-    keeper.saved = (checkpoint, learner.step, learner.best)
-    for line in _differences(keeper, checkpoint, state.numbers):
+    if checkpoints.group.main:
+        checkpoints.remove_incomplete()
+    stored = read_training_state(checkpoint)
+    load_adam(state.optimizer, stored.adam)
+    if state.ema is not None:
+        state.ema.load(stored.average)
+    state.step, state.elapsed_s = stored.step, stored.elapsed_s
+    if stored.numbers.get("best"):
+        state.best = Best(**stored.numbers["best"])
+    scaler = checkpoints.group.accelerator.scaler
+    if scaler is not None and stored.numbers.get("scaler"):
+        scaler.load_state_dict(stored.numbers["scaler"])
+    checkpoints.saved = (checkpoint, state.step, state.best)
+    for line in _differences(checkpoints, checkpoint, stored.numbers):
         say(line)
-    if learner.step >= keeper.config.steps:
+    if state.step >= checkpoints.config.steps:
         say(
-            f"already trained {learner.step} of {keeper.config.steps} steps: "
+            f"already trained {state.step} of {checkpoints.config.steps} steps: "
             "raise --steps to continue"
         )
 
 
 def _differences(
-    keeper: CheckpointManager, checkpoint: Path, numbers: Mapping[str, Any]
+    checkpoints: CheckpointManager, checkpoint: Path, numbers: Mapping[str, Any]
 ) -> list[str]:
     """What makes the resumed run different from the interrupted one, one line each."""
-    if not is_ours(checkpoint):
+    if not written_by_mtdit(checkpoint):
         return [
             f"{checkpoint} is a checkpoint of LeRobot: weights, Adam and step are restored, but "
             "LeRobot's random state is not; from here on mtdit draws the samples and the noise"
@@ -190,7 +194,7 @@ def _differences(
     before = int(
         numbers["batch_size"] * numbers["num_processes"] * numbers.get("grad_accum_steps", 1)
     )
-    now = keeper.config.samples_per_step(keeper.team.world)
+    now = checkpoints.config.samples_per_step(checkpoints.group.world)
     changed = (
         f"a step now sees {now} samples, before it was {before}: the order of the samples differs "
         "from an uninterrupted run"
@@ -200,10 +204,10 @@ def _differences(
         "optimistic"
     )
     held_out = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG).get("val_split", 0.0)
-    return [changed] * (now != before) + [leaked] * (keeper.config.val_split > held_out)
+    return [changed] * (now != before) + [leaked] * (checkpoints.config.val_split > held_out)
 
 
-def is_ours(checkpoint: Path) -> bool:
+def written_by_mtdit(checkpoint: Path) -> bool:
     """Whether RUN/checkpoints/<step> was written by `mtdit train`, not by LeRobot's trainer."""
     raw = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG)
     return isinstance(raw, dict) and "noise_samples" in raw

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
+from mtdit.training.rank import rank
 from mtdit_robots.errors import UserError
 
 TIMEOUT = timedelta(days=30)  # the main process may decode frames for hours while the others wait
@@ -39,7 +40,7 @@ class ProcessGroup:
 
     accelerator: Accelerator
     device: torch.device
-    group: Any = None  # gloo process group; None for a single process
+    gloo: Any = None  # torch's process group on the host; None for a single process
 
     @property
     def rank(self) -> int:
@@ -54,17 +55,17 @@ class ProcessGroup:
         """Whether this is the process that prints and writes files."""
         return self.accelerator.is_main_process
 
-    def agree(self, *values: float) -> tuple[float, ...]:
+    def all_reduce_max(self, *values: float) -> tuple[float, ...]:
         """The maximum of each value over the processes, the same on all. Waits for all of them."""
-        if self.group is None:
+        if self.gloo is None:
             return values
         # Never empty: gloo does not synchronise on an empty tensor.
         highest = torch.tensor([0.0, *values], dtype=torch.float64)
-        with self.listening():
-            dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.group)
+        with self.exit_on_peer_failure():
+            dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.gloo)
         return tuple(highest[1:].tolist())
 
-    def in_turn(self, work: Callable[[], T]) -> T:
+    def rank0_first(self, work: Callable[[], T]) -> T:
         """Runs `work` in the main process first, then in one process of every other computer, then
         in the rest, which find files and caches already written.
         """
@@ -72,12 +73,12 @@ class ProcessGroup:
         for now in range(3):
             if now == turn:
                 result = work()
-            self.agree()
+            self.all_reduce_max()
         return result
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean over the processes; values are on the device."""
-        with self.listening():
+        with self.exit_on_peer_failure():
             return self.accelerator.reduce(values, "mean")
 
     def fail(self, message: str) -> NoReturn:
@@ -85,7 +86,7 @@ class ProcessGroup:
         raise UserError(message) if self.main else SystemExit(2)
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def exit_on_peer_failure(self) -> Iterator[None]:
         """Inside the block, exits silently when another process has ended, or on a signal.
 
         The main process raises KeyboardInterrupt for the signal instead.
@@ -97,7 +98,7 @@ class ProcessGroup:
                 raise
             raise SystemExit(130) from None
         except RuntimeError as error:
-            if self.world > 1 and _is_about_another_process(error):
+            if self.world > 1 and _is_peer_failure(error):
                 raise SystemExit(1) from None
             raise
 
@@ -108,17 +109,17 @@ def rank0_errors() -> Iterator[None]:
     try:
         yield
     except UserError:
-        if int(os.environ.get("RANK", 0)):
+        if rank():
             raise SystemExit(2) from None
         raise
 
 
-def _is_about_another_process(error: RuntimeError) -> bool:
+def _is_peer_failure(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def init_distributed(device: torch.device, amp: str) -> ProcessGroup:
-    """The Team of this process: alone, or with those of `accelerate launch` or `torchrun`.
+    """The ProcessGroup of this process: alone, or with those of `accelerate launch` or `torchrun`.
 
     UserError when the started processes cannot train together.
     """
@@ -165,7 +166,7 @@ def _leave() -> None:
 class Stop:
     """Handles SIGINT and SIGTERM: they interrupt the preparation, and ask the training to end.
 
-    During training a second Ctrl-C after AGAIN_S interrupts at once.
+    During training a second Ctrl-C after INTERRUPT_GRACE_S interrupts at once.
     """
 
     def __init__(self) -> None:
@@ -173,10 +174,10 @@ class Stop:
         self.first_s: float | None = None
 
     @property
-    def wanted(self) -> bool:
+    def requested(self) -> bool:
         return self.first_s is not None
 
-    def note(self, number: int, _frame: object) -> None:
+    def handle(self, number: int, _frame: object) -> None:
         again = (
             self.first_s is not None
             and time.monotonic() - self.first_s > INTERRUPT_GRACE_S
@@ -192,7 +193,7 @@ def stop_requests() -> Iterator[Stop]:
     """Inside the block the two signals go to the Stop; afterwards the old handlers are restored."""
     stop = Stop()
     try:
-        before = {s: signal.signal(s, stop.note) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, stop.handle) for s in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread, where Python sets no signal handlers
         before = {}
     try:

@@ -1,7 +1,8 @@
 """The training loop, `fit`.
 
-Batches are made in mtdit.data.loader, the loss in mtdit.policies.multi_task_dit.policy; the optimiser is in mtdit.training.optim, the log
-in mtdit.training.metrics, checkpoints in mtdit.training.checkpoints.
+Batches are made in mtdit.data.loader, the loss in mtdit.policies.multi_task_dit.policy; the
+optimiser is in mtdit.training.optim, the log in mtdit.training.metrics, checkpoints in
+mtdit.training.checkpoints.
 
 Step n depends only on the weights before it, the seed and n: random numbers come with the batch,
 and dropout from a generator that is seeded for the step. So a resumed run has the losses of an
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mtdit.data.loader import Loader
-from mtdit.data.prefetch import Batches
+from mtdit.data.prefetch import Prefetcher
 from mtdit.policies.multi_task_dit.clip import VisionTower
 from mtdit.policies.multi_task_dit.denoiser import Denoiser
 from mtdit.policies.multi_task_dit.policy import Batch, MultiTaskDiT
@@ -33,60 +35,64 @@ from mtdit.training.optim import set_learning_rate
 from mtdit.training.reporters import Reporter, Validation
 
 
-def fit(
-    config: TrainConfig,
-    learner: TrainState,
-    loader: Loader,
-    keeper: CheckpointManager,
-    team: ProcessGroup,
-    stop: Stop,
-    reporter: Reporter,
-) -> Path:
-    """Trains from the learner's step to the last step; returns the folder of the last checkpoint.
+@dataclass(frozen=True)
+class Run:
+    """A prepared run: its state, new or resumed, its batches and its checkpoints."""
+
+    state: TrainState
+    loader: Loader
+    checkpoints: CheckpointManager
+
+
+def fit(config: TrainConfig, group: ProcessGroup, run: Run, stop: Stop, reporter: Reporter) -> Path:
+    """Trains from the run's step to the last step; returns the folder of the last checkpoint.
 
     It ends earlier when max_minutes are over, or on SIGINT or SIGTERM.
     """
-    policy, accelerator = learner.policy, team.accelerator
-    journal = TrainLog(config, team, loader, reporter, learner.step, learner.elapsed_s)
+    state, loader, checkpoints = run.state, run.loader, run.checkpoints
+    policy, accelerator = state.policy, group.accelerator
+
+    def samples_of(step: int) -> str:
+        return loader.describe_rows(loader.rows_of(step, group.world, config.grad_accumulation))
+
+    log = TrainLog(config, group, reporter, state, samples_of)
     if config.compile:
         compile_in_place(policy)
-    model, optimizer = accelerator.prepare(policy, learner.optimizer)
+    model, optimizer = accelerator.prepare(policy, state.optimizer)
     model.train()
 
-    with Batches(
-        loader, learner.step, config.grad_accumulation, team.rank, team.world, config.workers
-    ) as source:
-        while learner.step < config.steps:
-            stopping, fraction = team.agree(stop.wanted, journal.fraction)
+    with Prefetcher(
+        loader, state.step, config.grad_accumulation, group.rank, group.world, config.workers
+    ) as batches:
+        while state.step < config.steps:
+            stopping, fraction = group.all_reduce_max(stop.requested, log.fraction)
             if fraction >= 1.0:
-                validate(learner, loader, team, journal)
+                validate(run, group, log)
             if stopping or fraction >= 1.0:
                 break
 
-            lr = set_learning_rate(optimizer, policy.config, learner.step, config.steps, fraction)
-            torch.manual_seed((config.seed * 1_000_003 + learner.step) * team.world + team.rank)
-            loss = backward(accelerator, model, source.next(), config.noise_samples)
+            lr = set_learning_rate(optimizer, policy.config, state.step, config.steps, fraction)
+            torch.manual_seed((config.seed * 1_000_003 + state.step) * group.world + group.rank)
+            loss = backward(accelerator, model, batches.next(), config.noise_samples)
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.grad_clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if learner.average is not None:
-                learner.average.update(learner.step)
-            learner.step += 1
+            if state.ema is not None:
+                state.ema.update(state.step)
+            state.step += 1
 
-            last = learner.step == config.steps
-            journal.add(learner.step, loss, lr, grad_norm)
-            if last or learner.step % config.log_every == 0:
-                journal.report(source.wait_s)
-            best = (last or learner.step % config.val_every == 0) and validate(
-                learner, loader, team, journal
-            )
-            if best or learner.step % config.save_every == 0:
-                journal.check()
-                with journal.aside():
-                    reporter.saved(keeper.save(learner, journal.elapsed_s))
-        journal.report(source.wait_s)
-    checkpoint = keeper.save(learner, journal.elapsed_s)
-    reporter.saved(checkpoint)
+            last = state.step == config.steps
+            log.add(state.step, loss, lr, grad_norm)
+            if last or state.step % config.log_every == 0:
+                log.report(batches.wait_s)
+            best = (last or state.step % config.val_every == 0) and validate(run, group, log)
+            if best or state.step % config.save_every == 0:
+                log.check()
+                with log.not_counted():
+                    reporter.on_save(checkpoints.save(state, log.elapsed_s))
+        log.report(batches.wait_s)
+    checkpoint = checkpoints.save(state, log.elapsed_s)
+    reporter.on_save(checkpoint)
     return checkpoint
 
 
@@ -106,43 +112,40 @@ def backward(
     return torch.stack(losses).sum()
 
 
-def validate(learner: TrainState, loader: Loader, team: ProcessGroup, journal: TrainLog) -> bool:
+def validate(run: Run, group: ProcessGroup, log: TrainLog) -> bool:
     """Measures the validation loss, if episodes are held out; returns whether it is the lowest.
 
     It uses the averaged weights if there is an average.
     """
-    if journal.validated_step == learner.step:
+    state = run.state
+    if log.validated_step == state.step:
         return False
-    with journal.aside():
-        loss = held_out_loss(learner, loader, team, journal.config.noise_samples)
+    with log.not_counted():
+        loss = validation_loss(run, group, log.config.noise_samples)
     if loss is None:
         return False
-    best = learner.is_best(loss)
-    journal.validated(Validation(learner.step, loss, best))
+    best = state.is_best(loss)
+    log.add_validation(Validation(state.step, loss, best))
     return best
 
 
 @torch.no_grad()
-def held_out_loss(
-    learner: TrainState, loader: Loader, team: ProcessGroup, noise_samples: int
-) -> float | None:
+def validation_loss(run: Run, group: ProcessGroup, noise_samples: int) -> float | None:
     """Mean loss over the held-out samples of all processes; None if there are none.
 
     Noise and times come with the batches, the same every time.
     """
+    state, loader = run.state, run.loader
     total = torch.zeros(2, device=loader.device)  # loss times samples, samples
-    learner.policy.eval()
-    with (
-        learner.average.in_use() if learner.average else nullcontext(),
-        team.accelerator.autocast(),
-    ):
-        for batch in loader.validation(team.rank, team.world):
+    state.policy.eval()
+    with state.ema.in_use() if state.ema else nullcontext(), group.accelerator.autocast():
+        for batch in loader.validation(group.rank, group.world):
             samples = len(batch.state)
             total += torch.stack(
-                [learner.policy.loss(batch, noise_samples) * samples, total.new_tensor(samples)]
+                [state.policy.loss(batch, noise_samples) * samples, total.new_tensor(samples)]
             )
-    learner.policy.train()
-    loss, samples = team.mean(total).tolist()
+    state.policy.train()
+    loss, samples = group.mean(total).tolist()
     return loss / samples if samples else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtdit.data.loader import Loader
+from mtdit.training.checkpoints import TrainState
 from mtdit.training.config import TrainConfig
 from mtdit.training.distributed import ProcessGroup
 from mtdit.training.reporters import Report, Reporter, Validation
@@ -32,20 +32,20 @@ class TrainLog:
     def __init__(
         self,
         config: TrainConfig,
-        team: ProcessGroup,
-        loader: Loader,
+        group: ProcessGroup,
         reporter: Reporter,
-        step: int,
-        earlier_s: float,
+        state: TrainState,
+        samples_of: Callable[[int], str],  # number of a step from 0 -> its samples as text
     ) -> None:
-        self.config, self.team, self.loader, self.reporter = config, team, loader, reporter
-        self.step, self.earlier_s, self.lr = step, earlier_s, 0.0
+        self.config, self.group, self.reporter = config, group, reporter
+        self.samples_of = samples_of
+        self.step, self.earlier_s, self.lr = state.step, state.elapsed_s, 0.0
         self.began = self.last_s = time.perf_counter()
         self.waited_s = 0.0
         self.validated_step = -1  # step of the last validation
         self.losses: list[Tensor] = []  # of this process, since the last report
         self.grad_norms: list[Tensor] = []  # over all processes, since the last report
-        self.file = _continued(config.output_dir / LOG, step) if team.main else None
+        self.file = _continued(config.output_dir / LOG, state.step) if group.main else None
 
     @property
     def elapsed_s(self) -> float:
@@ -54,12 +54,12 @@ class TrainLog:
     @property
     def fraction(self) -> float:
         """Used share of max_minutes on the main process' clock; 0 without a limit, 0 elsewhere."""
-        if not self.config.max_minutes or not self.team.main:
+        if not self.config.max_minutes or not self.group.main:
             return 0.0
         return self.elapsed_s / (60.0 * self.config.max_minutes)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def not_counted(self) -> Iterator[None]:
         """The time inside the block does not count in the samples per second."""
         began = time.perf_counter()
         yield
@@ -86,22 +86,21 @@ class TrainLog:
             loss=loss,
             lr=self.lr,
             grad_norm=float(self.grad_norms[-1]),
-            samples_per_s=steps * self.config.samples_per_step(self.team.world) / spent_s,
+            samples_per_s=steps * self.config.samples_per_step(self.group.world) / spent_s,
             data_wait=min(1.0, (waited_s - self.waited_s) / spent_s),
-            gpu_memory_gb=_gpu_memory_gb(self.loader.device),
+            gpu_memory_gb=_gpu_memory_gb(self.group.device),
             elapsed_s=self.elapsed_s,
             progress=min(1.0, max(self.step / self.config.steps, self.fraction)),
         )
         self.last_s, self.waited_s = now, waited_s
         self.losses, self.grad_norms = [], []
         self._write(asdict(made))
-        self.reporter.stepped(made)
+        self.reporter.on_report(made)
 
-    def validated(self, validation: Validation) -> None:
-        v = validation
+    def add_validation(self, v: Validation) -> None:
         self.validated_step = v.step
         self._write({"step": v.step, "val_loss": v.loss, "best": v.best})
-        self.reporter.validated(v)
+        self.reporter.on_validation(v)
 
     def check(self) -> Tensor:
         """The losses since the last report (steps,), as means over the processes.
@@ -111,7 +110,7 @@ class TrainLog:
         """
         if not self.losses:
             return torch.empty(0)
-        losses = self.team.mean(torch.stack(self.losses)).cpu()
+        losses = self.group.mean(torch.stack(self.losses)).cpu()
         norms = torch.stack(self.grad_norms).cpu()
         good = (
             losses.isfinite() if self.config.amp == "fp16" else losses.isfinite() & norms.isfinite()
@@ -119,17 +118,16 @@ class TrainLog:
         if not good.all():
             at = int((~good).nonzero()[0])
             what = "loss" if not losses[at].isfinite() else "gradient"
-            self.team.fail(self._ruined(what, self.step - len(losses) + at))
+            self.group.fail(self._not_finite(what, self.step - len(losses) + at))
         return losses
 
-    def _ruined(self, what: str, before: int) -> str:
+    def _not_finite(self, what: str, before: int) -> str:
         """The error message. before: number of steps before the one that failed."""
-        rows = self.loader.rows_of(before, self.team.world, self.config.grad_accumulation)
         lower = (
             "a lower optimizer_lr" if self.config.amp == "no" else "a lower optimizer_lr or amp no"
         )
         return (
-            f"the {what} is not finite at step {before + 1}, trained on {self.loader.where(rows)}: "
+            f"the {what} is not finite at step {before + 1}, trained on {self.samples_of(before)}: "
             "check these samples; the last checkpoint, if there is one, is not affected: "
             f"resume from it with {lower}"
         )

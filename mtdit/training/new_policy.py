@@ -1,4 +1,6 @@
-"""The configuration of the policy that a run trains: preset, options, dataset, earlier checkpoint."""
+"""The policy that a run starts from: its configuration (preset, options, earlier checkpoint,
+dataset), its weights, its tokenizer and the statistics that normalise it.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,17 @@ from typing import Any
 
 import torch
 
-from mtdit.checkpoint.names import CLIP
+from mtdit.checkpoint.names import CLIP, LIVE, TRAINING_STATE
 from mtdit.checkpoint.read import Checkpoint, open_to_train
+from mtdit.checkpoint.tensors import load_weights
 from mtdit.data.frame_cache import FrameCache
-from mtdit.policies.multi_task_dit.clip_lookup import clip_shapes
+from mtdit.policies.multi_task_dit.clip_lookup import clip_shapes, load_tokenizer
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.policies.multi_task_dit.config_json import policy_config_from_dict, policy_config_to_dict
+from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
 from mtdit.policies.multi_task_dit.presets import with_features
 from mtdit.policies.multi_task_dit.tiny_clip import make_tiny_clip
+from mtdit.stats import DatasetStats, with_imagenet_stats
 from mtdit.training.config import TrainConfig
 from mtdit_robots.errors import UserError
 
@@ -25,7 +30,7 @@ ENCODERS = {"vision_encoder_name", "text_encoder_name"}
 SMALLER = "lower batch_size or noise_samples, or the policy's sizes"
 
 
-def policy_config(config: TrainConfig, resumed: Path | None) -> PolicyConfig:
+def initial_config(config: TrainConfig, resumed: Path | None) -> PolicyConfig:
     """The policy config without the dataset: the earlier checkpoint's or the preset's, with the
     options of `config.policy`.
     """
@@ -82,7 +87,7 @@ def _own_tiny_clip(checkpoint: Checkpoint, config: TrainConfig) -> dict[str, str
     }
 
 
-def for_dataset(config: PolicyConfig, cache: FrameCache, device: torch.device) -> PolicyConfig:
+def with_dataset(config: PolicyConfig, cache: FrameCache, device: torch.device) -> PolicyConfig:
     """The config with the dataset's features. UserError: an earlier checkpoint has others."""
     inputs, outputs = cache.info.input_features, cache.info.output_features
     if config.input_features and (dict(config.input_features), dict(config.output_features)) != (
@@ -100,6 +105,26 @@ def for_dataset(config: PolicyConfig, cache: FrameCache, device: torch.device) -
         output_features=config.output_features or outputs,
         device=device.type,
     )
+
+
+def initial_policy(
+    config: TrainConfig, policy_config: PolicyConfig, cache: FrameCache, resumed: Path | None
+) -> tuple[MultiTaskDiT, DatasetStats, Any]:
+    """The policy at the start of this run, the statistics that normalise it, and its tokenizer."""
+    torch.manual_seed(config.seed)
+    earlier = resumed or config.init_from
+    if earlier is None:
+        cameras = list(cache.info.image_keys.values())
+        stats = with_imagenet_stats(cache.stats, cameras) if config.imagenet_stats else cache.stats
+        tokenizer = load_tokenizer(policy_config.text_encoder_name)
+        return MultiTaskDiT.pretrained(policy_config), stats, tokenizer
+    checkpoint = open_to_train(earlier)
+    policy = replace(checkpoint, config=policy_config).policy()
+    if resumed is not None:
+        raw_weights = resumed / TRAINING_STATE / LIVE
+        if raw_weights.is_file():  # not in LeRobot's checkpoints: their model.safetensors is live
+            load_weights(policy, raw_weights)
+    return policy, checkpoint.dataset_stats, checkpoint.tokenizer()
 
 
 def _listed(features: Mapping[str, Any]) -> str:

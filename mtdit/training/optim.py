@@ -133,7 +133,7 @@ class EMA:
             parameter.data, self.weights[name] = self.weights[name], parameter.data
 
 
-def weights_in_use(policy: nn.Module, average: EMA | None) -> dict[str, Tensor]:
+def weights_in_use(policy: nn.Module, ema: EMA | None) -> dict[str, Tensor]:
     """The weights to use for acting (averaged, if there is an average), named as in state_dict."""
     live = {k: v.detach() for k, v in policy.state_dict().items()}
-    return {**live, **average.weights} if average is not None else live
+    return {**live, **ema.weights} if ema is not None else live

@@ -1,7 +1,7 @@
 """Progress of a training on the console: a live bar on a terminal, single lines in a file or pipe.
 
-`mtdit.training.metrics` computes the reports and writes the log; `mtdit.training.trackers` writes TensorBoard, wandb
-and curves.png.
+`mtdit.training.metrics` computes the reports and writes the log; `mtdit.training.trackers` writes
+TensorBoard, wandb and curves.png.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ class Reporter(Protocol):
 
     def say(self, line: str) -> None: ...
 
-    def decoded(self, done: int, total: int) -> None:
+    def on_decode(self, done: int, total: int) -> None:
         """Number of decoded frames, before the training."""
 
-    def began(self, step: int) -> None:
+    def on_start(self, step: int) -> None:
         """The training starts after `step` steps, 0 for a new run. When it resumes, earlier events
         of later steps are invalid.
         """
 
-    def stepped(self, report: Report) -> None: ...
+    def on_report(self, report: Report) -> None: ...
 
-    def validated(self, validation: Validation) -> None: ...
+    def on_validation(self, validation: Validation) -> None: ...
 
-    def saved(self, checkpoint: Path) -> None:
+    def on_save(self, checkpoint: Path) -> None:
         """A checkpoint is complete; so is the log up to its step."""
 
 
@@ -70,15 +70,15 @@ class Silent:
 
     def say(self, line: str) -> None: ...
 
-    def decoded(self, done: int, total: int) -> None: ...
+    def on_decode(self, done: int, total: int) -> None: ...
 
-    def began(self, step: int) -> None: ...
+    def on_start(self, step: int) -> None: ...
 
-    def stepped(self, report: Report) -> None: ...
+    def on_report(self, report: Report) -> None: ...
 
-    def validated(self, validation: Validation) -> None: ...
+    def on_validation(self, validation: Validation) -> None: ...
 
-    def saved(self, checkpoint: Path) -> None: ...
+    def on_save(self, checkpoint: Path) -> None: ...
 
 
 def report_line(r: Report) -> str:
@@ -125,13 +125,13 @@ class BarReporter(Silent):
     def say(self, line: str) -> None:
         self.progress.console.print(line)
 
-    def decoded(self, done: int, total: int) -> None:
+    def on_decode(self, done: int, total: int) -> None:
         self._show("decoding", done / total, f"{done}/{total} frames")
 
-    def stepped(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         self._show("training", report.progress, report_line(report))
 
-    def validated(self, validation: Validation) -> None:
+    def on_validation(self, validation: Validation) -> None:
         self.say(validation_line(validation))
 
     def _show(self, stage: str, done: float, text: str) -> None:
@@ -155,13 +155,13 @@ class LineReporter(Silent):
         self.close()
         self.write(line)
 
-    def decoded(self, done: int, total: int) -> None:
+    def on_decode(self, done: int, total: int) -> None:
         self._show("decoding", f"decoding {done}/{total} frames", last=done == total)
 
-    def stepped(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         self._show("training", report_line(report), last=report.progress >= 1.0)
 
-    def validated(self, validation: Validation) -> None:
+    def on_validation(self, validation: Validation) -> None:
         self.say(validation_line(validation))
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """Training: from a TrainConfig to a folder of checkpoints.
 
 `train` prepares a run: a new one from a preset, one that starts from an earlier checkpoint, or one
-that resumes. The training loop is in mtdit.training.loop.
+that resumes. The training loop is in mtdit.training.loop, the policy that a run starts from in
+mtdit.training.new_policy.
 """
 
 from __future__ import annotations
@@ -10,37 +11,39 @@ import json
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mtdit.checkpoint.find import find_last_checkpoint
-from mtdit.checkpoint.names import LIVE, PRETRAINED, TRAIN_CONFIG, TRAINING_STATE
-from mtdit.checkpoint.read import open_checkpoint, open_to_train
-from mtdit.checkpoint.tensors import load_weights
+from mtdit.checkpoint.names import PRETRAINED, TRAIN_CONFIG
 from mtdit.checkpoint.write import PretrainedFiles
 from mtdit.data.frame_cache import FrameCache, check_dataset, frame_cache
-from mtdit.data.image_transforms import image_transforms
 from mtdit.data.loader import Loader
-from mtdit.policies.multi_task_dit.clip_lookup import load_tokenizer, tokenize
-from mtdit.policies.multi_task_dit.config import PolicyConfig
+from mtdit.policies.multi_task_dit.clip_lookup import tokenize
 from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
 from mtdit.policies.multi_task_dit.presets import PRESETS
-from mtdit.stats import DatasetStats, with_imagenet_stats
 from mtdit.training.checkpoints import (
     CheckpointManager,
-    is_ours,
     new_train_state,
     output_dir_lock,
     resume,
+    written_by_mtdit,
 )
 from mtdit.training.config import TrainConfig
 from mtdit.training.dataset_checks import dataset_warnings
 from mtdit.training.distributed import ProcessGroup, init_distributed, rank0_errors, stop_requests
-from mtdit.training.loop import fit
-from mtdit.training.new_policy import ENCODERS, SMALLER, for_dataset, from_anywhere, policy_config
+from mtdit.training.loop import Run, fit
+from mtdit.training.new_policy import (
+    ENCODERS,
+    SMALLER,
+    from_anywhere,
+    initial_config,
+    initial_policy,
+    with_dataset,
+)
 from mtdit.training.reporters import LineReporter, Reporter, Silent
 from mtdit.training.trackers import tracked
 from mtdit_robots.errors import UserError
@@ -49,11 +52,9 @@ from mtdit_runtime.text import first_line
 
 log = logging.getLogger(__name__)
 
-# --- preparing
-
 
 def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
-    """Trains or resumes training; returns the folder of the last checkpoint.
+    """Trains a policy, or resumes a training; returns the folder of the last checkpoint.
 
     UserError for everything that the user can fix. SIGINT and SIGTERM save a checkpoint after the
     current step and end the run normally; before the first step they raise KeyboardInterrupt. With
@@ -64,72 +65,61 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Path:
     """
     with stop_requests() as stop, friendly_torch_errors():
         with rank0_errors():
-            device = pick_device(config.device)
-            if config.amp == "fp16" and device.type != "cuda":
-                raise UserError(
-                    f"amp fp16 needs a CUDA GPU, but the device is {device.type}; "
-                    "use amp bf16 or no"
-                )
-            team = init_distributed(device, config.amp)
-        if team.device.type == "cuda":
-            _enable_tf32()
+            device = pick_device(config.device, config.amp)
+            group = init_distributed(device, config.amp)
+        if group.device.type == "cuda":
+            # TF32 matrix products and cuDNN's autotuning, as in LeRobot's trainer
+            torch.backends.cuda.matmul.allow_tf32 = True
+            torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True
         with (
-            team.listening(),
-            _lock_output_dir(config, team),
-            _make_reporter(config, team, reporter) as shown,
+            group.exit_on_peer_failure(),
+            output_dir_lock(config.output_dir) if group.main else nullcontext(),
+            _make_reporter(config, group, reporter) as reporter,
         ):
-            ready = team.in_turn(lambda: prepare(config, team, shown))
-            learner = new_train_state(config, ready.policy)
-            keeper = CheckpointManager(config, team, ready.files)
-            if ready.resumed is not None:
-                resume(learner, keeper, ready.resumed, shown.say)
-            shown.began(learner.step)
+            run = group.rank0_first(lambda: prepare(config, group, reporter))
+            reporter.on_start(run.state.step)
             stop.training = True
-            checkpoint = fit(config, learner, ready.loader, keeper, team, stop, shown)
-            team.agree()  # no process ends before the main one has written the checkpoint
+            checkpoint = fit(config, group, run, stop, reporter)
+            # no process ends before the main one has written the checkpoint
+            group.all_reduce_max()
             return checkpoint
 
 
-@dataclass(frozen=True)
-class Ready:
-    """What the training loop needs."""
-
-    policy: MultiTaskDiT
-    loader: Loader
-    files: PretrainedFiles
-    resumed: Path | None  # the checkpoint from which this run continues
-
-
-def prepare(config: TrainConfig, team: ProcessGroup, shown: Reporter) -> Ready:
-    """Reads the dataset, decodes frames if needed, and builds the policy on the team's device."""
+def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run:
+    """Reads the dataset, decodes frames if needed, builds the policy on the group's device, and
+    restores the state of the run that this one resumes.
+    """
     resumed = find_last_checkpoint(config.output_dir) if config.resume else None
     check_dataset(config.dataset)
-    wanted = policy_config(config, resumed)
-    cache_dir = config.cache_dir or config.output_dir / "frames"
+    policy_config = initial_config(config, resumed)
     cache = frame_cache(
         config.dataset,
-        cache_dir,
-        wanted.image_resize_shape,
-        shown.decoded,
-        shown.say,
+        config.cache_dir or config.output_dir / "frames",
+        policy_config.image_resize_shape,
+        reporter.on_decode,
+        reporter.say,
         config.frames,
     )
-    wanted = for_dataset(wanted, cache, team.device)
-    policy, stats = _start(config, wanted, cache, resumed)
-    tokenizer = _tokenizer(wanted, config.init_from or resumed)
-    shown.say(_summary(config, policy, cache, team.world))
-    loader = _loader(config, policy.to(team.device), cache, stats, tokenizer)
-    for line in (
-        *loader.told(),
-        *dataset_warnings(config, policy.config, cache, team.world, stats),
-    ):
-        shown.say(line)
-    return Ready(
-        policy,
-        loader,
-        PretrainedFiles(policy, {}, stats, cache.info.facts, tokenizer, _as_json(config)),
-        resumed,
-    )
+    policy_config = with_dataset(policy_config, cache, group.device)
+    policy, stats, tokenizer = initial_policy(config, policy_config, cache, resumed)
+    policy.to(group.device)
+    reporter.say(_summary(config, policy, cache, group.world))
+
+    # The frozen text tower runs only here, once for each task.
+    ids = tokenize(tokenizer, list(cache.info.facts.tasks), policy_config)
+    text = policy.pooled_text(ids.to(group.device))
+    loader = Loader(cache, policy_config, config, stats, text)
+    warnings = dataset_warnings(config, policy_config, cache, group.world, stats)
+    for line in (*loader.summary(), *warnings):
+        reporter.say(line)
+
+    facts = cache.info.facts
+    files = PretrainedFiles(policy, {}, stats, facts, tokenizer, train_config_json(config))
+    state, checkpoints = new_train_state(config, policy), CheckpointManager(config, group, files)
+    if resumed is not None:
+        resume(state, checkpoints, resumed, reporter.say)
+    return Run(state, loader, checkpoints)
 
 
 def resumed_config(config: TrainConfig, given: Collection[str]) -> TrainConfig:
@@ -140,15 +130,13 @@ def resumed_config(config: TrainConfig, given: Collection[str]) -> TrainConfig:
     """
     checkpoint = find_last_checkpoint(config.output_dir)
     raw = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG)
-    earlier = raw if is_ours(checkpoint) else _from_lerobot(raw)
+    earlier = raw if written_by_mtdit(checkpoint) else _from_lerobot(raw)
     own = {"dataset", "output_dir", "resume", "init_from", "policy", *given}
     kept = {
         f.name: earlier[f.name]
         for f in fields(TrainConfig)
         if f.name in earlier and f.name not in own
     }
-    if kept.get("cache_dir"):
-        kept["cache_dir"] = Path(kept["cache_dir"])
     return replace(config, **kept, policy={**earlier.get("policy", {}), **config.policy})
 
 
@@ -178,83 +166,17 @@ def _from_lerobot(raw: Any) -> dict[str, Any]:
     }
 
 
-def _start(
-    config: TrainConfig, policy_config: PolicyConfig, cache: FrameCache, resumed: Path | None
-) -> tuple[MultiTaskDiT, DatasetStats]:
-    """The policy at the start of this run, and the statistics that normalise it."""
-    torch.manual_seed(config.seed)
-    stats = (
-        with_imagenet_stats(cache.stats, list(cache.info.image_keys.values()))
-        if config.imagenet_stats
-        else cache.stats
-    )
-    if resumed is not None:
-        checkpoint = open_checkpoint(resumed)
-        policy = replace(checkpoint, config=policy_config).policy()
-        live = resumed / TRAINING_STATE / LIVE
-        if live.is_file():  # not in LeRobot's checkpoints: their model.safetensors is live
-            load_weights(policy, live)
-        return policy, checkpoint.dataset_stats
-    if config.init_from is not None:
-        checkpoint = open_to_train(config.init_from)
-        return replace(checkpoint, config=policy_config).policy(), checkpoint.dataset_stats
-    return MultiTaskDiT.pretrained(policy_config), stats
-
-
-def _tokenizer(config: PolicyConfig, earlier: Path | None) -> Any:
-    return (
-        open_checkpoint(earlier).tokenizer()
-        if earlier is not None
-        else load_tokenizer(config.text_encoder_name)
-    )
-
-
-def _loader(
-    config: TrainConfig,
-    policy: MultiTaskDiT,
-    cache: FrameCache,
-    stats: DatasetStats,
-    tokenizer: Any,
-) -> Loader:
-    """The loader, with the text features of all tasks: the frozen text tower runs only here."""
-    device = next(policy.parameters()).device
-    ids = tokenize(tokenizer, list(cache.info.facts.tasks), policy.config)
-    text = policy.pooled_text(ids.to(device))
-    return Loader(
-        cache,
-        policy.config,
-        stats,
-        text,
-        config.batch_size,
-        config.seed,
-        random_shift_px=config.random_shift_px,
-        random_brightness=config.random_brightness,
-        noise_samples=config.noise_samples,
-        balance_tasks=config.balance_tasks,
-        task_weights=config.task_weights,
-        val_split=config.val_split,
-        transforms=image_transforms(config.image_transforms),
-    )
-
-
-def _enable_tf32() -> None:
-    """Enables TF32 matrix products and cuDNN's autotuning, as LeRobot's trainer does."""
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-
-
-def pick_device(name: str) -> torch.device:
-    """auto: CUDA, else Apple's GPU, else the CPU. UserError for a device that does not exist."""
+def pick_device(name: str, amp: str = "no") -> torch.device:
+    """auto: CUDA, else Apple's GPU, else the CPU. UserError for a device that does not exist, or
+    that cannot train with `amp`.
+    """
     counts = {
         "cuda": torch.cuda.device_count(),
         "mps": int(torch.backends.mps.is_available()),
         "cpu": 1,
     }
-    if name == "auto":
-        return torch.device(next(kind for kind, count in counts.items() if count))
     try:
-        device = torch.device(name)
+        device = torch.device(next(k for k, n in counts.items() if n) if name == "auto" else name)
         count = counts[device.type]
     except (RuntimeError, KeyError):
         raise UserError(f"device {name!r} does not exist; use auto, cpu, cuda or mps") from None
@@ -263,20 +185,17 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} is not available: torch finds {count} {device.type} device(s); "
             "use --device cpu"
         )
+    if amp == "fp16" and device.type != "cuda":
+        raise UserError(
+            f"amp fp16 needs a CUDA GPU, but the device is {device.type}; use amp bf16 or no"
+        )
     return device
 
 
-# --- console, errors, log
-
-
-def _lock_output_dir(config: TrainConfig, team: ProcessGroup) -> AbstractContextManager[None]:
-    return output_dir_lock(config.output_dir) if team.main else nullcontext()
-
-
 def _make_reporter(
-    config: TrainConfig, team: ProcessGroup, reporter: Reporter | None
+    config: TrainConfig, group: ProcessGroup, reporter: Reporter | None
 ) -> AbstractContextManager[Reporter]:
-    if not team.main:
+    if not group.main:
         return nullcontext(Silent())
     if reporter is None:
         return tracked(config, LineReporter(log.info))
@@ -315,7 +234,7 @@ def _summary(config: TrainConfig, policy: MultiTaskDiT, cache: FrameCache, world
     )
 
 
-def _as_json(config: TrainConfig) -> dict[str, Any]:
+def train_config_json(config: TrainConfig) -> dict[str, Any]:
     """The content of train_config.json, with absolute paths: a run resumes from any folder."""
     encoders = {
         n: from_anywhere(v) for n, v in config.policy.items() if n in ENCODERS and v != "tiny"

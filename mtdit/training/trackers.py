@@ -21,7 +21,7 @@ from mtdit.training.plots import plot_curves
 from mtdit.training.reporters import Report, Reporter, Silent, Validation
 from mtdit_robots.errors import UserError
 
-TENSORBOARD, CURVES, WANDB, WANDB_RUN = "tensorboard", "curves.png", "wandb", "wandb_run.json"
+TENSORBOARD, CURVES, WANDB_RUN = "tensorboard", "curves.png", "wandb_run.json"
 LOG = "train_log.jsonl"  # mtdit.training.metrics writes it
 
 
@@ -43,13 +43,13 @@ class Tracker(Protocol):
 
     name: str
 
-    def began(self, step: int) -> None: ...
+    def on_start(self, step: int) -> None: ...
 
-    def stepped(self, report: Report) -> None: ...
+    def on_report(self, report: Report) -> None: ...
 
-    def validated(self, validation: Validation) -> None: ...
+    def on_validation(self, validation: Validation) -> None: ...
 
-    def saved(self, checkpoint: Path) -> None: ...
+    def on_save(self, checkpoint: Path) -> None: ...
 
     def close(self) -> None: ...
 
@@ -66,16 +66,16 @@ class TensorBoard(Silent):
         self.folder, self.open = folder, SummaryWriter
         self.writer: Any = None
 
-    def began(self, step: int) -> None:
+    def on_start(self, step: int) -> None:
         self.writer = self.open(str(self.folder), purge_step=step + 1)
 
-    def stepped(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         self._add(scalars(report), report.step)
 
-    def validated(self, validation: Validation) -> None:
+    def on_validation(self, validation: Validation) -> None:
         self._add({"val/loss": validation.loss}, validation.step)
 
-    def saved(self, checkpoint: Path) -> None:
+    def on_save(self, checkpoint: Path) -> None:
         self.writer.flush()
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class Wandb(Silent):
         self.config = config
         self.run: Any = None
 
-    def began(self, step: int) -> None:
+    def on_start(self, step: int) -> None:
         import wandb  # type: ignore[import-not-found, unused-ignore]
 
         out, kept = self.config.output_dir, self.config.output_dir / WANDB_RUN
@@ -120,10 +120,10 @@ class Wandb(Silent):
             ) from None
         kept.write_text(json.dumps({"project": self.config.wandb, "id": run_id}) + "\n")
 
-    def stepped(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         self.run.log(scalars(report), step=report.step)
 
-    def validated(self, validation: Validation) -> None:
+    def on_validation(self, validation: Validation) -> None:
         self.run.log({"val/loss": validation.loss}, step=validation.step)
 
     def close(self) -> None:
@@ -139,7 +139,7 @@ class Curves(Silent):
     def __init__(self, folder: Path) -> None:
         self.folder, self.drawn = folder, 0
 
-    def saved(self, checkpoint: Path) -> None:
+    def on_save(self, checkpoint: Path) -> None:
         log = self.folder / LOG
         size = log.stat().st_size if log.is_file() else 0
         if size != self.drawn:
@@ -147,34 +147,34 @@ class Curves(Silent):
             self.drawn = size
 
     def close(self) -> None:
-        self.saved(self.folder)
+        self.on_save(self.folder)
 
 
-class Several:
+class TrackedReporter:
     """Passes events to the console and to the trackers.
 
     A tracker that fails is reported once and removed.
     """
 
-    def __init__(self, shown: Reporter, trackers: list[Tracker]) -> None:
-        self.shown, self.trackers = shown, trackers
-        self.say, self.decoded = shown.say, shown.decoded
+    def __init__(self, reporter: Reporter, trackers: list[Tracker]) -> None:
+        self.reporter, self.trackers = reporter, trackers
+        self.say, self.on_decode = reporter.say, reporter.on_decode
 
-    def began(self, step: int) -> None:
-        self.shown.began(step)
-        self._each(lambda t: t.began(step))
+    def on_start(self, step: int) -> None:
+        self.reporter.on_start(step)
+        self._each(lambda t: t.on_start(step))
 
-    def stepped(self, report: Report) -> None:
-        self.shown.stepped(report)
-        self._each(lambda t: t.stepped(report))
+    def on_report(self, report: Report) -> None:
+        self.reporter.on_report(report)
+        self._each(lambda t: t.on_report(report))
 
-    def validated(self, validation: Validation) -> None:
-        self.shown.validated(validation)
-        self._each(lambda t: t.validated(validation))
+    def on_validation(self, validation: Validation) -> None:
+        self.reporter.on_validation(validation)
+        self._each(lambda t: t.on_validation(validation))
 
-    def saved(self, checkpoint: Path) -> None:
-        self.shown.saved(checkpoint)
-        self._each(lambda t: t.saved(checkpoint))
+    def on_save(self, checkpoint: Path) -> None:
+        self.reporter.on_save(checkpoint)
+        self._each(lambda t: t.on_save(checkpoint))
 
     def close(self) -> None:
         self._each(lambda t: t.close())
@@ -192,15 +192,15 @@ class Several:
 
 
 @contextmanager
-def tracked(config: TrainConfig, shown: Reporter) -> Iterator[Reporter]:
+def tracked(config: TrainConfig, reporter: Reporter) -> Iterator[Reporter]:
     """The console and the trackers of the config. UserError when a tracker is not installed."""
     trackers: list[Tracker] = [Curves(config.output_dir)]
     if config.tensorboard:
         trackers.append(TensorBoard(config.output_dir / TENSORBOARD))
     if config.wandb:
         trackers.append(Wandb(config))
-    several = Several(shown, trackers)
+    tracked_reporter = TrackedReporter(reporter, trackers)
     try:
-        yield several
+        yield tracked_reporter
     finally:
-        several.close()
+        tracked_reporter.close()

@@ -43,6 +43,13 @@ class Robot(Protocol):
     @property
     def cameras(self) -> tuple[str, ...]: ...
 
+    @property
+    def errors(self) -> Mapping[str, Mapping[str, int]]:
+        """Joint -> error -> packets that were retried since `connect`; empty for a robot that does
+        not count them.
+        """
+        return {}
+
     def connect(self) -> None:
         """Open and check bus and cameras, then hold the present pose with torque on."""
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle.bundle import Bundle, open_bundle
+from mtdit_runtime.bundle.bundle import Bundle, as_bundle
 from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.jetson import power_mode
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
@@ -32,8 +32,10 @@ PROBE_FLOATS = 1 << 24  # copied float32 values: 64 MB, more than a cache holds
 PROBE_REPEATS = 7
 
 
-def bench(folder: Path, backend: str = "auto", repeats: int = 50, seed: int = 0) -> dict[str, Any]:
-    """Measure one bundle on one backend.
+def bench(
+    bundle: Bundle | Path | str, backend: str = "auto", repeats: int = 50, seed: int = 0
+) -> dict[str, Any]:
+    """Measure one bundle on one backend. A cold start includes opening it, if it is a folder.
 
     "tick" is the critical path of a chunk: one new frame per camera is encoded, the features of
     older frames and the text are cached, "history" was computed in the tick before. The runs are
@@ -44,7 +46,7 @@ def bench(folder: Path, backend: str = "auto", repeats: int = 50, seed: int = 0)
     if repeats < 2:
         raise UserError(f"--repeats {repeats} is too few: use at least 2")
     began = time.perf_counter()
-    bundle = open_bundle(folder)
+    bundle = as_bundle(bundle)
     opened = time.perf_counter()
     engines = choose_engines(bundle, backend)
     ready = time.perf_counter()
@@ -60,7 +62,7 @@ def bench(folder: Path, backend: str = "auto", repeats: int = 50, seed: int = 0)
         figures.update(_achieved(bundle, name, figures["p50_ms"], able))
     moments = {"open": (began, opened), "engines": (opened, ready), "first_chunk": (ready, first)}
     return {
-        "bundle": str(folder),
+        "bundle": str(bundle.folder),
         "backend": [engine.describe() for engine in engines.per_chunk],
         "precision": bundle.manifest.precision,
         "cold_start_ms": _milliseconds(first - began),
@@ -186,11 +188,11 @@ def _stages(policy: BundlePolicy, scene: _Scene, repeats: int) -> dict[str, dict
 
     for _ in range(WARM_UP):
         one_tick()
-    policy.ledger.clear()
+    policy.timings.clear()
     ticks_s = [one_tick() for _ in range(repeats)]
-    names = [name for name in ("vision", "history", "denoiser") if policy.ledger.durations(name)]
+    names = [name for name in ("vision", "history", "denoiser") if policy.timings.durations(name)]
     return {
-        **{name: _summary(policy.ledger.durations(name)) for name in names},
+        **{name: _summary(policy.timings.durations(name)) for name in names},
         "tick": _summary(ticks_s),
     }
 

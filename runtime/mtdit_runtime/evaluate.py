@@ -18,7 +18,7 @@ from mtdit_robots.robot import Robot
 from mtdit_runtime.bundle.manifest import Joint
 from mtdit_runtime.control.chunks import ChunkQueue
 from mtdit_runtime.control.clock import LockstepClock, check_lockstep
-from mtdit_runtime.control.loop import LoopConfig, run
+from mtdit_runtime.control.loop import LoopConfig, run_loop
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig
 from mtdit_runtime.policy.policy import Policy, check_robot
@@ -94,52 +94,67 @@ def episode_seed(seed: int, episode: int) -> int:
     return FIRST_SEED + SEED_STRIDE * seed + episode
 
 
+@dataclass(frozen=True)
+class EvalOptions:
+    """How to evaluate. An episode ends when success has lasted `success_ticks`, or after `max_s`
+    of simulated time.
+    """
+
+    episodes: int = 50  # each in another scene
+    seed: int = 0  # picks the scenes
+    max_s: float = 12.0
+    # given to the policy instead of the task, as a control: the success rate should then be low
+    instruction: str | None = None
+    prefetch_ticks: int = 0
+    success_ticks: int = 3
+    joints: Sequence[Joint] | None = None  # apply their limits, as on a robot; None: no limits
+
+
 def evaluate(
     policy: Policy,
     twin: TwinLike,
     task: str,
-    episodes: int,
-    seed: int = 0,
-    max_s: float = 15.0,
-    instruction: str | None = None,
-    prefetch_ticks: int = 0,
-    joints: Sequence[Joint] | None = None,
-    success_ticks: int = 3,
+    options: EvalOptions = EvalOptions(),
+    *,
     on_episode: Callable[[Episode, int], None] | None = None,
     on_tick: Callable[[Tick], None] | None = None,
 ) -> EvalReport:
-    """Run `episodes` scenes of `task`. An episode ends when success has lasted `success_ticks`, or
-    after `max_s` of simulated time.
+    """Measure how often a policy solves `task` in new scenes of the twin.
 
-    instruction: given to the policy instead of the task, as a control: the success rate should then
-    be low. joints: apply their limits, as on a robot; None applies none. on_episode(episode, index)
-    is called after each. Raises UserError for a bad number of episodes, a policy whose rate is not
-    the twin's, a missing joint or camera, or an unknown task; OSError if the twin stops answering.
+    policy: as `mtdit.load` opens it, or another `Policy`. twin: with the clock "lockstep" and the
+    policy's image_size. on_episode(episode, index) is called after each episode, on_tick after each
+    command. UserError for a bad number of episodes, a policy whose rate is not the twin's, a
+    missing joint or camera, or an unknown task; OSError if the twin stops answering.
+
+        with mtdit.Twin(clock="lockstep") as twin:
+            print(mtdit.evaluate(policy, twin, "open the drawer", mtdit.EvalOptions(episodes=50)))
     """
-    if not 1 <= episodes <= SEED_STRIDE:
-        raise UserError(f"--episodes {episodes}: choose 1 to {SEED_STRIDE}")
+    if not 1 <= options.episodes <= SEED_STRIDE:
+        raise UserError(f"--episodes {options.episodes}: choose 1 to {SEED_STRIDE}")
     check_lockstep(policy.fps)
     began = time.monotonic()
     robot = twin.robot()
     check_robot(policy, robot.joints, robot.cameras)
     robot.connect()
+    instruction = options.instruction or task
+    config = LoopConfig(policy.fps, options.max_s, success_ticks=options.success_ticks)
     each: list[Episode] = []
     try:
-        for index in range(episodes):
-            twin.reset(task, episode_seed(seed, index))
-            config = LoopConfig(policy.fps, duration_s=max_s, success_ticks=success_ticks)
-            safety, clock = _safety(policy, joints), LockstepClock()
-            with closing(ChunkQueue(policy, prefetch_ticks)) as queue:
-                queue.reset(instruction or task, episode_seed(seed, index))
-                report = run(robot, queue, safety, config, clock, twin.success, on_tick)
-            each.append(_outcome(report, episode_seed(seed, index)))
+        for index in range(options.episodes):
+            seed = episode_seed(options.seed, index)
+            twin.reset(task, seed)
+            safety, clock = _safety(policy, options.joints), LockstepClock()
+            with closing(ChunkQueue(policy, options.prefetch_ticks)) as queue:
+                queue.reset(instruction, seed)
+                report = run_loop(robot, queue, safety, config, clock, twin.success, on_tick)
+            each.append(_outcome(report, seed))
             if on_episode is not None:
                 on_episode(each[-1], index)
             if report.reason == "interrupted":
                 raise KeyboardInterrupt
     finally:
         robot.close()
-    return _report(task, instruction or task, each, time.monotonic() - began)
+    return _report(task, instruction, each, time.monotonic() - began)
 
 
 def _safety(policy: Policy, joints: Sequence[Joint] | None) -> Safety:

@@ -15,15 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from mtdit_robots.errors import UserError
 from mtdit_runtime.text import first_line
 
 log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:  # `mtdit --help` reads no array and waits for no numpy
+    from numpy.typing import NDArray
 
 
 RESTORE = "restore it from a backup or train again"
@@ -146,6 +146,8 @@ def _expect(data: Any, kind: type, where: str) -> Any:
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an npz file. UserError when it is not one."""
     try:
+        import numpy as np
+
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
             return dict(file)
     except (

@@ -15,27 +15,30 @@ from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
+from mtdit_robots.so101.arm import So101Arm
+from mtdit_runtime.control.loop import Action, ActionSource
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Stop
-from mtdit_runtime.recording.dataset_reader import Recorded
-from mtdit_runtime.teleoperate import DirectSource, DirectSpec, DriveOptions, drive
+from mtdit_runtime.recording.dataset_reader import RecordedEpisode
+from mtdit_runtime.teleoperate import DriveOptions, Say, drive
 
 SETTLE_S = 0.5  # at the first action, after the ramp
 
 
-class EpisodeSource(DirectSource):
-    """The first action of the episode for `lead_in_ticks`, then all actions, then the end."""
+class EpisodeSource(ActionSource):
+    """The first action of the episode for `lead_in_ticks`, then all actions, then the end.
 
-    def __init__(self, episode: Recorded, lead_in_ticks: int) -> None:
-        super().__init__(DirectSpec(episode.joints))
-        self.row = -lead_in_ticks - 1  # of the last action; negative during the lead-in
-        self._actions = episode.actions
+    An action's row is its number in the episode; during the lead-in it is negative.
+    """
 
-    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Positions:
-        if self.row + 1 >= len(self._actions):
+    def __init__(self, episode: RecordedEpisode, lead_in_ticks: int) -> None:
+        self._row, self._actions = -lead_in_ticks - 1, episode.actions
+
+    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Action:
+        if self._row + 1 >= len(self._actions):
             raise Stop("duration")
-        self.row += 1
-        return np.array(self._actions[max(self.row, 0)])
+        self._row += 1
+        return Action(np.array(self._actions[max(self._row, 0)]), row=self._row)
 
 
 @dataclass(frozen=True)
@@ -70,25 +73,36 @@ class _Trace:
             self.sent.append(tick.sent)
 
 
-def play(episode: Recorded, options: DriveOptions) -> ReplayReport:
-    """Play the actions of an episode.
+def replay(
+    robot: So101Arm,
+    episode: RecordedEpisode,
+    options: DriveOptions | None = None,
+    *,
+    say: Say | None = None,
+) -> ReplayReport:
+    """Play the actions of a recorded episode on an arm, and measure how well the arm follows.
 
-    Raises UserError when the joints of the arm or `options.fps` are not those of the recording.
+    The robot is not connected yet; it is closed in the end. say: called with each message for the
+    user. UserError when the joints of the arm or `options.fps` are not those of the recording.
+
+        episode = mtdit.read_episode("my-dataset", 0)
+        report = mtdit.replay(arm, episode)
     """
-    if episode.joints != options.robot.joints:
+    options = options or DriveOptions(fps=episode.fps)
+    if episode.joints != robot.joints:
         raise UserError(
             f"the recording has joints {', '.join(episode.joints)}, this arm has "
-            f"{', '.join(options.robot.joints)}: replay it on the kind of arm that recorded it"
+            f"{', '.join(robot.joints)}: replay it on the kind of arm that recorded it"
         )
     if episode.fps != options.fps:
         raise UserError(f"the recording was made at {episode.fps} Hz: use --fps {episode.fps}")
     lead_in = round((options.safety.ramp_s + SETTLE_S) * options.fps)
     trace = _Trace()
-    report = drive(EpisodeSource(episode, lead_in), options, trace)
+    report = drive(robot, EpisodeSource(episode, lead_in), options, on_tick=trace, say=say)
     return _report(episode, trace, report)
 
 
-def _report(episode: Recorded, trace: _Trace, report: RunReport) -> ReplayReport:
+def _report(episode: RecordedEpisode, trace: _Trace, report: RunReport) -> ReplayReport:
     rows = np.array(trace.rows, np.int64)
     positions, sent = np.array(trace.positions), np.array(trace.sent)  # (N, J)
     if not len(rows):

@@ -1,15 +1,15 @@
 """One run of a bundle on a robot: check, open, warm up, connect, run, release, report.
 
-The caller finds the robot and reads the options. All messages are printed before the arm has torque
-or after the run, none during the loop.
+All messages are said before the arm has torque or after the run, none during the loop.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,34 +18,32 @@ import numpy as np
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Robot
 from mtdit_robots.signals import graceful_exit
-from mtdit_runtime.bundle.bundle import Bundle, open_bundle
+from mtdit_runtime.bundle.bundle import Bundle, as_bundle
 from mtdit_runtime.bundle.manifest import Manifest
 from mtdit_runtime.control.chunks import ChunkQueue, auto_prefetch
 from mtdit_runtime.control.clock import Clock, LockstepClock, RealClock, check_lockstep
-from mtdit_runtime.control.loop import LoopConfig, run
+from mtdit_runtime.control.loop import LoopConfig, run_loop
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig
 from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.engines.engine import Engines
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
 from mtdit_runtime.policy.policy import check_robot
-from mtdit_runtime.recording.film import Film
+from mtdit_runtime.recording.film import Film, check_film
 from mtdit_runtime.recording.run_log import Recorder
 from mtdit_runtime.text import printable
+
+log = logging.getLogger(__name__)
 
 WARM_UPS = 5
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What to run and how. The robot is not connected yet: the run connects it and closes it.
-
-    say: called with each message for the user. overview: called per tick, for the video.
+    """How to run a bundle. backend: "onnx" (CPU), "cuda", "tensorrt", or "auto", the fastest of
+    them that works on this computer.
     """
 
-    bundle: Path
-    task: str
-    robot: Robot
     backend: str = "auto"
     duration_s: float | None = None  # None: until success or Ctrl-C
     seed: int = 0
@@ -55,34 +53,58 @@ class RunOptions:
     # Seconds for the return to the start pose; 0: the arm stays where it is and loses torque there.
     home_s: float = 3.0
     safety: SafetyConfig = field(default_factory=SafetyConfig)
-    success: Callable[[], bool] | None = None
-    log: Path | None = None
-    log_frames_mb: float = 0
-    video: Path | None = None
-    overview: Callable[[], Mapping[str, Frame]] | None = None  # name -> (H, W, 3) uint8 RGB
-    say: Callable[[str], None] = print
+    log: Path | str | None = None  # record every tick to this .npz file
+    log_frames_mb: float = 0  # megabytes of camera frames in the log
+    video: Path | str | None = None  # film the run to this .mp4 file
 
 
-def run_policy(options: RunOptions) -> RunReport:
-    """Run the policy of a bundle on a robot until the run ends; the robot is released in any case.
+def run(
+    bundle: Bundle | Path | str,
+    robot: Robot,
+    task: str,
+    options: RunOptions = RunOptions(),
+    *,
+    success: Callable[[], bool] | None = None,
+    overview: Callable[[], Mapping[str, Frame]] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> RunReport:
+    """Run the policy of a bundle on a robot until the run ends, with limits on range and speed.
 
-    Raises UserError for what the user must fix: bundle, task, backend, joints, cameras or port.
+    bundle: its folder, or an opened one. robot: an `So101Arm`, `twin.robot()`, or another `Robot`.
+    It is not connected yet; the run connects it, and closes it whatever happens. task: one of the
+    instructions in the training data. success: called once per tick; three times True in a row end
+    the run. overview: called once per tick, name -> (H, W, 3) uint8 RGB: more pictures for the
+    video. say: called with each message for the user.
+
+    UserError for what the user must fix: bundle, task, backend, joints, cameras or port. What goes
+    wrong later ends the run and is the `reason` of the report.
+
+        with mtdit.Twin(clock="lockstep") as twin:
+            options = mtdit.RunOptions(duration_s=10, lockstep=True)
+            report = mtdit.run("policy.mtdit", twin.robot(), "open the drawer", options)
     """
-    with graceful_exit(), ExitStack() as after_release, closing(options.robot) as robot:
-        bundle = open_bundle(options.bundle)
-        check_task(bundle.manifest, options.task, options.new_task)
+    tell = say or log.info
+    with graceful_exit(), ExitStack() as after_release, closing(robot):
+        opened = as_bundle(bundle)
+        check_task(opened.manifest, task, options.new_task)
+        if options.video is not None:
+            check_film(Path(options.video))
         if options.lockstep:
-            check_lockstep(bundle.manifest.fps)
-        engines = choose_engines(bundle, options.backend)
-        say_engines(engines, options.say)
-        policy = BundlePolicy(bundle, engines)
+            check_lockstep(opened.manifest.fps)
+        engines = choose_engines(opened, options.backend)
+        for engine in engines.per_chunk:
+            tell(engine.describe())
+        tell(f"backend {engines.reason}")
+        policy = BundlePolicy(opened, engines)
         check_robot(policy, robot.joints, robot.cameras)
-        queue = ChunkQueue(policy, _prefetch(bundle, engines, options), wait=options.lockstep)
+        queue = ChunkQueue(policy, _prefetch(opened, engines, options, say), options.lockstep)
         # After the arm is released: closing the queue may have to wait for a chunk.
         after_release.callback(queue.close)
-        queue.reset(options.task, options.seed)
+        queue.reset(task, options.seed)
         robot.connect()
-        return _drive(bundle.manifest, queue, options)
+        tell(f"running {printable(opened.manifest.name)}: {task!r} (Ctrl-C to stop)")
+        with _recorded(opened.manifest, task, options, overview, tell) as on_tick:
+            return _loop(opened.manifest, robot, queue, options, success, on_tick)
 
 
 def check_task(manifest: Manifest, task: str, allow_new: bool) -> None:
@@ -96,15 +118,9 @@ def check_task(manifest: Manifest, task: str, allow_new: bool) -> None:
     known = printable(", ".join(map(repr, manifest.tasks)) or "none", 1000)
     hint = f"did you mean {near[0]!r}?" if near else f"its tasks are {known}"
     raise UserError(
-        f"{printable(manifest.name)} was not trained on {task!r}: {hint} (--new-task runs it anyway)"
+        f"{printable(manifest.name)} was not trained on {task!r}: {hint} "
+        "(--new-task runs it anyway)"
     )
-
-
-def say_engines(engines: Engines, say: Callable[[str], None]) -> None:
-    """Print each engine, and why this backend was chosen."""
-    for engine in engines.per_chunk:
-        say(engine.describe())
-    say(f"backend {engines.reason}")
 
 
 def warm_up_s(bundle: Bundle, engines: Engines) -> float:
@@ -124,55 +140,65 @@ def warm_up_s(bundle: Bundle, engines: Engines) -> float:
     return max(durations_s[1:])
 
 
-def _prefetch(bundle: Bundle, engines: Engines, options: RunOptions) -> int:
+def _prefetch(
+    bundle: Bundle, engines: Engines, options: RunOptions, say: Callable[[str], None] | None
+) -> int:
     m = bundle.manifest
     latency_s = warm_up_s(bundle, engines)
     chosen = auto_prefetch(latency_s, m.fps, m.n_action_steps)
     ticks = chosen if options.prefetch_ticks is None else options.prefetch_ticks
-    options.say(
+    (say or log.info)(
         f"a chunk takes {latency_s * 1e3:.0f} ms: requested {ticks} ticks ahead, at {m.fps} Hz"
     )
     if not options.lockstep and latency_s * m.fps > m.n_action_steps / 2:
-        options.say(
+        (say or log.warning)(
             "this computer is too slow for the policy, the arm will pause: "
             "export with fewer denoising steps"
         )
     return ticks
 
 
-def _drive(m: Manifest, queue: ChunkQueue, options: RunOptions) -> RunReport:
-    joints = queue.policy.joints
-    safety = Safety(joints, Limits.of(m.joints, m.fps, options.safety), options.safety)
+def _loop(
+    m: Manifest,
+    robot: Robot,
+    queue: ChunkQueue,
+    options: RunOptions,
+    success: Callable[[], bool] | None,
+    on_tick: Callable[[Tick], None] | None,
+) -> RunReport:
+    limits = Limits.of(m.joints, m.fps, options.safety)
+    safety = Safety(queue.policy.joints, limits, options.safety)
     config = LoopConfig(m.fps, duration_s=options.duration_s, home_s=options.home_s)
     clock: Clock = LockstepClock() if options.lockstep else RealClock()
-    recorder = (
-        Recorder(joints, options.task, options.seed, options.log_frames_mb) if options.log else None
-    )
-    film = Film(options.video, m.fps, wait=options.lockstep) if options.video else None
-    on_tick = _on_tick(recorder, film, options)
-    options.say(f"running {printable(m.name)}: {options.task!r} (Ctrl-C to stop)")
-    try:
-        return run(options.robot, queue, safety, config, clock, options.success, on_tick)
-    finally:
-        if recorder is not None and options.log is not None:
-            options.say(f"log: {recorder.save(options.log)}")
-        if film is not None:
-            film.close()
-            dropped = f" ({film.dropped} frames dropped)" if film.dropped else ""
-            options.say(f"video: {options.video}{dropped}")
+    return run_loop(robot, queue, safety, config, clock, success, on_tick)
 
 
-def _on_tick(
-    recorder: Recorder | None, film: Film | None, options: RunOptions
-) -> Callable[[Tick], None] | None:
-    if recorder is None and film is None:
-        return None
+@contextmanager
+def _recorded(
+    m: Manifest,
+    task: str,
+    options: RunOptions,
+    overview: Callable[[], Mapping[str, Frame]] | None,
+    tell: Callable[[str], None],
+) -> Iterator[Callable[[Tick], None] | None]:
+    """An `on_tick` for log and video, which are written at the end of the block; None: neither."""
+    joints = tuple(joint.name for joint in m.joints)
+    recorder = Recorder(joints, task, options.seed, options.log_frames_mb) if options.log else None
+    film = Film(Path(options.video), m.fps, wait=options.lockstep) if options.video else None
 
-    def record(tick: Tick) -> None:
+    def on_tick(tick: Tick) -> None:
         if recorder is not None:
             recorder(tick)
         if film is not None:
-            more = options.overview() if options.overview else {}
-            film.add({**more, **tick.observation.frames}, f"{tick.time_s:5.1f} s  {options.task}")
+            more = overview() if overview else {}
+            film.add({**more, **tick.observation.frames}, f"{tick.time_s:5.1f} s  {task}")
 
-    return record
+    try:
+        yield None if recorder is None and film is None else on_tick
+    finally:
+        if recorder is not None and options.log is not None:
+            tell(f"log: {recorder.save(Path(options.log))}")
+        if film is not None:
+            film.close()
+            dropped = f" ({film.dropped} frames dropped)" if film.dropped else ""
+            tell(f"video: {options.video}{dropped}")

@@ -2,29 +2,35 @@
 
 The follower starts where it is and moves to the leader's pose on a ramp; at the end it can return
 to its start pose. `drive` also serves `replay`. Keys and the screen belong to the command line,
-recording to `collect`.
+recording to `record`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from mtdit_robots.robot import Frame, Positions, Robot
+from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.signals import graceful_exit
 from mtdit_robots.so101 import calibration as calibrations
+from mtdit_robots.so101.arm import So101Arm
 from mtdit_robots.so101.calibration import Calibration
 from mtdit_runtime.control.clock import Clock, LockstepClock, RealClock, check_lockstep
-from mtdit_runtime.control.loop import LoopConfig, run
+from mtdit_runtime.control.loop import Action, ActionSource, LoopConfig, run_loop
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig, Stop
 from mtdit_runtime.timings import Timings
+
+log = logging.getLogger(__name__)
+
+OnTick = Callable[[Tick], None]
+Say = Callable[[str], None]
 
 # Degrees or percent per second: a little more than the servo can do, so only glitches are limited.
 MAX_SPEED = 300.0
@@ -36,46 +42,27 @@ BY_HAND = SafetyConfig(ramp_s=2.0, tracking_error=40.0, tracking_end_s=2.0)
 
 
 class Leader(Protocol):
-    """An arm that is moved by a person, or a simulated one. `read` gives (J,) positions."""
+    """What tells a follower where to go: an arm that a person moves, or a program."""
 
     @property
-    def joints(self) -> tuple[str, ...]: ...
+    def joints(self) -> tuple[str, ...]:
+        """Joint names, as the follower's."""
+        ...
 
-    def connect(self) -> None: ...
+    def connect(self) -> None:
+        """Called once, before the follower has torque."""
 
-    def read(self) -> Positions: ...
+    def read(self) -> Positions:
+        """Where the follower should be, (J,) in degrees, gripper 0..100. Called at every tick;
+        OSError when there is no answer.
+        """
+        ...
 
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class DirectSpec:
-    """What the loop needs to know of a source of actions: its joints, and the cameras whose frames
-    must be fresh.
-    """
-
-    joints: tuple[str, ...]
-    cameras: tuple[str, ...] = ()
+    def close(self) -> None:
+        """Called once, after the follower has been released."""
 
 
-class DirectSource(ABC):
-    """Gives one action per tick without a policy. A subclass implements `step` only."""
-
-    adopted, chunk, row, requested = 1, -1, -1, -1
-    prefetch_ticks = stalls = continued = discarded = 0
-
-    def __init__(self, policy: DirectSpec) -> None:
-        self.policy, self.ledger = policy, Timings()
-        self.seam_jump: Positions = np.zeros(len(policy.joints))
-
-    @abstractmethod
-    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Positions: ...
-
-    def prepare(self) -> None:
-        return None
-
-
-class LeaderSource(DirectSource):
+class LeaderSource(ActionSource):
     """The leader's positions. lost: ticks in which the leader did not answer.
 
     Without an answer the last positions are held, up to MAX_SILENT_TICKS; then Stop("leader") ends
@@ -83,20 +70,23 @@ class LeaderSource(DirectSource):
     """
 
     def __init__(self, leader: Leader, cameras: tuple[str, ...] = ()) -> None:
-        super().__init__(DirectSpec(leader.joints, cameras))
-        self.lost = 0
+        self.cameras, self.lost = cameras, 0
         self._leader, self._silent = leader, 0
         self._last: Positions | None = None
+        self._timings = Timings()
 
-    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Positions:
+    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Action:
         try:
-            with self.ledger.time("leader"):
+            with self._timings.time("leader"):
                 self._last, self._silent = self._leader.read(), 0
         except OSError as error:
             self.lost, self._silent = self.lost + 1, self._silent + 1
             if self._silent >= MAX_SILENT_TICKS:
                 raise Stop("leader", f"{error}: check its cable and power supply") from error
-        return positions if self._last is None else self._last
+        return Action(self._last)
+
+    def stats(self) -> dict[str, Any]:
+        return {"stages": self._timings.summary()}
 
 
 def arm_limits(calibration: Calibration, fps: float, max_speed: float = MAX_SPEED) -> Limits:
@@ -110,10 +100,8 @@ def arm_limits(calibration: Calibration, fps: float, max_speed: float = MAX_SPEE
 
 @dataclass(frozen=True)
 class DriveOptions:
-    """How to drive a robot without a policy. The robot is not connected yet."""
+    """How to drive an arm without a policy. lockstep: use the twin's lock-step clock."""
 
-    robot: Robot
-    calibration: Calibration
     fps: int = 30
     duration_s: float | None = None
     lockstep: bool = False
@@ -121,11 +109,15 @@ class DriveOptions:
     # Seconds for the return to the start pose; 0: the arm stays where it is and loses torque there.
     home_s: float = 3.0
     safety: SafetyConfig = field(default_factory=lambda: BY_HAND)
-    say: Callable[[str], None] = print
 
 
 def drive(
-    source: DirectSource, options: DriveOptions, on_tick: Callable[[Tick], None] | None = None
+    robot: So101Arm,
+    source: ActionSource,
+    options: DriveOptions,
+    *,
+    on_tick: OnTick | None = None,
+    say: Say | None = None,
 ) -> RunReport:
     """Connect the robot, drive it until the run ends, and release it in any case.
 
@@ -134,34 +126,39 @@ def drive(
     if options.lockstep:
         check_lockstep(options.fps)
     clock: Clock = LockstepClock() if options.lockstep else RealClock()
-    limits = arm_limits(options.calibration, options.fps, options.max_speed)
-    safety = Safety(source.policy.joints, limits, options.safety)
+    limits = arm_limits(robot.calibration, options.fps, options.max_speed)
+    safety = Safety(robot.joints, limits, options.safety)
     config = LoopConfig(options.fps, options.duration_s, home_s=options.home_s)
-    with graceful_exit(), closing(options.robot) as robot:
-        options.say(
+    with graceful_exit(), closing(robot):
+        (say or log.info)(
             "keep clear: torque goes on and the arm moves to its first pose within "
             f"{options.safety.ramp_s:g} s (Ctrl-C to stop)"
         )
         robot.connect()
-        return run(robot, source, safety, config, clock, on_tick=on_tick)
+        return run_loop(robot, source, safety, config, clock, on_tick=on_tick)
 
 
 def teleoperate(
+    robot: So101Arm,
     leader: Leader,
-    options: DriveOptions,
-    on_tick: Callable[[Tick], None] | None = None,
+    options: DriveOptions = DriveOptions(),
+    *,
     cameras: tuple[str, ...] = (),
+    on_tick: OnTick | None = None,
+    say: Say | None = None,
 ) -> RunReport:
-    """Let a leader drive the robot.
+    """Let a leader drive the robot. Neither is connected yet; both are closed in the end.
 
-    cameras: while one of these has no fresh frame, the arm holds its pose.
+    cameras: while one of these has no fresh frame, the arm holds its pose. on_tick: called after
+    each command. say: called with each message for the user. UserError for what the user must fix;
+    every other failure is the reason in the report.
     """
     with graceful_exit(), closing(leader):
         leader.connect()  # first: an error of the leader shows before the follower has torque
         source = LeaderSource(leader, cameras)
-        report = drive(source, options, on_tick)
+        report = drive(robot, source, options, on_tick=on_tick, say=say)
     if source.lost:
-        options.say(f"the leader did not answer in {source.lost} ticks: check its cable")
+        (say or log.warning)(f"the leader did not answer in {source.lost} ticks: check its cable")
     return report
 
 
@@ -182,20 +179,16 @@ class Rate:
 
 
 class LiveStatus:
-    """An `on_tick` that keeps the live values for the screen, which another thread may read.
+    """An `on_tick` that keeps the live values for the screen, which another thread may read."""
 
-    then: another `on_tick`, called afterwards.
-    """
-
-    def __init__(self, joints: tuple[str, ...], then: Callable[[Tick], None] | None = None) -> None:
-        self._joints, self._then, self._rate = joints, then, Rate()
+    def __init__(self, joints: tuple[str, ...]) -> None:
+        self.headline = "driving"  # what is going on, in a line
+        self._joints, self._rate = joints, Rate()
         self._tick: Tick | None = None
 
-    def __call__(self, tick: Tick) -> None:
+    def __call__(self, tick: Tick, headline: str = "driving") -> None:
         self._rate.note(tick.time_s)
-        self._tick = tick
-        if self._then is not None:
-            self._then(tick)
+        self._tick, self.headline = tick, headline
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Per joint: (joint, leader position, command to the follower, measured position)."""

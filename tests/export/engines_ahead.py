@@ -2,9 +2,9 @@
 
 `python engines_ahead.py plans OUT` builds single graphs: for every file named on a line of its
 standard input it prints a line of JSON. `python engines_ahead.py STORY BUNDLE` runs
-`mtdit_runtime.verify.build` as on a robot computer, but ahead of time for a GPU that is not here, and with
-ONNX Runtime in the engines' place, whole or wrecked. Prints one JSON object: what was said, how it
-ended, which files are there.
+`mtdit_runtime.verify.build` as on a robot computer, but ahead of time for a GPU that is not here,
+and with ONNX Runtime in the engines' place, whole or wrecked. Prints one JSON object: what was
+said, how it ended, which files are there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mtdit_runtime.engines.cache import Device, engine_folder, write_record
 from mtdit_runtime.engines.cache import read_record as record_of
 from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.engines.engine import Engines
-from mtdit_runtime.engines.trt_builder import PlanBuilder
-from mtdit_runtime.verify.build import build
+from mtdit_runtime.engines.trt_builder import OnProgress, PlanBuilder
+from mtdit_runtime.verify.build import BuildOptions, build_for
 
 AHEAD = "SM86"
 DEVICE = Device("Test GPU", (8, 6), tensorrt_rtx.__version__)
@@ -62,14 +62,23 @@ def wrecked(wreck: Callable[[np.ndarray], np.ndarray]) -> Callable[[Bundle, Path
 
 
 def run(
-    bundle: Bundle, open_engines: Callable[[Bundle, Path], Engines] = whole, **options: Any
+    bundle: Bundle,
+    open_engines: Callable[[Bundle, Path], Engines] = whole,
+    clean: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     said: list[str] = []
     try:
-        build(
-            bundle, tensorrt_rtx, DEVICE, 256, open_engines=open_engines, on_line=said.append,
-            compute_capability=AHEAD, **options,
-        )  # fmt: skip
+        build_for(
+            DEVICE,
+            bundle,
+            tensorrt_rtx,
+            BuildOptions(256, clean),
+            open_engines=open_engines,
+            compute_capability=AHEAD,
+            say=said.append,
+            on_progress=on_progress,
+        )
         ended = "well"
     except (ExportError, UserError, KeyboardInterrupt) as error:
         ended = f"{type(error).__name__}: {error}"

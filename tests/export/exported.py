@@ -12,6 +12,7 @@ from workshop import SHAPE, STEPS, Workshop
 
 from mtdit.policies.multi_task_dit.tiny_clip import make_tiny_clip
 from mtdit_export.export import export
+from mtdit_export.options import ExportOptions
 from mtdit_robots.so101.joints import JOINTS
 
 
@@ -32,7 +33,7 @@ def checkpoint(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> 
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint above in fp32, four steps of DDIM. Not to be written to."""
     out = tmp_path_factory.mktemp("bundles") / "small.mtdit"
-    export(checkpoint, out, steps=STEPS)
+    export(checkpoint, out, ExportOptions(steps=STEPS))
     return out
 
 
@@ -40,7 +41,7 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def half_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in fp16."""
     out = tmp_path_factory.mktemp("bundles") / "half.mtdit"
-    export(checkpoint, out, steps=STEPS, fp16=True)
+    export(checkpoint, out, ExportOptions(steps=STEPS, precision="fp16"))
     return out
 
 
@@ -50,7 +51,7 @@ def int8_bundle(
 ) -> Path:
     """The same in int8, calibrated on noise."""
     out = tmp_path_factory.mktemp("bundles") / "int8.mtdit"
-    export(checkpoint, out, steps=STEPS, dataset=recording, int8=True)
+    export(checkpoint, out, ExportOptions(steps=STEPS, dataset=recording, precision="int8"))
     return out
 
 

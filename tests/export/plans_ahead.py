@@ -1,4 +1,4 @@
-"""TensorRT plans built ahead of time, without a GPU, by one process that lives as long as it can."""
+"""TensorRT plans built ahead of time, without a GPU, by one process that lives long."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProt
 
 
 def likeness(file: Path) -> str:
-    """The same for graphs that differ in nothing but their weights, bytes of floating-point tensors:
-    TensorRT takes or refuses those alike.
+    """The same for graphs that differ in nothing but their weights, bytes of floating-point
+    tensors: TensorRT takes or refuses those alike.
     """
     try:
         model = onnx.load(file)

@@ -49,7 +49,9 @@ from chunk_contestants import SIZES, make_checkpoint
 from chunk_gpu import compare, markdown
 torch.set_num_threads(1)
 with tempfile.TemporaryDirectory() as scratch:
-    result = compare(make_checkpoint(Path(scratch), SIZES["tiny"]), SIZES["tiny"], repeats=2, device="cpu")
+    result = compare(
+        make_checkpoint(Path(scratch), SIZES["tiny"]), SIZES["tiny"], repeats=2, device="cpu"
+    )
 assert "times the bound" in markdown(result)
 print(json.dumps(result))
 """

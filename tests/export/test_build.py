@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from plans_ahead import SCRIPT, PlansAhead
 
 from mtdit_export.export import export
+from mtdit_export.options import ExportOptions
 from mtdit_runtime.bundle.bundle import open_bundle
 from mtdit_runtime.engines.trt_builder import known_problem
 
@@ -114,7 +115,7 @@ def blind(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = workshop.checkpoint(
         folder / "pretrained_model", workshop.config(cameras=(), num_layers=1)
     )
-    export(checkpoint, folder / "blind.mtdit", steps=1)
+    export(checkpoint, folder / "blind.mtdit", ExportOptions(steps=1))
     return folder / "blind.mtdit"
 
 

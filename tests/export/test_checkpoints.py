@@ -16,6 +16,7 @@ from workshop import TASKS, Workshop
 
 from mtdit.stats import DatasetFacts
 from mtdit_export.export import export
+from mtdit_export.options import ExportOptions, Precision
 from mtdit_robots.errors import UserError
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_runtime.bundle.bundle import open_bundle
@@ -36,13 +37,13 @@ def folder(theirs: Theirs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return theirs.save(tmp_path_factory.mktemp("theirs") / "final_model")
 
 
-@pytest.mark.parametrize("fp16", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_bundle_acts_as_their_policy(
-    fp16: bool, theirs: Theirs, folder: Path, tmp_path: Path
+    precision: Precision, theirs: Theirs, folder: Path, tmp_path: Path
 ) -> None:
     facts = DatasetFacts("demo", 30, JOINTS, TASKS, (90.0,) * 6, "so_follower")
     (folder / "mtdit.json").write_text(json.dumps(asdict(facts)))
-    export(folder, tmp_path / "theirs.mtdit", steps=STEPS, fp16=fp16)
+    export(folder, tmp_path / "theirs.mtdit", ExportOptions(steps=STEPS, precision=precision))
     (folder / "mtdit.json").unlink()
     opened, rng = open_bundle(tmp_path / "theirs.mtdit"), np.random.default_rng(2)
     policy = BundlePolicy(opened, choose_engines(opened, "onnx"))
@@ -54,7 +55,9 @@ def test_the_bundle_acts_as_their_policy(
     for i, position in enumerate(positions):
         policy.observe(position.astype(np.float64), {c: f[i] for c, f in frames.items()})
     wanted = theirs.chunk(positions, frames, noise)
-    np.testing.assert_allclose(policy.chunk(noise), wanted, atol=0.1 if fp16 else 5e-3, rtol=0)
+    np.testing.assert_allclose(
+        policy.chunk(noise), wanted, atol=0.1 if precision == "fp16" else 5e-3, rtol=0
+    )
     operators = {
         node.op_type for node in onnx.load(tmp_path / "theirs.mtdit/vision.onnx").graph.node
     }
@@ -63,5 +66,5 @@ def test_the_bundle_acts_as_their_policy(
 
 def test_joints_and_tasks_are_asked_for(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not state its joints, rate and tasks: add --dataset"):
-        export(folder, tmp_path / "theirs.mtdit", steps=STEPS)
+        export(folder, tmp_path / "theirs.mtdit", ExportOptions(steps=STEPS))
     assert not (tmp_path / "theirs.mtdit").exists()

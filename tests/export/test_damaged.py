@@ -21,7 +21,8 @@ from workshop import Workshop
 from mtdit.checkpoint.read import open_checkpoint
 from mtdit.cli.app import main
 from mtdit_export.export import export
-from mtdit_export.preflight import joints_of, known_facts
+from mtdit_export.options import ExportOptions
+from mtdit_export.preflight import joints_of, robot_facts
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.bundle import open_bundle
 
@@ -41,7 +42,7 @@ def refusal(folder: Path, **options: Any) -> str:
     """What the user reads: one line, before the first stage is told, and nothing is left behind."""
     lines, out = list[str](), folder.parent / "p.mtdit"
     with pytest.raises(UserError) as caught:
-        export(folder, out, steps=1, on_stage=lines.append, **options)
+        export(folder, out, ExportOptions(steps=1, **options), say=lines.append)
     said = str(caught.value)
     assert "\n" not in said
     assert len(said) < 1200
@@ -116,7 +117,7 @@ def test_instructions_of_persons_end_in_a_bundle(workshop: Workshop, tmp_path: P
     ]
     checkpoint = workshop.checkpoint(tmp_path / "blind", workshop.config(cameras=(), num_layers=1))
     edit_json(checkpoint / "mtdit.json", lambda raw: raw.update(tasks=tasks))
-    export(checkpoint, tmp_path / "p.mtdit", steps=1)
+    export(checkpoint, tmp_path / "p.mtdit", ExportOptions(steps=1))
     bundle = open_bundle(tmp_path / "p.mtdit")
     assert list(bundle.manifest.tasks) == list(bundle.task_features) == tasks
 
@@ -327,7 +328,8 @@ TOKENS = json.dumps(
 def test_the_tokenizer(content: str, copy: Path) -> None:
     (copy / "clip/tokenizer.json").write_text(content)
     assert re.search(
-        r"pretrained_model/clip (does not contain a valid CLIP tokenizer|holds no tokenizer of CLIP)"
+        r"pretrained_model/clip "
+        r"(does not contain a valid CLIP tokenizer|holds no tokenizer of CLIP)"
         r".*[:;] copy",
         refusal(copy),
     )
@@ -489,7 +491,8 @@ def siglip(weights: dict[str, torch.Tensor]) -> None:
         ),
         (
             siglip,
-            "lacks observation_encoder.vision_encoder.model.vision_model.embeddings.class_embedding",
+            "lacks observation_encoder.vision_encoder.model.vision_model."
+            "embeddings.class_embedding",
         ),
         (
             lambda weights: weights.update({"unet\n.weight": torch.zeros(1)}),
@@ -543,7 +546,7 @@ SETTINGS: dict[str, Any] = {
 def opens_or_explains(folder: Path) -> None:
     try:
         opened = open_checkpoint(folder)
-        joints_of(opened, known_facts(opened, None))
+        joints_of(opened, robot_facts(opened, None))
         opened.clip_shape({})
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017, one line is the contract

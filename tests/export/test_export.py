@@ -15,10 +15,11 @@ import pytest
 from command_line import mtdit
 
 from mtdit.checkpoint.read import open_checkpoint
-from mtdit.cli.terminal.tables import export_table
+from mtdit.cli.terminal.bundle_tables import export_table
 from mtdit.config import Feature
 from mtdit_export.export import export
-from mtdit_export.preflight import joints_of, known_facts, matching_dataset, sampled
+from mtdit_export.options import ExportOptions
+from mtdit_export.preflight import choose_sampler, joints_of, matching_dataset, robot_facts
 from mtdit_robots.errors import UserError
 from mtdit_robots.extras import install
 from mtdit_robots.so101.joints import JOINTS
@@ -64,8 +65,8 @@ def test_fp16_halves_the_files(bundle: Path, half_bundle: Path) -> None:
 def test_stages_are_told_and_a_bundle_is_replaced_as_a_whole(workshop: Any, tmp_path: Path) -> None:
     checkpoint = workshop.checkpoint(tmp_path / "blind", workshop.config(cameras=(), num_layers=1))
     out, lines = tmp_path / "p.mtdit", list[str]()
-    export(checkpoint, out, steps=1)
-    report = export(checkpoint, out, steps=2, on_stage=lines.append)
+    export(checkpoint, out, ExportOptions(steps=1))
+    report = export(checkpoint, out, ExportOptions(steps=2), say=lines.append)
     assert open_bundle(out).manifest.sampler.steps == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["blind", "p.mtdit"]
     traced = [f"traced {graph}" for graph in ("text", "history", "denoiser")]
@@ -83,7 +84,7 @@ def test_statistics_that_are_not_finite_name_the_bundle(workshop: Any, tmp_path:
     config = workshop.config(cameras=(), num_layers=1)
     checkpoint = workshop.checkpoint(tmp_path / "blind", config, span=float("nan"))
     with pytest.raises(UserError) as refusal:
-        export(checkpoint, tmp_path / "p.mtdit", steps=1)
+        export(checkpoint, tmp_path / "p.mtdit", ExportOptions(steps=1))
     assert ".part" not in str(refusal.value)
     assert [path.name for path in tmp_path.iterdir()] == ["blind"]
 
@@ -151,7 +152,7 @@ def test_lerobots_checkpoint_takes_its_facts_from_the_dataset(
     lerobots_checkpoint: Path, recording: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "p.mtdit"
-    export(lerobots_checkpoint, out, steps=1, dataset=recording)
+    export(lerobots_checkpoint, out, ExportOptions(steps=1, dataset=recording))
     m = open_bundle(out).manifest
     assert (m.fps, m.tasks) == (30, ("close the drawer", "wave"))
     assert m.verification["frames"] == "frames of drawer"
@@ -188,7 +189,7 @@ def test_steps_out_of_range(checkpoint: Path, tmp_path: Path, steps: int) -> Non
     with pytest.raises(
         UserError, match=rf"--steps {steps} is out of range: this policy takes 1 to 100"
     ):
-        export(checkpoint, tmp_path / "p.mtdit", steps=steps)
+        export(checkpoint, tmp_path / "p.mtdit", ExportOptions(steps=steps))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_sampler_must_fit_the_objective(workshop: Any, objective: str, sampler: 
     with pytest.raises(
         UserError, match=f"--sampler {sampler} does not fit a {objective} policy: use"
     ):
-        sampled(workshop.config(objective=objective), sampler, 4)
+        choose_sampler(workshop.config(objective=objective), sampler, 4)
 
 
 @pytest.mark.parametrize(("sampler", "most"), [("euler", 100), ("rk4", 25)])
@@ -207,20 +208,20 @@ def test_flow_takes_a_hundred_calls_of_the_network_at_most(
     workshop: Any, sampler: str, most: int
 ) -> None:
     config = workshop.config(objective="flow_matching")
-    assert sampled(config, sampler, most).num_integration_steps == most
+    assert choose_sampler(config, sampler, most).num_integration_steps == most
     with pytest.raises(
         UserError, match=rf"--steps {most + 1} is out of range: this policy takes 1 to {most}"
     ):
-        sampled(config, sampler, most + 1)
+        choose_sampler(config, sampler, most + 1)
 
 
 def test_default_sampler_follows_the_objective(workshop: Any) -> None:
     assert (
-        sampled(workshop.config(noise_scheduler_type="DDPM"), None, 5).noise_scheduler_type
+        choose_sampler(workshop.config(noise_scheduler_type="DDPM"), None, 5).noise_scheduler_type
         == "DDIM"
     )
     assert (
-        sampled(
+        choose_sampler(
             workshop.config(objective="flow_matching", integration_method="rk4"), None, 5
         ).integration_method
         == "rk4"
@@ -276,17 +277,18 @@ def test_policy_that_reads_more_than_it_commands(checkpoint: Path, tmp_path: Pat
 
 def test_no_dataset(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no dataset at"):
-        export(checkpoint, tmp_path / "p.mtdit", dataset=tmp_path / "nothing")
+        export(checkpoint, tmp_path / "p.mtdit", ExportOptions(dataset=tmp_path / "nothing"))
 
 
 def test_facts_of_the_checkpoint_come_first(checkpoint: Path) -> None:
     opened = open_checkpoint(checkpoint)
-    assert known_facts(opened, None) is opened.facts
+    assert robot_facts(opened, None) is opened.facts
 
 
 def test_missing_extra_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["mtdit", "export", str(checkpoint), "--out", str(tmp_path / "p.mtdit")]
-    code = f"import sys; sys.modules['onnx'] = None; sys.argv = {arguments!r}\nfrom mtdit.cli import main; main()"
+    code = f"import sys; sys.modules['onnx'] = None; sys.argv = {arguments!r}\n"
+    code += "from mtdit.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.strip().count("\n") == 0

@@ -67,7 +67,7 @@ def test_folded_policy_equals_the_policy(workshop: Any, variant: str) -> None:
     torch.testing.assert_close(
         text, policy.observation_encoder.text_encoder(pooled), atol=1e-5, rtol=0
     )
-    wanted = policy.sample(Batch(images, state, pooled), noise)
+    wanted = policy.sample_from(policy.conditioning(Batch(images, state, pooled)), noise)
     nothing = torch.zeros_like(noise), torch.zeros(1, config.horizon, 1)
     seen = [state] if features is None else [features, state]
     known = folded.history(text, *(x[:, :-1] for x in seen if steps > 1))

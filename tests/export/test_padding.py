@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mtdit_export.fold.fold import fold
-from mtdit_export.padding import FURTHER, widen
+from mtdit_export.padding import PADDING, pad_mlps
 
 
 @torch.no_grad()
@@ -20,10 +20,10 @@ def test_rows_of_whole_pages_are_widened_and_the_actions_stay(workshop: Any) -> 
         torch.randn(6 * config.num_layers * config.hidden_dim),
     )
     before = denoiser.network(x, modulation)
-    widen(denoiser)
+    pad_mlps(denoiser)
     block = denoiser.network.blocks[0]
-    assert block.up.weight.shape == (256, 1024 + FURTHER)
-    assert block.down.weight.shape == (1024 + FURTHER, 256)
+    assert block.up.weight.shape == (256, 1024 + PADDING)
+    assert block.down.weight.shape == (1024 + PADDING, 256)
     torch.testing.assert_close(denoiser.network(x, modulation), before, atol=1e-5, rtol=0)
 
 
@@ -35,7 +35,7 @@ def test_other_widths_stay(workshop: Any) -> None:
         for name, module in folded.modules().items()
     }
     for module in folded.modules().values():
-        widen(module)
+        pad_mlps(module)
     assert before == {
         name: [tuple(p.shape) for p in m.parameters()] for name, m in folded.modules().items()
     }

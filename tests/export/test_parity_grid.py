@@ -23,10 +23,11 @@ from workshop import Workshop
 from mtdit.data.lerobot_dataset import Dataset, open_dataset
 from mtdit.policies.multi_task_dit.clip import ClipShape, TextShape, VisionShape
 from mtdit.policies.multi_task_dit.tiny_clip import make_tiny_clip
-from mtdit.simulate import simulate
 from mtdit_export.export import export
+from mtdit_export.options import ExportOptions
 from mtdit_export.reference import read_frames
 from mtdit_runtime.bundle.bundle import open_bundle
+from mtdit_runtime.simulate import simulate
 from mtdit_runtime.verify.candidate import EngineRunner
 from mtdit_runtime.verify.fixtures import Probe
 
@@ -156,7 +157,9 @@ def test_export_equals_lerobot_and_tensorrt_takes_it(
     checkpoint = checkpoint_of(case, workshops[case["patches"]], tmp_path)
     sampler = case["sampler"].split()[0]
     export(
-        checkpoint, tmp_path / "case.mtdit", steps=STEPS, sampler=sampler, fp16=precision == "fp16"
+        checkpoint,
+        tmp_path / "case.mtdit",
+        ExportOptions(steps=STEPS, sampler=sampler, precision=precision),
     )
     bundle = open_bundle(tmp_path / "case.mtdit")
     assert bundle.manifest.precision == precision

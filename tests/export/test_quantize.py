@@ -23,6 +23,7 @@ from mtdit_export.fold.clip import ClipBlock
 from mtdit_export.fold.fold import Folded, fold
 from mtdit_export.fold.frames import FoldedVision
 from mtdit_export.fold.layers import Dense, Norm
+from mtdit_export.options import ExportOptions
 from mtdit_export.quantize import Int8Dense, input_peaks, normed_products, quantize, smooth
 from mtdit_export.trace import trace
 from mtdit_export.trt_compat import problems
@@ -227,7 +228,9 @@ def test_what_int8_cannot_hold_is_refused(
         ExportError,
         match=r"int8 graphs differ .* robot: rms error .* 10% .*\(export without --int8\)",
     ):
-        export(deaf_checkpoint, out, steps=STEPS, dataset=recording, int8=True)
+        export(
+            deaf_checkpoint, out, ExportOptions(steps=STEPS, dataset=recording, precision="int8")
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["deaf"]
 
 
@@ -236,12 +239,12 @@ def test_calibration_needs_frames(checkpoint: Path, tmp_path: Path) -> None:
         UserError,
         match="--int8 needs recorded frames to calibrate the vision tower with: add --data",
     ):
-        export(checkpoint, tmp_path / "p.mtdit", int8=True)
+        export(checkpoint, tmp_path / "p.mtdit", ExportOptions(precision="int8"))
 
 
-def test_one_precision_at_a_time(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--fp16 and --int8 exclude each other"):
-        export(checkpoint, tmp_path / "p.mtdit", int8=True, fp16=True)
+def test_a_precision_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UserError, match="precision must be one of fp32, fp16, int8, got 'int4'"):
+        ExportOptions(precision="int4")  # type: ignore[arg-type]
 
 
 def test_policy_without_cameras_needs_no_frames(workshop: Any, tmp_path: Path) -> None:
@@ -249,7 +252,9 @@ def test_policy_without_cameras_needs_no_frames(workshop: Any, tmp_path: Path) -
         workshop.checkpoint(tmp_path / "blind", workshop.config(cameras=(), num_layers=1)),
         list[str](),
     )
-    report = export(blind, tmp_path / "p.mtdit", steps=1, int8=True, on_stage=lines.append)
+    report = export(
+        blind, tmp_path / "p.mtdit", ExportOptions(steps=1, precision="int8"), say=lines.append
+    )
     assert report.precision == "int8"
     assert lines[1].startswith("calibrated int8 on 0 frames per camera and 2 tasks")
     assert np.isfinite(report.stages["text robot"]["max_error"])

@@ -13,10 +13,11 @@ from workshop import CAMERA, STEPS, TASKS
 
 from mtdit.checkpoint.read import open_checkpoint
 from mtdit.data.lerobot_dataset import open_dataset
-from mtdit.simulate import simulate
 from mtdit_export.export import export
+from mtdit_export.options import ExportOptions
 from mtdit_export.reference import dataset_probes
 from mtdit_runtime.bundle.bundle import open_bundle
+from mtdit_runtime.simulate import simulate
 from mtdit_runtime.verify.candidate import EngineRunner
 from mtdit_runtime.verify.fixtures import Probe
 
@@ -39,14 +40,7 @@ def test_chunks_are_lerobots_within_a_share_of_their_spread(
     precision: str, checkpoint: Path, demonstrations: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "p.mtdit"
-    export(
-        checkpoint,
-        out,
-        steps=STEPS,
-        dataset=demonstrations,
-        fp16=precision == "fp16",
-        int8=precision == "int8",
-    )
+    export(checkpoint, out, ExportOptions(steps=STEPS, dataset=demonstrations, precision=precision))
     candidate, lerobot, m = (
         EngineRunner(open_bundle(out)),
         LeRobot(checkpoint),

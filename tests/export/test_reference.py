@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 
 from mtdit.checkpoint.read import open_checkpoint
 from mtdit_export.export import export
+from mtdit_export.options import ExportOptions
 from mtdit_export.precision import FP16, FP32, INT8
 from mtdit_export.reference import synthetic_probes
 from mtdit_robots.errors import ExportError
@@ -191,8 +192,11 @@ def test_what_is_float32_in_every_bundle_is_exact_in_every_bundle(
     assert [line.partition(":")[0] for line in failures({name: stage(error)}, precision)] == [name]
 
 
-CHANGED = [(fixture, stage) for fixture in ("bundle", "half_bundle", "int8_bundle") for stage in
-           ("state", "units", "tasks", "all tasks", "vision")]  # fmt: skip
+CHANGED = [
+    (fixture, stage)
+    for fixture in ("bundle", "half_bundle", "int8_bundle")
+    for stage in ("state", "units", "tasks", "all tasks", "vision")
+]
 CHANGED.remove(("int8_bundle", "tasks"))  # was checked on a dataset of other tasks
 
 
@@ -281,7 +285,7 @@ def test_failing_gate_keeps_the_bundle_before_and_nothing_else(
     wild_checkpoint: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "wild.mtdit"
-    report = export(wild_checkpoint, out, steps=1)
+    report = export(wild_checkpoint, out, ExportOptions(steps=1))
     assert "vision" not in report.stages
     assert choose_engines(open_bundle(out), "onnx").vision is None
     before = {p: sha256(p) for p in out.rglob("*") if p.is_file()}
@@ -289,7 +293,7 @@ def test_failing_gate_keeps_the_bundle_before_and_nothing_else(
         ExportError,
         match=r"outputs of the fp16 graphs differ from the trained policy: robot: .*without --fp16",
     ):
-        export(wild_checkpoint, out, steps=1, fp16=True)
+        export(wild_checkpoint, out, ExportOptions(steps=1, precision="fp16"))
     assert {p: sha256(p) for p in out.rglob("*") if p.is_file()} == before
     assert json.loads((out / "manifest.json").read_text())["precision"] == FP32
     assert [p.name for p in tmp_path.iterdir()] == ["wild.mtdit"]

@@ -17,6 +17,7 @@ from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
 from mtdit.policies.multi_task_dit.rtc import sample_guided
 from mtdit_export.export import export
 from mtdit_export.fold.fold import fold
+from mtdit_export.options import ExportOptions
 from mtdit_export.rtc import unroll_guided
 from mtdit_export.trace import write
 from mtdit_robots.errors import UserError
@@ -31,12 +32,15 @@ from mtdit_runtime.verify.gates import failures
 VARIANTS: dict[str, dict[str, Any]] = {
     "ddim": {},
     "ddim otherwise": {
-        "prediction_type": "sample", "clip_sample": False, "use_rope": False, "use_positional_encoding": True,
+        "prediction_type": "sample",
+        "clip_sample": False,
+        "use_rope": False,
+        "use_positional_encoding": True,
     },
     "ddpm": {"noise_scheduler_type": "DDPM"},
     "euler": {"objective": "flow_matching", "num_integration_steps": 3},
     "rk4": {"objective": "flow_matching", "num_integration_steps": 2, "integration_method": "rk4"},
-}  # fmt: skip
+}
 
 
 class Case:
@@ -104,7 +108,7 @@ def guided_bundle(
     request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
     out = tmp_path_factory.mktemp("bundles") / f"{request.param}.mtdit"
-    export(checkpoint, out, steps=STEPS, fp16=request.param == "fp16", rtc=True)
+    export(checkpoint, out, ExportOptions(steps=STEPS, precision=request.param, rtc=True))
     return open_bundle(out)
 
 
@@ -162,7 +166,7 @@ def test_policy_continues_a_chunk(guided_bundle: Bundle) -> None:
         guided_bundle.manifest.precision == "fp16"
     )  # of which ONNX Runtime on a CPU rounds not all it is told to
     np.testing.assert_allclose(free, plain, atol=0.05 if half else 1e-5)  # degrees
-    assert len(policy.ledger.durations("guided")) == 2
+    assert len(policy.timings.durations("guided")) == 2
     assert policy.frames_encoded == 2
 
 

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mtdit_export.export import example_inputs
 from mtdit_export.fold.denoiser import with_sampler
 from mtdit_export.fold.fold import fold
-from mtdit_export.precision import halve
+from mtdit_export.precision import to_fp16
 from mtdit_export.trace import trace, write
 from mtdit_export.trt_compat import OPSET, problems
 from mtdit_export.unroll import unroll
@@ -117,17 +117,23 @@ def test_weights_beyond_half_precision_are_refused(workshop: Any) -> None:
     denoiser = fold(workshop.policy(config), workshop.scaling(config)).denoiser
     denoiser.network.blocks[1].up.weight[0, 0] = 1e6
     with pytest.raises(ExportError, match=r"blocks\.1\.up .*export without --fp16"):
-        halve(denoiser)
+        to_fp16(denoiser)
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "no cameras": {"cameras": ()},
-    "separate encoders, crop only": {"use_separate_rgb_encoder_per_camera": True, "image_resize_shape": None},
+    "separate encoders, crop only": {
+        "use_separate_rgb_encoder_per_camera": True,
+        "image_resize_shape": None,
+    },
     "absolute positions, one observation": {
-        "use_rope": False, "use_positional_encoding": True, "n_obs_steps": 1, "cameras": ("top",)
+        "use_rope": False,
+        "use_positional_encoding": True,
+        "n_obs_steps": 1,
+        "cameras": ("top",),
     },
     "rk4": {"objective": "flow_matching", "integration_method": "rk4"},
-}  # fmt: skip
+}
 
 
 ONE_OBSERVATION = "absolute positions, one observation"
@@ -148,7 +154,7 @@ def test_every_kind_of_policy_is_traced(
     modules = {k: m for k, m in folded.modules().items() if k != "text"}
     for key, module in modules.items():
         if half:
-            halve(module)
+            to_fp16(module)
         torch.manual_seed(2)
         inputs = {
             k: torch.randint(0, 256, v.shape, dtype=v.dtype)

@@ -20,6 +20,7 @@ from mtdit.policies.multi_task_dit.policy import Batch
 from mtdit.torch_policy import TorchPolicy
 from mtdit_export.export import example_inputs, export
 from mtdit_export.fold.fold import Folded, fold
+from mtdit_export.options import ExportOptions
 from mtdit_export.trace import write
 from mtdit_export.trt_compat import problems
 from mtdit_export.unroll import unroll
@@ -77,7 +78,7 @@ def test_every_sampler_is_the_policys_with_and_without_a_prefix(
     }
     inputs[STATE] = states[:, -1]
     conditioning = policy.conditioning(Batch({}, states, pooled))
-    noise, on_the_way = (
+    noise, step_noise = (
         inputs["noise"],
         inputs["step_noise"].transpose(0, 1) if "step_noise" in inputs else None,
     )
@@ -85,7 +86,7 @@ def test_every_sampler_is_the_policys_with_and_without_a_prefix(
     model = unroll(folded.denoiser, inputs)
     held = run(model, inputs, tmp_path / "held.onnx")
     wanted = policy.sample_from(
-        conditioning, noise, on_the_way, inputs[PREFIX], inputs[PREFIX_MASK]
+        conditioning, noise, step_noise, inputs[PREFIX], inputs[PREFIX_MASK]
     )
     np.testing.assert_allclose(held, wanted.numpy(), atol=1e-5, rtol=0)
     np.testing.assert_array_equal(held[0, :HELD], inputs[PREFIX][0, :HELD].numpy())
@@ -95,7 +96,7 @@ def test_every_sampler_is_the_policys_with_and_without_a_prefix(
     )
     assert np.abs(free - held)[0, HELD:].max() > 1e-4, "the prefix did not reach the other rows"
     np.testing.assert_allclose(
-        free, policy.sample_from(conditioning, noise, on_the_way).numpy(), atol=1e-5, rtol=0
+        free, policy.sample_from(conditioning, noise, step_noise).numpy(), atol=1e-5, rtol=0
     )
     without = {name: x for name, x in inputs.items() if name not in (PREFIX, PREFIX_MASK)}
     plain = run(unroll(folded.denoiser, without), without, tmp_path / "plain.onnx")
@@ -136,7 +137,7 @@ def test_bundle_and_torch_policy_draw_equal_chunks_from_equal_seeds(
     """DDPM's noise on the way included; the committed rows come back to the bit from both."""
     config = workshop.config(**BLIND, noise_scheduler_type=sampler.upper())
     checkpoint = workshop.checkpoint(tmp_path / "pretrained_model", config)
-    export(checkpoint, tmp_path / "p.mtdit", steps=3, sampler=sampler)
+    export(checkpoint, tmp_path / "p.mtdit", ExportOptions(steps=3, sampler=sampler))
     bundle = open_bundle(tmp_path / "p.mtdit")
     policies = (
         TorchPolicy(open_checkpoint(checkpoint)),

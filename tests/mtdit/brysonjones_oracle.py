@@ -50,40 +50,73 @@ def config_json(
     """What that repository's draccus.dump writes."""
     images = {f"observation.images.{c}": {"type": "VISUAL", "shape": [3, *FRAME]} for c in CAMERAS}
     vision = {
-        "type": "clip", "use_separate_encoder_per_camera": False, "lr_multiplier": 0.1, "resize_shape": list(RESIZED),
-        "crop_shape": [IMAGE, IMAGE], "crop_is_random": True, "backbone": BACKBONE,
-    }  # fmt: skip
+        "type": "clip",
+        "use_separate_encoder_per_camera": False,
+        "lr_multiplier": 0.1,
+        "resize_shape": list(RESIZED),
+        "crop_shape": [IMAGE, IMAGE],
+        "crop_is_random": True,
+        "backbone": BACKBONE,
+    }
     network = {
-        "hidden_dim": 32, "num_layers": 2, "num_heads": 2, "dropout": 0.1, "use_positional_encoding": True,
-        "diffusion_step_embed_dim": 16, "use_rope": False, "rope_base": 10000.0,
-    }  # fmt: skip
+        "hidden_dim": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "dropout": 0.1,
+        "use_positional_encoding": True,
+        "diffusion_step_embed_dim": 16,
+        "use_rope": False,
+        "rope_base": 10000.0,
+    }
     return {
-        "n_obs_steps": 2, "horizon": 12, "n_action_steps": 6,
+        "n_obs_steps": 2,
+        "horizon": 12,
+        "n_action_steps": 6,
         "normalization_mapping": {"VISUAL": "MEAN_STD", "STATE": "MIN_MAX", "ACTION": "MIN_MAX"},
         "drop_n_last_frames": 5,
         "observation_encoder": {"vision": vision, "text": {"type": "clip", "model": str(clip)}},
-        "transformer": {**network, **transformer}, "objective": objective,
-        "do_mask_loss_for_padding": False, "optimizer_lr": 2e-05, "optimizer_betas": [0.95, 0.999],
-        "optimizer_eps": 1e-08, "optimizer_weight_decay": 0.0,
+        "transformer": {**network, **transformer},
+        "objective": objective,
+        "do_mask_loss_for_padding": False,
+        "optimizer_lr": 2e-05,
+        "optimizer_betas": [0.95, 0.999],
+        "optimizer_eps": 1e-08,
+        "optimizer_weight_decay": 0.0,
         "input_features": {"observation.state": {"type": "STATE", "shape": [6]}, **images},
-        "output_features": {"action": {"type": "ACTION", "shape": [6]}}, "device": "cuda", **top,
-    }  # fmt: skip
+        "output_features": {"action": {"type": "ACTION", "shape": [6]}},
+        "device": "cuda",
+        **top,
+    }
 
 
 def diffusion(kind: str, **options: Any) -> dict[str, Any]:
     return {
-        "type": "diffusion", "objective_name": "diffusion", "noise_scheduler_type": kind, "num_train_timesteps": 20,
-        "beta_schedule": "squaredcos_cap_v2", "beta_start": 0.0001, "beta_end": 0.02, "prediction_type": "epsilon",
-        "clip_sample": True, "clip_sample_range": 1.0, "num_inference_steps": 5, **options,
-    }  # fmt: skip
+        "type": "diffusion",
+        "objective_name": "diffusion",
+        "noise_scheduler_type": kind,
+        "num_train_timesteps": 20,
+        "beta_schedule": "squaredcos_cap_v2",
+        "beta_start": 0.0001,
+        "beta_end": 0.02,
+        "prediction_type": "epsilon",
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+        "num_inference_steps": 5,
+        **options,
+    }
 
 
 def flow(**options: Any) -> dict[str, Any]:
     sampling = {"type": "beta", "strategy_name": "beta", "s": 0.9, "alpha": 1.25, "beta": 1.0}
     return {
-        "type": "flow_matching", "objective_name": "flow_matching", "sigma_min": 0.0, "num_integration_steps": 4,
-        "integration_method": "euler", "timestep_sampling": sampling, **options,
-    }  # fmt: skip
+        "type": "flow_matching",
+        "objective_name": "flow_matching",
+        "sigma_min": 0.0,
+        "num_integration_steps": 4,
+        "integration_method": "euler",
+        "timestep_sampling": sampling,
+        **options,
+    }
 
 
 def stats() -> dict[str, dict[str, np.ndarray]]:

@@ -26,10 +26,18 @@ from mtdit.policies.objectives import make_objective
 
 CAMERAS = ("top", "wrist", "side")
 SMALL: dict[str, Any] = {
-    "horizon": 12, "n_action_steps": 6, "hidden_dim": 32, "num_layers": 2, "num_heads": 2, "timestep_embed_dim": 16,
-    "image_resize_shape": (70, 68), "image_crop_shape": (64, 64), "image_crop_is_random": False, "dropout": 0.0,
+    "horizon": 12,
+    "n_action_steps": 6,
+    "hidden_dim": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "timestep_embed_dim": 16,
+    "image_resize_shape": (70, 68),
+    "image_crop_shape": (64, 64),
+    "image_crop_is_random": False,
+    "dropout": 0.0,
     "num_train_timesteps": 30,
-}  # fmt: skip
+}
 
 
 def lerobot_policy(clip: Path, cameras: int, **options: Any) -> MultiTaskDiTPolicy:

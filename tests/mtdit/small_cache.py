@@ -23,8 +23,9 @@ def write_cache(folder: Path, ruined: Sequence[int] = ()) -> Path:
     action = state + rng.normal(0, 0.1, state.shape).astype(np.float32)
     vectors = {"observation.state": state, "action": action}
     stats = {
-        k: {"min": v.min(0), "max": v.max(0), "mean": v.mean(0), "std": v.std(0)} for k, v in vectors.items()
-    }  # fmt: skip
+        k: {"min": v.min(0), "max": v.max(0), "mean": v.mean(0), "std": v.std(0)}
+        for k, v in vectors.items()
+    }
     for camera in CAMERAS:
         stats[f"observation.images.{camera}"] = {
             n: np.full((3, 1, 1), 0.5) for n in ("mean", "std")
@@ -53,9 +54,13 @@ def _motion(rng: np.random.Generator, length: int) -> np.ndarray:
 def _info() -> dict:
     keys = {c: f"observation.images.{c}" for c in CAMERAS}
     facts = {
-        "dataset": "small", "fps": 10, "joints": list(JOINTS), "tasks": list(TASKS), "max_speed": [100.0] * 6,
+        "dataset": "small",
+        "fps": 10,
+        "joints": list(JOINTS),
+        "tasks": list(TASKS),
+        "max_speed": [100.0] * 6,
         "robot_type": "so_follower",
-    }  # fmt: skip
+    }
     vector = {"shape": [6]}
     inputs = {"observation.state": {"type": "STATE", **vector}}
     return {

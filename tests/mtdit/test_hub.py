@@ -127,12 +127,15 @@ def test_another_policy_is_refused_before_its_weights_come(hub: Hub) -> None:
     assert not [path for path in Answering.asked if "safetensors" in path]
 
 
-@pytest.mark.parametrize(("repo_id", "says"), [
-    ("some/gated", "is gated: accept its terms at https://huggingface.co/some/gated"),
-    ("some/typo", "neither a local folder nor on the Hub: check the name"),
-    ("some/dataset", r"has no config\.json, so it is not a policy"),
-    ("some/..", "cannot be downloaded from the Hub"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("repo_id", "says"),
+    [
+        ("some/gated", "is gated: accept its terms at https://huggingface.co/some/gated"),
+        ("some/typo", "neither a local folder nor on the Hub: check the name"),
+        ("some/dataset", r"has no config\.json, so it is not a policy"),
+        ("some/..", "cannot be downloaded from the Hub"),
+    ],
+)
 def test_repositories_that_give_no_policy(repo_id: str, says: str, hub: Hub) -> None:
     with pytest.raises(UserError, match=says):
         fetch(repo_id, check, hub)

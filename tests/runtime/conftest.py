@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from mtdit_robots.features import ACTION, STATE
 from mtdit_robots.robot import Observation
 from mtdit_runtime.bundle import bundle as bundle_bundle
 from mtdit_runtime.bundle import manifest as bundles
@@ -116,9 +117,7 @@ def bundle_folder(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "toy.mtdit"
     with new_bundle(folder) as scratch:
         _write_graphs(scratch, toy)
-        save_stats(
-            scratch / bundles.STATS, {k: _minmax() for k in (bundles.STATE_KEY, bundles.ACTION_KEY)}
-        )
+        save_stats(scratch / bundles.STATS, {k: _minmax() for k in (STATE, ACTION)})
         bundle_bundle.save_task_features(scratch / bundles.TASKS, toy.tasks)
         (scratch / bundles.TOKENIZER).write_text(json.dumps(_tokenizer()))
         bundles.write_manifest(scratch, _manifest())
@@ -204,14 +203,24 @@ def _manifest() -> Manifest:
 
 
 def _write_graphs(folder: Path, toy: Toy) -> None:
-    _save(folder / bundles.VISION, _vision_nodes(), [(f"frame.{c}", TensorProto.UINT8, SHAPE) for c in CAMERAS],
-          ("features", (1, len(CAMERAS) * FEATURE)), {"axes": np.array([0, 1])})  # fmt: skip
+    _save(
+        folder / bundles.VISION,
+        _vision_nodes(),
+        [(f"frame.{c}", TensorProto.UINT8, SHAPE) for c in CAMERAS],
+        ("features", (1, len(CAMERAS) * FEATURE)),
+        {"axes": np.array([0, 1])},
+    )
     text = [
         helper.make_node("Cast", ["token_ids"], ["ids"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["ids", "w"], ["text"]),
     ]
-    _save(folder / bundles.TEXT, text, [("token_ids", TensorProto.INT64, (1, 77))], ("text", (1, TEXT)),
-          {"w": toy.token_weight})  # fmt: skip
+    _save(
+        folder / bundles.TEXT,
+        text,
+        [("token_ids", TensorProto.INT64, (1, 77))],
+        ("text", (1, TEXT)),
+        {"w": toy.token_weight},
+    )
     before, newest = toy.split_weight
     earlier = [
         ("earlier_features", TensorProto.FLOAT, (1, N_OBS - 1, len(CAMERAS) * FEATURE)),
@@ -316,6 +325,7 @@ class ScriptedRobot:
     observed: int = 0
     commands: list[NDArray[np.float64]] = field(default_factory=list)
     holds: int = 0
+    errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def connect(self) -> None:
         self.connected = True

@@ -10,7 +10,7 @@ import pytest
 
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.bundle import Bundle
-from mtdit_runtime.evaluate import SEED_STRIDE, episode_seed, evaluate, wilson_interval
+from mtdit_runtime.evaluate import SEED_STRIDE, EvalOptions, episode_seed, evaluate, wilson_interval
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
 
 TASK, OTHER = "open the drawer", "close the drawer"
@@ -75,7 +75,8 @@ def test_equal_runs_are_equal_and_seeds_are_the_evaluations_own(
 ) -> None:
     twin.goal = 13.0
     first, second = (
-        evaluate(policy, twin, TASK, 6, seed=3, max_s=1.0, success_ticks=1) for _ in range(2)
+        evaluate(policy, twin, TASK, EvalOptions(6, seed=3, max_s=1.0, success_ticks=1))
+        for _ in range(2)
     )
     assert first.each == second.each
     assert 0 < first.successes < 6
@@ -87,13 +88,15 @@ def test_equal_runs_are_equal_and_seeds_are_the_evaluations_own(
 
 
 def test_prefetch_is_deterministic_too(policy: BundlePolicy, twin: ScriptedTwin) -> None:
-    first, second = (evaluate(policy, twin, TASK, 3, max_s=1.0, prefetch_ticks=2) for _ in range(2))
+    first, second = (
+        evaluate(policy, twin, TASK, EvalOptions(3, max_s=1.0, prefetch_ticks=2)) for _ in range(2)
+    )
     assert first.each == second.each
 
 
 def test_success_ends_an_episode_early(policy: BundlePolicy, twin: ScriptedTwin) -> None:
     twin.goal = -1e3
-    report = evaluate(policy, twin, TASK, 2, max_s=5.0, success_ticks=4)
+    report = evaluate(policy, twin, TASK, EvalOptions(2, max_s=5.0, success_ticks=4))
     assert report.successes == 2
     assert report.mean_success_s == pytest.approx(3 / 30)
     assert "2/2 = 100 %" in str(report).replace("100%", "100 %")
@@ -101,7 +104,7 @@ def test_success_ends_an_episode_early(policy: BundlePolicy, twin: ScriptedTwin)
 
 def test_failures_last_their_time(policy: BundlePolicy, twin: ScriptedTwin) -> None:
     twin.goal = 1e3
-    report = evaluate(policy, twin, TASK, 2, max_s=0.5)
+    report = evaluate(policy, twin, TASK, EvalOptions(2, max_s=0.5))
     assert (report.successes, report.mean_success_s) == (0, None)
     assert [episode.duration_s for episode in report.each] == pytest.approx([0.5, 0.5])
 
@@ -112,7 +115,7 @@ def test_another_instruction_is_told_while_the_task_is_measured(
     told: list[str] = []
     reset = policy.reset
     policy.reset = lambda task, seed: (told.append(task), reset(task, seed))[1]  # type: ignore[method-assign, assignment]
-    report = evaluate(policy, twin, TASK, 2, max_s=0.2, instruction=OTHER)
+    report = evaluate(policy, twin, TASK, EvalOptions(2, max_s=0.2, instruction=OTHER))
     assert told == [OTHER, OTHER]
     assert {task for task, _ in twin.resets} == {TASK}
     assert (report.task, report.instruction) == (TASK, OTHER)
@@ -120,7 +123,7 @@ def test_another_instruction_is_told_while_the_task_is_measured(
 
 
 def test_limits_are_kept_if_given(policy: BundlePolicy, bundle: Bundle, twin: ScriptedTwin) -> None:
-    evaluate(policy, twin, TASK, 1, max_s=0.5, joints=bundle.manifest.joints)
+    evaluate(policy, twin, TASK, EvalOptions(1, max_s=0.5, joints=bundle.manifest.joints))
     steps = np.abs(np.diff(np.array(twin.arm.commands), axis=0))
     assert steps.max() <= 300 * 1.5 / 30 + 1e-9
 
@@ -131,8 +134,7 @@ def test_episodes_are_reported_as_they_end(policy: BundlePolicy, twin: ScriptedT
         policy,
         twin,
         TASK,
-        3,
-        max_s=0.1,
+        EvalOptions(3, max_s=0.1),
         on_episode=lambda episode, index: seen.append((episode.seed, index)),
     )
     assert seen == [(episode_seed(0, i), i) for i in range(3)]
@@ -141,7 +143,7 @@ def test_episodes_are_reported_as_they_end(policy: BundlePolicy, twin: ScriptedT
 def test_a_dead_twin_is_no_failure_of_the_policy(policy: BundlePolicy, twin: ScriptedTwin) -> None:
     twin.arm.failing = frozenset(range(5, 1000))
     with pytest.raises(OSError, match="the twin stopped answering"):
-        evaluate(policy, twin, TASK, 2)
+        evaluate(policy, twin, TASK, EvalOptions(2))
     assert not twin.arm.connected
 
 
@@ -150,24 +152,24 @@ def test_impossible_numbers_of_episodes(
     policy: BundlePolicy, twin: ScriptedTwin, episodes: int
 ) -> None:
     with pytest.raises(UserError, match="--episodes"):
-        evaluate(policy, twin, TASK, episodes)
+        evaluate(policy, twin, TASK, EvalOptions(episodes))
 
 
 def test_another_rate_than_the_twins(policy: BundlePolicy, twin: ScriptedTwin) -> None:
     policy.fps = 50
     with pytest.raises(UserError, match="runs at 50 Hz"):
-        evaluate(policy, twin, TASK, 1)
+        evaluate(policy, twin, TASK, EvalOptions(1))
     assert not twin.arm.connected
 
 
 def test_a_twin_without_the_camera(policy: BundlePolicy, twin: ScriptedTwin) -> None:
     twin.arm.cameras = ("top",)
     with pytest.raises(UserError, match="needs camera 'wrist'"):
-        evaluate(policy, twin, TASK, 1)
+        evaluate(policy, twin, TASK, EvalOptions(1))
 
 
 def test_report_is_json(policy: BundlePolicy, twin: ScriptedTwin) -> None:
     import json
 
-    data = json.loads(json.dumps(evaluate(policy, twin, TASK, 2, max_s=0.1).to_dict()))
+    data = json.loads(json.dumps(evaluate(policy, twin, TASK, EvalOptions(2, max_s=0.1)).to_dict()))
     assert data["episodes"] == len(data["each"]) == 2

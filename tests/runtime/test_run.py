@@ -1,11 +1,14 @@
-"""The whole run from a bundle on disk, and every mistake a user can make before the arm has torque."""
+"""The whole run from a bundle on disk, and every mistake a user can make before the arm has
+torque.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,64 +16,81 @@ import numpy as np
 import pytest
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle.bundle import open_bundle
+from mtdit_runtime.bundle.bundle import Bundle, open_bundle
 from mtdit_runtime.bundle.manifest import write_manifest
+from mtdit_runtime.control.report import RunReport
 from mtdit_runtime.recording.run_log import load_log
-from mtdit_runtime.run import RunOptions, run_policy
+from mtdit_runtime.run import RunOptions, run
 
 TASK = "open the drawer"
 
 
+@dataclass
+class Prepared:
+    """A run that is called later: options by name, the robot at hand."""
+
+    bundle: Bundle | Path
+    robot: Any
+    options: RunOptions
+    task: str = TASK
+    overview: Any = None
+    say: Any = None
+
+    def __call__(self) -> RunReport:
+        more = {"overview": self.overview, "say": self.say}
+        return run(self.bundle, self.robot, self.task, self.options, **more)
+
+
 @pytest.fixture
-def options(bundle_folder: Path, scripted_robot: Any) -> Any:
-    def make(**changes: Any) -> RunOptions:
-        fixed = {
-            "bundle": bundle_folder,
-            "task": TASK,
-            "robot": scripted_robot(),
-            "backend": "onnx",
-        }
-        return RunOptions(
-            **{**fixed, "lockstep": True, "duration_s": 1.0, "say": lambda line: None, **changes}
-        )
+def prepared(bundle_folder: Path, scripted_robot: Any) -> Callable[..., Prepared]:
+    def make(**changes: Any) -> Prepared:
+        given = {"bundle": bundle_folder, "robot": scripted_robot()}
+        for name in ("bundle", "robot", "task", "overview", "say"):
+            given |= {name: changes.pop(name)} if name in changes else {}
+        fixed = {"backend": "onnx", "lockstep": True, "duration_s": 1.0}
+        return Prepared(options=RunOptions(**{**fixed, **changes}), **given)
 
     return make
 
 
-def test_a_run_leaves_log_video_and_a_released_robot(options: Any, tmp_path: Path) -> None:
+def test_a_run_leaves_log_video_and_a_released_robot(prepared: Any, tmp_path: Path) -> None:
     said: list[str] = []
     overview = np.zeros((20, 30, 3), np.uint8)
-    run = options(
-        log=tmp_path / "run.npz", log_frames_mb=1, video=tmp_path / "run.mp4", say=said.append, prefetch_ticks=2,
+    ride = prepared(
+        log=tmp_path / "run.npz",
+        log_frames_mb=1,
+        video=tmp_path / "run.mp4",
+        say=said.append,
+        prefetch_ticks=2,
         overview=lambda: {"overview": overview},
-    )  # fmt: skip
-    report = run_policy(run)
+    )
+    report = ride()
     assert (report.reason, report.ticks, report.prefetch_ticks) == ("duration", 30, 2)
-    assert not run.robot.connected
-    assert len(load_log(run.log)) == 30
-    assert run.video.stat().st_size > 1000
+    assert not ride.robot.connected
+    assert len(load_log(ride.options.log)) == 30
+    assert ride.options.video.stat().st_size > 1000
     assert any("ONNX Runtime" in line for line in said)
     assert any("a chunk takes" in line for line in said)
     assert report.stages["vision"]["count"] < 20  # the warm-up's are not counted
 
 
-def test_the_ride_home(options: Any) -> None:
-    run = options(home_s=0.5)
-    run_policy(run)
-    np.testing.assert_allclose(run.robot.commands[-1], run.robot.start, atol=1e-9)
+def test_the_ride_home(prepared: Any) -> None:
+    ride = prepared(home_s=0.5)
+    ride()
+    np.testing.assert_allclose(ride.robot.commands[-1], ride.robot.start, atol=1e-9)
 
 
-def test_in_real_time(options: Any) -> None:
-    report = run_policy(options(lockstep=False, duration_s=0.5, home_s=0))
+def test_in_real_time(prepared: Any) -> None:
+    report = prepared(lockstep=False, duration_s=0.5, home_s=0)()
     assert report.reason == "duration"
     assert report.chunks >= 1
 
 
-def test_commands_start_at_the_pose_found(options: Any) -> None:
-    run = options(home_s=0)
-    run_policy(run)
-    np.testing.assert_allclose(run.robot.commands[0], run.robot.start)
-    steps = np.abs(np.diff(np.array(run.robot.commands), axis=0))
+def test_commands_start_at_the_pose_found(prepared: Any) -> None:
+    ride = prepared(home_s=0)
+    ride()
+    np.testing.assert_allclose(ride.robot.commands[0], ride.robot.start)
+    steps = np.abs(np.diff(np.array(ride.robot.commands), axis=0))
     assert steps.max() <= 300 * 1.5 / 30 + 1e-9
 
 
@@ -82,29 +102,29 @@ def test_commands_start_at_the_pose_found(options: Any) -> None:
     ],
 )
 def test_an_unknown_task_is_refused_with_the_nearest_one(
-    options: Any, task: str, message: str
+    prepared: Any, task: str, message: str
 ) -> None:
-    run = options(task=task)
+    ride = prepared(task=task)
     with pytest.raises(UserError, match=message):
-        run_policy(run)
-    assert run.robot.observed == 0
+        ride()
+    assert ride.robot.observed == 0
 
 
-def test_an_unknown_task_may_be_tried(options: Any) -> None:
-    assert run_policy(options(task="wave", new_task=True)).stages["text"]["count"] == 1
+def test_an_unknown_task_may_be_tried(prepared: Any) -> None:
+    assert prepared(task="wave", new_task=True)().stages["text"]["count"] == 1
 
 
-def test_a_robot_that_does_not_fit_is_never_connected(options: Any, scripted_robot: Any) -> None:
+def test_a_robot_that_does_not_fit_is_never_connected(prepared: Any, scripted_robot: Any) -> None:
     class Untouchable(scripted_robot):  # type: ignore[misc]
         def connect(self) -> None:
             raise AssertionError("connected")
 
-    run = options(robot=Untouchable(joints=("pan", "grip", "lift")))
+    ride = prepared(robot=Untouchable(joints=("pan", "grip", "lift")))
     with pytest.raises(UserError, match="joint 2 of the robot is 'grip'"):
-        run_policy(run)
+        ride()
 
 
-def test_a_robot_that_cannot_connect_is_released(options: Any, scripted_robot: Any) -> None:
+def test_a_robot_that_cannot_connect_is_released(prepared: Any, scripted_robot: Any) -> None:
     class Unplugged(scripted_robot):  # type: ignore[misc]
         closed = False
 
@@ -114,66 +134,80 @@ def test_a_robot_that_cannot_connect_is_released(options: Any, scripted_robot: A
         def close(self) -> None:
             self.closed = True
 
-    run = options(robot=Unplugged())
+    ride = prepared(robot=Unplugged())
     with pytest.raises(UserError, match="ttyACM9"):
-        run_policy(run)
-    assert run.robot.closed
+        ride()
+    assert ride.robot.closed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_right_after_torque_came_on_releases_the_arm(
-    options: Any, number: signal.Signals
+    prepared: Any, number: signal.Signals
 ) -> None:
     def kill_when_connected(line: str) -> None:
-        if run.robot.connected:
+        if ride.robot.connected:
             os.kill(os.getpid(), number)
 
     outside = signal.signal(
         number, signal.default_int_handler
     )  # tests may run under nohup, which ignores SIGHUP
-    run = options(say=kill_when_connected)
+    ride = prepared(say=kill_when_connected)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_policy(run)
+            ride()
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, outside)
-    assert not run.robot.connected
+    assert not ride.robot.connected
 
 
 def test_cameras_of_a_robot_that_does_not_fit_are_released(
-    options: Any, scripted_robot: Any
+    prepared: Any, scripted_robot: Any
 ) -> None:
     robot = scripted_robot(joints=("pan", "grip", "lift"))
     robot.connected = True  # as cameras are before the arm
     with pytest.raises(UserError, match="joint 2"):
-        run_policy(options(robot=robot))
+        prepared(robot=robot)()
     assert not robot.connected
 
 
-def test_lock_step_has_one_rate(options: Any, bundle_folder: Path, tmp_path: Path) -> None:
+def test_lock_step_has_one_rate(prepared: Any, bundle_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle_folder, tmp_path / "slow.mtdit")
     write_manifest(copy, replace(open_bundle(copy).manifest, fps=15))
     with pytest.raises(
         UserError, match=r"lock-step clock runs at 30 Hz, this runs at 15 Hz: use --clock real"
     ):
-        run_policy(options(bundle=copy))
-    assert (
-        run_policy(options(bundle=copy, lockstep=False, duration_s=0.2, home_s=0)).reason
-        == "duration"
-    )
+        prepared(bundle=copy)()
+    assert prepared(bundle=copy, lockstep=False, duration_s=0.2, home_s=0)().reason == "duration"
 
 
-def test_no_bundle(options: Any, tmp_path: Path) -> None:
+def test_no_bundle(prepared: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no bundle at"):
-        run_policy(options(bundle=tmp_path / "nothing.mtdit"))
+        prepared(bundle=tmp_path / "nothing.mtdit")()
 
 
-def test_unknown_backend(options: Any) -> None:
+def test_unknown_backend(prepared: Any) -> None:
     with pytest.raises(UserError, match="backend 'tpu' is unknown"):
-        run_policy(options(backend="tpu"))
+        prepared(backend="tpu")()
 
 
-def test_impossible_prefetch(options: Any) -> None:
+def test_impossible_prefetch(prepared: Any) -> None:
     with pytest.raises(UserError, match="choose 0 to 3"):
-        run_policy(options(prefetch_ticks=9))
+        prepared(prefetch_ticks=9)()
+
+
+def test_an_opened_bundle_is_not_opened_again(
+    prepared: Any, bundle_folder: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(bundle_folder, tmp_path / "copy.mtdit")
+    opened = open_bundle(copy)
+    (copy / "manifest.json").unlink()
+    assert prepared(bundle=opened, duration_s=0.2)().reason == "duration"
+    with pytest.raises(UserError, match="not a bundle"):
+        prepared(bundle=str(copy))()
+
+
+def test_without_say_it_is_silent(prepared: Any, capfd: Any, caplog: Any) -> None:
+    prepared(duration_s=0.2)()
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

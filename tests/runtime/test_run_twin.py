@@ -13,10 +13,11 @@ from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.twin.client import Twin
 from mtdit_runtime.control.chunks import ChunkQueue
 from mtdit_runtime.control.clock import RealClock
-from mtdit_runtime.control.loop import LoopConfig, run
+from mtdit_runtime.control.loop import LoopConfig, run_loop
 from mtdit_runtime.control.report import Tick
 from mtdit_runtime.control.safety import Limits, Safety
-from mtdit_runtime.evaluate import evaluate
+from mtdit_runtime.evaluate import EvalOptions, evaluate
+from mtdit_runtime.timings import Timings
 
 TASK = "open the drawer"
 
@@ -26,6 +27,7 @@ class Wandering:
 
     joints, cameras = tuple(JOINTS), ("top", "wrist")
     n_obs_steps, n_action_steps, horizon, fps = 2, 8, 16, 30
+    timings = Timings()
 
     def reset(self, task: str, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -64,7 +66,11 @@ def test_equal_evaluations_see_equal_bytes(lockstep: Twin, prefetch: int) -> Non
                 seen.update(array.tobytes())
 
         report = evaluate(
-            Wandering(), lockstep, TASK, 2, max_s=1.0, prefetch_ticks=prefetch, on_tick=watch
+            Wandering(),
+            lockstep,
+            TASK,
+            EvalOptions(2, max_s=1.0, prefetch_ticks=prefetch),
+            on_tick=watch,
         )
         return seen.hexdigest(), report.each
 
@@ -80,7 +86,7 @@ def test_real_time_run_ends_at_home() -> None:
         queue.reset(TASK, 0)
         start = robot.observe().positions
         config = LoopConfig(30, duration_s=1.5, home_s=1.0)
-        report = run(
+        report = run_loop(
             robot, queue, Safety(JOINTS, Limits.none(6)), config, RealClock(), twin.success
         )
         end = robot.observe().positions

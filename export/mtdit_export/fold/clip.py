@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtdit.policies.multi_task_dit.clip import TextShape, VisionShape
+from mtdit.policies.multi_task_dit.clip import ACTIVATIONS, LEGACY_EOS, TextShape, VisionShape
 from mtdit_export.fold.layers import (
-    ACTIVATIONS,
-    MASK_VALUE,
     Dense,
     Norm,
     Patches,
@@ -20,10 +18,11 @@ from mtdit_export.fold.layers import (
     attend,
     dense,
     fixed,
-    packed,
     split_heads,
     under,
 )
+
+MASK_VALUE = -1e4  # added to the score of a later token: its softmax weight becomes exactly 0
 
 TowerShape = VisionShape | TextShape
 
@@ -93,6 +92,12 @@ class ClipBlock(nn.Module):
         return x + self.down(self.activation(self.up(self.norm2(x)))).float()
 
 
+def packed(*projections: Sequence[Tensor]) -> Dense:
+    """Several (weight, bias) of the same input as one product, with their outputs concatenated."""
+    weights, biases = zip(*projections, strict=True)
+    return Dense(torch.cat(weights), torch.cat(biases))
+
+
 def scaled(projection: Sequence[Tensor], heads: int) -> list[Tensor]:
     """Multiply the weight and bias of the queries by 1/sqrt(head dim)."""
     return [(len(part) // heads) ** -0.5 * part for part in projection]
@@ -150,7 +155,7 @@ class FoldedText(nn.Module):
         self.final_norm = Norm(under(weights, "final_layer_norm."), shape.layer_norm_eps)
         self.projection = Dense(projection["weight"], projection["bias"])
         # OpenAI's configs say 2, for which transformers looks for the highest id instead
-        legacy = shape.eos_token_id == 2
+        legacy = shape.eos_token_id == LEGACY_EOS
         self.eos = shape.vocab_size - 1 if legacy else shape.eos_token_id
 
     def forward(self, token_ids: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""The denoiser, folded: time embedding, modulation and RoPE as constants of a fixed-step sampler."""
+"""The denoiser, folded: one call of the network, the modulation of all calls as constants of time
+plus one product with the observation, and the sampler around them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.policies.multi_task_dit.denoiser import SinusoidalTime, rope_tables
-from mtdit.policies.objectives import Denoise, Diffusion, make_objective
+from mtdit.policies.objectives import make_objective
 from mtdit_export.fold.layers import (
     NORM_EPS,
     Dense,
@@ -22,9 +24,6 @@ from mtdit_export.fold.layers import (
     under,
     without_bias,
 )
-
-# -- denoiser --
-
 
 Rope = tuple[Tensor, Tensor]  # (T, 1, d) each: cosines, and sines with the first half negated
 
@@ -169,24 +168,9 @@ class FoldedDenoiser(nn.Module):
         """
         calls = iter(self.modulation(known, state, features).chunk(len(self.times)))  # each (M,)
         steps = () if step_noise is None else step_noise.unbind(1)
-        return self.sample(
-            lambda x, time: self.network(x, next(calls)), noise, prefix, prefix_mask, steps
+        return self.objective.sample(
+            lambda x, time: self.network(x, next(calls)), noise, steps, prefix, prefix_mask
         )
-
-    def sample(
-        self,
-        denoise: Denoise,
-        noise: Tensor,
-        prefix: Tensor | None,
-        mask: Tensor | None,
-        on_the_way: Sequence[Tensor],
-    ) -> Tensor:
-        """Run the sampler with any `denoise`. `on_the_way`: the noise that DDPM adds after each
-        step but the last.
-        """
-        if isinstance(self.objective, Diffusion):
-            return self.objective.sample(denoise, noise, on_the_way, prefix, mask)
-        return self.objective.sample(denoise, noise, prefix, mask)
 
 
 def with_sampler(config: PolicyConfig, sampler: str, steps: int) -> PolicyConfig:

@@ -38,8 +38,6 @@ from mtdit_export.fold.denoiser import (
 from mtdit_export.fold.frames import FoldedVision, Preprocess, Scaling
 from mtdit_export.fold.layers import Weights, under
 
-# -- a whole policy --
-
 
 @dataclass(frozen=True)
 class Folded:

@@ -18,9 +18,6 @@ from mtdit_export.fold.layers import fixed
 Scaling = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-# -- frames --
-
-
 def resize_matrix(n_in: int, n_out: int) -> Tensor:
     """(n_out, n_in) float64: what torchvision's antialiased bilinear Resize does along one axis."""
     eye = torch.eye(n_in, dtype=torch.float64)[None, None]

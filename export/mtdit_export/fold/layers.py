@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtdit.policies.multi_task_dit.clip import quick_gelu
-
 Weights = Mapping[str, Tensor]  # parameter name -> value, e.g. a state_dict
 
 NORM_EPS = 1e-6  # of DiT's layer norms
-MASK_VALUE = -1e4  # added to the score of a later token: its softmax weight becomes exactly 0
 
 
 def under(weights: Weights, prefix: str) -> dict[str, Tensor]:
@@ -110,15 +107,3 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     scores = (q.permute(1, 2, 0, 3) @ k.permute(1, 2, 3, 0)).float()  # (N, heads, S, S)
     weights = (scores if mask is None else scores + mask).softmax(-1).to(v.dtype)
     return (weights @ v.permute(1, 2, 0, 3)).permute(2, 0, 1, 3).flatten(2)
-
-
-# -- CLIP --
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
-
-
-def packed(*projections: Sequence[Tensor]) -> Dense:
-    """Several (weight, bias) of the same input as one product, with their outputs concatenated."""
-    weights, biases = zip(*projections, strict=True)
-    return Dense(torch.cat(weights), torch.cat(biases))

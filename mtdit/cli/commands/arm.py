@@ -11,41 +11,33 @@ from typing import Annotated, Any
 
 import typer
 
-from mtdit.cli.options import BusKind, BusOption, BusTimeout, Json
+from mtdit.cli.flags import option
+from mtdit.cli.options import DEV, Bus, BusKind, BusTimeout, Dev, Json
 from mtdit.cli.terminal.console import console, write_json
 from mtdit_robots.errors import UserError
 
-PortOption = Annotated[
-    str, typer.Option("--port", help="Serial port of the arm, e.g. /dev/ttyACM0.")
-]
+ArmPort = Annotated[str, option("Robot", "Serial port of the arm, e.g. /dev/ttyACM0.", "--port")]
 Leader = Annotated[
     bool,
-    typer.Option("--leader", help="The arm is a leader (moved by hand); default: a follower."),
-]
-Yes = Annotated[
-    bool,
-    typer.Option("--yes", help="Continue without asking; default: ask before torque goes off."),
+    option("Robot", "The arm is a leader (moved by hand); default: a follower.", "--leader"),
 ]
 
 
 def find_port(
     every_id: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Robot",
+            "Scan every id at every baud rate, about 7 s per port; default: ids 1 to 6.",
             "--all",
-            help="Scan every id at every baud rate, about 7 s per port; default: ids 1 to 6.",
         ),
     ] = False,
     ask: Annotated[
         bool,
-        typer.Option(
-            "--probe/--no-probe", help="Look for servos on each port, or only list ports."
-        ),
+        option("Robot", "Look for servos on each port, or only list ports.", "--probe/--no-probe"),
     ] = True,
     bus_timeout: BusTimeout = 0.05,
-    dev: Annotated[Path, typer.Option(help="Folder in which to look for serial ports.")] = Path(
-        "/dev"
-    ),
+    dev: Dev = DEV,
     json_out: Json = None,
 ) -> None:
     """List the serial ports and the servos on them; nothing moves, nothing has to be unplugged."""
@@ -95,27 +87,29 @@ def _show_ports(reports: list[Any], asked: bool) -> None:
 
 
 def setup_motors(
-    port: PortOption,
+    port: ArmPort,
     leader: Leader = False,
     motor: Annotated[
         str | None,
-        typer.Option(help="Set up only this joint's servo, e.g. gripper; default: all six."),
+        option("Robot", "Set up only this joint's servo, e.g. gripper; default: all six."),
     ] = None,
     yes: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Robot",
+            "With --motor: do not ask, the joint's servo is connected and no other one is.",
             "--yes",
-            help="With --motor: do not ask, the joint's servo is connected and no other one is.",
         ),
     ] = False,
     bus_timeout: Annotated[
         float,
-        typer.Option(
+        option(
+            "Robot",
+            "Seconds a servo may take to answer, at each of 8 baud rates; 0.8 is enough for "
+            "every id.",
             "--bus-timeout",
             min=0.01,
             max=10.0,
-            help="Seconds a servo may take to answer, at each of 8 baud rates; 0.8 is enough for "
-            "every id.",
         ),
     ] = 0.8,
 ) -> None:
@@ -135,71 +129,92 @@ def setup_motors(
 
 def calibrate(
     port: Annotated[
-        str | None, typer.Option(help="Serial port of the arm, e.g. /dev/ttyACM0.")
+        str | None, option("Robot", "Serial port of the arm, e.g. /dev/ttyACM0.")
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--id", help="The arm's id in LeRobot; the file is in LeRobot's folder."),
+        option("Calibration", "The arm's id in LeRobot; the file is in LeRobot's folder.", "--id"),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Calibration file to use instead of --id.")
+        Path | None, option("Calibration", "Calibration file to use instead of --id.")
     ] = None,
     leader: Leader = False,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Compare file, servos and end stops; nothing is written."),
+        option(
+            "Instead of calibrating",
+            "Compare file, servos and end stops; nothing is written.",
+            "--check",
+        ),
     ] = False,
     import_from: Annotated[
         Path | None,
-        typer.Option("--import", help="Write the calibration in this file to the servos."),
+        option(
+            "Instead of calibrating",
+            "Write the calibration in this file to the servos.",
+            "--import",
+        ),
     ] = None,
     export_to: Annotated[
         Path | None,
-        typer.Option("--export", help="Write the servos' calibration to this file."),
+        option("Instead of calibrating", "Write the servos' calibration to this file.", "--export"),
     ] = None,
     diff: Annotated[
         Path | None,
-        typer.Option(
-            help="Compare this file with the servos on --port, or with the file of --id or --file."
+        option(
+            "Instead of calibrating",
+            "Compare this file with the servos on --port, or with the file of --id or --file.",
         ),
     ] = None,
     history: Annotated[
-        bool, typer.Option("--history", help="List the earlier versions of the file.")
+        bool,
+        option("Instead of calibrating", "List the earlier versions of the file.", "--history"),
     ] = False,
     restore: Annotated[
         int | None,
-        typer.Option(
-            help="Restore the N-th newest earlier version of the file, with --port to the servos "
+        option(
+            "Instead of calibrating",
+            "Restore the N-th newest earlier version of the file, with --port to the servos "
             "as well.",
             metavar="N",
         ),
     ] = None,
     centre_now: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Procedure",
+            "Do not ask: every joint is already in the middle of its travel.",
             "--centre-now",
-            help="Do not ask: every joint is already in the middle of its travel.",
         ),
     ] = False,
     sweep_s: Annotated[
         float | None,
-        typer.Option(
+        option(
+            "Procedure",
+            "Record the joints' ranges for this many seconds; default: until ENTER.",
             "--sweep-seconds",
             min=0.1,
             max=3600.0,
-            help="Record the joints' ranges for this many seconds; default: until ENTER.",
         ),
     ] = None,
     min_travel: Annotated[
         float,
-        typer.Option(
+        option(
+            "Procedure",
+            "Fraction of an SO-101's travel that each joint has to be moved.",
             min=0.05,
             max=1.0,
-            help="Fraction of an SO-101's travel that each joint has to be moved.",
         ),
     ] = 0.6,
-    yes: Yes = False,
-    bus: BusOption = BusKind.own,
+    yes: Annotated[
+        bool,
+        option(
+            "Procedure",
+            "Continue without asking; default: ask before torque goes off.",
+            "--yes",
+        ),
+    ] = False,
+    bus: Bus = BusKind.own,
     json_out: Json = None,
 ) -> None:
     """Calibrate an arm the way LeRobot does and in its file format; or check, copy, compare or

@@ -1,7 +1,7 @@
 """`mtdit calibrate` and its modes: find the file, run the procedure or compare, print the result.
 
-Prompts and bars are in `mtdit.cli.terminal.prompts`, the procedure in `mtdit_robots.so101.calibrate`, the file format
-in `mtdit_robots.so101.calibration`.
+Prompts and bars are in `mtdit.cli.terminal.prompts`, the procedure in
+`mtdit_robots.so101.calibrate`, the file format in `mtdit_robots.so101.calibration`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import typer
 
 from mtdit.cli.terminal import prompts
 from mtdit.cli.terminal.console import console, write_json
-from mtdit.cli.terminal.tables import table
+from mtdit.cli.terminal.tables import calibration_table, joint_findings_table
 from mtdit_robots.bus.feetech import Bus
 from mtdit_robots.errors import UserError
 from mtdit_robots.signals import graceful_exit
@@ -22,7 +22,6 @@ from mtdit_robots.so101 import calibrate as procedure
 from mtdit_robots.so101 import calibration as calibrations
 from mtdit_robots.so101 import calibration_check, servos
 from mtdit_robots.so101.calibration import Calibration
-from mtdit_robots.so101.joints import IDS
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,7 @@ def calibrate(options: prompts.CalibrateOptions) -> None:
     if made is None:
         console.print("stopped; nothing was saved")
         raise typer.Exit(1)
-    rows = [
-        (joint, IDS[joint], c.homing_offset, c.range_min, c.range_max) for joint, c in made.items()
-    ]
-    console.print(table("", ["joint", "id", "homing offset", "min", "max"], rows))
+    console.print(calibration_table(made))
     console.print(f"saved to {options.place} and to the servos")
     if not options.leader:
         console.print(
@@ -97,10 +93,7 @@ def check(arm: Arm, json_out: Path | None) -> bool:
     file = arm.calibration()
     with arm.opened() as bus:
         findings = calibration_check.inspect(bus, file)
-    rows = [
-        (finding.joint, finding.status, finding.finding, finding.remedy) for finding in findings
-    ]
-    console.print(table("", ["joint", "", "finding", "what to do"], rows))
+    console.print(joint_findings_table(findings))
     if file is None:
         console.print("no file was compared: add --id or --file to compare one")
     healthy = all(finding.status != "fail" for finding in findings)

@@ -7,41 +7,38 @@ from typing import Annotated, Any
 
 import typer
 
-from mtdit.cli.commands.record import HEIGHT, WIDTH, Cameras, Height, Width
-from mtdit.cli.options import Json
+from mtdit.cli.flags import option
+from mtdit.cli.options import DEV, CameraList, Dev, Height, Json, Width, camera_sources
 from mtdit.cli.terminal.console import console, write_json
-from mtdit.cli.terminal.tables import table
 from mtdit_robots.errors import UserError
 
 
 def find_cameras(
-    camera: Cameras = None,
-    height: Height = HEIGHT,
-    width: Width = WIDTH,
+    camera: CameraList = None,
+    height: Height = 480,
+    width: Width = 640,
     fps: Annotated[
         float,
-        typer.Option(min=1.0, max=1000.0, help="Frame rate to request from every camera, in Hz."),
+        option("Cameras", "Frame rate to request from every camera, in Hz.", min=1.0, max=1000.0),
     ] = 30.0,
     seconds: Annotated[
-        float, typer.Option(min=0.1, max=3600.0, help="Seconds to run all cameras at once.")
+        float, option("Checks", "Seconds to run all cameras at once.", min=0.1, max=3600.0)
     ] = 3.0,
     snapshots: Annotated[
         Path | None,
-        typer.Option(help="Folder for a PNG of each camera's last frame; default: none is saved."),
+        option("Results", "Folder for a PNG of each camera's last frame; default: none is saved."),
     ] = None,
-    dev: Annotated[Path, typer.Option(help="Folder in which to look for camera devices.")] = Path(
-        "/dev"
-    ),
+    dev: Dev = DEV,
     json_out: Json = None,
 ) -> None:
     """List the cameras and their modes, and measure what they deliver when all run at once."""
-    from mtdit.cli import rig as cli_rig
+    from mtdit.cli.terminal.tables import cameras_table
     from mtdit_robots.cameras.check import save_png, watch
     from mtdit_robots.cameras.v4l2 import find_devices
 
     devices = find_devices(dev)
     found = {Path(device.path).name: device.path for device in devices if not device.problem}
-    sources = dict(cli_rig.pairs("--camera", camera)) if camera else found
+    sources = camera_sources(camera) or found
     if not sources and not devices:
         raise UserError(
             f"no camera in {dev}: plug one in and check `dmesg`, or name one with --camera"
@@ -53,7 +50,8 @@ def find_cameras(
         if one.frame is not None and snapshots is not None:
             save_png(snapshots / f"{one.name}.png", one.frame)
     _show_devices(devices)
-    _show_watched(watched, fps)
+    if watched:
+        console.print(cameras_table(watched, fps))
     result = {
         "devices": [vars(device) | {"modes": [vars(m) for m in device.modes]} for device in devices]
     }
@@ -71,22 +69,6 @@ def _show_devices(devices: list[Any]) -> None:
             size = f"{mode.width}x{mode.height}" if mode.width else "any size"
             rates = ", ".join(f"{rate:g}" for rate in mode.rates_hz)
             console.print(f"  {mode.pixel_format} {size} {rates} Hz")
-
-
-def _show_watched(watched: list[Any], fps: float) -> None:
-    rows = [
-        (
-            one.name,
-            one.pixel_format,
-            f"{one.rate_hz:.1f} of {fps:g}",
-            f"{one.oldest_s * 1e3:.0f}",
-            one.problem or (f"too {one.exposure}" if one.exposure else "ok"),
-        )
-        for one in watched
-    ]
-    columns = ["camera", "format", "Hz", "oldest frame, ms", ""]
-    if rows:
-        console.print(table("all cameras at once", columns, rows))
 
 
 def _plain(watched: Any) -> dict[str, Any]:

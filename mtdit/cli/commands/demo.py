@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from mtdit.cli.flags import option
 from mtdit.cli.options import OUTPUTS
 from mtdit.cli.terminal.console import console
 from mtdit_robots.errors import UserError
@@ -157,6 +154,8 @@ def _is_done(out: Path, stage: Stage) -> bool:
 
 
 def _run(out: Path, stage: Stage, say: Callable[[str], None]) -> None:
+    import subprocess
+
     _stamp(out, stage).unlink(missing_ok=True)
     say(f"    $ mtdit {shlex.join(stage.command)}")
     began = time.monotonic()
@@ -186,6 +185,8 @@ def _report(config: DemoConfig) -> dict[str, Any]:
         }
         for task in TASKS
     }
+    import platform
+
     machine = f"{platform.machine()}, Python {platform.python_version()}"
     return {
         "tasks": tasks,
@@ -209,17 +210,16 @@ def _summary(report: dict[str, Any], out: Path, say: Callable[[str], None]) -> N
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for all results.")] = OUTPUTS / "demo",
+    out: Annotated[Path, option("Results", "Folder for all results.")] = OUTPUTS / "demo",
     episodes: Annotated[
-        int, typer.Option(min=1, help="Number of demonstrations per task.")
+        int, option("Session", "Number of demonstrations per task.", min=1)
     ] = DemoConfig.episodes,
-    minutes: Annotated[float, typer.Option(help="Minutes of training.")] = DemoConfig.train_minutes,
+    minutes: Annotated[float, option("Length", "Minutes of training.")] = DemoConfig.train_minutes,
     eval_episodes: Annotated[
-        int, typer.Option(min=1, help="Number of evaluated scenes per task.")
+        int, option("Evaluation", "Number of evaluated scenes per task.", min=1)
     ] = DemoConfig.eval_episodes,
 ) -> None:
     """Run the whole pipeline on this computer: simulate, train, export, run and evaluate."""
-
     run_demo(
         DemoConfig(out=out, episodes=episodes, train_minutes=minutes, eval_episodes=eval_episodes),
         say=console.print,

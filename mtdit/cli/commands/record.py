@@ -1,8 +1,6 @@
-"""The commands that drive an arm without a policy or look at its cameras: `mtdit teleoperate`,
-`record`, `replay` and `find-cameras`.
+"""The commands that drive an arm without a policy: `mtdit teleoperate`, `record` and `replay`.
 
-Each stage is imported inside its command, and none of them needs torch. They ask no questions: a
-key only ends a phase earlier than its timer.
+They need no torch and ask no questions: a key only ends a phase earlier than its timer.
 """
 
 from __future__ import annotations
@@ -10,12 +8,14 @@ from __future__ import annotations
 from enum import Enum
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from mtdit.cli.options import BusKind, BusOption, BusTimeout, Clock, Json, RobotKind
+from mtdit.cli.flags import grouped, option
+from mtdit.cli.options import ArmOptions, Duration, Json, LeaderOptions
 from mtdit.cli.terminal.console import console, write_json
+
+if TYPE_CHECKING:
+    from mtdit_runtime.teleoperate import DriveOptions
 
 
 class CodecName(str, Enum):
@@ -23,194 +23,82 @@ class CodecName(str, Enum):
     av1 = "av1"
 
 
-# Unlike `mtdit run`, these commands never fall back to the twin: they are made for a person at an
-# arm, and one who forgets --port is asked for it.
-Robot = Annotated[
-    RobotKind,
-    typer.Option("--robot", help="Robot to drive: so101 (a real arm) or twin (the simulated one)."),
-]
-Port = Annotated[
-    str | None,
-    typer.Option(
-        "--port", help="Serial port of the follower arm, e.g. /dev/ttyACM0; required for so101."
-    ),
-]
-CalibrationName = Annotated[
-    str | None,
-    typer.Option(
-        "--calibration",
-        help="Calibration of the follower arm: a JSON file, or the arm's id in LeRobot; required "
-        "for so101.",
-    ),
-]
-LeaderPort = Annotated[
-    str | None, typer.Option(help="Serial port of the leader arm, e.g. /dev/ttyACM1.")
-]
-LeaderCalibration = Annotated[
-    str | None,
-    typer.Option(help="Calibration of the leader arm: a JSON file, or the arm's id in LeRobot."),
-]
-Cameras = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--camera",
-        help="Camera as NAME=SOURCE, repeat for each camera; SOURCE is a device (/dev/video0), "
-        "file:CLIP.mp4 or dataset:FOLDER:CAMERA.",
-    ),
-]
-Height = Annotated[int, typer.Option(min=16, help="Frame height in pixels, all cameras.")]
-Width = Annotated[int, typer.Option(min=16, help="Frame width in pixels, all cameras.")]
-Fps = Annotated[int, typer.Option(min=1, max=200, help="Control ticks and frames per second.")]
-MaxSpeed = Annotated[
-    float,
-    typer.Option(
-        min=1.0,
-        max=10_000.0,
-        help="Maximum speed of the follower's joints in degrees per second (gripper: percent).",
-    ),
-]
-HomeS = Annotated[
-    float,
-    typer.Option(
-        "--home-seconds",
-        min=0.0,
-        max=60.0,
-        help="Seconds for the return to the start pose at the end; 0: stay there.",
-    ),
-]
-TwinClock = Annotated[
-    Clock,
-    typer.Option(
-        "--clock", help="Clock of the twin: real time, or lockstep (as fast as possible)."
-    ),
-]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed of the twin's scene.")]
-
-HEIGHT, WIDTH = 480, 640
-
-
+@grouped
 def teleoperate(
-    robot: Robot = RobotKind.so101,
-    port: Port = None,
-    calibration: CalibrationName = None,
-    leader_port: LeaderPort = None,
-    leader_calibration: LeaderCalibration = None,
-    camera: Cameras = None,
-    height: Height = HEIGHT,
-    width: Width = WIDTH,
-    fps: Fps = 30,
-    duration: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="Stop after this many seconds; default: at Ctrl-C."),
-    ] = None,
-    max_speed: MaxSpeed = 300.0,
-    home_s: HomeS = 3.0,
-    bus_timeout: BusTimeout = 0.05,
-    bus: BusOption = BusKind.own,
-    clock: TwinClock = Clock.real,
-    seed: Seed = 0,
-    json_out: Json = None,
+    arm: ArmOptions, leader: LeaderOptions, duration: Duration = None, json_out: Json = None
 ) -> None:
     """Drive a follower arm with a leader arm; nothing is recorded."""
-    from mtdit.cli import rig as cli_rig
+    from mtdit.cli.rig import leader_arm, open_rig
     from mtdit.cli.terminal import live, tables
     from mtdit_robots.so101.joints import JOINTS
-    from mtdit_runtime.teleoperate import DriveOptions, LiveStatus
+    from mtdit_runtime.teleoperate import LiveStatus
     from mtdit_runtime.teleoperate import teleoperate as drive
 
-    follower = cli_rig.Follower(
-        robot.value,
-        port,
-        calibration,
-        camera or (),
-        (height, width),
-        fps,
-        bus_timeout,
-        clock.value,
-        seed,
-        bus=bus.value,
-    )
-    leader = cli_rig.leader(leader_port, leader_calibration, follower)
+    leading = leader_arm(leader.leader_port, leader.leader_calibration, arm)
     board = LiveStatus(JOINTS)
-    with cli_rig.open_rig(follower) as rig:
-        options = DriveOptions(
-            rig.robot,
-            rig.calibration,
-            fps,
-            duration,
-            follower.lockstep,
-            max_speed,
-            home_s,
-            say=console.print,
-        )
-        with live.screen(board):
-            report = drive(leader, options, board)
-    tables.show(report)
+    with (
+        open_rig(arm, leader.camera, (leader.height, leader.width), leader.fps) as rig,
+        live.screen(board),
+    ):
+        options = _drive_options(arm, leader.fps, duration)
+        report = drive(rig.robot, leading, options, on_tick=board, say=console.print)
+    console.print(tables.report_table(report))
     write_json(json_out, report.to_dict())
     live.leave(report)
 
 
+@grouped
 def record(
-    out: Annotated[Path, typer.Option(help="Folder to write the LeRobotDataset to.")],
+    out: Annotated[Path, option("Results", "Folder to write the LeRobotDataset to.")],
     task: Annotated[
         str,
-        typer.Option(
-            help='Instruction that the demonstrations show, e.g. "put the cube into the box".'
+        option(
+            "Session",
+            'Instruction that the demonstrations show, e.g. "put the cube into the box".',
         ),
     ],
-    robot: Robot = RobotKind.so101,
-    port: Port = None,
-    calibration: CalibrationName = None,
-    leader_port: LeaderPort = None,
-    leader_calibration: LeaderCalibration = None,
-    camera: Cameras = None,
-    height: Height = HEIGHT,
-    width: Width = WIDTH,
-    fps: Fps = 30,
+    arm: ArmOptions,
+    leader: LeaderOptions,
     episodes: Annotated[
-        int, typer.Option(min=1, help="Number of episodes to save in this session.")
+        int, option("Session", "Number of episodes to save in this session.", min=1)
     ] = 50,
     episode_s: Annotated[
         float,
-        typer.Option(
+        option(
+            "Session",
+            "Seconds after which an episode ends; a key ends it earlier.",
             "--episode-seconds",
             min=0.1,
             max=3600.0,
-            help="Seconds after which an episode ends; a key ends it earlier.",
         ),
     ] = 60.0,
     reset_s: Annotated[
         float,
-        typer.Option(
+        option(
+            "Session",
+            "Pause between episodes to reset the scene, in seconds; teleoperation stays on.",
             "--reset-seconds",
             min=0.0,
             max=86400.0,
-            help="Pause between episodes to reset the scene, in seconds; teleoperation stays on.",
         ),
     ] = 60.0,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume", help="Add episodes to the dataset in --out; default: a new dataset."
+        option(
+            "Start", "Add episodes to the dataset in --out; default: a new dataset.", "--resume"
         ),
     ] = False,
     images: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Results",
+            "Save frames as PNG instead of video: lossless, but 20 times larger.",
             "--images",
-            help="Save frames as PNG instead of video: lossless, but 20 times larger.",
         ),
     ] = False,
     codec: Annotated[
-        CodecName,
-        typer.Option(help="Video codec: h264 (fast) or av1 (LeRobot's default)."),
+        CodecName, option("Results", "Video codec: h264 (fast) or av1 (LeRobot's default).")
     ] = CodecName.h264,
-    max_speed: MaxSpeed = 300.0,
-    home_s: HomeS = 3.0,
-    bus_timeout: BusTimeout = 0.05,
-    bus: BusOption = BusKind.own,
-    clock: TwinClock = Clock.real,
-    seed: Seed = 0,
     json_out: Json = None,
 ) -> None:
     """Record demonstrations with a leader arm, as a LeRobotDataset v3.
@@ -218,121 +106,77 @@ def record(
     Keys: right arrow or ENTER finishes the episode or the pause, left arrow or r re-records the
     episode, q or ESC stops after this episode.
     """
-    from mtdit.cli import rig as cli_rig
+    from mtdit.cli.rig import leader_arm, open_rig
     from mtdit.cli.terminal import live, tables
     from mtdit_robots.so101.joints import JOINTS
-    from mtdit_runtime.recording.dataset_layout import Layout
-    from mtdit_runtime.recording.dataset_writer import DatasetWriter
-    from mtdit_runtime.recording.session import KEYS, Session, SessionConfig
-    from mtdit_runtime.teleoperate import DriveOptions, LiveStatus, teleoperate
+    from mtdit_runtime.record import RecordOptions
+    from mtdit_runtime.record import record as drive
+    from mtdit_runtime.recording.session import KEYS
+    from mtdit_runtime.teleoperate import LiveStatus
 
-    plan = SessionConfig(task, episodes, episode_s, reset_s)
-    plan.check(fps)
-    follower = cli_rig.Follower(
-        robot.value,
-        port,
-        calibration,
-        camera or (),
-        (height, width),
-        fps,
-        bus_timeout,
-        clock.value,
-        seed,
-        task,
-        strict=True,
-        bus=bus.value,
+    options = RecordOptions(
+        episodes,
+        episode_s,
+        reset_s,
+        leader.fps,
+        resume,
+        video=not images,
+        codec=codec.value,
+        lockstep=arm.lockstep,
+        max_speed=arm.max_speed,
+        home_s=arm.home_s,
     )
-    leader = cli_rig.leader(leader_port, leader_calibration, follower)
-    with cli_rig.open_rig(follower) as rig, live.keys_if_any() as key:
-        layout = Layout(fps, JOINTS, rig.cameras, video=not images)
-        recording = DatasetWriter(out, layout, resume, codec.value, wait=follower.lockstep)
-        session = Session(recording, plan, key, console.print)
-        board = LiveStatus(JOINTS, session)
-        options = DriveOptions(
-            rig.robot,
-            rig.calibration,
-            fps,
-            None,
-            follower.lockstep,
-            max_speed,
-            home_s,
-            say=console.print,
+    options.session(task)  # a wrong option is an error before cameras are opened
+    leading = leader_arm(leader.leader_port, leader.leader_calibration, arm)
+    board, size = LiveStatus(JOINTS), (leader.height, leader.width)
+    with (
+        open_rig(arm, leader.camera, size, leader.fps, task) as rig,
+        live.keys_if_any() as keys,
+        live.screen(board, KEYS),
+    ):
+        report, session = drive(
+            rig.robot, leading, out, task, options, keys=keys, status=board, say=console.print
         )
-        try:
-            with live.screen(board, session.status, KEYS):
-                report = teleoperate(leader, options, board, tuple(rig.cameras))
-        finally:
-            session.close()
-            console.print(tables.summary(session.outcome, out, recording.n_episodes))
-    tables.show(report)
+    console.print(tables.report_table(report))
     write_json(
         json_out,
-        {
-            "session": vars(session.outcome),
-            "episodes": recording.n_episodes,
-            "run": report.to_dict(),
-        },
+        {"session": vars(session), "episodes": session.episodes, "run": report.to_dict()},
     )
-    if report.ok and recording.n_episodes:
+    if report.ok and session.episodes:
         console.print(f"next: mtdit train --dataset {quote(str(out))}")
     live.leave(report)
 
 
+@grouped
 def replay(
-    dataset: Annotated[Path, typer.Option(help="Folder of the LeRobotDataset.")],
-    episode: Annotated[
-        int, typer.Option(min=0, help="Number of the episode to replay, from 0.")
-    ] = 0,
-    robot: Robot = RobotKind.so101,
-    port: Port = None,
-    calibration: CalibrationName = None,
-    max_speed: MaxSpeed = 300.0,
-    home_s: HomeS = 3.0,
-    bus_timeout: BusTimeout = 0.05,
-    bus: BusOption = BusKind.own,
-    clock: TwinClock = Clock.real,
-    seed: Seed = 0,
+    dataset: Annotated[Path, option("Data", "Folder of the LeRobotDataset.")],
+    arm: ArmOptions,
+    episode: Annotated[int, option("Data", "Number of the episode to replay, from 0.", min=0)] = 0,
     json_out: Json = None,
 ) -> None:
     """Replay a recorded episode's actions on an arm, and report how well it followed them."""
-    from mtdit.cli import rig as cli_rig
+    from mtdit.cli.rig import open_rig
     from mtdit.cli.terminal import live, tables
+    from mtdit_robots.twin.tasks import TASKS
     from mtdit_runtime.recording.dataset_reader import read_episode
-    from mtdit_runtime.replay import play
-    from mtdit_runtime.teleoperate import DriveOptions
+    from mtdit_runtime.replay import replay as drive
 
     recorded = read_episode(dataset, episode)
-    fps = recorded.fps
-    follower = cli_rig.Follower(
-        robot.value,
-        port,
-        calibration,
-        (),
-        (64, 64),
-        fps,
-        bus_timeout,
-        clock.value,
-        seed,
-        recorded.task,
-        bus=bus.value,
-    )
     console.print(
         f"episode {episode}: {recorded.task!r}, {len(recorded.actions) / recorded.fps:.1f} s"
     )
-    with cli_rig.open_rig(follower) as rig:
-        options = DriveOptions(
-            rig.robot,
-            rig.calibration,
-            fps,
-            None,
-            follower.lockstep,
-            max_speed,
-            home_s,
-            say=console.print,
-        )
-        report = play(recorded, options)
-    tables.show_errors("error to the action, one tick later", report.tracking)
-    tables.show_errors("error to the recorded movement", report.recorded)
-    tables.show(report.run)
+    scene = recorded.task if recorded.task in TASKS else None
+    with open_rig(arm, size=(64, 64), fps=recorded.fps, task=scene) as rig:
+        options = _drive_options(arm, recorded.fps)
+        report = drive(rig.robot, recorded, options, say=console.print)
+    console.print(tables.errors_table("error to the action, one tick later", report.tracking))
+    console.print(tables.errors_table("error to the recorded movement", report.recorded))
+    console.print(tables.report_table(report.run))
     write_json(json_out, report.to_dict())
     live.leave(report.run)
+
+
+def _drive_options(arm: ArmOptions, fps: int, duration_s: float | None = None) -> DriveOptions:
+    from mtdit_runtime.teleoperate import DriveOptions
+
+    return DriveOptions(fps, duration_s, arm.lockstep, arm.max_speed, arm.home_s)

@@ -1,169 +1,158 @@
-"""`mtdit run`, `mtdit eval` and `mtdit bench`."""
+"""`mtdit run`, `mtdit eval` and `mtdit bench`: what the robot computer does with a bundle."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.progress import Progress, TaskID
-from typer.core import TyperGroup
 
+from mtdit.cli.flags import option
 from mtdit.cli.options import (
     BUNDLE,
-    MAX_SEED,
+    HOME_LIMITS,
+    SPEED_LIMITS,
+    ArmOptions,
     Backend,
     BackendOption,
+    BundleArgument,
     BundleOption,
+    Bus,
     BusKind,
-    BusOption,
     BusTimeout,
-    Calibration,
+    CalibrationName,
     CameraList,
     Clock,
+    ClockKind,
+    Duration,
     Json,
+    Port,
     RobotKind,
+    Seed,
 )
-from mtdit.cli.rig import one_size, run_rig
 from mtdit.cli.terminal.console import console, progress, write_json
-from mtdit.cli.terminal.tables import table
 from mtdit_robots.errors import UserError
 
 
-class CommandList(TyperGroup):
-    """Help that shows the whole sentence about each command, where click would cut it at 60
-    characters.
-    """
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        names = self.list_commands(ctx)
-        with formatter.section("Commands"):
-            formatter.write_dl([(n, self.commands[n].get_short_help_str(200)) for n in names])
-
-
-# -- on the robot computer
-
-
 def run(
-    task: Annotated[str, typer.Option(help='Instruction for the policy, e.g. "open the drawer".')],
-    robot: Annotated[
-        RobotKind | None,
-        typer.Option(
-            help="Robot to drive: so101 (a real arm) or twin (the simulated one); "
-            "default: so101 if --port is given, else twin."
+    task: Annotated[str, option("Policy", 'Instruction for the policy, e.g. "open the drawer".')],
+    bundle: BundleOption = BUNDLE,
+    backend: BackendOption = Backend.auto,
+    new_task: Annotated[
+        bool,
+        option(
+            "Policy",
+            "Allow an instruction that is not in the training data; default: refuse it.",
+            "--new-task",
+        ),
+    ] = False,
+    prefetch: Annotated[
+        int | None,
+        option(
+            "Policy",
+            "Ticks before a chunk ends at which the next one is requested; "
+            "default: from the measured latency.",
+            min=0,
         ),
     ] = None,
-    bundle: BundleOption = BUNDLE,
-    port: Annotated[
-        str | None,
-        typer.Option(help="Serial port of the real arm, e.g. /dev/ttyACM0; required for so101."),
+    robot: Annotated[
+        RobotKind | None,
+        option(
+            "Robot",
+            "Robot to drive: so101 (a real arm) or twin (the simulated one); "
+            "default: so101 if --port is given, else twin.",
+        ),
     ] = None,
-    calibration: Calibration = None,
+    port: Port = None,
+    calibration: CalibrationName = None,
+    bus: Bus = BusKind.own,
+    bus_timeout: BusTimeout = 0.05,
+    clock: Clock = ClockKind.real,
     camera: CameraList = None,
     max_speed: Annotated[
         float | None,
-        typer.Option(
-            min=1.0,
-            max=10_000.0,
-            help="Maximum speed of every joint in degrees per second (gripper: percent); "
+        option(
+            "Motion",
+            "Maximum speed of every joint in degrees per second (gripper: percent); "
             "default: only the limits from the training data.",
+            **SPEED_LIMITS,
         ),
     ] = None,
     home_s: Annotated[
         float | None,
-        typer.Option(
-            "--home-seconds",
-            min=0.0,
-            max=60.0,
-            help="Seconds for the return to the start pose at the end, 0: stay there; "
+        option(
+            "Motion",
+            "Seconds for the return to the start pose at the end, 0: stay there; "
             "default: 3 for a real arm, 0 for the twin.",
+            "--home-seconds",
+            **HOME_LIMITS,
         ),
     ] = None,
-    bus_timeout: BusTimeout = 0.05,
-    bus: BusOption = BusKind.own,
-    backend: BackendOption = Backend.auto,
-    duration: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="Stop after this many seconds; default: at success or Ctrl-C."),
-    ] = None,
-    clock: Annotated[
-        Clock,
-        typer.Option(help="Clock of the twin: real time, or lockstep (as fast as possible)."),
-    ] = Clock.real,
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0, max=MAX_SEED, help="Random seed of the denoising noise and the twin's scene."
-        ),
-    ] = 0,
-    prefetch: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Ticks before a chunk ends at which the next one is requested; "
-            "default: from the measured latency.",
-        ),
-    ] = None,
-    new_task: Annotated[
-        bool,
-        typer.Option(
-            "--new-task",
-            help="Allow an instruction that is not in the training data; default: refuse it.",
-        ),
-    ] = False,
+    duration: Duration = None,
+    seed: Seed = 0,
     video: Annotated[
-        Path | None, typer.Option(help="Film the run to this .mp4 file; default: no film.")
+        Path | None,
+        option(
+            "Results",
+            "Film the run to this .mp4 file (needs mtdit[record]); default: no film.",
+        ),
     ] = None,
     log: Annotated[
-        Path | None, typer.Option(help="Record every tick to this .npz file; default: no log.")
+        Path | None, option("Results", "Record every tick to this .npz file; default: no log.")
     ] = None,
+    log_frames: Annotated[
+        float,
+        option(
+            "Results",
+            "Also record the camera frames in --log, from the first tick up to this many MB; "
+            "0: none.",
+            min=0.0,
+            metavar="MB",
+        ),
+    ] = 0.0,
     json_out: Json = None,
 ) -> None:
     """Run a bundle's policy on a real arm or on the twin, without torch."""
+    from mtdit.cli.rig import open_rig
     from mtdit.cli.terminal.tables import report_table
     from mtdit_runtime.bundle.bundle import open_bundle
     from mtdit_runtime.control.safety import SafetyConfig
-    from mtdit_runtime.run import RunOptions, check_task, run_policy
+    from mtdit_runtime.run import RunOptions, check_task
+    from mtdit_runtime.run import run as drive
 
+    if log_frames and log is None:
+        raise UserError("--log-frames needs a log to put the frames in: add --log run.npz")
     # a port means a real arm, and without one nothing real moves: docs/decisions.md, 27
     kind = robot or (RobotKind.twin if port is None else RobotKind.so101)
     is_twin = kind is RobotKind.twin
-    manifest = open_bundle(bundle, check_files=False).manifest
-    check_task(manifest, task, new_task)
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    check_task(manifest, task, new_task)  # a wrong task is an error before cameras are opened
+    arm = ArmOptions(kind, port, calibration, bus, bus_timeout, clock, seed)
     sizes = {c.name: (c.height, c.width) for c in manifest.cameras}
-    with run_rig(
-        kind,
-        sizes,
-        manifest.fps,
-        task,
-        seed,
-        clock,
-        port,
-        calibration,
-        camera,
-        bus.value,
-        bus_timeout,
-    ) as rig:
+    with open_rig(arm, camera, sizes, manifest.fps, task) as rig:
         options = RunOptions(
-            bundle=bundle,
-            task=task,
-            robot=rig.robot,
             backend=backend.value,
             duration_s=duration,
             seed=seed,
             prefetch_ticks=prefetch,
-            lockstep=clock is Clock.lockstep and is_twin,
-            new_task=new_task,
+            lockstep=arm.lockstep,
+            new_task=True,  # it has been checked
             home_s=(0.0 if is_twin else RunOptions.home_s) if home_s is None else home_s,
             safety=SafetyConfig() if max_speed is None else SafetyConfig(max_speed=max_speed),
-            success=rig.success,
             log=log,
+            log_frames_mb=log_frames,
             video=video,
-            overview=rig.overview if video else None,
+        )
+        report = drive(
+            opened,
+            rig.robot,
+            task,
+            options,
+            success=rig.twin.success if rig.twin else None,
+            overview=rig.overview,
             say=console.print,
         )
-        report = run_policy(options)
     console.print(report_table(report))
     write_json(json_out, report.to_dict())
     if not report.ok:
@@ -172,70 +161,77 @@ def run(
 
 def evaluate(
     task: Annotated[
-        list[str], typer.Option(help="Task whose success rate is measured; repeat for more tasks.")
+        list[str],
+        option("Evaluation", "Task whose success rate is measured; repeat for more tasks."),
     ],
     robot: Annotated[
-        RobotKind, typer.Option(help="Robot to use: only twin, a real arm cannot tell success.")
+        RobotKind,
+        option("Robot", "Robot to use: only twin, a real arm cannot tell success."),
     ] = RobotKind.twin,
     bundle: Annotated[
-        Path | None,
-        typer.Option(help=f"Bundle to evaluate, NAME.mtdit; default: {BUNDLE}."),
+        Path | None, option("Policy", f"Bundle to evaluate, NAME.mtdit; default: {BUNDLE}.")
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(
-            help="Evaluate the torch policy instead: a run, a checkpoint folder or a Hub repo id."
+        option(
+            "Policy",
+            "Evaluate the torch policy instead: a run, a checkpoint folder or a Hub repo id.",
         ),
     ] = None,
+    backend: BackendOption = Backend.auto,
     episodes: Annotated[
-        int, typer.Option(min=1, help="Number of episodes per task, each in another scene.")
+        int, option("Evaluation", "Number of episodes per task, each in another scene.", min=1)
     ] = 50,
     seed: Annotated[
         int,
-        typer.Option(
+        option(
+            "Evaluation",
+            "Random seed that picks the scenes; none of them is ever in a recorded dataset.",
             min=0,
             max=100_000,
-            help="Random seed that picks the scenes; none of them is ever in a recorded dataset.",
         ),
     ] = 0,
     instruction: Annotated[
         str | None,
-        typer.Option(help="Instruction to give instead, as a control; default: the task itself."),
+        option(
+            "Evaluation", "Instruction to give instead, as a control; default: the task itself."
+        ),
     ] = None,
     max_s: Annotated[
-        float, typer.Option(min=0.1, help="Simulated seconds after which an episode has failed.")
+        float,
+        option("Evaluation", "Simulated seconds after which an episode has failed.", min=0.1),
     ] = 12.0,
-    backend: BackendOption = Backend.auto,
     json_out: Json = None,
 ) -> None:
     """Measure a policy's success rate in the twin, with a 95 % Wilson interval."""
-    from mtdit_robots.twin.client import Twin
+    from mtdit.cli.rig import open_rig
+    from mtdit.policy_loader import load
     from mtdit_robots.twin.tasks import find_task
+    from mtdit_runtime.evaluate import EvalOptions
     from mtdit_runtime.evaluate import evaluate as measure
 
     if robot is not RobotKind.twin:
         raise UserError(
             "only the twin can tell success: use --robot twin, or watch `mtdit run` on the arm"
         )
+    if bundle is not None and checkpoint is not None:
+        raise UserError("--bundle and --checkpoint exclude each other: give only one of them")
     tasks = [find_task(name).name for name in task]
-    policy, sizes = _policy(bundle, checkpoint, backend)
+    policy = load(checkpoint or bundle or BUNDLE, backend.value)
+    options = EvalOptions(episodes, seed, max_s, instruction)
     reports = []
-    with (
-        Twin(image_size=one_size(sizes), clock="lockstep") as twin,
-        progress("{task.description}") as bars,
-    ):
+    arm = ArmOptions(RobotKind.twin, clock=ClockKind.lockstep)
+    with open_rig(arm, size=policy.frame_sizes) as rig, progress() as bars:
+        assert rig.twin is not None
         for name in tasks:
             bar = bars.add_task(name, total=episodes)
             reports.append(
                 measure(
                     policy,
-                    twin,
+                    rig.twin,
                     name,
-                    episodes,
-                    seed,
-                    max_s,
-                    instruction,
-                    on_episode=partial(_advance, bars, bar),
+                    options,
+                    on_episode=lambda *_, bar=bar: bars.advance(bar),
                 )
             )
     for report in reports:
@@ -245,12 +241,13 @@ def evaluate(
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder, NAME.mtdit.")] = BUNDLE,
+    bundle: BundleArgument = BUNDLE,
     backend: BackendOption = Backend.auto,
-    repeats: Annotated[int, typer.Option(min=2, help="Number of chunks to time.")] = 50,
+    repeats: Annotated[int, option("Evaluation", "Number of chunks to time.", min=2)] = 50,
     json_out: Json = None,
 ) -> None:
     """Measure a bundle's latency on this computer, per stage, beside what the processor can do."""
+    from mtdit.cli.terminal.tables import table
     from mtdit_runtime.bench import bench as measure
     from mtdit_runtime.bench import report
 
@@ -260,33 +257,3 @@ def bench(
     console.print(table("", columns, rows))
     console.print("\n".join(lines))
     write_json(json_out, result)
-
-
-# -- shared by several commands
-
-
-def _advance(bars: Progress, bar: TaskID, *_: Any) -> None:
-    bars.advance(bar)
-
-
-def _policy(
-    bundle: Path | None, checkpoint: Path | None, backend: Backend
-) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """The policy of a bundle or of a checkpoint, and (height, width) of each of its cameras."""
-    if bundle is not None and checkpoint is not None:
-        raise UserError("--bundle and --checkpoint exclude each other: give only one of them")
-    if checkpoint is not None:
-        from mtdit.checkpoint.read import open_checkpoint
-        from mtdit.torch_policy import TorchPolicy
-
-        trained = open_checkpoint(checkpoint)
-        return TorchPolicy(trained), {
-            name: shape[:2] for name, shape in trained.config.cameras.items()
-        }
-    from mtdit_runtime.bundle.bundle import open_bundle
-    from mtdit_runtime.engines.choose import choose_engines
-    from mtdit_runtime.policy.bundle_policy import BundlePolicy
-
-    opened = open_bundle(bundle or BUNDLE)
-    sizes = {c.name: (c.height, c.width) for c in opened.manifest.cameras}
-    return BundlePolicy(opened, choose_engines(opened, backend.value)), sizes

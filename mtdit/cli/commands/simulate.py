@@ -6,38 +6,33 @@ from pathlib import Path
 from shlex import quote
 from typing import Annotated
 
-import typer
-
-from mtdit.cli.options import (
-    Overwrite,
-    Seed,
-)
+from mtdit.cli.flags import option
+from mtdit.cli.options import Overwrite, Seed
 from mtdit.cli.outputs import DATASET_PARTS, DATASET_PROOF, clear_output
 from mtdit.cli.terminal.console import console, progress
-
-# -- on the workstation
 
 
 def simulate(
     task: Annotated[
         list[str],
-        typer.Option(help='Task to demonstrate, e.g. "open the drawer"; repeat for more tasks.'),
+        option("Session", 'Task to demonstrate, e.g. "open the drawer"; repeat for more tasks.'),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write the new LeRobotDataset to.")],
-    episodes: Annotated[int, typer.Option(min=1, help="Number of demonstrations per task.")] = 50,
+    out: Annotated[Path, option("Results", "Folder to write the new LeRobotDataset to.")],
+    episodes: Annotated[int, option("Session", "Number of demonstrations per task.", min=1)] = 50,
     seed: Seed = 0,
     image_size: Annotated[
-        int, typer.Option(min=16, max=640, help="Width and height of the camera frames, in pixels.")
+        int,
+        option("Cameras", "Width and height of the camera frames, in pixels.", min=16, max=640),
     ] = 64,
     overwrite: Overwrite = False,
 ) -> None:
     """Record scripted demonstrations of the simulated arm as a LeRobotDataset v3."""
     from mtdit_robots.twin.tasks import find_task
+    from mtdit_runtime.simulate import check_installed
+    from mtdit_runtime.simulate import simulate as record
 
     names = [find_task(name).name for name in task]
-    clear_output(out, overwrite, DATASET_PROOF, DATASET_PARTS)
-    from mtdit.simulate import simulate as record
-
+    clear_output(out, overwrite, DATASET_PROOF, DATASET_PARTS, check=check_installed)
     with progress("recording") as bars:
         bar = bars.add_task("", total=episodes * len(names))
         report = record(

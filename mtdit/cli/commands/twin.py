@@ -4,40 +4,37 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-from rich.live import Live
+from mtdit.cli.flags import option
+from mtdit.cli.options import OUTPUTS, ClockKind, Seed
+from mtdit.cli.terminal.console import console
 
-from mtdit.cli.options import OUTPUTS, Clock, Seed
-from mtdit.cli.terminal.console import console, picture
-from mtdit_robots.files import new_file
-from mtdit_robots.robot import Frame
-from mtdit_robots.so101 import calibration as calibrations
-from mtdit_robots.twin.client import Twin
-from mtdit_robots.twin.tasks import find_task
+if TYPE_CHECKING:
+    from mtdit_robots.robot import Frame
+    from mtdit_robots.twin.client import Twin
 
 
 def twin(
     link: Annotated[
         Path | None,
-        typer.Option(help="Path to link to the port, e.g. /tmp/ttySIM0; default: no link."),
+        option("Robot", "Path to link to the port, e.g. /tmp/ttySIM0; default: no link."),
     ] = None,
-    task: Annotated[str, typer.Option(help="Task whose scene is set up.")] = "open the drawer",
+    task: Annotated[str, option("Robot", "Task whose scene is set up.")] = "open the drawer",
     seed: Seed = 0,
     clock: Annotated[
-        Clock,
-        typer.Option(help="Clock: real time, or lockstep (each goal write is one tick)."),
-    ] = Clock.real,
+        ClockKind,
+        option("Robot", "Clock: real time, or lockstep (each goal write is one tick)."),
+    ] = ClockKind.real,
     picture_to: Annotated[
         Path,
-        typer.Option("--picture", help="File for a picture of the scene, updated each second."),
+        option("Results", "File for a picture of the scene, updated each second.", "--picture"),
     ] = OUTPUTS / "twin.png",
     calibration_to: Annotated[
-        Path, typer.Option("--calibration", help="File for the twin's calibration JSON.")
-    ] = (OUTPUTS / "twin.json"),
+        Path, option("Results", "File for the twin's calibration JSON.", "--calibration")
+    ] = OUTPUTS / "twin.json",
     seconds: Annotated[
-        float | None, typer.Option(help="Stop after this many seconds; default: at Ctrl-C.")
+        float | None, option("Length", "Stop after this many seconds; default: at Ctrl-C.")
     ] = None,
 ) -> None:
     """Serve the simulated arm on a pseudo-terminal to any Feetech client, and show a picture."""
@@ -60,6 +57,10 @@ def serve(
     """Serve until Ctrl-C or for `seconds`. Writes the calibration once, and the picture about once
     a second.
     """
+    from mtdit_robots.so101 import calibration as calibrations
+    from mtdit_robots.twin.client import Twin
+    from mtdit_robots.twin.tasks import find_task
+
     find_task(task)
     with Twin(clock=clock, link=link) as twin:
         twin.reset(task, seed)
@@ -72,9 +73,13 @@ def serve(
 
 
 def _show(twin: Twin, picture_to: Path, seconds: float | None) -> None:
+    from rich.live import Live
+
+    from mtdit.cli.terminal.tables import picture
+
     end_s = float("inf") if seconds is None else time.monotonic() + seconds
     try:
-        with Live(console=console, auto_refresh=False, transient=True) as live:
+        with Live(console=console.rich, auto_refresh=False, transient=True) as live:
             while time.monotonic() < end_s:
                 frame = twin.picture("overview", HEIGHT, WIDTH)
                 _save(frame, picture_to)
@@ -88,6 +93,8 @@ def _show(twin: Twin, picture_to: Path, seconds: float | None) -> None:
 def _save(frame: Frame, path: Path) -> None:
     """Write under a temporary name, then rename: nobody reads an incomplete picture."""
     import cv2
+
+    from mtdit_robots.files import new_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as part:

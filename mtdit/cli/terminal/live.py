@@ -5,33 +5,36 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Group
-from rich.live import Live
-from rich.text import Text
 
 from mtdit.cli.terminal.console import console
 from mtdit.cli.terminal.keys import Keys
 from mtdit.cli.terminal.tables import table
-from mtdit_runtime.control.report import RunReport
-from mtdit_runtime.teleoperate import LiveStatus
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from mtdit_runtime.control.report import RunReport
+    from mtdit_runtime.teleoperate import LiveStatus
 
 REFRESH_HZ = 5.0
 
 
 @contextmanager
-def screen(
-    board: LiveStatus, status: Callable[[], str] = str, help_line: str = "Ctrl-C ends it"
-) -> Iterator[None]:
+def screen(board: LiveStatus, help_line: str = "Ctrl-C ends it") -> Iterator[None]:
     """Show joints and rates while the block runs; without a terminal, show nothing."""
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
 
     def picture() -> Group:
         joints = table("", ["joint", "leader", "commanded", "measured"], board.rows())
-        return Group(Text(status() or "driving"), joints, Text(board.line()), Text(help_line))
+        return Group(Text(board.headline), joints, Text(board.line()), Text(help_line))
 
     live = Live(
-        get_renderable=picture, console=console, refresh_per_second=REFRESH_HZ, transient=True
+        get_renderable=picture, console=console.rich, refresh_per_second=REFRESH_HZ, transient=True
     )
     with live if console.is_terminal else nullcontext():
         yield

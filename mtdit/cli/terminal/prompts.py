@@ -2,7 +2,7 @@
 the other.
 
 Every question can be answered by a flag. Without a terminal, a missing flag is named in the error.
-The procedures themselves are in `mtdit_robots.so101.calibrate` and `mtdit_robots.so101.motor_setup`.
+The procedures themselves are in `mtdit_robots.so101`: `calibrate` and `motor_setup`.
 """
 
 from __future__ import annotations
@@ -13,27 +13,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rich.live import Live
-from rich.text import Text
-
 from mtdit.cli.terminal.console import console
 from mtdit.cli.terminal.keys import Keys
+from mtdit.cli.terminal.tables import sweep_bars
 from mtdit_robots.errors import UserError
 from mtdit_robots.signals import graceful_exit
 from mtdit_robots.so101 import calibration as calibrations
 from mtdit_robots.so101 import motor_setup
 from mtdit_robots.so101.calibrate import (
     FULL_TURN,
-    NOMINAL_TRAVEL_DEG,
     Calibrator,
     PoseError,
-    Sweep,
     opened,
 )
 from mtdit_robots.so101.calibration import Calibration
 from mtdit_robots.so101.joints import JOINTS
 
-BAR_CELLS = 40  # characters for one turn of the encoder
 SAMPLE_S = 0.02  # LeRobot's value
 REFRESH_S = 0.1
 LEAVE = ("q", "escape")
@@ -115,15 +110,17 @@ def _sweep(
     """Sample until the time is up, or until ENTER finds that every joint was moved far enough; None
     if the person quits. PoseError if the time is up too early.
     """
+    from rich.live import Live
+
     console.print(f"now move every joint except {FULL_TURN} from stop to stop, one after the other")
     end_s = float("inf") if options.sweep_s is None else time.monotonic() + options.sweep_s
     advice = ADVICE if options.sweep_s is None else f"{options.sweep_s:.0f} s in total"
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    with Live(console=console.rich, auto_refresh=False, transient=True) as live:
         shown_s = 0.0
         while time.monotonic() < end_s:
             sweep = calibrator.sample()
             if console.is_terminal and time.monotonic() - shown_s > REFRESH_S:
-                live.update(bars(sweep, options.min_share, advice), refresh=True)
+                live.update(sweep_bars(sweep, options.min_share, advice), refresh=True)
                 shown_s = time.monotonic()
             key = _pause(keys if options.sweep_s is None else None)
             if key in LEAVE:
@@ -160,40 +157,6 @@ def _pause(keys: Keys | None) -> str | None:
         return keys.get(SAMPLE_S)
     time.sleep(SAMPLE_S)
     return None
-
-
-def bars(sweep: Sweep, min_share: float, advice: str) -> Text:
-    """One line per joint: a bar over one turn; lowest, present and highest tick; span; and a tick
-    mark once the span is large enough.
-    """
-    text = Text()
-    for joint in JOINTS:
-        ticks = f"{sweep.low[joint]:4} {sweep.now[joint]:4} {sweep.high[joint]:4}"
-        text.append(f"{joint:14}")
-        text.append_text(_bar(sweep, joint))
-        text.append(f" {ticks}  {_span(sweep, joint):20}")
-        enough = sweep.enough(joint, min_share)
-        text.append("✓\n" if enough else "\n", style="green")
-    return text.append(advice)
-
-
-def _span(sweep: Sweep, joint: str) -> str:
-    if joint == FULL_TURN:
-        return "full turn"
-    if joint in sweep.wrapped:
-        return "crossed the seam"
-    return f"{sweep.span_deg(joint):3.0f} of {NOMINAL_TRAVEL_DEG[joint]:3.0f} degrees"
-
-
-def _bar(sweep: Sweep, joint: str) -> Text:
-    low, now, high = (_cell(ticks[joint]) for ticks in (sweep.low, sweep.now, sweep.high))
-    cells = ["━" if low <= cell <= high else "─" for cell in range(BAR_CELLS)]
-    cells[now] = "●"
-    return Text("".join(cells), style="red" if joint in sweep.wrapped else "cyan")
-
-
-def _cell(ticks: int) -> int:
-    return min(max(ticks * BAR_CELLS // 4096, 0), BAR_CELLS - 1)
 
 
 @dataclass(frozen=True)

@@ -1,73 +1,40 @@
-"""All tables that the commands print."""
+"""The tables that the commands print, except those about bundles (`bundle_tables`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
-
-if TYPE_CHECKING:
-    from mtdit_export.export import ExportReport
-
-from mtdit.cli.terminal.console import COLOURS, console
-from mtdit_robots.so101.joints import JOINTS
-from mtdit_runtime.control.report import RunReport
 from mtdit_runtime.text import printable
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.table import Table
+    from rich.text import Text
 
-def show(report: RunReport) -> None:
-    """Print a report as a table."""
-    console.print(table("", ["", ""], report_rows(report)))
-
-
-def show_errors(title: str, errors: Mapping[str, Mapping[str, float]]) -> None:
-    """Print a table of errors: joint -> {"mean", "max"}, degrees (gripper: percent)."""
-    rows = [
-        (joint, *(f"{value:.2f}" for value in errors[joint].values()))
-        for joint in JOINTS
-        if joint in errors
-    ]
-    console.print(table(title, ["joint", "mean", "max"], rows))
-
-
-def summary(outcome: Any, out: Path, n_episodes: int) -> str:
-    """The result of a recording session: one line, and one for each problem."""
-    lines = [
-        f"{outcome.kept} episodes saved ({outcome.frames} frames), {outcome.discarded} discarded; "
-        f"{out} now has {n_episodes} episodes"
-    ]
-    if outcome.interrupted:
-        lines.append("the episode that was being recorded at the end was not saved")
-    for camera, n in outcome.repeated.items():
-        lines.append(
-            f"{n} frames of {camera} repeat the previous picture because the encoder was too slow: "
-            "use a smaller --width and --height"
-        )
-    if outcome.slow_episodes:
-        lines.append(
-            f"{outcome.slow_episodes} episodes were recorded more slowly than --fps: "
-            "use a lower --fps, or smaller frames"
-        )
-    if outcome.stale_frames:
-        lines.append(
-            f"{outcome.stale_frames} frames have outdated pictures: "
-            "check the cameras with `mtdit find-cameras`"
-        )
-    return "\n".join(lines)
-
+    from mtdit_robots.so101.calibrate import Sweep
+    from mtdit_robots.so101.calibration import Calibration
+    from mtdit_runtime.control.report import RunReport
 
 MAX_CELL = 1000  # characters
+BAR_CELLS = 40  # characters for one turn of the encoder
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """A table: numbers aligned right, words left, "ok", "warn" and "fail" in colour. Control
     characters are escaped.
     """
+    from rich.table import Table
+    from rich.text import Text
+
+    def cell(value: Any) -> Text:
+        word = printable(value, MAX_CELL)
+        return Text(word, style=COLOURS.get(word, ""))
+
     out = Table(title=printable(title, MAX_CELL), title_justify="left", box=None, pad_edge=False)
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[cell(value) for value in row] for row in rows]
     for i, column in enumerate(columns):
         numbers = bool(cells) and all(row[i].plain.replace(".", "", 1).isdigit() for row in cells)
         out.add_column(column, justify="right" if numbers else "left", overflow="fold")
@@ -76,33 +43,24 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     return out
 
 
-def _cell(value: Any) -> Text:
-    word = printable(value, MAX_CELL)
-    return Text(word, style=COLOURS.get(word, ""))
-
-
 def report_table(report: RunReport) -> Table:
-    """The report as a table for the terminal."""
-    from rich.table import Table
-
-    title = f"{report.reason}: {report.detail}" if report.detail else report.reason
-    table = Table(title=title, show_header=False)
-    for name, text in _report_rows(report):
-        table.add_row(name, text)
-    return table
+    """The report of a run: how it ended, its timing, and what the guards changed."""
+    return table("", ["", ""], _report_rows(report))
 
 
 def _report_rows(report: RunReport) -> Iterator[tuple[str, str]]:
+    yield "ended", f"{report.reason}: {report.detail}" if report.detail else report.reason
     yield "ran", f"{report.duration_s:.1f} s, {report.ticks} ticks"
     yield "late", f"{report.late_ticks} ticks, at most {report.max_overrun_ms:.1f} ms"
     for stage, d in report.stages.items():
         times = f"p50 {d['p50_ms']:.1f}  p95 {d['p95_ms']:.1f}  max {d['max_ms']:.1f} ms"
         yield stage, f"{times}  (x{d['count']})"
-    yield "chunks", f"{report.chunks}, requested {report.prefetch_ticks} ticks ahead"
-    ticks = f"{report.continued_ticks} ticks on the old chunk, {report.stalled_ticks} ticks held"
-    yield "late chunks", f"{ticks}, {report.discarded_chunks} chunks discarded"
-    joint = max(report.seam_jump, key=report.seam_jump.__getitem__)
-    yield "largest seam", f"{report.seam_jump[joint]:.2f} at {joint}"
+    if "chunk" in report.stages:  # a policy drove the arm
+        yield "chunks", f"{report.chunks}, requested {report.prefetch_ticks} ticks ahead"
+        held = f"{report.continued_ticks} ticks on the old chunk, {report.stalled_ticks} ticks held"
+        yield "late chunks", f"{held}, {report.discarded_chunks} chunks discarded"
+        joint = max(report.seam_jump, key=report.seam_jump.__getitem__)
+        yield "largest seam", f"{report.seam_jump[joint]:.2f} at {joint}"
     for guard, joints in report.interventions.items():
         touched = ", ".join(f"{joint} x{n}" for joint, n in joints.items() if n)
         yield f"limited: {guard}", touched or "never"
@@ -117,47 +75,95 @@ def _report_rows(report: RunReport) -> Iterator[tuple[str, str]]:
         yield "exit error", error
 
 
-def report_rows(report: RunReport) -> list[tuple[str, Any]]:
-    """The report of a teleoperated run as (name, text) rows."""
-    limited = {
-        guard: ", ".join(f"{joint} x{n}" for joint, n in joints.items() if n)
-        for guard, joints in report.interventions.items()
-    }
-    servos = [
-        f"{joint} {error} x{n}"
-        for joint, errors in report.servo_errors.items()
-        for error, n in errors.items()
-    ]
-    return [
-        ("ended", f"{report.reason}: {report.detail}" if report.detail else report.reason),
-        ("ran", f"{report.duration_s:.1f} s, {report.ticks} ticks"),
-        ("late", f"{report.late_ticks} ticks, at most {report.max_overrun_ms:.1f} ms"),
-        *((stage, f"p50 {d['p50_ms']:.1f}  p95 {d['p95_ms']:.1f}  max {d['max_ms']:.1f} ms")
-          for stage, d in report.stages.items()),
-        *((f"limited: {guard}", joints or "never") for guard, joints in limited.items()),
-        ("bus errors", "; ".join([f"{report.bus_errors} ticks lost", *servos])),
-        *(("exit error", error) for error in report.exit_errors),
-    ]  # fmt: skip
-
-
-EXPORT_COLUMNS: list[tuple[str, str, Callable[[float], str]]] = [
-    ("parameters", "parameters", lambda v: f"{v / 1e6:.2f} M"),
-    ("file", "megabytes", lambda v: f"{v:.1f} MB"),
-    ("max error", "max_error", lambda v: f"{v:.1e}"),
-    ("mean error", "mean_error", lambda v: f"{v:.1e}"),
-    ("latency here", "latency_ms", lambda v: f"{v:.1f} ms"),
-]
-
-
-def export_table(report: ExportReport) -> Table:
-    """One row per stage of an export: its size, its error against torch, its latency here."""
-    from mtdit_runtime.verify.gates import labelled
-
-    title = (
-        f"{report.bundle}: {report.precision}, {report.sampler.kind} {report.sampler.steps} steps"
-    )
+def errors_table(title: str, errors: Mapping[str, Mapping[str, float]]) -> Table:
+    """Errors as joint -> {"mean", "max"}, degrees (gripper: percent)."""
     rows = [
-        [labelled(name), *(form(f[key]) if key in f else "" for _, key, form in EXPORT_COLUMNS)]
-        for name, f in report.stages.items()
+        (joint, *(f"{value:.2f}" for value in values.values())) for joint, values in errors.items()
     ]
-    return table(title, ["stage", *(column for column, _, _ in EXPORT_COLUMNS)], rows)
+    return table(title, ["joint", "mean", "max"], rows)
+
+
+def checks_table(checks: Iterable[Any]) -> Table:
+    """The doctor's checks: name, ok, warn or fail, finding and fix."""
+    rows = [(c.id, c.status, c.finding, c.remedy) for c in checks]
+    return table("", ["check", "", "finding", "what to do"], rows)
+
+
+def joint_findings_table(findings: Iterable[Any]) -> Table:
+    """What `mtdit calibrate --check` found for each joint."""
+    rows = [(f.joint, f.status, f.finding, f.remedy) for f in findings]
+    return table("", ["joint", "", "finding", "what to do"], rows)
+
+
+def calibration_table(calibration: Calibration) -> Table:
+    """One row per joint, in encoder ticks."""
+    rows = [
+        (joint, c.id, c.homing_offset, c.range_min, c.range_max) for joint, c in calibration.items()
+    ]
+    return table("", ["joint", "id", "homing offset", "min", "max"], rows)
+
+
+def sweep_bars(sweep: Sweep, min_share: float, advice: str) -> Text:
+    """One line per joint: a bar over one turn; lowest, present and highest tick; span; and a tick
+    mark once the span is large enough.
+    """
+    from rich.text import Text
+
+    from mtdit_robots.so101.calibrate import FULL_TURN, NOMINAL_TRAVEL_DEG
+    from mtdit_robots.so101.joints import JOINTS
+
+    def span(joint: str) -> str:
+        if joint == FULL_TURN:
+            return "full turn"
+        if joint in sweep.wrapped:
+            return "crossed the seam"
+        return f"{sweep.span_deg(joint):3.0f} of {NOMINAL_TRAVEL_DEG[joint]:3.0f} degrees"
+
+    text = Text()
+    for joint in JOINTS:
+        ticks = [each[joint] for each in (sweep.low, sweep.now, sweep.high)]
+        low, now, high = (min(max(t * BAR_CELLS // 4096, 0), BAR_CELLS - 1) for t in ticks)
+        cells = ["━" if low <= cell <= high else "─" for cell in range(BAR_CELLS)]
+        cells[now] = "●"
+        text.append(f"{joint:14}")
+        text.append("".join(cells), style="red" if joint in sweep.wrapped else "cyan")
+        text.append(f" {ticks[0]:4} {ticks[1]:4} {ticks[2]:4}  {span(joint):20}")
+        text.append("✓\n" if sweep.enough(joint, min_share) else "\n", style="green")
+    return text.append(advice)
+
+
+def cameras_table(watched: Iterable[Any], fps: float) -> Table:
+    """What each camera delivered while all of them ran at once."""
+    rows = [
+        (
+            one.name,
+            one.pixel_format,
+            f"{one.rate_hz:.1f} of {fps:g}",
+            f"{one.oldest_s * 1e3:.0f}",
+            one.problem or (f"too {one.exposure}" if one.exposure else "ok"),
+        )
+        for one in watched
+    ]
+    return table("all cameras at once", ["camera", "format", "Hz", "oldest frame, ms", ""], rows)
+
+
+def picture(frame: NDArray[np.uint8], columns: int = 72) -> Text:
+    """A picture of half-block characters from (H, W, 3) uint8. Each character shows two pixels, one
+    above the other, which keeps the aspect ratio.
+    """
+    import numpy as np
+    from rich.text import Text
+
+    def rgb(pixel: NDArray[np.uint8]) -> str:
+        return ",".join(str(int(v)) for v in pixel)
+
+    height, width, _ = frame.shape
+    rows = max(2, round(columns * height / width)) // 2 * 2
+    y, x = np.arange(rows) * height // rows, np.arange(columns) * width // columns
+    small = frame[y][:, x]  # (rows, columns, 3)
+    text = Text()
+    for upper, lower in zip(small[0::2], small[1::2], strict=True):
+        for above, below in zip(upper, lower, strict=True):
+            text.append("▀", style=f"rgb({rgb(above)}) on rgb({rgb(below)})")
+        text.append("\n")
+    return text

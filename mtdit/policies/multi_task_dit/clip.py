@@ -1,7 +1,7 @@
-"""CLIP's vision and text encoders ("towers"), and the observation encoder built from them.
+"""CLIP's vision and text encoders ("towers"), and the sizes that describe them.
 
-The observation encoder turns images, token ids and joint states into one conditioning vector.
-`clip_shapes` and `load_clip` find a CLIP's sizes and weights by Hub name or folder.
+`mtdit.policies.multi_task_dit.clip_lookup` finds a CLIP's sizes and weights by Hub name or folder;
+`mtdit.policies.multi_task_dit.observation_encoder` is built from the towers.
 
 Parameter names and their order are those of transformers' CLIPVisionModel and CLIPTextModel inside
 LeRobot's `observation_encoder`, so that optimiser states match by number. The vision feature is the
@@ -82,7 +82,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(QUICK * x)
 
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 class Attention(nn.Module):
@@ -105,12 +105,12 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, width: int, inner: int, activation: str) -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
+        if activation not in ACTIVATIONS:
             raise UserError(
                 f"the CLIP activation {activation!r} is not supported; use a CLIP with "
-                f"{' or '.join(_ACTIVATIONS)}"
+                f"{' or '.join(ACTIVATIONS)}"
             )
-        self.activation = _ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]
         self.fc1 = nn.Linear(width, inner)
         self.fc2 = nn.Linear(inner, width)
 

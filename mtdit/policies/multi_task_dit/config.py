@@ -1,23 +1,12 @@
-"""The policy's configuration: a frozen dataclass, read from and written to LeRobot's config.json.
+"""The policy's configuration: a frozen dataclass that checks its values. The reader and writer of
+LeRobot's config.json are in `mtdit.policies.multi_task_dit.config_json`.
 
 Field names, defaults and rules are those of LeRobot's `multi_task_dit`
 (lerobot/policies/multi_task_dit/configuration_multi_task_dit.py). This module does not import
 torch, because the CLI reads it at start-up.
 
 `PolicyConfig()` has LeRobot's defaults, because a key that config.json lacks means LeRobot's
-default. A new training starts from a preset instead (`PRESETS`), which differs where a LeRobot
-default is a trap. All differences:
-
-| field | LeRobot | ours | why |
-|---|---|---|---|
-| image_resize_shape | None | (240, 240) | else the 224 crop shows 16 % of a 640x480 frame |
-| noise_scheduler_type | DDPM | DDIM | acts alike with a tenth of the network calls |
-| num_inference_steps | None | 10 | None means num_train_timesteps |
-| push_to_hub | True | False | nothing leaves this computer unless the user asks for it |
-| batch_size | 8 | 64 | the smallest batch that LeRobot's guide advises |
-| steps | 100000 | 30000 | what LeRobot's guide advises to begin with |
-| ema | False | True | the averaged weights act more steadily |
-| random crop | one offset per batch | one per sample and camera | more variety, same cost |
+default. A new training starts from a preset instead (`mtdit.policies.multi_task_dit.presets`).
 
 Stricter than LeRobot: a crop larger than the frame is refused (LeRobot then crops nothing, and
 CLIP fails), and so is everything that would fail at the first step. Laxer: cameras may differ in
@@ -30,13 +19,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mtdit.config import (
-    FEATURE_TYPES,
     MAX_LAYERS,
-    MAX_PIXELS,
-    NORMALIZATIONS,
     Feature,
     Rule,
     check_features,
+    check_image_shapes,
+    check_normalization,
     check_types,
 )
 from mtdit_robots.errors import UserError
@@ -177,6 +165,7 @@ def input_size(config: PolicyConfig, camera: str) -> tuple[int, int]:
 def _check_policy(c: PolicyConfig) -> None:
     """UserError with the message of the first rule that does not hold."""
     _check_one_of(c)
+    check_normalization(c.normalization_mapping)
     for holds, message in (
         *_network_rules(c),
         *_sampling_rules(c),
@@ -186,7 +175,7 @@ def _check_policy(c: PolicyConfig) -> None:
         if not holds:
             raise UserError(message)
     check_features(c)
-    _check_images(c)
+    check_image_shapes(c.cameras, c.image_resize_shape, c.image_crop_shape)
 
 
 def _network_rules(c: PolicyConfig) -> list[Rule]:
@@ -344,45 +333,3 @@ def _check_one_of(c: PolicyConfig) -> None:
     for name, choices in _ONE_OF.items():
         if getattr(c, name) not in choices:
             raise UserError(f"{name} must be one of {', '.join(choices)}, got {getattr(c, name)!r}")
-    if not isinstance(c.normalization_mapping, Mapping):
-        raise UserError(
-            "normalization_mapping must map feature types to modes, "
-            f"got {c.normalization_mapping!r}"
-        )
-    for kind, mode in c.normalization_mapping.items():
-        if kind not in FEATURE_TYPES:
-            raise UserError(
-                f"normalization_mapping has the unknown feature type {kind!r}; "
-                f"use {', '.join(FEATURE_TYPES[:3])}"
-            )
-        if mode not in NORMALIZATIONS:
-            raise UserError(
-                f"normalization_mapping[{kind!r}] must be one of {', '.join(NORMALIZATIONS)}, "
-                f"got {mode!r}"
-            )
-
-
-def _check_images(c: PolicyConfig) -> None:
-    for name in ("image_resize_shape", "image_crop_shape"):
-        shape = getattr(c, name)
-        pair = (
-            isinstance(shape, tuple)
-            and len(shape) == 2
-            and all(type(n) is int and n >= 1 for n in shape)
-        )
-        if shape is not None and not pair:
-            raise UserError(
-                f"{name} must be two positive integers, e.g. [240, 320], or null, "
-                f"got {repr(shape)[:80]}"
-            )
-        if shape is not None and max(shape) > MAX_PIXELS:
-            raise UserError(
-                f"{name} must be at most {MAX_PIXELS} pixels per side, got {repr(shape)[:80]}"
-            )
-    for camera, (height, width, _) in c.cameras.items():
-        size, crop = c.image_resize_shape or (height, width), c.image_crop_shape
-        if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
-            raise UserError(
-                f"image_crop_shape {crop} is larger than the frames of camera {camera!r}, {size}; "
-                "set image_resize_shape to at least the crop's size"
-            )

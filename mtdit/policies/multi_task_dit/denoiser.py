@@ -2,8 +2,8 @@
 
 Parameter names and shapes are those of LeRobot's `noise_predictor`
 (lerobot/policies/multi_task_dit/modeling_multi_task_dit.py); the design is by Peebles and Xie,
-arXiv 2212.09748. The conditioning comes from `mtdit.policies.multi_task_dit.clip`; training loss and sampling are in
-`mtdit.policies.objectives`.
+arXiv 2212.09748. The conditioning comes from `mtdit.policies.multi_task_dit.observation_encoder`;
+training loss and sampling are in `mtdit.policies.objectives`.
 
 B batch, T horizon, D hidden, A action dim, C conditioning, E time embedding.
 """

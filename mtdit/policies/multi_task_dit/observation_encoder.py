@@ -1,4 +1,11 @@
-"""Frames, joint states and task text to one conditioning vector per observation history."""
+"""The observation encoder: camera frames, joint states and task text become one conditioning vector
+per observation history.
+
+Parameter names and their order are those of LeRobot's `observation_encoder`.
+
+B batch, S observation steps, N cameras, J joints, D vision width, W text width, P projected text
+width (= hidden_dim), C conditioning.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +24,6 @@ from mtdit.policies.multi_task_dit.clip import (
 )
 from mtdit.policies.multi_task_dit.config import PolicyConfig, input_size
 from mtdit_robots.errors import UserError
-
-# --- the observation encoder
 
 
 class VisionEncoder(nn.Module):

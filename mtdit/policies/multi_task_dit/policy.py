@@ -20,7 +20,7 @@ from mtdit.policies.multi_task_dit.clip_lookup import clip_shapes, load_clip
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.policies.multi_task_dit.denoiser import Denoiser
 from mtdit.policies.multi_task_dit.observation_encoder import ObservationEncoder
-from mtdit.policies.objectives import Diffusion, make_objective
+from mtdit.policies.objectives import make_objective
 
 VISION_PREFIX = "observation_encoder.vision_encoder"  # also the start of "...vision_encoders.0"
 
@@ -97,18 +97,6 @@ class MultiTaskDiT(nn.Module):
     forward = loss  # what data-parallel wrappers call
 
     @torch.no_grad()
-    def sample(
-        self, batch: Batch, noise: Tensor | None = None, step_noise: Tensor | None = None
-    ) -> Tensor:
-        """Normalised actions (B, T, A). `noise` (B, T, A) and `step_noise` are drawn if None."""
-        conditioning = self.conditioning(batch)
-        if noise is None:
-            noise = torch.randn(len(conditioning), self.config.horizon, self.config.action_dim).to(
-                conditioning
-            )
-        return self.sample_from(conditioning, noise, step_noise)
-
-    @torch.no_grad()
     def sample_from(
         self,
         conditioning: Tensor,
@@ -121,11 +109,7 @@ class MultiTaskDiT(nn.Module):
 
         The other arguments are those of `Diffusion.sample`.
         """
-        if isinstance(self.objective, Diffusion):
-            return self.objective.sample(
-                self._denoise(conditioning), noise, step_noise, prefix, mask
-            )
-        return self.objective.sample(self._denoise(conditioning), noise, prefix, mask)
+        return self.objective.sample(self._denoise(conditioning), noise, step_noise, prefix, mask)
 
     def executed(self, chunk: Tensor) -> Tensor:
         """The executed part of a chunk (B, T, A): n_action_steps rows from the newest observation.

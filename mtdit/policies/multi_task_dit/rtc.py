@@ -9,9 +9,9 @@ diffusion models", ICLR 2023):
     output + strength * J^T error                J = d clean / d x, through the network
 
 This module computes of_x, of_output and strength for both objectives. `guided` wraps a `denoise`
-function, so the samplers of `mtdit.policies.objectives` are used unchanged. It is the reference in torch
-with which the exported graph is compared. LeRobot's `policies/rtc` differs in two ways: its time
-runs from 1 to 0, and in the released version its J is the identity.
+function, so the samplers of `mtdit.policies.objectives` are used unchanged. It is the reference in
+torch with which the exported graph is compared. LeRobot's `policies/rtc` differs in two ways: its
+time runs from 1 to 0, and in the released version its J is the identity.
 
 B batch, T horizon, A action dim.
 """
@@ -131,6 +131,4 @@ def sample_guided(
         prefix,
         weights,
     )
-    if isinstance(policy.objective, Diffusion):
-        return policy.objective.sample(denoise, noise, step_noise)
-    return policy.objective.sample(denoise, noise)
+    return policy.objective.sample(denoise, noise, step_noise)

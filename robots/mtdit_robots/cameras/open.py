@@ -14,10 +14,15 @@ FILE, DATASET = "file:", "dataset:"
 def open_camera(
     name: str, source: str, height: int = 480, width: int = 640, fps: float = 30.0
 ) -> OpenCvCamera | FilmCamera:
-    """Open the camera a user typed: a device path, an index, `file:clip.mp4` or
-    `dataset:FOLDER:camera`.
+    """Open a camera; its frames are (height, width, 3) uint8 RGB.
 
-    UserError when it cannot be opened or delivers another size.
+    name: the camera's name in the policy, e.g. "top". source: a device path (best one from
+    /dev/v4l/by-id, which does not change), an index ("0" is /dev/video0), or a recording in place
+    of a camera: `file:clip.mp4` or `dataset:FOLDER:camera`. UserError when it cannot be opened or
+    delivers another size, or when OpenCV is not installed.
+
+        with mtdit.open_camera("top", "/dev/video0") as camera:
+            frame, age_s = camera.read()
     """
     if source.startswith(FILE):
         return FilmCamera(name, [Path(source.removeprefix(FILE))], height, width)

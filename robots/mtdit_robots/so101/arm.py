@@ -37,10 +37,13 @@ _GRIPPER_LIMITS = {"Max_Torque_Limit": 500, "Protection_Current": 250, "Overload
 
 
 class So101Arm:
-    """Six servos and any number of open cameras.
+    """The SO-101 follower arm: six servos and any number of open cameras.
+
+        arm = mtdit.So101Arm("/dev/ttyACM0", mtdit.load_calibration("my_arm.json"), [camera])
+        report = mtdit.run("policy.mtdit", arm, "open the drawer")
 
     port: the arm's serial device. calibration: joint -> JointCalibration, as LeRobot made it
-    (`calibration.load` reads it). cameras: open cameras; `close` closes them. use_degrees: body
+    (`load_calibration` reads it). cameras: open cameras; `close` closes them. use_degrees: body
     joints in degrees, else -100..100, as the policy was trained. timeout_s, retries: for each bus
     exchange. p_gain, i_gain, d_gain: of the servos' position loop; defaults are LeRobot's. bus:
     "own" for our driver, "sdk" for Feetech's SDK; both behave alike.
@@ -62,7 +65,7 @@ class So101Arm:
     ) -> None:
         self._port, self._baud, self._timeout_s, self._retries = port, baud, timeout_s, retries
         self._bus_kind = bus
-        self._calibration = dict(calibration)
+        self.calibration = dict(calibration)
         self._cameras = tuple(cameras)
         self._gains = {"P_Coefficient": p_gain, "I_Coefficient": i_gain, "D_Coefficient": d_gain}
         self._ranges = calibrations.ranges(calibration, use_degrees)
@@ -81,6 +84,11 @@ class So101Arm:
         return tuple(camera.name for camera in self._cameras)
 
     @property
+    def frame_sizes(self) -> dict[str, tuple[int, int]]:
+        """Camera -> (height, width) of its frames."""
+        return {camera.name: (camera.height, camera.width) for camera in self._cameras}
+
+    @property
     def errors(self) -> dict[str, Counter[str]]:
         """Joint -> counts since connect: "no answer", and the faults its servo reported
         ("overload", "voltage" ...).
@@ -95,7 +103,7 @@ class So101Arm:
         """
         with self._opened() as bus:
             self._check_cameras()
-            servos.check_calibration(bus, self._calibration)
+            servos.check_calibration(bus, self.calibration)
             self._configure(bus)
             _check_health(bus)
             self._energise(bus)
@@ -107,7 +115,7 @@ class So101Arm:
         Call it while the arm is not connected. The arm goes limp: put it in a resting pose first.
         """
         with self._opened() as bus:
-            servos.write_calibration(bus, self._calibration)
+            servos.write_calibration(bus, self.calibration)
         self._close_bus()
 
     def observe(self) -> Observation:
@@ -253,7 +261,7 @@ class So101Arm:
         limit at once.
         """
         for joint, ticks in zip(JOINTS, present, strict=True):
-            wanted = self._calibration[joint]
+            wanted = self.calibration[joint]
             if not wanted.allows(ticks):
                 raise UserError(
                     f"{joint} is at {ticks} ticks, outside its calibrated range "

@@ -7,6 +7,7 @@ Source: LeRobot `so_follower.py` (calibrate), `motors_bus.py` (set_half_turn_hom
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -24,6 +25,8 @@ from mtdit_robots.so101.calibration import (
     JointCalibration,
 )
 from mtdit_robots.so101.joints import IDS, JOINTS
+
+log = logging.getLogger(__name__)
 
 CENTRE_TICKS = 2047  # what LeRobot makes the centre pose read: int(4095 / 2)
 FULL_TURN = "wrist_roll"  # not swept: LeRobot gives it 0..4095
@@ -111,9 +114,9 @@ class Calibrator:
     """
 
     def __init__(
-        self, bus: Bus, min_share: float = MIN_SHARE, say: Callable[[str], None] = print
+        self, bus: Bus, min_share: float = MIN_SHARE, say: Callable[[str], None] | None = None
     ) -> None:
-        self._bus, self._min_share, self._say = bus, min_share, say
+        self._bus, self._min_share, self._say = bus, min_share, say or log.warning
         self._former: Calibration = {}
         self._offsets: dict[str, int] = {}
         self._done = False
@@ -225,7 +228,7 @@ class Calibrator:
         return True
 
 
-def write(bus: Bus, calibration: Calibration, say: Callable[[str], None] = print) -> None:
+def write(bus: Bus, calibration: Calibration, say: Callable[[str], None] | None = None) -> None:
     """Write a calibration to the servos, read it back and lock. Torque is off afterwards; `say`
     reports that.
 
@@ -236,7 +239,7 @@ def write(bus: Bus, calibration: Calibration, say: Callable[[str], None] = print
         servos.write_calibration(bus, calibration)
     finally:
         with signals_deferred():
-            _release(bus, say)
+            _release(bus, say or log.warning)
 
 
 def _release(bus: Bus, say: Callable[[str], None]) -> None:

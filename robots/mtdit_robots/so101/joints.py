@@ -1,4 +1,4 @@
-"""The SO-101's joints, servo ids, nominal limits, and the conversion of ticks to units and back.
+"""The SO-101's joints, servo ids, and the conversion of ticks to units and back.
 
 Source: LeRobot `motors_bus.py`, `_normalize` and `_unnormalize`: degrees divide by 4095, `int()`
 truncates toward zero, and a round trip may lose one tick. The order of operations is LeRobot's too,
@@ -14,17 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 IDS = {joint: number for number, joint in enumerate(JOINTS, start=1)}
-
-# Joint limits in degrees from mid-range (gripper 0..100), from TheRobotStudio's SO101 "new
-# calibration" model.
-NOMINAL_LIMITS = {
-    "shoulder_pan": (-110.0, 110.0),
-    "shoulder_lift": (-100.0, 100.0),
-    "elbow_flex": (-96.8, 96.8),
-    "wrist_flex": (-95.0, 95.0),
-    "wrist_roll": (-157.2, 162.8),
-    "gripper": (0.0, 100.0),
-}
 
 MAX_TICK = 4095
 _IS_GRIPPER = np.array([joint == "gripper" for joint in JOINTS])

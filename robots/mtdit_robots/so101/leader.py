@@ -29,6 +29,9 @@ class So101Leader:
     port: serial device. calibration: the leader's own, as LeRobot made it. use_degrees: body joints
     in degrees, else -100..100. timeout_s, retries: for each bus exchange. bus: "own" for our
     driver, "sdk" for Feetech's SDK.
+
+        with mtdit.So101Leader("/dev/ttyACM1", mtdit.load_calibration("my_leader.json")) as leader:
+            positions = leader.read()  # (6,)
     """
 
     def __init__(

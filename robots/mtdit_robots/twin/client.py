@@ -43,8 +43,14 @@ class Twin:
     than real time). image_size: (height, width) of every camera. link: path of a symbolic link to
     the port, e.g. /tmp/ttySIM0. wire_time: let packets take as long as on a 1 Mbit/s wire.
 
+    Attributes: port (the serial device of the simulated bus), calibration, clock, image_size, and
+    renderer (what draws the frames).
+
     UserError when the clock is unknown, mujoco is missing or the link cannot be created. OSError
-    when the process does not start.
+    when the process does not start, and from every method when it has ended.
+
+        with mtdit.Twin(clock="lockstep") as twin:
+            report = mtdit.run("policy.mtdit", twin.robot(), "open the drawer")
     """
 
     def __init__(

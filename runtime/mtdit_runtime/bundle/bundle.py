@@ -22,7 +22,6 @@ from mtdit_runtime.bundle.manifest import (
     SUFFIX,
     TASKS,
     Manifest,
-    digest_of,
     read_manifest,
 )
 from mtdit_runtime.files import read_arrays
@@ -31,7 +30,11 @@ from mtdit_runtime.normalize import Stats, load_stats
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened and checked bundle. Small arrays are read on first use."""
+    """An opened and checked bundle. Small arrays are read on first use.
+
+    folder: where it is. manifest: what is in it: joints, cameras, fps, tasks, sampler, precision,
+    graphs, and the checks that were made at export.
+    """
 
     folder: Path
     manifest: Manifest
@@ -83,26 +86,32 @@ class Bundle:
 
 
 def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
-    """Read and check a bundle. `check_files=False` skips the checksums, for code that has already
-    opened it once.
+    """Read and check a bundle, the folder NAME.mtdit that `mtdit export` writes. Its graphs are not
+    opened here; `mtdit.load` does that. `check_files=False` skips the checksums, for code that has
+    already opened it once.
 
-    Raises UserError when the folder does not exist or is not a bundle, when the manifest is
+    UserError when the folder does not exist or is not a bundle, when the manifest is
     malformed or has another schema version, and when a file is missing, changed, or outside the
     folder.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise UserError(_no_bundle(folder))
-    manifest = read_manifest(folder)
+    manifest, digest = read_manifest(folder)
     check_consistency(manifest, folder)
-    for name, digest in manifest.files.items():
-        check_file(folder, name, digest, hashed=check_files)
-    if manifest.digest != digest_of(manifest):
+    for name, checksum in manifest.files.items():
+        check_file(folder, name, checksum, hashed=check_files)
+    if manifest.digest != digest:
         raise UserError(
             f"{folder}/{MANIFEST} was changed after the export: "
             "copy the bundle again or re-run `mtdit export`"
         )
     return Bundle(folder, manifest)
+
+
+def as_bundle(bundle: Bundle | Path | str) -> Bundle:
+    """The bundle itself, or the one in this folder, opened and checked."""
+    return bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
 
 
 def _no_bundle(folder: Path) -> str:

@@ -118,8 +118,6 @@ def _fact_problems(m: Manifest) -> Iterator[str]:
         )
     if not m.joints:
         yield "it has no joints"
-    if m.obs_spacing_ticks != 1:
-        yield f"obs_spacing_ticks is {m.obs_spacing_ticks}, this mtdit supports only 1"
     if m.n_obs_steps - 1 + m.n_action_steps > m.horizon:
         yield "n_obs_steps - 1 + n_action_steps exceeds horizon"
 

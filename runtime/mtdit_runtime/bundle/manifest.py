@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mtdit_robots import features
 from mtdit_robots.errors import UserError
 from mtdit_robots.files import new_file
 from mtdit_runtime.files import build, read_json, sha256
@@ -22,7 +21,7 @@ HISTORY = "history.onnx"  # text and earlier observations -> their part of the m
 GUIDED = "guided.onnx"  # optional: the denoiser with the guidance of real-time chunking (RTC)
 TOKENIZER = "tokenizer.json"
 TASKS = "tasks.npz"
-STATS = "stats.safetensors"
+STATS = "stats.safetensors"  # its keys are the feature names of `mtdit_robots.features`
 GOLDEN = "golden"
 REFERENCE = "reference"
 ENGINES = "engines"  # a cache, which the manifest's checksums do not cover
@@ -48,7 +47,8 @@ MAX_COST = 1 << 60  # the same for the operations and bytes of one chunk
 SAMPLERS = ("ddim", "ddpm", "euler", "rk4")
 PRECISIONS = ("fp32", "fp16", "int8")  # int8: vision and text towers; the denoiser stays fp32
 UNITS = ("degrees", "percent")
-STATE_KEY, ACTION_KEY = features.STATE, features.ACTION  # in the statistics file
+# Ticks between two observations, in bundles of earlier versions; it was always 1.
+OBS_SPACING = "obs_spacing_ticks"
 
 
 def frame_input(camera: str) -> str:
@@ -133,7 +133,6 @@ class Manifest:
     verification: dict[str, Any]  # stage -> {max_error, mean_error, ...}
     provenance: dict[str, Any]  # checkpoint, step, dataset, versions, date
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
-    obs_spacing_ticks: int = 1
     schema_version: int = SCHEMA_VERSION
     digest: str = ""  # sha256 of all of the above: an edit of a limit by hand does not go unnoticed
 
@@ -146,19 +145,22 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     names = [p.relative_to(folder).as_posix() for p in paths]
     files = {n: sha256(folder / n) for n in names if not n.startswith(f"{ENGINES}/")}
     manifest = replace(manifest, files=files)
-    manifest = replace(manifest, digest=digest_of(manifest))
+    manifest = replace(manifest, digest=digest_of(asdict(manifest)))
     with new_file(folder / MANIFEST) as part:
         part.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest
 
 
-def digest_of(manifest: Manifest) -> str:
-    text = json.dumps({**asdict(manifest), "digest": ""}, sort_keys=True)
+def digest_of(data: dict[str, Any]) -> str:
+    """sha256 of the values of a manifest.json, without its own digest."""
+    text = json.dumps({**data, "digest": ""}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a bundle. UserError when it is malformed or has another schema version."""
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest of a bundle, and the digest of what the file holds. UserError when it is
+    malformed or has another schema version.
+    """
     path, fix = folder / MANIFEST, "re-run `mtdit export`"
     data = read_json(path, "copy the bundle again")
     version = data.get("schema_version") if isinstance(data, dict) else None
@@ -167,9 +169,13 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has schema version {repr(version)[:40]}, "
             f"this mtdit reads {SCHEMA_VERSION}: export again or install the matching mtdit"
         )
+    digest = digest_of(data)
+    spacing = data.pop(OBS_SPACING, 1)
+    if type(spacing) is not int or spacing != 1:
+        raise UserError(f"{path}: {OBS_SPACING} is {spacing!r}, this mtdit reads only 1: {fix}")
     manifest: Manifest = build(path, Manifest, data, "manifest", fix)
     stages = manifest.verification.get("stages", {})
     build(path, dict[str, dict[str, float]], stages, "manifest.verification.stages", fix)
     versions = manifest.provenance.get("versions", {})
     build(path, dict[str, str], versions, "manifest.provenance.versions", fix)
-    return manifest
+    return manifest, digest

@@ -23,13 +23,14 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
+from mtdit_runtime.control.loop import NONE, Action, ActionSource
 from mtdit_runtime.policy.policy import Chunk, Policy
 from mtdit_runtime.timings import Timings
 
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-NONE = -1  # no chunk, no row
 # A chunk that takes less than this part of a tick is computed within the tick that needs it.
 INLINE_SHARE = 0.25
 HEADROOM = 1.25  # factor on the measured latency
@@ -74,7 +74,7 @@ class _Request:
     answer: Future[Chunk]
 
 
-class ChunkQueue:
+class ChunkQueue(ActionSource):
     """Turns a Policy into one action per tick.
 
     prefetch_ticks: 0 computes a chunk in the tick that needs it; a larger number computes it that
@@ -82,8 +82,8 @@ class ChunkQueue:
     (lock-step) instead of continuing without it (real time). Raises UserError when prefetch_ticks
     is more than half of n_action_steps.
 
-    After a step, `chunk` and `row` tell which action was executed (NONE: held), and `requested`
-    which chunk was requested (NONE: none).
+    Until the first chunk has come there is no action; an action whose row is NONE is the last one
+    again, because no chunk was available.
     """
 
     def __init__(self, policy: Policy, prefetch_ticks: int = 0, wait: bool = True) -> None:
@@ -93,7 +93,8 @@ class ChunkQueue:
                 f"(the policy executes {policy.n_action_steps} actions per chunk)"
             )
         self.policy, self.prefetch_ticks, self.wait = policy, prefetch_ticks, wait
-        self.ledger = Timings()
+        self.cameras = policy.cameras
+        self.timings = Timings()
         self.adopted = self.stalls = self.continued = self.discarded = self.seams = 0
         # (J,) largest |new chunk - old chunk| at the same tick
         self.seam_jump = np.zeros(len(policy.joints))
@@ -101,7 +102,7 @@ class ChunkQueue:
         self._plan: _Plan | None = None
         self._request: _Request | None = None
         self._ahead: Future[None] | None = None
-        self._held: Positions | None = None  # (J,) the last action; at first the measured pose
+        self._held: Positions | None = None  # (J,) the last action
         self._begin()
 
     def reset(self, task: str, seed: int) -> None:
@@ -113,22 +114,19 @@ class ChunkQueue:
                 future.result()
         self.policy.reset(task, seed)
 
-    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Positions:
-        """Observe and return the action of this tick, (J,).
-
-        Raises what the computation of a chunk raised.
+    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Action:
+        """Observe and return the action of this tick. Raises what the computation of a chunk
+        raised.
         """
         self.policy.observe(positions, frames)
-        if self._held is None:
-            self._held = positions.copy()
-        self.requested = NONE
+        requested = NONE
         self._take_answer()
         if self._request is None and self._remaining() <= self.prefetch_ticks:
-            self._ask()
+            requested = self._ask()
             self._take_answer()
-        self._held = self._action(self._held)
+        chunk, row = self._executed()
         self._tick += 1
-        return self._held.copy()
+        return Action(None if self._held is None else self._held.copy(), chunk, row, requested)
 
     def prepare(self) -> None:
         """Use the time after a command: if the next tick requests a chunk, compute now what does
@@ -136,6 +134,22 @@ class ChunkQueue:
         """
         if self._request is None and self._remaining() <= self.prefetch_ticks:
             self._ahead = self._submit(self.policy.prepare())
+
+    @property
+    def is_computing(self) -> bool:
+        """Whether a requested chunk is not finished."""
+        return self._request is not None and not self._request.answer.done()
+
+    def stats(self) -> dict[str, Any]:
+        return {
+            "chunks": self.adopted,
+            "prefetch_ticks": self.prefetch_ticks,
+            "stalled_ticks": self.stalls,
+            "continued_ticks": self.continued,
+            "discarded_chunks": self.discarded,
+            "seam_jump": dict(zip(self.policy.joints, self.seam_jump.tolist(), strict=True)),
+            "stages": self.timings.summary() | self.policy.timings.summary(),
+        }
 
     def close(self) -> None:
         """End the worker thread; waits for a chunk that is being computed. Safe to call twice."""
@@ -150,21 +164,21 @@ class ChunkQueue:
     def _begin(self) -> None:
         self._tick = self._asked = 0
         self._plan = self._request = self._ahead = self._held = None
-        self.chunk = self.row = self.requested = NONE
 
     def _remaining(self) -> int:
         """Actions of the executed part that are left, including the one of this tick."""
         plan = self._plan
         return 0 if plan is None else plan.start + self.policy.n_action_steps - self._tick
 
-    def _ask(self) -> None:
+    def _ask(self) -> int:
+        """Request the next chunk; its number."""
         compute = self.policy.request()
         from_rest = self._plan is None or not self._plan.holds(self._tick)
         due = self._tick + max(0, self._remaining())
         answer = self._submit(lambda: self._timed(compute))
-        self.requested = self._asked
         self._request = _Request(self._asked, self._tick, due, from_rest, answer)
         self._asked += 1
+        return self._request.number
 
     def _submit(self, job: Callable[[], T]) -> Future[T]:
         if self._worker is not None:
@@ -174,7 +188,7 @@ class ChunkQueue:
         return done
 
     def _timed(self, compute: Callable[[], Chunk]) -> Chunk:
-        with self.ledger.time("chunk"):
+        with self.timings.time("chunk"):
             return compute()
 
     def _take_answer(self) -> None:
@@ -207,12 +221,13 @@ class ChunkQueue:
             np.fmax(self.seam_jump, jump, out=self.seam_jump)
             self.seams += 1
 
-    def _action(self, held: Positions) -> Positions:
+    def _executed(self) -> tuple[int, int]:
+        """Chunk and row of this tick's action, which becomes `_held`; NONE: it stays the same."""
         plan = self._plan
         if plan is None or not plan.holds(self._tick):
             self.stalls += plan is not None  # waiting for the first chunk is not a stall
-            self.chunk = self.row = NONE
-            return held
-        self.chunk, self.row = plan.number, self._tick - plan.start
-        self.continued += self.row >= self.policy.n_action_steps
-        return plan.actions[self.row]
+            return NONE, NONE
+        row = self._tick - plan.start
+        self.continued += row >= self.policy.n_action_steps
+        self._held = plan.actions[row]
+        return plan.number, row

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,41 +28,46 @@ from mtdit_runtime.timings import Timings
 UNSAFE_TO_MOVE = ("bus", "blocked")  # after these the arm does not return to its start pose
 
 
-class ActionSpec(Protocol):
-    """What produces the actions: its joints in order, and the cameras that it needs to act."""
+NONE = -1  # no chunk, no row
 
-    @property
-    def joints(self) -> tuple[str, ...]: ...
 
-    @property
-    def cameras(self) -> tuple[str, ...]: ...
+@dataclass(frozen=True)
+class Action:
+    """The action of one tick, and where it comes from.
+
+    positions: (J,) degrees, gripper 0..100; None: there is no action yet and the arm holds its
+    pose. chunk: number of the chunk that it belongs to; row: its row in the executed part of that
+    chunk; requested: number of the chunk that was requested in this tick. Each may be NONE.
+    """
+
+    positions: Positions | None
+    chunk: int = NONE
+    row: int = NONE
+    requested: int = NONE
 
 
 class ActionSource(Protocol):
-    """What gives the next action: a policy's `ChunkQueue`, a leader arm or a recorded episode.
+    """What gives the actions: a policy's `ChunkQueue`, a leader arm or a recorded episode.
 
-    The fields are those of `ChunkQueue`; they go into the ticks and the report.
+    A subclass must implement `step`; the rest has defaults. cameras: while a frame of one of these
+    is stale, the arm holds its pose and `step` is not called.
     """
 
-    ledger: Timings
-    chunk: int
-    row: int
-    requested: int
-    adopted: int  # chunks so far; 0: no action yet, the arm holds
-    prefetch_ticks: int
-    stalls: int
-    continued: int
-    discarded: int
+    cameras: tuple[str, ...] = ()
 
-    @property
-    def seam_jump(self) -> Positions: ...
+    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Action:
+        """The action of this tick. positions: (J,) measured; frames: camera -> (H, W, 3)."""
+        ...
 
-    @property
-    def policy(self) -> ActionSpec: ...
+    def prepare(self) -> None:
+        """Use the time after a command to work ahead."""
+        return None
 
-    def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Positions: ...
-
-    def prepare(self) -> None: ...
+    def stats(self) -> dict[str, Any]:
+        """The fields of `RunReport` that only the source knows: chunks, seam_jump ..., and in
+        "stages" its timings.
+        """
+        return {}
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,9 @@ class LoopConfig:
     home_s: float = 0.0  # seconds for the return to the start pose at the end; 0: stay
 
 
-def run(
+def run_loop(
     robot: Robot,
-    queue: ActionSource,
+    source: ActionSource,
     safety: Safety,
     config: LoopConfig,
     clock: Clock,
@@ -86,12 +91,12 @@ def run(
 ) -> RunReport:
     """Drive a connected robot until the run ends; then it holds its pose, or returns to the start.
 
-    The queue must have been reset to its task. success: called once per tick. on_tick: called after
+    A queue must have been reset to its task. success: called once per tick. on_tick: called after
     the command was sent. Raises UserError for what the user must fix (for example the size of a
     camera); every other failure of robot, policy or `on_tick` ends the run and is in the report.
     """
     with counted_interrupts() as interrupts, _quiet_memory():
-        loop = _Loop(robot, queue, safety, config, clock, success, on_tick, interrupts)
+        loop = _Loop(robot, source, safety, config, clock, success, on_tick, interrupts)
         try:
             end = loop.until_stopped()
         finally:
@@ -116,7 +121,7 @@ class _Loop:
     def __init__(
         self,
         robot: Robot,
-        queue: ActionSource,
+        source: ActionSource,
         safety: Safety,
         config: LoopConfig,
         clock: Clock,
@@ -124,11 +129,11 @@ class _Loop:
         on_tick: Callable[[Tick], None] | None,
         interrupts: InterruptCounter,
     ) -> None:
-        self.robot, self.queue, self.safety = robot, queue, safety
+        self.robot, self.source, self.safety = robot, source, safety
         self.config, self.clock = config, clock
         self.success, self.on_tick, self.interrupts = success, on_tick, interrupts
         self.period_s = 1 / config.fps
-        self.ledger = Timings()
+        self.timings = Timings()
         self.start_pose: Positions | None = None  # (J,) where the arm was found
         self.ticks = self.late = self.dropped = self.successes = 0
         self.bus_errors = self.bus_errors_in_row = 0
@@ -144,7 +149,7 @@ class _Loop:
                 tick = self._try_tick()
                 if tick is not None:
                     self._after_command(tick)
-                self.ledger.add("tick", time.perf_counter() - began)
+                self.timings.add("tick", time.perf_counter() - began)
                 self._pace()
         except Stop as stop:
             self.end_s = self.clock.now_s()
@@ -176,35 +181,36 @@ class _Loop:
     def _tick(self) -> Tick:
         began = time.perf_counter()
         now_s = self.clock.now_s()
-        queue, safety = self.queue, self.safety
-        with self.ledger.time("observe"):
+        source, safety = self.source, self.safety
+        with self.timings.time("observe"):
             observation = self.robot.observe()
         if self.start_pose is None:
             self.start_pose = observation.positions.copy()
             safety.begin(self.start_pose)
         self._check_success()
-        ages_s, cameras = observation.frame_age_s, queue.policy.cameras
-        fresh = safety.frames_fresh({c: ages_s[c] for c in cameras if c in ages_s}, now_s)
-        wanted, origin = safety.last, (-1, -1, -1)
+        ages_s = observation.frame_age_s
+        fresh = safety.frames_fresh({c: ages_s[c] for c in source.cameras if c in ages_s}, now_s)
+        action = Action(None)
         if fresh:
-            with self.ledger.time("policy"), _as_stop("policy error", UserError):
-                wanted = queue.step(observation.positions, observation.frames)
-            origin = (queue.chunk, queue.row, queue.requested)
-        if fresh and queue.adopted > 0:
-            command = safety.command(wanted, observation.positions, now_s)
+            with self.timings.time("policy"), _as_stop("policy error", UserError):
+                action = source.step(observation.positions, observation.frames)
+        if action.positions is None:
+            wanted, command = safety.last, safety.hold(observation.positions, now_s)
         else:
-            command = safety.hold(observation.positions, now_s)
-        with self.ledger.time("command"):
+            wanted = action.positions
+            command = safety.command(wanted, observation.positions, now_s)
+        with self.timings.time("command"):
             sent = self.robot.command(command)
         safety.accepted(sent)
         time_s, work_s = now_s - self.start_s, time.perf_counter() - began
+        origin = action.chunk, action.row, action.requested
         return Tick(self.ticks, time_s, observation, wanted, sent, *origin, fresh, work_s)
 
     def _after_command(self, tick: Tick) -> None:
         """The work of a tick that can wait until the command has been sent."""
         self.ticks += 1
         with _as_stop("policy error", UserError):
-            self.queue.prepare()
+            self.source.prepare()
         if self.on_tick is not None:
             with _as_stop("recording"):
                 self.on_tick(tick)
@@ -267,10 +273,8 @@ class _Loop:
         return True
 
     def report(self, end: Stop) -> RunReport:
-        queue, safety, joints = self.queue, self.safety, self.queue.policy.joints
-        policy_ledger = getattr(queue.policy, "ledger", None)
-        stages = self.ledger.summary() | queue.ledger.summary()
-        stages |= policy_ledger.summary() if isinstance(policy_ledger, Timings) else {}
+        safety, from_source = self.safety, self.source.stats()
+        stages = self.timings.summary() | from_source.pop("stages", {})
         return RunReport(
             reason=end.reason,
             detail=end.detail,
@@ -280,19 +284,12 @@ class _Loop:
             dropped_periods=self.dropped,
             max_overrun_ms=self.max_overrun_s * 1e3,
             stages=stages,
-            chunks=queue.adopted,
-            prefetch_ticks=queue.prefetch_ticks,
-            stalled_ticks=queue.stalls,
-            continued_ticks=queue.continued,
-            discarded_chunks=queue.discarded,
+            **from_source,
             stale_ticks=safety.stale_ticks,
             bus_errors=self.bus_errors,
-            servo_errors={
-                joint: dict(errors) for joint, errors in getattr(self.robot, "errors", {}).items()
-            },
-            seam_jump=dict(zip(joints, queue.seam_jump.tolist(), strict=True)),
+            servo_errors={joint: dict(errors) for joint, errors in self.robot.errors.items()},
             interventions={
-                g: dict(zip(joints, n.tolist(), strict=True))
+                g: dict(zip(safety.joints, n.tolist(), strict=True))
                 for g, n in safety.interventions.items()
             },
             exit_errors=tuple(self.exit_errors),

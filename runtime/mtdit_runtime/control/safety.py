@@ -20,7 +20,7 @@ GUARDS = ("not finite", "range", "speed")
 
 
 class Stop(Exception):  # noqa: N818, most runs do not end with an error
-    """Ends the run. `reason` is one of `loop.REASONS`, `detail` a line for the user."""
+    """Ends the run. `reason` is the one in `RunReport`, `detail` a line for the user."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.features import ACTION
+from mtdit_robots.features import STATE as STATE_FEATURE
 from mtdit_robots.robot import Frame, Positions
 from mtdit_runtime.bundle.bundle import Bundle
 from mtdit_runtime.bundle.manifest import (
-    ACTION_KEY,
     ACTIONS,
     EARLIER_FEATURES,
     EARLIER_STATE,
@@ -22,7 +23,6 @@ from mtdit_runtime.bundle.manifest import (
     PREFIX_MASK,
     PREFIX_WEIGHTS,
     STATE,
-    STATE_KEY,
     TEXT_FEATURE,
     TOKEN_IDS,
     TOKENIZER,
@@ -62,7 +62,7 @@ class BundlePolicy:
     """A Policy computed by a bundle's graphs.
 
     Each frame is encoded at most once, and only if a chunk needs it. `frames_encoded` and
-    `texts_encoded` count what was encoded, `ledger` times the stages vision, text, history,
+    `texts_encoded` count what was encoded, `timings` times the stages vision, text, history,
     denoiser and guided. `guided`: also open the guided denoiser; UserError when the bundle has
     none.
     """
@@ -70,22 +70,22 @@ class BundlePolicy:
     def __init__(self, bundle: Bundle, engines: Engines, guided: bool = False) -> None:
         m = bundle.manifest
         self.joints = tuple(joint.name for joint in m.joints)
-        self.cameras = tuple(camera.name for camera in m.cameras)
+        self.frame_sizes = {camera.name: (camera.height, camera.width) for camera in m.cameras}
+        self.cameras = tuple(self.frame_sizes)
         self.n_obs_steps, self.horizon = m.n_obs_steps, m.horizon
         self.n_action_steps, self.fps = m.n_action_steps, m.fps
-        self.ledger = Timings()
+        self.timings = Timings()
         self.frames_encoded = self.texts_encoded = 0
         self._bundle, self._engines = bundle, engines
-        self._state_stats = _stats(bundle, STATE_KEY)
-        self._action_stats = _stats(bundle, ACTION_KEY)
-        self._shapes = {camera.name: (camera.height, camera.width, 3) for camera in m.cameras}
+        self._state_stats = _stats(bundle, STATE_FEATURE)
+        self._action_stats = _stats(bundle, ACTION)
         self._denoisers: dict[str, Engine] = {"denoiser": engines.denoiser}
         if guided:
             self._denoisers["guided"] = _open_guided(bundle, engines)
         self._texts: dict[str, NDArray[np.float32]] = dict(bundle.task_features)
         self._text: NDArray[np.float32] | None = None
         self._last_known: _Known | None = None
-        self._history: History[_Moment] = History(m.n_obs_steps, m.obs_spacing_ticks)
+        self._history: History[_Moment] = History(m.n_obs_steps)
         self._rng = np.random.default_rng(0)
         self._lock = threading.Lock()  # engines are not re-entrant
 
@@ -97,7 +97,7 @@ class BundlePolicy:
         self._text = self._texts[task]
 
     def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
-        check_observation(positions, frames, len(self.joints), self._shapes)
+        check_observation(positions, frames, len(self.joints), self.frame_sizes)
         self._history.push(Moment(self._state_stats.normalize(positions), frames))
 
     def request(
@@ -182,7 +182,7 @@ class BundlePolicy:
 
     def _run(self, graph: str, engine: Engine, inputs: Arrays) -> Arrays:
         needed = {t.name: inputs[t.name] for t in self._bundle.manifest.graphs[graph].inputs}
-        with self.ledger.time(graph):
+        with self.timings.time(graph):
             return engine(needed)
 
     def _feature(self, moment: _Moment) -> NDArray[np.float32]:

@@ -19,13 +19,11 @@ class History(Generic[T]):
     """The last observations of a policy, like LeRobot's deques: one per tick, and the first one is
     repeated to fill the history.
 
-    Source: LeRobot `policies/utils.py::populate_queues`. With `spacing_ticks` > 1 the steps are
-    that many ticks apart.
+    Source: LeRobot `policies/utils.py::populate_queues`.
     """
 
-    def __init__(self, n_obs_steps: int, spacing_ticks: int = 1) -> None:
-        self._spacing = spacing_ticks
-        self._items: deque[T] = deque(maxlen=(n_obs_steps - 1) * spacing_ticks + 1)
+    def __init__(self, n_obs_steps: int) -> None:
+        self._items: deque[T] = deque(maxlen=n_obs_steps)
 
     def clear(self) -> None:
         self._items.clear()
@@ -37,11 +35,11 @@ class History(Generic[T]):
         """The n_obs_steps items for a request made now, oldest first."""
         if not self._items:
             raise RuntimeError("observe() must come before the first chunk")
-        return list(self._items)[:: self._spacing]
+        return list(self._items)
 
     def steps_after_next(self) -> list[T]:
         """The items of `steps()` after the next push, without the newest."""
-        return list(self._items)[1 :: self._spacing]
+        return list(self._items)[1:]
 
 
 @dataclass(eq=False)
@@ -59,17 +57,18 @@ def check_observation(
     positions: Positions,
     frames: Mapping[str, Frame],
     n_joints: int,
-    shapes: Mapping[str, tuple[int, ...]],
+    frame_sizes: Mapping[str, tuple[int, int]],
 ) -> None:
-    """UserError unless the positions are (n_joints,) and every camera in `shapes` gives frames that
-    are uint8 and (H, W, 3) as in training.
+    """UserError unless the positions are (n_joints,) and every camera in `frame_sizes` gives
+    frames of uint8 and the (height, width) of training.
     """
     if positions.shape != (n_joints,):
         raise UserError(
             f"the robot reports positions of shape {positions.shape}, "
             f"the policy needs {n_joints} joints: use the arm it was trained on"
         )
-    for name, shape in shapes.items():
+    for name, size in frame_sizes.items():
+        shape = (*size, 3)
         if name not in frames:
             raise UserError(
                 f"no frame from camera {name!r}: connect it or rename a camera to {name!r}"

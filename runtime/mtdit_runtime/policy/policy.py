@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
-from mtdit_runtime.bundle.manifest import (
-    NOISE,
-    PREFIX,
-    PREFIX_MASK,
-    STEP_NOISE,
-)
+from mtdit_runtime.bundle.manifest import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE
 from mtdit_runtime.engines.engine import Arrays
 from mtdit_runtime.text import printable
+from mtdit_runtime.timings import Timings
 
 Chunk = NDArray[np.float64]  # (horizon, J) degrees, gripper 0..100
 # (horizon, J) standard normal; DDPM (draws, horizon, J): the start, then the noise of each step
 Noise = NDArray[np.float32]
 
-T = TypeVar("T")
-
 
 class Policy(Protocol):
-    """What the queue, the loop and the evaluation need from a policy, whatever computes it.
+    """A trained policy: observations in, action chunks out. `mtdit.load` opens one.
 
-    The call order is: reset once, observe at every tick, request or chunk when actions run out.
+    Positions and actions are (J,) in degrees, the gripper in 0..100, in the order of `joints`. Call
+    `reset` once per episode, `observe` at every tick, and `chunk` (or `request`) whenever the
+    actions of the last chunk run out. Use one object per thread.
     """
 
     @property
@@ -43,51 +39,73 @@ class Policy(Protocol):
         ...
 
     @property
-    def n_obs_steps(self) -> int: ...
+    def frame_sizes(self) -> Mapping[str, tuple[int, int]]:
+        """Camera name -> (height, width) of the frames that it must deliver."""
+        ...
 
     @property
-    def horizon(self) -> int: ...
+    def n_obs_steps(self) -> int:
+        """Observations that a chunk is computed from: the newest and those of the ticks before."""
+        ...
 
     @property
-    def n_action_steps(self) -> int: ...
+    def horizon(self) -> int:
+        """Rows of a chunk. Row n_obs_steps-1 is the action for the newest observation."""
+        ...
 
     @property
-    def fps(self) -> int: ...
+    def n_action_steps(self) -> int:
+        """Rows that are executed, from row n_obs_steps-1 on, before the next chunk."""
+        ...
+
+    @property
+    def fps(self) -> int:
+        """Ticks per second of the training data, at which the policy must be run."""
+        ...
+
+    @property
+    def timings(self) -> Timings:
+        """Durations of the policy's own stages; empty if it measures none."""
+        return Timings()
 
     def reset(self, task: str, seed: int) -> None:
-        """Forget the history; from here on follow `task`, with noise from
+        """Forget the observations; from here on follow `task`, with noise from
         `np.random.default_rng(seed)`.
+
+        An instruction that is not in the training data is encoded here, which takes some time.
         """
 
     def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
         """Add an observation. Call at every tick, also while actions remain; it is cheap. The first
         observation fills the whole history.
 
-        positions: (J,) degrees. frames: camera -> (H, W, 3) uint8 RGB, kept by reference; neither
-        the policy nor the caller may write to them afterwards.
+        positions: (J,) degrees, gripper 0..100. frames: camera -> (H, W, 3) uint8 RGB, kept by
+        reference; neither the policy nor the caller may write to them afterwards. UserError for a
+        missing camera, and for positions or frames of another shape than in training.
         """
+
+    def chunk(self, noise: Noise | None = None, committed: Positions | None = None) -> Chunk:
+        """Compute a chunk, (horizon, J) in degrees; row n_obs_steps-1 belongs to the newest
+        observation. Arguments as for `request`. RuntimeError before the first `reset`.
+        """
+        ...
 
     def request(
         self, noise: Noise | None = None, committed: Positions | None = None
     ) -> Callable[[], Chunk]:
-        """Fix history, task and noise now; calling the result, in any thread, computes the chunk
-        (horizon, J).
+        """Fix observations, task and noise now; calling the result, in any thread, computes the
+        chunk (horizon, J).
 
-        committed: (n, J) positions in units, n <= horizon: the chunk's first rows, which the robot
-        will execute in any case. They are returned unchanged, and the other rows are denoised to
-        continue them.
+        noise: (horizon, J) standard normal, for DDPM (steps, horizon, J); None draws it from the
+        seed of `reset`. committed: (n, J) positions in units, n <= horizon: the chunk's first rows,
+        which the robot will execute in any case. They are returned unchanged, and the other rows
+        are denoised to continue them.
         """
         ...
 
     def prepare(self) -> Callable[[], None]:
-        """Calling the result computes in advance the part of the next request that does not depend
-        on the next `observe`.
-        """
-        ...
-
-    def chunk(self, noise: Noise | None = None, committed: Positions | None = None) -> Chunk:
-        """`request(...)()`: (horizon, J) in degrees; row n_obs_steps-1 belongs to the newest
-        observation.
+        """Calling the result, in any thread, computes in advance the part of the next request that
+        does not depend on the next `observe`. Optional: it only makes the next chunk faster.
         """
         ...
 

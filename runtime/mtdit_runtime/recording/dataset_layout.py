@@ -30,7 +30,9 @@ COUNTERS = ("total_episodes", "total_frames", "total_tasks", "splits")
 
 @dataclass(frozen=True)
 class Layout:
-    """The features of a dataset: what every frame contains."""
+    """The features of a dataset, i.e. what every frame contains: positions and actions (J,) of the
+    joints, and a picture (height, width, 3) of each camera.
+    """
 
     fps: int
     joints: tuple[str, ...]

@@ -1,12 +1,13 @@
-"""Reads a LeRobotDataset v3 folder without torch or LeRobot.
+"""Reads a LeRobotDataset v3 folder without torch or LeRobot: everything except the frames.
 
-Source of the format: LeRobot `datasets/`, codebase_version v3.0.
+Replay, training and a resumed recording read with it. Source of the format: LeRobot
+`datasets/{dataset_metadata,dataset_reader,video_utils}.py`, codebase_version v3.0. Frames are
+decoded in `mtdit.data`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,87 @@ from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.extras import missing
-from mtdit_robots.features import ACTION, STATE
-from mtdit_runtime.recording.dataset_layout import DATA_PATH, INFO
+from mtdit_robots.features import ACTION, IMAGES, STATE
+from mtdit_runtime.files import read_json
+from mtdit_runtime.recording.dataset_consistency import (
+    check_info,
+    check_rows,
+    check_vectors,
+    image_shape,
+    joint_names,
+)
+from mtdit_runtime.recording.dataset_layout import INFO, STATS, TASKS, VIDEO_PATH
 from mtdit_runtime.recording.video_encoder import RECORDING
 from mtdit_runtime.text import first_line
 
-# -- reading
+COLUMNS = (STATE, ACTION, "timestamp", "index", "episode_index", "task_index")  # those of data/
+EPISODES, DATA = "meta/episodes", "data"  # folders of tables
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """One recorded episode, without its images."""
+class RecordedDataset:
+    """A dataset without its frames. A row is a frame of the whole dataset, sorted by episode."""
+
+    root: Path
+    info: Mapping[str, Any]  # meta/info.json
+    joints: tuple[str, ...]  # names of the action's dimensions, without ".pos"
+    cameras: Mapping[str, tuple[int, int, int]]  # camera -> (H, W, 3), in the order of info.json
+    image_keys: Mapping[str, str]  # camera -> feature key
+    tasks: tuple[str, ...]
+    state: NDArray[Any]  # (N, J), as stored
+    action: NDArray[Any]  # (N, A), as stored
+    task: NDArray[np.int64]  # (N,) index into tasks
+    episode_ends: NDArray[np.int64]  # (E,) exclusive
+    episodes: Sequence[Mapping[str, Any]]  # the rows of meta/episodes, without statistics
+
+    @property
+    def fps(self) -> int:
+        return int(self.info["fps"])
+
+    @property
+    def robot_type(self) -> str:
+        return str(self.info.get("robot_type") or "")
+
+    @property
+    def data_files(self) -> list[Path]:
+        return table_files(self.root, DATA)
+
+    def is_video(self, camera: str) -> bool:
+        """Whether a camera is stored as video; otherwise its PNGs are in the data files."""
+        return bool(self.info["features"][self.image_keys[camera]]["dtype"] == "video")
+
+    def video_places(self, camera: str) -> dict[str, dict[int, int]]:
+        """Video path (relative to the root) -> frame number in the video -> row.
+
+        UserError when meta/episodes lacks the columns that say so.
+        """
+        key = self.image_keys[camera]
+        columns = ["dataset_from_index", "length"]
+        columns += [f"videos/{key}/{n}" for n in ("chunk_index", "file_index", "from_timestamp")]
+        pattern = self.info.get("video_path") or VIDEO_PATH
+        places: dict[str, dict[int, int]] = {}
+        for episode in self.episodes:
+            missing = [column for column in columns if episode.get(column) is None]
+            if missing:
+                raise UserError(
+                    f"{self.root}/{EPISODES} has no column {missing[0]!r}; copy the dataset again"
+                )
+            row, length, chunk, file, start = (episode[column] for column in columns)
+            try:
+                path = pattern.format(video_key=key, chunk_index=chunk, file_index=file)
+            except (KeyError, IndexError, ValueError, AttributeError):
+                raise UserError(
+                    f"{self.root}/{INFO}: video_path {pattern!r} is not a valid pattern; "
+                    f"LeRobot's is {VIDEO_PATH!r}"
+                ) from None
+            first = round(start * self.fps)
+            places.setdefault(path, {}).update({first + i: row + i for i in range(length)})
+        return places
+
+
+@dataclass(frozen=True)
+class RecordedEpisode:
+    """One episode, without its frames. Positions and actions are in degrees, grippers in 0..100."""
 
     fps: int
     joints: tuple[str, ...]
@@ -36,34 +107,219 @@ class Recorded:
     actions: NDArray[np.float64]  # (N, J)
 
 
-def read_episode(root: Path, number: int) -> Recorded:
-    """Read episode `number` of a LeRobotDataset v3.
-
-    Raises UserError when there is no dataset or no such episode, or when its tables are damaged.
-    """
-    pq, info = import_parquet(), read_info(root)
+def read_dataset(root: Path) -> RecordedDataset:
+    """Read a dataset and check that its parts agree. UserError says what is missing or damaged."""
+    info = read_info(root)
     with damage_named(root):
-        rows = list(episode_rows(root))
-        if not 0 <= number < len(rows):
-            numbers = f"episodes 0 to {len(rows) - 1}" if rows else "no episodes"
-            raise UserError(f"{root} has no episode {number}: it has {numbers}")
-        row = rows[number]
-        pattern = info.get("data_path") or DATA_PATH
-        indices = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
-        table = pq.read_table(
-            root / pattern.format(**indices),
-            columns=[ACTION, STATE, "episode_index"],
-            filters=[("episode_index", "=", number)],
+        episodes = read_episodes(root)
+        _need_files(root, EPISODES, "episodes")
+        columns, tasks = _read_rows(root, episodes), read_tasks(root)
+        check_rows(root, columns, tasks, episodes, info["fps"])
+        features = info["features"]
+        state, action = (check_vectors(root, columns, k, features[k]) for k in (STATE, ACTION))
+        keys = {
+            key.removeprefix(IMAGES): key
+            for key, feature in features.items()
+            if feature["dtype"] in ("video", "image")
+        }
+        return RecordedDataset(
+            root=root,
+            info=info,
+            joints=joint_names(features[ACTION], action.shape[1]),
+            cameras={c: image_shape(root, key, features[key]) for c, key in keys.items()},
+            image_keys=keys,
+            tasks=tasks,
+            state=state,
+            action=action,
+            task=columns["task_index"].astype(np.int64),
+            episode_ends=np.append(
+                np.flatnonzero(np.diff(columns["episode_index"])) + 1, len(state)
+            ).astype(np.int64),
+            episodes=episodes,
         )
-        states, actions = (np.array(table[key].to_pylist(), np.float64) for key in (STATE, ACTION))
-        names = info["features"][ACTION].get("names") or []
-        joints = tuple(str(name).removesuffix(".pos") for name in names)
-        return Recorded(int(info["fps"]), joints, row["tasks"][0], states, actions)
+
+
+def read_episode(root: Path | str, number: int) -> RecordedEpisode:
+    """Read episode `number`, counted from 0, of the LeRobotDataset v3 in the folder `root`, without
+    its frames. UserError as `read_dataset`, and when there is no such episode.
+    """
+    dataset = read_dataset(Path(root))
+    ends = dataset.episode_ends
+    if not 0 <= number < len(ends):
+        raise UserError(
+            f"{root} has no episode {number}: it has episodes 0 to {len(ends) - 1}; "
+            "choose one of those"
+        )
+    rows = slice(int(ends[number - 1]) if number else 0, int(ends[number]))
+    return RecordedEpisode(
+        dataset.fps,
+        dataset.joints,
+        dataset.tasks[int(dataset.task[rows][0])],
+        dataset.state[rows].astype(np.float64),
+        dataset.action[rows].astype(np.float64),
+    )
+
+
+def read_stats(
+    root: Path, vectors: Mapping[str, NDArray[np.float32]]
+) -> dict[str, dict[str, NDArray[np.float32]]]:
+    """meta/stats.json as arrays; what it lacks of `vectors` (feature -> (N, D)) is computed."""
+    raw = read_json(root / STATS) if (root / STATS).is_file() else {}
+    try:
+        stats = {
+            k: {n: np.asarray(v, np.float32) for n, v in values.items()}
+            for k, values in raw.items()
+        }
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(
+            f"{root / STATS} does not hold statistics; delete it, and mtdit computes them"
+        ) from None
+    for key, rows in vectors.items():
+        known = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
+        stats[key] = {**known, **stats.get(key, {})}
+        if stats[key]["min"].shape != rows.shape[1:]:
+            shape = stats[key]["min"].shape
+            raise UserError(
+                f"{root}: the statistics of {key} have shape {shape}, but its frames have "
+                f"{rows.shape[1:]}; delete {STATS}, and mtdit computes them"
+            )
+        if not all(np.isfinite(stats[key][name]).all() for name in known):
+            raise UserError(
+                f"{root}: the statistics of {key} are not finite; delete {STATS}, and mtdit "
+                "computes them"
+            )
+    return stats
+
+
+# -- metadata
+
+
+def check_folder(root: Path) -> None:
+    """Raise UserError for a folder that is not a dataset."""
+    if not (root / INFO).is_file():
+        raise UserError(
+            f"{root} is not a LeRobotDataset: it has no {INFO}; give the folder that contains meta/"
+        )
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    """Read meta/info.json. Raises UserError when `root` is not a v3 dataset."""
+    check_folder(root)
+    with damage_named(root):
+        info = read_json(root / INFO)
+        check_info(root, info)
+        return dict(info)
+
+
+def read_episodes(root: Path) -> list[dict[str, Any]]:
+    """The rows of meta/episodes without their statistics, in order. A new dataset has none."""
+    rows: list[dict[str, Any]] = []
+    for file in table_files(root, EPISODES):
+        table = _read_parquet(file, lambda name: not name.startswith("stats/"))
+        _need_columns(file, table, ("episode_index", "dataset_to_index"))
+        rows += table.to_pylist()
+    return sorted(rows, key=lambda row: int(row["episode_index"]))
+
+
+def read_tasks(root: Path) -> tuple[str, ...]:
+    """The instructions of meta/tasks.parquet, by their index."""
+    path = root / TASKS
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; copy the whole dataset")
+    table = _read_parquet(path)
+    name = next((n for n in ("task", "__index_level_0__") if n in table.column_names), None)
+    if name is None:
+        raise UserError(f"{path} has no column 'task'; every episode needs an instruction")
+    rows = sorted(zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True))
+    return tuple(str(task) for _, task in rows)
+
+
+# -- tables
+
+
+def table_files(root: Path, folder: str) -> list[Path]:
+    """The parquet files of a folder of the dataset, in the order of their rows."""
+    return sorted((root / folder).glob("chunk-*/file-*.parquet"))
+
+
+def _need_files(root: Path, folder: str, what: str) -> list[Path]:
+    files = table_files(root, folder)
+    if not files:
+        raise UserError(
+            f"{root} has no {what}: {folder}/chunk-000/file-000.parquet is missing; "
+            "copy the whole dataset"
+        )
+    return files
+
+
+def _read_rows(root: Path, episodes: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
+    """COLUMNS of all data files, sorted by row.
+
+    Rows after the last finished episode, left by a killed recorder, are dropped.
+    """
+    import pyarrow as pa
+
+    files = _need_files(root, DATA, "frames")
+    tables = [_read_parquet(file, COLUMNS.__contains__) for file in files]
+    for file, table in zip(files, tables, strict=True):
+        _need_columns(file, table, COLUMNS)
+    table = pa.concat_tables(tables, promote_options="permissive").sort_by("index")
+    table = table.slice(0, max((row["dataset_to_index"] for row in episodes), default=0))
+    if not len(table):
+        raise UserError(f"{root} has no frames; record episodes first")
+    return {name: _to_numpy(root, name, table.column(name)) for name in COLUMNS}
+
+
+def _need_columns(file: Path, table: Any, names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise UserError(
+            f"{file} has no column {missing[0]!r}, so the dataset does not match its "
+            "meta/info.json; copy the dataset again"
+        )
+
+
+def _to_numpy(root: Path, name: str, column: Any) -> NDArray[Any]:
+    """A column as (N,), a column of lists as (N, D). UserError: lengths differ, values missing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if column.null_count:
+        raise UserError(
+            f"{root}: {column.null_count} values are missing in column {name!r}; "
+            "copy the dataset again"
+        )
+    values: NDArray[Any]
+    if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)):
+        values = column.to_numpy()
+        return values
+    lengths = np.unique(pc.list_value_length(column).to_numpy())
+    if len(lengths) != 1:
+        raise UserError(
+            f"{root}: {name!r} has {lengths[0]} numbers in one frame and {lengths[-1]} in another; "
+            "record the dataset again"
+        )
+    values = pc.list_flatten(column).to_numpy().reshape(len(column), -1)
+    return values
+
+
+def _read_parquet(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> Any:
+    """The columns of a file whose names are `wanted`, as a pyarrow Table."""
+    pq = import_parquet()
+    import pyarrow as pa
+
+    try:
+        with pq.ParquetFile(file) as opened:
+            names = [name for name in opened.schema_arrow.names if wanted(name)]
+            return opened.read(columns=names)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{file} cannot be read ({reason}); copy the dataset again") from None
 
 
 @contextmanager
 def damage_named(root: Path) -> Iterator[None]:
-    """Raise UserError for any error that a damaged table causes in the block."""
+    """Raise UserError for any error that a damaged file causes in the block."""
     try:
         yield
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -71,36 +327,6 @@ def damage_named(root: Path) -> Iterator[None]:
             f"{root} is damaged ({type(error).__name__}: {first_line(error)}): "
             "restore it from a copy"
         ) from error
-
-
-def read_info(root: Path) -> dict[str, Any]:
-    """Read meta/info.json. Raises UserError when `root` is not a v3 dataset."""
-    try:
-        info = json.loads((root / INFO).read_text())
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{root} is not a dataset, it has no {INFO}: give the folder that contains meta/"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{root / INFO} cannot be read ({error}): copy the dataset again"
-        ) from error
-    version = info.get("codebase_version") if isinstance(info, dict) else None
-    if not str(version).startswith("v3."):
-        raise UserError(
-            f"{root} is a dataset of version {version}, mtdit needs v3.x: "
-            "convert it with LeRobot's script"
-        )
-    return dict(info)
-
-
-def episode_rows(root: Path) -> Iterator[dict[str, Any]]:
-    """The rows of meta/episodes without their statistics, in order."""
-    pq, rows = import_parquet(), []
-    for file in sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet")):
-        columns = [name for name in pq.read_schema(file).names if not name.startswith("stats/")]
-        rows += pq.read_table(file, columns=columns).to_pylist()
-    yield from sorted(rows, key=lambda row: int(row["episode_index"]))
 
 
 def import_parquet() -> Any:

@@ -1,4 +1,4 @@
-"""Writes and reads LeRobotDataset v3 folders (meta/, data/, videos/) without torch or LeRobot.
+"""Writes LeRobotDataset v3 folders (meta/, data/, videos/) without torch or LeRobot.
 
 Episodes are saved one at a time, each in its own files: they are written to a temporary folder,
 flushed to disk and renamed one after the other, the row in meta/episodes third to last. A process
@@ -37,9 +37,10 @@ from mtdit_runtime.recording.dataset_layout import (
 )
 from mtdit_runtime.recording.dataset_reader import (
     damage_named,
-    episode_rows,
     import_parquet,
+    read_episodes,
     read_info,
+    read_tasks,
 )
 from mtdit_runtime.recording.dataset_stats import Stats
 from mtdit_runtime.recording.dataset_tables import (
@@ -67,25 +68,32 @@ log = logging.getLogger(__name__)
 
 
 class DatasetWriter:
-    """A dataset folder to which whole episodes are added.
+    """A LeRobotDataset v3 folder to which whole episodes are added.
 
-    root: a new folder, or an existing dataset if `resume`. codec: h264 or av1. wait: when the
-    encoder is slow, wait for it (lock-step) instead of repeating frames. Raises UserError when the
-    folder is not empty, its dataset has another layout, another program records into it, or PyAV
-    or pyarrow is not installed.
+        episode = writer.begin("open the drawer")
+        episode.add(positions, action, {"top": frame})  # once per tick
+        writer.save_episode(episode)  # and in the end writer.close()
+
+    root: a new folder, or an existing dataset if `resume`. codec: h264 or av1. crf: the video's
+    quality instead of the codec's usual one; lower is better. wait: when the encoder is slow, wait
+    for it (lock-step) instead of repeating frames. Raises UserError when the folder is not empty,
+    its dataset has another layout, another program records into it, or PyAV or pyarrow is not
+    installed.
     """
 
     def __init__(
         self,
-        root: Path,
+        root: Path | str,
         layout: Layout,
         resume: bool = False,
         codec: str = "h264",
+        crf: int | None = None,
         wait: bool = False,
     ) -> None:
         layout.check()
-        self.root, self.layout, self._wait = root, layout, wait
-        self._codec: Codec = find_codec(codec)
+        self.root = root = Path(root)
+        self.layout, self._wait = layout, wait
+        self._codec: Codec = find_codec(codec, crf)
         import_parquet()
         self.tasks: list[str] = []
         self._rows: list[dict[str, Any]] = []  # of meta/episodes, without statistics
@@ -117,7 +125,7 @@ class DatasetWriter:
             task, {c: Encoding(partial(self._sink, c), self._wait) for c in self.layout.cameras}
         )
 
-    def keep(self, episode: Episode) -> None:
+    def save_episode(self, episode: Episode) -> None:
         """Save the episode: finish its encoders and add it to the dataset.
 
         This takes too long for the control loop. Raises UserError when the episode is too short,
@@ -170,13 +178,10 @@ class DatasetWriter:
         """Read the existing dataset. Counters and statistics are computed from its episodes, since
         stats.json and info.json may be one episode behind.
         """
-        pq = import_parquet()
         self._info = read_info(self.root)
         _check_same(self._info, self.layout, self.root)
-        self._rows = list(episode_rows(self.root))
+        self._rows, self.tasks = read_episodes(self.root), list(read_tasks(self.root))
         self._resumed_at = len(self._rows)
-        tasks = pq.read_table(self.root / TASKS).to_pylist()
-        self.tasks = [str(row["task"]) for row in sorted(tasks, key=lambda row: row["task_index"])]
         if self._rows:
             self._stats = [stats_so_far(self.root, self._rows)]
 

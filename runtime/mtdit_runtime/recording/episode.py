@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mtdit_robots.robot import Frame, Positions
-from mtdit_runtime.recording.video_encoder import (
-    Encoding,
-)
+from mtdit_runtime.recording.video_encoder import Encoding
 
 
 @dataclass
 class Episode:
-    """An episode that is being recorded: `add` frames, then `Recording.keep` or `discard` it."""
+    """An episode that is being recorded: `add` frames, then `discard` it or give it to
+    `DatasetWriter.save_episode`.
+    """
 
     task: str
     encodings: Mapping[str, Encoding]  # camera -> the encoder of its frames

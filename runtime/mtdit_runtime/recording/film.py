@@ -1,13 +1,17 @@
-"""Videos of runs: camera frames side by side with a caption, written as MP4 with OpenCV.
+"""Videos of runs: camera frames side by side with a caption, as H.264 MP4, which browsers play.
 
-`Film` writes in its own thread, so that it does not slow down the control loop.
+`Film` writes in its own thread, so that it does not slow down the control loop. OpenCV scales the
+frames and draws the caption; the file is written by the encoder of recordings.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +20,28 @@ import numpy as np
 from mtdit_robots.errors import UserError
 from mtdit_robots.extras import missing
 from mtdit_robots.robot import Frame
+from mtdit_runtime.recording.video_encoder import VideoSink, find_codec
 
 CAPTION_HEIGHT = 24  # pixels
 WAITING = 90  # most frames in the queue: three seconds
+KEY_FRAMES = 30  # one in so many frames; a film is played, not read frame by frame
 
 
-class VideoWriter:
-    """An MP4 file. size: (width, height). `write` takes (H, W, 3) uint8 RGB of that size."""
+def check_film(path: Path) -> None:
+    """Raise UserError when no film can be written to `path`: a package is missing, the name does
+    not end in .mp4, or its folder is not writable.
+    """
+    _import_cv2()
+    find_codec("h264")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.suffix != ".mp4" or not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise _unwritable(path)
 
-    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
-        self._cv2 = _import_cv2()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._size = size
-        self._file = self._cv2.VideoWriter(
-            str(path), self._cv2.VideoWriter.fourcc(*"mp4v"), fps, size
-        )
-        if not self._file.isOpened():
-            raise UserError(
-                f"cannot write a video to {path}: use a writable folder and a name ending in .mp4"
-            )
 
-    def write(self, frame: Frame) -> None:
-        if frame.shape != (self._size[1], self._size[0], 3):
-            raise ValueError(f"the video is {self._size}, the frame {frame.shape}")
-        self._file.write(np.ascontiguousarray(frame[..., ::-1]))  # OpenCV wants BGR
-
-    def close(self) -> None:
-        self._file.release()
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
+def _unwritable(path: Path) -> UserError:
+    return UserError(
+        f"cannot write a video to {path}: use a writable folder and a name ending in .mp4"
+    )
 
 
 def tile(frames: Sequence[Frame], height: int) -> Frame:
@@ -83,10 +76,12 @@ class Film:
     dropping the frame (real time). dropped: how many frames were dropped.
     """
 
-    def __init__(self, path: Path, fps: float, height: int = 240, wait: bool = False) -> None:
-        _import_cv2()
+    def __init__(self, path: Path, fps: int, height: int = 240, wait: bool = False) -> None:
+        check_film(path)
         self._path, self._fps, self._height, self._wait = path, fps, height, wait
+        self._codec = replace(find_codec("h264"), g=KEY_FRAMES)
         self._todo: queue.Queue[tuple[list[Frame], str] | None] = queue.Queue(WAITING)
+        self._file: VideoSink | None = None
         self._error: Exception | None = None
         self.dropped = 0
         self._thread = threading.Thread(target=self._write_all, name="film", daemon=True)
@@ -107,20 +102,28 @@ class Film:
             raise self._error
 
     def _write_all(self) -> None:
-        writer: VideoWriter | None = None
         while (item := self._todo.get()) is not None:
-            if self._error is not None:
-                continue
-            try:
-                picture = caption(tile(item[0], self._height), item[1])
-                writer = writer or VideoWriter(
-                    self._path, self._fps, (picture.shape[1], picture.shape[0])
-                )
-                writer.write(picture)
-            except Exception as error:  # raised by `close`
-                self._error = error
-        if writer is not None:
-            writer.close()
+            if self._error is None:
+                self._attempt(partial(self._write, *item))
+        if self._file is not None:
+            self._attempt(self._file.close)
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """Do it and keep the first error, which `close` raises."""
+        try:
+            work()
+        except OSError:
+            self._error = self._error or _unwritable(self._path)
+        except Exception as error:
+            self._error = self._error or error
+
+    def _write(self, frames: Sequence[Frame], text: str) -> None:
+        picture = caption(tile(frames, self._height), text)
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            height, width = picture.shape[:2]
+            self._file = VideoSink(self._path, self._fps, height, width, self._codec)
+        self._file.write(picture)
 
 
 def _import_cv2() -> Any:

@@ -1,15 +1,17 @@
 """A recording session: episodes, the pauses between them, and the keys that control both.
 
-`teleoperate` drives the arm and `demonstrations` writes the dataset. Everything slow (saving an
+`teleoperate` drives the arm and `dataset_writer` writes the dataset. Everything slow (saving an
 episode, messages for the user) happens in a thread beside the control loop.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mtdit_robots.errors import UserError
 from mtdit_runtime.control.report import Tick
@@ -17,6 +19,8 @@ from mtdit_runtime.control.safety import Stop
 from mtdit_runtime.recording.dataset_layout import FEWEST_FRAMES
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 from mtdit_runtime.recording.episode import Episode
+
+log = logging.getLogger(__name__)
 
 NEXT, AGAIN, STOP = ("right", "enter", "n"), ("left", "r"), ("escape", "q")
 KEYS = "ENTER/right: finish episode, r/left: re-record, q/ESC: stop after this episode"
@@ -65,12 +69,38 @@ class SessionStats:
     stale_frames: int = 0  # saved frames whose images were stale; the arm held its pose meanwhile
     slow_episodes: int = 0  # saved, though the loop was slower than the dataset's fps
     interrupted: bool = False  # the run ended in the middle of an episode
+    episodes: int = 0  # in the dataset, at the end
+
+    def lines(self, root: Path) -> list[str]:
+        """The session in a line, and one more line for each problem."""
+        lines = [
+            f"{self.kept} episodes saved ({self.frames} frames), {self.discarded} discarded; "
+            f"{root} now has {self.episodes} episodes"
+        ]
+        if self.interrupted:
+            lines.append("the episode that was being recorded at the end was not saved")
+        for camera, n in self.repeated.items():
+            lines.append(
+                f"{n} frames of {camera} repeat the previous picture because the encoder was too "
+                "slow: use a smaller --width and --height"
+            )
+        if self.slow_episodes:
+            lines.append(
+                f"{self.slow_episodes} episodes were recorded more slowly than --fps: "
+                "use a lower --fps, or smaller frames"
+            )
+        if self.stale_frames:
+            lines.append(
+                f"{self.stale_frames} frames have outdated pictures: "
+                "check the cameras with `mtdit find-cameras`"
+            )
+        return lines
 
 
 class Session:
     """An `on_tick` that records. Call `close` after the run: it waits for the last episode.
 
-    key: called once per tick. say: called from another thread, never from the loop.
+    key: called once per tick. say: called with each message for the user, from another thread.
     """
 
     def __init__(
@@ -78,11 +108,11 @@ class Session:
         recording: DatasetWriter,
         plan: SessionConfig,
         key: Key = lambda: None,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         plan.check(recording.layout.fps)
         self.recording, self.plan, self.outcome = recording, plan, SessionStats()
-        self._key, self._tell = key, say
+        self._key, self._tell = key, say or log.info
         self._writer = ThreadPoolExecutor(1, "recording")
         self._writing: Future[bool] | None = None
         self._episode: Episode | None = None
@@ -128,6 +158,7 @@ class Session:
         finally:
             self._writer.shutdown()
             self.recording.close()
+            self.outcome.episodes = self.recording.n_episodes
 
     # -- while an episode is recorded
 
@@ -192,7 +223,7 @@ class Session:
     # -- in the writer's thread
 
     def _save(self, episode: Episode, stale: int, rate_hz: float) -> bool:
-        self.recording.keep(episode)
+        self.recording.save_episode(episode)
         fps = self.recording.layout.fps
         seconds = len(episode) / fps
         lines = [f"episode {self.outcome.kept + 1} saved: {seconds:.1f} s, {len(episode)} frames"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from mtdit_robots.robot import Frame
 from mtdit_runtime.recording.dataset_stats import Counts, pixel_counts
 
 WAITING = 90  # most frames in the queue: three seconds, 80 MB of a 640x480 camera
-RECORDING = "recording needs pyarrow and PyAV"
+RECORDING = "datasets and videos need pyarrow and PyAV"
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class VideoSink:
 
         av.logging.set_libav_level(av.logging.ERROR)
         self._av, self._rate, self._n_frames = av, Fraction(1, fps), 0
+        self._shape = height, width, 3
         self._file = av.open(str(path), "w", format="mp4")
         stream: Any = self._file.add_stream(codec.encoder, rate=fps, options=codec.options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -75,6 +76,8 @@ class VideoSink:
         self._stream = stream
 
     def write(self, frame: Frame) -> None:
+        if frame.shape != self._shape:  # FFmpeg would scale it without a word
+            raise ValueError(f"the video is {self._shape}, the frame {frame.shape}")
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture.pts, picture.time_base = self._n_frames, self._rate
         self._n_frames += 1
@@ -202,8 +205,8 @@ class Encoding:
             self.counts.append(counts)
 
 
-def find_codec(name: str) -> Codec:
-    """The codec called `name`.
+def find_codec(name: str, crf: int | None = None) -> Codec:
+    """The codec called `name`, with another quality if `crf` is given.
 
     Raises UserError when it is unknown, or PyAV is missing or was built without its encoder.
     """
@@ -213,7 +216,11 @@ def find_codec(name: str) -> Codec:
         import av
     except ImportError as error:
         raise missing("av", RECORDING) from error
-    if CODECS[name].encoder not in av.codecs_available:
+    codec = CODECS[name]
+    if codec.encoder not in av.codecs_available:
         others = " or ".join(other for other in CODECS if other != name)
-        raise UserError(f"this PyAV cannot encode {name}: use --codec {others}")
-    return CODECS[name]
+        raise UserError(
+            f"this PyAV cannot encode {name}: run `pip install --force-reinstall av`, or record "
+            f"with --codec {others}"
+        )
+    return codec if crf is None else replace(codec, crf=crf)

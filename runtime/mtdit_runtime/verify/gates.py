@@ -12,11 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mtdit_robots.features import ACTION, STATE
 from mtdit_runtime.bundle.bundle import Bundle
-from mtdit_runtime.bundle.manifest import (
-    ACTION_KEY,
-    STATE_KEY,
-)
 from mtdit_runtime.engines.engine import Engines
 from mtdit_runtime.verify.candidate import EngineRunner, WrongOutputError
 from mtdit_runtime.verify.fixtures import (
@@ -49,10 +46,17 @@ SUSPECT_RATIO = 10  # a stage whose error is this many times that at export is n
 
 @dataclass(frozen=True)
 class Verification:
-    """Stage -> figures. `failures` is empty when every gate passed."""
+    """Stage -> figures. `failures` is empty when every gate passed. backend: which one computed the
+    outputs, and why it was chosen.
+    """
 
     stages: dict[str, dict[str, float]]
     failures: list[str]
+    backend: str
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures
 
 
 # -- the gates --
@@ -88,7 +92,7 @@ def check_outputs(
     try:
         per_probe = [compare(candidate, p, e, text) for p, e in zip(probes, expected, strict=True)]
     except WrongOutputError as error:
-        return Verification({}, [str(error)])
+        return Verification({}, [str(error)], engines.reason)
     pairs = {stage: [of_probe[stage] for of_probe in per_probe] for stage in per_probe[0]}
     pairs |= compare_tasks(candidate, probes, expected, text)
     stages = {stage: figures(some) for stage, some in pairs.items()}
@@ -98,7 +102,7 @@ def check_outputs(
     found = failures(stages, bundle.manifest.precision)
     if found and all(line.partition(":")[0].endswith("robot") for line in found):
         found += suspects(stages, recorded(bundle))
-    return Verification(stages, found)
+    return Verification(stages, found, engines.reason)
 
 
 def check_bundle(bundle: Bundle, engines: Engines, text: bool = True) -> Verification:
@@ -112,8 +116,8 @@ def compare(
     """Stage -> (got, wanted) for one probe. WrongOutputError when the token ids differ."""
     features, stats = candidate.features(probe), candidate.bundle.stats
     pairs = {
-        "state": (stats[STATE_KEY].normalize(probe.positions)[None], e.state),
-        "units": (stats[ACTION_KEY].unnormalize(e.actions[0]), e.positions),
+        "state": (stats[STATE].normalize(probe.positions)[None], e.state),
+        "units": (stats[ACTION].unnormalize(e.actions[0]), e.positions),
     }
     if features is not None and e.features is not None:
         pairs["vision"] = (features, e.features)
@@ -142,7 +146,7 @@ def compare(
         ("guided", "guided robot"),
     ):
         if stage in pairs and (with_text or stage != "chunk"):
-            got, wanted = (stats[ACTION_KEY].unnormalize(actions[0]) for actions in pairs[stage])
+            got, wanted = (stats[ACTION].unnormalize(actions[0]) for actions in pairs[stage])
             pairs[name] = (got[executed], wanted[executed])
     return pairs
 

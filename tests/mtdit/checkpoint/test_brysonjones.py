@@ -1,4 +1,6 @@
-"""Checkpoints of brysonjones/multitask_dit_policy: the libraries it calls compute what we compute."""
+"""Checkpoints of brysonjones/multitask_dit_policy: the libraries it calls compute what we
+compute.
+"""
 
 from __future__ import annotations
 
@@ -171,14 +173,23 @@ def edit(folder: Path, change: Any) -> None:
     (folder / "config.json").write_text(json.dumps(raw))
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda r: r["observation_encoder"]["vision"].update(type="dinov3"), "type 'dinov3' is not supported"),
-    (lambda r: r["observation_encoder"]["text"].update(type="t5"), "type 't5' is not supported"),
-    (lambda r: r.update(transformer=[1]), "transformer must be a JSON object"),
-    (lambda r: r["transformer"].update(hidden_dmi=3), "hidden_dmi"),
-    (lambda r: r["normalization_mapping"].update(STATE="QUANTILES"), "QUANTILES"),
-    (lambda r: r["objective"].update(type="consistency"), "objective must be one of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda r: r["observation_encoder"]["vision"].update(type="dinov3"),
+            "type 'dinov3' is not supported",
+        ),
+        (
+            lambda r: r["observation_encoder"]["text"].update(type="t5"),
+            "type 't5' is not supported",
+        ),
+        (lambda r: r.update(transformer=[1]), "transformer must be a JSON object"),
+        (lambda r: r["transformer"].update(hidden_dmi=3), "hidden_dmi"),
+        (lambda r: r["normalization_mapping"].update(STATE="QUANTILES"), "QUANTILES"),
+        (lambda r: r["objective"].update(type="consistency"), "objective must be one of"),
+    ],
+)
 def test_configs_that_are_refused(change: Any, says: str, theirs: Theirs, tmp_path: Path) -> None:
     folder = theirs.save(tmp_path / "final_model")
     edit(folder, change)

@@ -298,8 +298,16 @@ def lerobot_checkpoint(policy: Any, adam: torch.optim.Optimizer, run: Path) -> P
     from lerobot.configs.train import TrainPipelineConfig
 
     folder = run / "checkpoints/000002"
-    save(folder, 2, TrainPipelineConfig(DatasetConfig("x/y"), policy=policy.config), policy, adam, None,
-         num_processes=1, batch_size=3)  # fmt: skip
+    save(
+        folder,
+        2,
+        TrainPipelineConfig(DatasetConfig("x/y"), policy=policy.config),
+        policy,
+        adam,
+        None,
+        num_processes=1,
+        batch_size=3,
+    )
     update_last_checkpoint(folder)
     return folder
 
@@ -387,15 +395,30 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("found", ["pretrained_model", "checkpoint", "run"])
-@pytest.mark.parametrize(("config", "says"), [
-    ({"type": "diffusion", "vision_backbone": "resnet18"}, "Diffusion Policy.*not supported yet"),
-    ({"type": "act"}, "'act'.*not supported"),
-    ({"type": "pi05"}, "'pi05'.*not supported"),
-    ({"type": "smolvla"}, "'smolvla'.*not supported"),
-    ({"type": "multi_task_dit", "vision_encoder_name": "google/siglip-base-patch16-224"}, "must name a CLIP model"),
-    ({"type": "multi_task_dit", "vision_encoder_name": "facebook/dinov3-vitb16"}, "must name a CLIP model"),
-    ({"model_type": "clip", "architectures": ["CLIPModel"]}, "a transformers model .'clip'., not a policy"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (
+            {"type": "diffusion", "vision_backbone": "resnet18"},
+            "Diffusion Policy.*not supported yet",
+        ),
+        ({"type": "act"}, "'act'.*not supported"),
+        ({"type": "pi05"}, "'pi05'.*not supported"),
+        ({"type": "smolvla"}, "'smolvla'.*not supported"),
+        (
+            {"type": "multi_task_dit", "vision_encoder_name": "google/siglip-base-patch16-224"},
+            "must name a CLIP model",
+        ),
+        (
+            {"type": "multi_task_dit", "vision_encoder_name": "facebook/dinov3-vitb16"},
+            "must name a CLIP model",
+        ),
+        (
+            {"model_type": "clip", "architectures": ["CLIPModel"]},
+            "a transformers model .'clip'., not a policy",
+        ),
+    ],
+)
 def test_other_policies_are_told_apart(
     config: dict[str, Any], says: str, found: str, tmp_path: Path
 ) -> None:

@@ -16,12 +16,14 @@ from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit_robots.errors import UserError
 
 POLICY = """
-    horizon n_obs_steps n_action_steps objective noise_scheduler_type num_train_timesteps num_inference_steps
-    beta_schedule prediction_type clip_sample clip_sample_range timestep_sampling_strategy timestep_sampling_alpha
-    timestep_sampling_beta timestep_sampling_s num_integration_steps integration_method sigma_min num_layers
-    hidden_dim num_heads use_rope rope_base use_positional_encoding dropout timestep_embed_dim vision_encoder_name
-    use_separate_rgb_encoder_per_camera image_resize_shape image_crop_shape image_crop_is_random text_encoder_name
-    optimizer_lr optimizer_weight_decay scheduler_warmup_steps vision_encoder_lr_multiplier
+    horizon n_obs_steps n_action_steps objective noise_scheduler_type num_train_timesteps
+    num_inference_steps beta_schedule prediction_type clip_sample clip_sample_range
+    timestep_sampling_strategy timestep_sampling_alpha timestep_sampling_beta
+    timestep_sampling_s num_integration_steps integration_method sigma_min num_layers hidden_dim
+    num_heads use_rope rope_base use_positional_encoding dropout timestep_embed_dim
+    vision_encoder_name use_separate_rgb_encoder_per_camera image_resize_shape image_crop_shape
+    image_crop_is_random text_encoder_name optimizer_lr optimizer_weight_decay
+    scheduler_warmup_steps vision_encoder_lr_multiplier
 """
 
 
@@ -72,9 +74,17 @@ def test_the_docs_page_policy_flags(name: str) -> None:
 
 @pytest.mark.parametrize(
     "flag",
-    ["env_eval_freq=2000", "job_name=drawers", "policy.repo_id=you/policy", "dataset.video_backend=pyav",
-     "wandb.disable_artifact=true", "env.type=aloha", "eval.batch_size=10", "prefetch_factor=2"],
-)  # fmt: skip
+    [
+        "env_eval_freq=2000",
+        "job_name=drawers",
+        "policy.repo_id=you/policy",
+        "dataset.video_backend=pyav",
+        "wandb.disable_artifact=true",
+        "env.type=aloha",
+        "eval.batch_size=10",
+        "prefetch_factor=2",
+    ],
+)
 def test_what_has_no_meaning_here_is_said(flag: str) -> None:
     said = translate([f"--{flag}"])
     assert said.words == []
@@ -113,19 +123,37 @@ def test_a_command_line_as_pasted() -> None:
         "brightness": {"weight": 1.0, "type": "ColorJitter", "kwargs": {"brightness": [0.5, 1.5]}}
     }
     said = translate(
-        ["--dataset.repo_id=you/drawers", "--dataset.root", "data/drawers", "--policy.type=multi_task_dit",
-         "--policy.horizon=32", "--output_dir=./out", "--batch_size=64", "--wandb.enable=true",
-         "--wandb.project=arms", "--dataset.image_transforms.enable=true",
-         "--dataset.image_transforms.max_num_transforms=2", f"--dataset.image_transforms.tfs={json.dumps(tfs)}",
-         "--policy.use_amp=true", "--task-weight", "open a_b.c=2", "--val_every=5", "--no-ema"]
-    )  # fmt: skip
+        [
+            "--dataset.repo_id=you/drawers",
+            "--dataset.root",
+            "data/drawers",
+            "--policy.type=multi_task_dit",
+            "--policy.horizon=32",
+            "--output_dir=./out",
+            "--batch_size=64",
+            "--wandb.enable=true",
+            "--wandb.project=arms",
+            "--dataset.image_transforms.enable=true",
+            "--dataset.image_transforms.max_num_transforms=2",
+            f"--dataset.image_transforms.tfs={json.dumps(tfs)}",
+            "--policy.use_amp=true",
+            "--task-weight",
+            "open a_b.c=2",
+            "--val_every=5",
+            "--no-ema",
+        ]
+    )
     assert said.words[:4] == ["--task-weight", "open a_b.c=2", "--val-every=5", "--no-ema"]
     options = dict(zip(said.words[4::2], said.words[5::2], strict=True))
     assert json.loads(options.pop("--image-transforms")) == {"max_num_transforms": 2, "tfs": tfs}
     assert options == {
-        "--dataset": "data/drawers", "--policy": "horizon=32", "--out": "./out", "--batch-size": "64",
-        "--wandb": "arms", "--amp": "bf16",
-    }  # fmt: skip
+        "--dataset": "data/drawers",
+        "--policy": "horizon=32",
+        "--out": "./out",
+        "--batch-size": "64",
+        "--wandb": "arms",
+        "--amp": "bf16",
+    }
     assert len(said.notes) == 1
     assert "fp16" in said.notes[0]
 

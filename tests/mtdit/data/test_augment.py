@@ -38,8 +38,10 @@ def test_generators_are_independent_and_leave_the_global_one_alone() -> None:
     before = torch.get_rng_state()
     drawn = {
         (seed, step, what): torch.rand(4, generator=generator(seed, step, what)).tolist()
-        for seed in (0, 1) for step in (0, 1) for what in ("crop", "noise")
-    }  # fmt: skip
+        for seed in (0, 1)
+        for step in (0, 1)
+        for what in ("crop", "noise")
+    }
     assert len({tuple(d) for d in drawn.values()}) == 8
     assert torch.rand(4, generator=generator(1, 0, "crop")).tolist() == drawn[1, 0, "crop"]
     assert torch.equal(before, torch.get_rng_state())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small_dataset import write_dataset
 
-from mtdit.data.frame_cache import cache_bytes, frame_cache, free_memory, open_cache
+from mtdit.data.frame_cache import StoredDataset, frame_cache, free_memory, open_cache
 from mtdit.data.lerobot_dataset import open_dataset
 from mtdit_robots.errors import UserError
 
@@ -63,7 +63,9 @@ def test_size_is_said_before_anything_is_written(dataset_folder: Path, tmp_path:
     megabytes = f"{73 * 2 * 200 * 100 * 3 / 1e6:.0f} MB in {tmp_path / 'frames'}"
     assert said == [f"decoding the frames of {dataset_folder} once: {megabytes}"]
     written = sum(p.stat().st_size for p in (tmp_path / "frames").glob("frames.*.npy"))
-    assert 0 <= written - cache_bytes(open_dataset(str(dataset_folder)), (200, 100)) < 1000
+    assert (
+        0 <= written - StoredDataset(open_dataset(str(dataset_folder)), (200, 100)).n_bytes < 1000
+    )
 
 
 def test_a_cache_is_kept_until_the_dataset_or_the_size_changes(

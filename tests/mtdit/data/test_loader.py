@@ -1,4 +1,6 @@
-"""Batches: windows against LeRobotDataset, slices of a global batch, threads that make them ahead."""
+"""Batches: windows against LeRobotDataset, slices of a global batch, threads that make them
+ahead.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from small_dataset import TASKS
 
 from mtdit.data.frame_cache import FrameCache, frame_cache
-from mtdit.data.image_transforms import image_transforms
 from mtdit.data.loader import Loader
-from mtdit.data.prefetch import Batches
+from mtdit.data.prefetch import Prefetcher
 from mtdit.data.sampler import Shard
 from mtdit.policies.images import normalized_images
 from mtdit.policies.multi_task_dit.policy import Batch, MultiTaskDiT
 from mtdit.policies.multi_task_dit.presets import with_features
 from mtdit.stats import feature_stats, image_scaling, with_imagenet_stats
+from mtdit.training.config import TrainConfig
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import STATE
 
@@ -47,16 +50,18 @@ def lerobot_items(folder: Path, n_obs_steps: int, horizon: int) -> list[dict]:
 @pytest.mark.parametrize("n_obs_steps", [1, 2])
 def test_windows_are_lerobots(n_obs_steps: int, dataset_folder: Path, tmp_path: Path) -> None:
     cache = frame_cache(str(dataset_folder), tmp_path / "frames", None)
-    options = {"n_obs_steps": n_obs_steps, "horizon": 10, "n_action_steps": 4}
-    config = with_features(options, "tiny", cache.info.input_features, cache.info.output_features)
+    policy = {"n_obs_steps": n_obs_steps, "horizon": 10, "n_action_steps": 4}
+    config = with_features(policy, "tiny", cache.info.input_features, cache.info.output_features)
     stats = with_imagenet_stats(cache.stats, list(cache.info.image_keys.values()))
-    loader = Loader(cache, config, stats, text=torch.eye(2), batch_size=4, seed=0)
     items = lerobot_items(dataset_folder, n_obs_steps, 10)
-    batch = loader.rows(np.arange(len(items)))
+    options = TrainConfig("unused", Path("unused"), batch_size=len(items), seed=0)
+    loader = Loader(cache, config, options, stats, text=torch.eye(2))
+    batch, rows = batch_of(loader, 0), loader.rows_of(0).tolist()
+    assert sorted(rows) == list(range(len(items)))
     states, actions = feature_stats(config, stats, STATE), feature_stats(config, stats, "action")
     assert batch.actions is not None
     assert batch.is_pad is not None
-    for i, item in enumerate(items):
+    for i, item in enumerate(items[row] for row in rows):
         np.testing.assert_allclose(
             states.unnormalize(batch.state[i].numpy()), item["observation.state"], atol=1e-4
         )
@@ -93,13 +98,17 @@ def make_loader(
     config = with_features(
         {**size, **(policy or {})}, "tiny", cache.info.input_features, cache.info.output_features
     )
-    return Loader(cache, config, cache.stats, torch.eye(2, 32), batch_size, seed=3, **options)
+    train = TrainConfig("unused", Path("unused"), batch_size=batch_size, seed=3, **options)
+    return Loader(cache, config, train, cache.stats, torch.eye(2, 32))
 
 
 EVERYTHING: dict[str, Any] = {
-    "random_shift_px": 2, "random_brightness": 0.2, "noise_samples": 2, "balance_tasks": True,
-    "transforms": image_transforms({"enable": True, "random_order": True}),
-}  # fmt: skip
+    "random_shift_px": 2,
+    "random_brightness": 0.2,
+    "noise_samples": 2,
+    "balance_tasks": True,
+    "image_transforms": {"enable": True, "random_order": True},
+}
 
 
 def flat(batch: Batch) -> dict[str, Any]:
@@ -130,12 +139,12 @@ def test_parts_of_a_step_are_slices_of_the_whole(
 ) -> None:
     policy = {"do_mask_loss_for_padding": masked}
     for step in (0, 30):
-        whole = flat(make_loader(cache, 12, policy, **options).step(step))
+        whole = flat(batch_of(make_loader(cache, 12, policy, **options), step))
         assert whole["noise"].shape[0] == 12 * options.get("noise_samples", 1)
         for world, parts in ((2, 1), (1, 3), (3, 2)):
             loader = make_loader(cache, 12 // world // parts, policy, **options)
             order = [Shard(r, world, i, parts) for i in range(parts) for r in range(world)]
-            pieces = [flat(loader.step(step, part)) for part in order]
+            pieces = [flat(batch_of(loader, step, part)) for part in order]
             for name, value in whole.items():
                 if isinstance(value, torch.Tensor):
                     joined = torch.cat([p[name] for p in pieces])
@@ -156,9 +165,13 @@ def test_mean_over_parts_of_the_loss_is_the_loss_of_the_whole(
     masked: bool, cache: FrameCache, clip_folder: Path
 ) -> None:
     policy_options = {
-        "do_mask_loss_for_padding": masked, "vision_encoder_name": str(clip_folder),
-        "text_encoder_name": str(clip_folder), "drop_n_last_frames": 0, "hidden_dim": 32, "num_layers": 1,
-    }  # fmt: skip
+        "do_mask_loss_for_padding": masked,
+        "vision_encoder_name": str(clip_folder),
+        "text_encoder_name": str(clip_folder),
+        "drop_n_last_frames": 0,
+        "hidden_dim": 32,
+        "num_layers": 1,
+    }
     loaders = {size: make_loader(cache, size, policy_options, **EVERYTHING) for size in (12, 3)}
     torch.manual_seed(0)
     policy = MultiTaskDiT(loaders[12].config).eval()
@@ -168,15 +181,15 @@ def test_mean_over_parts_of_the_loss_is_the_loss_of_the_whole(
     for loader in loaders.values():
         loader.text = text
     with torch.no_grad():
-        whole = policy.loss(loaders[12].step(5), 2)
+        whole = policy.loss(batch_of(loaders[12], 5), 2)
         parts = [
-            policy.loss(loaders[3].step(5, Shard(r, 2, i, 2)), 2)
+            policy.loss(batch_of(loaders[3], 5, Shard(r, 2, i, 2)), 2)
             for i in range(2)
             for r in range(2)
         ]
     assert masked == (
         not torch.allclose(
-            whole, policy.loss(replace(loaders[12].step(5), is_pad=None), 2), rtol=1e-3
+            whole, policy.loss(replace(batch_of(loaders[12], 5), is_pad=None), 2), rtol=1e-3
         )
     )
     torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-6, atol=0)
@@ -184,17 +197,17 @@ def test_mean_over_parts_of_the_loss_is_the_loss_of_the_whole(
 
 def test_every_sample_and_camera_has_its_own_crop(cache: FrameCache) -> None:
     loader = make_loader(cache, 64)
-    crop = loader.step(0).crop
+    crop = batch_of(loader, 0).crop
     assert crop is not None
     for places in crop.values():
         assert places.min() == 0
         assert places.max(dim=0).values.tolist() == [8, 6]
     assert not torch.equal(crop["top"], crop["wrist"])
-    assert make_loader(cache, 4, {"image_crop_is_random": False}).step(0).crop is None
+    assert batch_of(make_loader(cache, 4, {"image_crop_is_random": False}), 0).crop is None
 
 
 def test_noise_and_time_are_the_objectives(cache: FrameCache) -> None:
-    batch = make_loader(cache, 64).step(0)
+    batch = batch_of(make_loader(cache, 64), 0)
     assert batch.noise is not None
     assert batch.time is not None
     assert abs(float(batch.noise.std()) - 1) < 0.05
@@ -203,7 +216,7 @@ def test_noise_and_time_are_the_objectives(cache: FrameCache) -> None:
         True,
         True,
     )
-    flow = make_loader(cache, 64, {"objective": "flow_matching"}).step(0).time
+    flow = batch_of(make_loader(cache, 64, {"objective": "flow_matching"}), 0).time
     assert flow is not None
     assert flow.dtype == torch.float32
 
@@ -238,17 +251,18 @@ def test_images_are_normalised_per_channel() -> None:
 def test_frames_from_videos_make_the_same_batches(cache: FrameCache, dataset_folder: Path) -> None:
     direct = frame_cache(str(dataset_folder), Path("unused"), None, kind="video")
     assert_equal(
-        make_loader(direct, 6, **EVERYTHING).step(4), make_loader(cache, 6, **EVERYTHING).step(4)
+        batch_of(make_loader(direct, 6, **EVERYTHING), 4),
+        batch_of(make_loader(cache, 6, **EVERYTHING), 4),
     )
 
 
 def test_where_names_episodes_and_frames(cache: FrameCache) -> None:
     loader = make_loader(cache, 4)
     assert (
-        loader.where([0, 23, 24, 72])
+        loader.describe_rows([0, 23, 24, 72])
         == "episode 0 frame 0, episode 0 frame 23, episode 1 frame 0, episode 2 frame 17"
     )
-    assert loader.where(np.arange(20)).endswith("episode 0 frame 7 and 12 more")
+    assert loader.describe_rows(np.arange(20)).endswith("episode 0 frame 7 and 12 more")
 
 
 # --- held out
@@ -269,11 +283,11 @@ def test_held_out_episodes_are_never_trained_on(long_cache: FrameCache) -> None:
     trained = np.concatenate([loader.rows_of(step) for step in range(100)])
     assert set(trained.tolist()) == set(range(73)) - held
     assert not list(make_loader(long_cache, 5).validation())
-    assert loader.told() == [
+    assert loader.summary() == [
         "share of the samples: 'open the drawer' 50%, 'close the drawer' 50%",
         "4 of 12 episodes are held out for the validation loss",
     ]
-    assert make_loader(long_cache, 5).told() == []
+    assert make_loader(long_cache, 5).summary() == []
 
 
 def test_validation_is_the_same_whoever_computes_it(long_cache: FrameCache) -> None:
@@ -284,7 +298,7 @@ def test_validation_is_the_same_whoever_computes_it(long_cache: FrameCache) -> N
     assert sum(len(b.state) for b in alone) == 25
     assert all(b.crop is None for b in alone)
     again = make_loader(long_cache, 4, {"do_mask_loss_for_padding": True}, **options)
-    again.step(3)
+    batch_of(again, 3)
     shared = [list(again.validation(rank, 2)) for rank in range(2)]
     for i, batch in enumerate(alone):
         assert_equal(batch, shared[i % 2][i // 2])
@@ -311,10 +325,10 @@ def test_a_task_with_one_episode_cannot_be_split(cache: FrameCache) -> None:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_come_in_order_and_are_the_loaders(workers: int, cache: FrameCache) -> None:
     loader = make_loader(cache, 4, **EVERYTHING)
-    with Batches(loader, 5, parts=2, rank=1, world=2, workers=workers) as batches:
+    with Prefetcher(loader, 5, parts=2, rank=1, world=2, workers=workers) as batches:
         for step in range(5, 15):
             for index, batch in enumerate(batches.next()):
-                assert_equal(batch, loader.step(step, Shard(1, 2, index, 2)))
+                assert_equal(batch, batch_of(loader, step, Shard(1, 2, index, 2)))
         assert batches.wait_s > 0
 
 
@@ -335,9 +349,9 @@ def test_what_goes_wrong_in_a_thread_is_raised_in_order(cache: FrameCache) -> No
     seen = [set(plain.rows_of(step).tolist()) for step in range(4)]
     bad = next(r for r in sorted(seen[3]) if not any({r, r + 1} & s for s in seen[:3]))
     loader = make_loader(replace(cache, frames={c: Frames(c) for c in cache.frames}), 4)  # type: ignore[dict-item]
-    with Batches(loader, 0, workers=2) as batches:
+    with Prefetcher(loader, 0, workers=2) as batches:
         for step in range(3):
-            assert_equal(batches.next()[0], plain.step(step))
+            assert_equal(batches.next()[0], batch_of(plain, step))
         with pytest.raises(UserError, match="cannot be decoded"):
             batches.next()
 
@@ -346,7 +360,7 @@ def test_close_ends_the_threads(cache: FrameCache) -> None:
     before = set(threading.enumerate())
 
     def interrupted() -> None:
-        with Batches(make_loader(cache, 8), 0, workers=3) as batches:
+        with Prefetcher(make_loader(cache, 8), 0, workers=3) as batches:
             batches.next()
             assert set(threading.enumerate()) - before
             raise KeyboardInterrupt
@@ -358,6 +372,6 @@ def test_close_ends_the_threads(cache: FrameCache) -> None:
 
 def test_shifts_stay_within_a_frame(long_cache: FrameCache) -> None:
     side = min(long_cache.frames["top"].shape[1:3])
-    make_loader(long_cache, 4, random_shift_px=side - 1).step(0)
+    batch_of(make_loader(long_cache, 4, random_shift_px=side - 1), 0)
     with pytest.raises(UserError, match="random_shift_px"):
         make_loader(long_cache, 4, random_shift_px=side)

@@ -40,7 +40,7 @@ def test_usable_rows_are_lerobots() -> None:
 
 def test_parts_share_a_batch_without_rest_or_overlap() -> None:
     for world, parts in ((1, 1), (2, 1), (1, 3), (3, 2)):
-        slices = [Shard(r, world, i, parts).of(4) for i in range(parts) for r in range(world)]
+        slices = [Shard(r, world, i, parts).rows(4) for i in range(parts) for r in range(world)]
         assert np.concatenate([np.arange(24)[s] for s in slices]).tolist() == list(
             range(4 * world * parts)
         )
@@ -104,19 +104,26 @@ def lerobot_eval_episodes(tasks: list[str], split: float) -> list[int]:
     images = SimpleNamespace(enable=False)
     config = SimpleNamespace(
         dataset=SimpleNamespace(
-            eval_split=split, image_transforms=images, repo_id="x", root=None, revision=None, video_backend="pyav",
+            eval_split=split,
+            image_transforms=images,
+            repo_id="x",
+            root=None,
+            revision=None,
+            video_backend="pyav",
             use_imagenet_stats=False,
         ),
         trainable_config=None,
         tolerance_s=1e-4,
-    )  # fmt: skip
+    )
     code = (
         factory.make_train_eval_datasets.__code__
     )  # run with names of ours, nothing in the module is touched
     names = {
-        **vars(factory), "make_dataset": lambda _: whole, "LeRobotDataset": dataset,
+        **vars(factory),
+        "make_dataset": lambda _: whole,
+        "LeRobotDataset": dataset,
         "resolve_delta_timestamps": lambda *_: None,
-    }  # fmt: skip
+    }
     type(lerobot_eval_episodes)(code, names)(config)
     train, held = asked
     assert sorted(train + held) == list(range(len(tasks)))

@@ -10,10 +10,30 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from mtdit.policies.multi_task_dit.config import BETA_SCHEDULES, PolicyConfig
 from mtdit.policies.objectives import Diffusion, FlowMatching, betas, ddpm_variance, make_objective
 
-CONSTANT_EPSILON = [0.57874215, 0.70660222, 0.81733632, 0.90826035, 0.97716981,
-                    1.02239239, 1.04282594, 1.03794837, 1.00722158, 0.99999970]  # fmt: skip
-CONSTANT_SAMPLE = [0.58572078, 0.60338813, 0.56374210, 0.48413178, 0.38905707,
-                   0.31171882, 0.29848027, 0.42353773, 0.86844236, 1.0]  # fmt: skip
+CONSTANT_EPSILON = [
+    0.57874215,
+    0.70660222,
+    0.81733632,
+    0.90826035,
+    0.97716981,
+    1.02239239,
+    1.04282594,
+    1.03794837,
+    1.00722158,
+    0.99999970,
+]
+CONSTANT_SAMPLE = [
+    0.58572078,
+    0.60338813,
+    0.56374210,
+    0.48413178,
+    0.38905707,
+    0.31171882,
+    0.29848027,
+    0.42353773,
+    0.86844236,
+    1.0,
+]
 
 
 def ddim(**options: object) -> Diffusion:
@@ -84,10 +104,10 @@ def test_samplers_are_diffusers(scheduler: type, steps: int, kind: str) -> None:
 
 def test_ddpm_takes_its_noise_as_an_argument() -> None:
     objective = Diffusion(PolicyConfig(num_inference_steps=10))
-    noise, on_the_way = torch.randn(1, 4, 2), torch.randn(9, 1, 4, 2)
-    runs = [objective.sample(lambda x, t: 0.1 * x, noise, on_the_way) for _ in range(2)]
+    noise, step_noise = torch.randn(1, 4, 2), torch.randn(9, 1, 4, 2)
+    runs = [objective.sample(lambda x, t: 0.1 * x, noise, step_noise) for _ in range(2)]
     assert torch.equal(*runs)
-    other = objective.sample(lambda x, t: 0.1 * x, noise, torch.zeros_like(on_the_way))
+    other = objective.sample(lambda x, t: 0.1 * x, noise, torch.zeros_like(step_noise))
     assert not torch.allclose(runs[0], other)
 
 
@@ -135,9 +155,8 @@ def joining(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
 
 def draw(objective: Diffusion | FlowMatching, **held: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    noise, *on_the_way = torch.randn(objective.draws, 2, 8, 3, generator=generator)
-    given = (on_the_way,) if isinstance(objective, Diffusion) else ()
-    return objective.sample(joining, noise, *given, **held)
+    noise, *step_noise = torch.randn(objective.draws, 2, 8, 3, generator=generator)
+    return objective.sample(joining, noise, step_noise, **held)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -174,7 +193,7 @@ def test_the_network_sees_held_rows_at_its_own_noise_level() -> None:
     flow = PolicyConfig(
         objective="flow_matching", num_integration_steps=2, integration_method="rk4", sigma_min=0.0
     )
-    FlowMatching(flow).sample(look, noise, prefix, mask)
+    FlowMatching(flow).sample(look, noise, prefix=prefix, mask=mask)
     expected = {0.0: 2.0, 0.25: 4.0, 0.5: 6.0, 0.75: 8.0, 1.0: 10.0}
     assert [time for time, _ in seen] == [0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0]
     assert all(x == pytest.approx(expected[time]) for time, x in seen)

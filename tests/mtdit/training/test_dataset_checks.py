@@ -96,12 +96,14 @@ def test_few_episodes() -> None:
 @pytest.mark.parametrize(
     ("a", "b"),
     [
-        ("open the drawer", "Open the  drawer."), ("open the drawer", "open drawer"),
+        ("open the drawer", "Open the  drawer."),
+        ("open the drawer", "open drawer"),
         ("grab the cube", "grab the cubes"),
-        ("open the drawer", "open the drawr"), ("push it to the left", "push it, to the left!"),
+        ("open the drawer", "open the drawr"),
+        ("push it to the left", "push it, to the left!"),
         ("pick the box", "pick the boxes"),
     ],
-)  # fmt: skip
+)
 def test_tasks_written_twice(a: str, b: str) -> None:
     only(said(clean(tasks=(a, b))), repr(a), repr(b), "one wording")
 
@@ -109,11 +111,14 @@ def test_tasks_written_twice(a: str, b: str) -> None:
 @pytest.mark.parametrize(
     ("a", "b"),
     [
-        ("open the drawer", "close the drawer"), ("push the red cube", "push the blue cube"),
-        ("push it to the left", "push it to the right"), ("take cup 1", "take cup 2"), ("pick the cup", "pick the cap"),
+        ("open the drawer", "close the drawer"),
+        ("push the red cube", "push the blue cube"),
+        ("push it to the left", "push it to the right"),
+        ("take cup 1", "take cup 2"),
+        ("pick the cup", "pick the cap"),
         ("open the drawer", "open the top drawer"),
     ],
-)  # fmt: skip
+)
 def test_tasks_that_differ(a: str, b: str) -> None:
     assert not alike(a, b)
 

@@ -23,7 +23,7 @@ from mtdit.training.reporters import (
     console_reporter,
     report_line,
 )
-from mtdit.training.trackers import TENSORBOARD, Several, TensorBoard, scalars, tracked
+from mtdit.training.trackers import TENSORBOARD, TensorBoard, TrackedReporter, scalars, tracked
 from mtdit_robots.errors import UserError
 
 
@@ -64,25 +64,32 @@ def test_a_log_file_gets_the_first_line_the_last_and_one_now_and_then() -> None:
     lines = LineReporter(written.append, clock)
     for step in range(1, 101):
         clock.s = step
-        lines.stepped(report(step))
+        lines.on_report(report(step))
     assert [int(line.split()[1].partition("/")[0]) for line in written] == [1, 31, 61, 91, 100]
 
 
 def test_what_a_log_file_was_told_last_is_said_before_anything_else() -> None:
     written: list[str] = []
     lines = LineReporter(written.append, Clock())
-    lines.decoded(1, 9)
-    lines.decoded(2, 9)
+    lines.on_decode(1, 9)
+    lines.on_decode(2, 9)
     lines.say("a word")
-    lines.stepped(report(1))
-    lines.stepped(report(2))
-    lines.validated(Validation(2, 0.25, True))
-    lines.stepped(report(3))
+    lines.on_report(report(1))
+    lines.on_report(report(2))
+    lines.on_validation(Validation(2, 0.25, True))
+    lines.on_report(report(3))
     lines.close()
     lines.close()
     begins = [" ".join(line.split()[:3]) for line in written]
-    assert begins == ["decoding 1/9 frames", "decoding 2/9 frames", "a word", "step 1/100 loss", "step 2/100 loss",
-                      "step 2 validation", "step 3/100 loss"]  # fmt: skip
+    assert begins == [
+        "decoding 1/9 frames",
+        "decoding 2/9 frames",
+        "a word",
+        "step 1/100 loss",
+        "step 2/100 loss",
+        "step 2 validation",
+        "step 3/100 loss",
+    ]
     assert "validation loss 0.2500  best so far" in written[-2]
 
 
@@ -93,11 +100,11 @@ def test_the_console(terminal: bool) -> None:
     with console_reporter(
         Console(file=screen, force_terminal=terminal, width=160, highlight=False, markup=False)
     ) as voice:
-        voice.decoded(5, 10)
-        voice.stepped(report(50))
+        voice.on_decode(5, 10)
+        voice.on_report(report(50))
         voice.say("a word [of] this")
-        voice.validated(Validation(50, 0.25, False))
-        voice.stepped(report(60))
+        voice.on_validation(Validation(50, 0.25, False))
+        voice.on_report(report(60))
     shown = screen.getvalue()
     assert ("\x1b" in shown) is terminal
     for part in (
@@ -132,10 +139,10 @@ def test_tensorboard_goes_on_in_the_same_curves(tmp_path: Path) -> None:
     config = TrainConfig(dataset="d", output_dir=tmp_path)
     for began, steps, loss in ((0, (2, 4, 6), 1.0), (4, (5, 6, 8), 0.5)):
         with tracked(config, LineReporter(print)) as told:
-            told.began(began)
+            told.on_start(began)
             for step in steps:
-                told.stepped(report(step, loss=loss))
-            told.validated(Validation(steps[-1], loss, True))
+                told.on_report(report(step, loss=loss))
+            told.on_validation(Validation(steps[-1], loss, True))
     found = points(tmp_path / TENSORBOARD)
     assert found["train/loss"] == [(2, 1.0), (4, 1.0), (5, 0.5), (6, 0.5), (8, 0.5)]
     assert found["val/loss"] == [(8, 0.5)]
@@ -146,8 +153,8 @@ def test_tensorboard_goes_on_in_the_same_curves(tmp_path: Path) -> None:
 def test_a_new_run_voids_the_curves_of_one_that_never_saved(tmp_path: Path) -> None:
     for loss in (1.0, 0.5):
         board = TensorBoard(tmp_path)
-        board.began(0)
-        board.stepped(report(1, loss=loss))
+        board.on_start(0)
+        board.on_report(report(1, loss=loss))
         board.close()
     assert points(tmp_path)["train/loss"] == [(1, 0.5)]
 
@@ -156,8 +163,8 @@ def test_no_tensorboard(tmp_path: Path) -> None:
     with tracked(
         TrainConfig(dataset="d", output_dir=tmp_path, tensorboard=False), LineReporter(print)
     ) as told:
-        told.began(0)
-        told.stepped(report(1))
+        told.on_start(0)
+        told.on_report(report(1))
     assert not (tmp_path / TENSORBOARD).exists()
 
 
@@ -171,11 +178,11 @@ def test_curves_are_drawn_at_each_checkpoint(tmp_path: Path) -> None:
     with tracked(
         TrainConfig(dataset="d", output_dir=tmp_path, tensorboard=False), LineReporter(print)
     ) as told:
-        told.began(0)
-        told.saved(tmp_path)
+        told.on_start(0)
+        told.on_save(tmp_path)
         assert not png.exists()
         log.write_text(line)
-        told.saved(tmp_path)
+        told.on_save(tmp_path)
         first = png.read_bytes()
         log.write_text(line + line.replace("0.5", "0.1").replace('"step": 1', '"step": 2'))
         assert png.read_bytes() == first
@@ -188,7 +195,7 @@ class Broken(Silent):
     def __init__(self, error: Exception) -> None:
         self.error, self.calls = error, 0
 
-    def stepped(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         self.calls += 1
         raise self.error
 
@@ -198,28 +205,36 @@ class Broken(Silent):
 def test_a_tracker_that_fails_is_said_once_and_left_alone() -> None:
     written: list[str] = []
     broken = Broken(OSError("no space left"))
-    several = Several(LineReporter(written.append), [broken])
-    several.stepped(report(1))
-    several.stepped(report(2))
+    reporter = TrackedReporter(LineReporter(written.append), [broken])
+    reporter.on_report(report(1))
+    reporter.on_report(report(2))
     assert broken.calls == 1
     said = [line for line in written if "broken" in line]
     assert said == ["the broken one failed (no space left); the training continues without it"]
 
 
 def test_a_mistake_of_the_users_is_not_swallowed() -> None:
-    several = Several(LineReporter([].append), [Broken(UserError("log in first"))])
+    reporter = TrackedReporter(LineReporter([].append), [Broken(UserError("log in first"))])
     with pytest.raises(UserError, match="log in first"):
-        several.stepped(report(1))
+        reporter.on_report(report(1))
 
 
 def test_wandb_that_is_not_installed(tmp_path: Path) -> None:
     """In a process of its own that cannot find wandb, installed or not."""
     done = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.modules['wandb'] = None\n"
-         "from mtdit.training.trackers import Wandb; from mtdit.training.config import TrainConfig; from pathlib import Path\n"
-         "Wandb(TrainConfig(dataset='d', output_dir=Path('o'), wandb='p'))"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.modules['wandb'] = None\n"
+            "from mtdit.training.trackers import Wandb; "
+            "from mtdit.training.config import TrainConfig; "
+            "from pathlib import Path\n"
+            "Wandb(TrainConfig(dataset='d', output_dir=Path('o'), wandb='p'))",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert "UserError: --wandb needs wandb" in done.stderr
     assert "pip install wandb" in done.stderr
 
@@ -249,9 +264,9 @@ Path("run").mkdir(exist_ok=True)
 config = TrainConfig(dataset="d", output_dir=Path("run"), tensorboard=False, wandb=sys.argv[1])
 for began in (0, 4, 0):
     with tracked(config, LineReporter(print)) as told:
-        told.began(began)
-        told.stepped(Report(began + 2, 10, 0.5, 2e-5, 1.0, 9.0, 0.0, 0.0, 1.0, 0.5))
-        told.validated(Validation(began + 2, 0.4, True))
+        told.on_start(began)
+        told.on_report(Report(began + 2, 10, 0.5, 2e-5, 1.0, 9.0, 0.0, 0.0, 1.0, 0.5))
+        told.on_validation(Validation(began + 2, 0.4, True))
 """
 
 

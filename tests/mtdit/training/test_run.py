@@ -54,11 +54,11 @@ class Watcher(Silent):
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def stepped(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         self.reports.append(report)
         self.at(report.step)
 
-    def validated(self, validation: Validation) -> None:
+    def on_validation(self, validation: Validation) -> None:
         self.validations.append(validation)
 
 
@@ -221,14 +221,14 @@ def test_a_signal_before_the_first_step_interrupts(
 def test_only_a_later_second_interrupt_is_meant() -> None:
     stop = Stop()
     stop.training = True
-    stop.note(signal.SIGINT, None)
-    stop.note(signal.SIGINT, None)
+    stop.handle(signal.SIGINT, None)
+    stop.handle(signal.SIGINT, None)
     assert stop.first_s is not None
     stop.first_s -= INTERRUPT_GRACE_S + 0.1
-    stop.note(signal.SIGTERM, None)
+    stop.handle(signal.SIGTERM, None)
     with pytest.raises(KeyboardInterrupt):
-        stop.note(signal.SIGINT, None)
-    assert stop.wanted
+        stop.handle(signal.SIGINT, None)
+    assert stop.requested
 
 
 # --- held-out episodes, what is kept
@@ -257,7 +257,7 @@ def test_held_out_loss_is_that_of_the_weights_in_use(
     acting = open_checkpoint(tmp_path / "checkpoints/best").policy()
     loader = replace(
         prepare(config, init_distributed(torch.device("cpu"), "no"), Silent()).loader,
-        batch_size=10**6,
+        options=replace(config, batch_size=65_536),
     )
     with torch.no_grad():
         (everything,) = loader.validation()

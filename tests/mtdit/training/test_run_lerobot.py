@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from batches import batch_of
 from lerobot.common.train_utils import save_checkpoint, update_last_checkpoint
 from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
@@ -50,7 +51,7 @@ class Theirs:
 
     def step(self, loader: Loader, number: int) -> None:
         """What LeRobot's update_policy does, but with the noise and the times of our batch."""
-        batch = loader.step(number)
+        batch = batch_of(loader, number)
         rows = torch.from_numpy(loader.task[loader.rows_of(number)])
         prepared = {
             "observation.state": batch.state,
@@ -64,8 +65,11 @@ class Theirs:
         conditioning = self.policy.observation_encoder.encode(self.policy._prepare_batch(prepared))
         loss = loader.objective.loss(
             lambda x, time: self.policy.noise_predictor(x, time, conditioning_vec=conditioning),
-            batch.actions, batch.noise, batch.time, None,
-        )  # fmt: skip
+            batch.actions,
+            batch.noise,
+            batch.time,
+            None,
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 10.0)
         self.optimizer.step()
@@ -81,10 +85,22 @@ def theirs(clip_folder: Path) -> Theirs:
     config = MultiTaskDiTConfig(
         input_features={"observation.state": PolicyFeature(FeatureType.STATE, (6,)), **images},
         output_features={"action": PolicyFeature(FeatureType.ACTION, (6,))},
-        vision_encoder_name=str(clip_folder), text_encoder_name=str(clip_folder), device="cpu", push_to_hub=False,
-        horizon=12, n_action_steps=6, hidden_dim=32, num_layers=1, num_heads=2, timestep_embed_dim=16, dropout=0.0,
-        image_crop_shape=(64, 64), optimizer_lr=1e-3, optimizer_eps=1e-4, scheduler_warmup_steps=1,
-    )  # fmt: skip
+        vision_encoder_name=str(clip_folder),
+        text_encoder_name=str(clip_folder),
+        device="cpu",
+        push_to_hub=False,
+        horizon=12,
+        n_action_steps=6,
+        hidden_dim=32,
+        num_layers=1,
+        num_heads=2,
+        timestep_embed_dim=16,
+        dropout=0.0,
+        image_crop_shape=(64, 64),
+        optimizer_lr=1e-3,
+        optimizer_eps=1e-4,
+        scheduler_warmup_steps=1,
+    )
     torch.manual_seed(0)
     policy = MultiTaskDiTPolicy(config)
     optimizer = config.get_optimizer_preset().build(policy.get_optim_params())
@@ -132,7 +148,7 @@ class OneStep(Silent):
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def stepped(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 

@@ -30,9 +30,14 @@ from mtdit_robots.errors import UserError
 # eps: Adam makes a step of full size of a gradient that is zero but for rounding (the bias of
 # CLIP's keys) if it may
 POLICY = {
-    "hidden_dim": 32, "num_layers": 1, "num_heads": 2, "timestep_embed_dim": 16, "scheduler_warmup_steps": 2,
-    "dropout": 0.0, "optimizer_eps": 1e-4,
-}  # fmt: skip
+    "hidden_dim": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "timestep_embed_dim": 16,
+    "scheduler_warmup_steps": 2,
+    "dropout": 0.0,
+    "optimizer_eps": 1e-4,
+}
 MASKED = {"do_mask_loss_for_padding": True, "objective": "flow_matching"}
 RUINED = 30  # a row of the cache whose action is infinite
 TOGETHER = {
@@ -68,10 +73,18 @@ def launched(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("parallel")
     clip = {"vision_encoder_name": str(clip_folder), "text_encoder_name": str(clip_folder)}
     base = {
-        "dataset": str(write_cache(folder / "frames")), "preset": "tiny", "policy": {**POLICY, **clip}, "device": "cpu",
-        "steps": 4, "save_every": 2, "log_every": 1, "val_every": 2, "val_split": 0.3, "noise_samples": 2,
+        "dataset": str(write_cache(folder / "frames")),
+        "preset": "tiny",
+        "policy": {**POLICY, **clip},
+        "device": "cpu",
+        "steps": 4,
+        "save_every": 2,
+        "log_every": 1,
+        "val_every": 2,
+        "val_split": 0.3,
+        "noise_samples": 2,
         "random_shift_px": 2,
-    }  # fmt: skip
+    }
     ruined = str(write_cache(folder / "ruined", ruined=[RUINED]))
     endless = {"steps": 100_000, "save_every": 100_000, "val_every": 100_000}
     runs = [

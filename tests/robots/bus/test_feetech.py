@@ -227,7 +227,9 @@ def test_an_unknown_register_suggests_the_nearest() -> None:
 
 @contextmanager
 def answering(reply: Callable[[Packet, int], bytes | None]) -> Iterator[str]:
-    """A port whose far end sends `reply(request, n)` to the n-th request; None takes the port away."""
+    """A port whose far end sends `reply(request, n)` to the n-th request; None takes the port
+    away.
+    """
     master, slave = pty.openpty()
     tty.setraw(slave)
     path = os.ttyname(slave)

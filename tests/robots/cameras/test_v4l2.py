@@ -1,4 +1,6 @@
-"""What can be checked of V4L2 without a camera: the structures' layout, names, and errors in words."""
+"""What can be checked of V4L2 without a camera: the structures' layout, names, and errors in
+words.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,14 @@ from mtdit_robots.cameras import v4l2
 
 @pytest.mark.parametrize(
     ("request_", "number", "direction"),
-    [(v4l2._QUERYCAP, 0, 2), (v4l2._ENUM_FMT, 2, 3), (v4l2._REQBUFS, 8, 3), (v4l2._ENUM_FRAMESIZES, 74, 3),
-     (v4l2._ENUM_FRAMEINTERVALS, 75, 3)],
-)  # fmt: skip
+    [
+        (v4l2._QUERYCAP, 0, 2),
+        (v4l2._ENUM_FMT, 2, 3),
+        (v4l2._REQBUFS, 8, 3),
+        (v4l2._ENUM_FRAMESIZES, 74, 3),
+        (v4l2._ENUM_FRAMEINTERVALS, 75, 3),
+    ],
+)
 def test_request_codes_carry_direction_size_and_number(
     request_: tuple[int, object], number: int, direction: int
 ) -> None:

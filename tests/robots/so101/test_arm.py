@@ -203,7 +203,8 @@ def test_another_arms_calibration_is_refused(chain: Chain, calibration: Calibrat
     fails_to_connect(
         chain,
         other,
-        r"elbow_flex homing_offset: file 5, servo -1011\): .*mtdit calibrate --port \S+ --import FILE",
+        r"elbow_flex homing_offset: file 5, servo -1011\): "
+        r".*mtdit calibrate --port \S+ --import FILE",
     )
     assert all(frame.code != WRITE or frame.data[0] == TORQUE for frame in chain.log)
 

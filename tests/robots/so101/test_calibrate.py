@@ -42,7 +42,10 @@ import sys
 from pathlib import Path
 from lerobot.robots.so_follower import SO101Follower, SO101FollowerConfig
 folder = Path(sys.argv[3])
-robot = SO101Follower(SO101FollowerConfig(port=sys.argv[1], id=sys.argv[2], calibration_dir=folder, cameras={}))
+config = SO101FollowerConfig(
+    port=sys.argv[1], id=sys.argv[2], calibration_dir=folder, cameras={}
+)
+robot = SO101Follower(config)
 robot.bus.connect()
 robot.configure()
 robot.calibrate()
@@ -50,9 +53,13 @@ robot.bus.disconnect()
 """
 # Encoder ticks: where the arm stands mid-range, and the two stops of each joint.
 CENTRE = {
-    "shoulder_pan": 1900, "shoulder_lift": 3100, "elbow_flex": 1010, "wrist_flex": 2047, "wrist_roll": 3000,
+    "shoulder_pan": 1900,
+    "shoulder_lift": 3100,
+    "elbow_flex": 1010,
+    "wrist_flex": 2047,
+    "wrist_roll": 3000,
     "gripper": 2222,
-}  # fmt: skip
+}
 REACH = {
     "shoulder_pan": 1250,
     "shoulder_lift": 1130,

@@ -1,4 +1,4 @@
-"""The leader over the virtual bus: read, never energised, refused with another arm's calibration."""
+"""The leader over the virtual bus: read, never energised; refused with another calibration."""
 
 from __future__ import annotations
 

@@ -158,7 +158,9 @@ def test_a_babbling_wire_is_no_servo() -> None:
 
 @pytest.mark.parametrize("locks", [True, False])
 def test_a_busy_port_names_its_holder(locks: bool) -> None:
-    """LeRobot and the SDK lock nothing: two programs could talk on one wire, and garble each other."""
+    """LeRobot and the SDK lock nothing: two programs could talk on one wire, and garble each
+    other.
+    """
     with served(servo(1)) as bus:
         command = [sys.executable, "-c", HOLDER, bus.path, str(locks)]
         holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -222,7 +224,8 @@ def test_the_udev_rule_is_about_this_very_adapter(tmp_path: Path) -> None:
     (tmp_path / "class" / "ttyACM3").symlink_to(usb / "1-2:1.0" / "tty" / "ttyACM3")
     rule = udev_rule("/dev/ttyACM3", tmp_path / "class")
     assert rule == (
-        'SUBSYSTEM=="tty", ATTRS{idVendor}=="0403", ATTRS{idProduct}=="6001", MODE="0660", GROUP="dialout", '
+        'SUBSYSTEM=="tty", ATTRS{idVendor}=="0403", ATTRS{idProduct}=="6001", '
+        'MODE="0660", GROUP="dialout", '
         'ENV{ID_MM_DEVICE_IGNORE}="1"'
     )
     assert '"1a86"' in udev_rule("/dev/ttyACM4", tmp_path / "class")

@@ -1,15 +1,24 @@
-"""The model against the official arm's figures, and the closed-form kinematics against the model."""
+"""The model against the official arm's figures, and the closed-form kinematics against it."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from mtdit_robots.so101.joints import JOINTS, NOMINAL_LIMITS
+from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.twin import kinematics
 from mtdit_robots.twin.arm_figures import RANGES_RAD
 from mtdit_robots.twin.kinematics import ToolPose, reachable, solve, tool_pose
 from mtdit_robots.twin.world import World
+
+# Joint limits in degrees from mid-range, from TheRobotStudio's SO101 "new calibration" model.
+NOMINAL_LIMITS = {
+    "shoulder_pan": (-110.0, 110.0),
+    "shoulder_lift": (-100.0, 100.0),
+    "elbow_flex": (-96.8, 96.8),
+    "wrist_flex": (-95.0, 95.0),
+    "wrist_roll": (-157.2, 162.8),
+}
 
 
 def place(world: World, angles_rad: np.ndarray) -> None:
@@ -19,8 +28,9 @@ def place(world: World, angles_rad: np.ndarray) -> None:
 
 def test_joints_are_the_drivers_and_their_ranges_its_limits() -> None:
     assert tuple(RANGES_RAD) == JOINTS
-    for joint in JOINTS[:-1]:
-        assert np.degrees(RANGES_RAD[joint]) == pytest.approx(NOMINAL_LIMITS[joint], abs=0.1)
+    assert tuple(NOMINAL_LIMITS) == JOINTS[:-1]
+    for joint, limits in NOMINAL_LIMITS.items():
+        assert np.degrees(RANGES_RAD[joint]) == pytest.approx(limits, abs=0.1)
 
 
 def test_link_lengths_and_tool_point_at_zero(world: World) -> None:

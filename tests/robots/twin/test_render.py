@@ -95,7 +95,10 @@ def test_a_gl_that_cannot_draw_leads_to_rays_with_the_fix() -> None:
     """No GL library can be found: the search still ends, with a reason and the line that would mend
     it.
     """
-    code = "from mtdit_robots.twin.render import choose_renderer; c = choose_renderer(); print(c.name, c.fix, c.reason)"
+    code = (
+        "from mtdit_robots.twin.render import choose_renderer; "
+        "c = choose_renderer(); print(c.name, c.fix, c.reason)"
+    )
     done = run(
         code,
         EGL_PLATFORM="none",

@@ -16,6 +16,7 @@ import pytest
 
 from mtdit_robots.errors import UserError
 from mtdit_runtime.control.chunks import ChunkQueue, auto_prefetch
+from mtdit_runtime.timings import Timings
 
 N_OBS, N_ACT = 2, 6
 
@@ -26,6 +27,7 @@ class CountingPolicy:
     """
 
     joints, cameras, n_obs_steps, n_action_steps, fps = ("a", "b"), (), N_OBS, N_ACT, 30
+    timings = Timings()
 
     def __init__(
         self, horizon: int = 12, compute: Callable[[int], None] = lambda number: None
@@ -58,17 +60,28 @@ class CountingPolicy:
 
 def play(
     queue: ChunkQueue, ticks: int, after: Callable[[int], None] = lambda tick: None
-) -> list[float]:
-    """The first joint's actions."""
+) -> list[float | None]:
+    """The first joint's actions; None: no action yet."""
     out = []
     for tick in range(ticks):
-        out.append(float(queue.step(np.array([-1.0, 1.0]), {})[0]))
+        positions = queue.step(np.array([-1.0, 1.0]), {}).positions
+        out.append(None if positions is None else float(positions[0]))
         after(tick)
     return out
 
 
+def wait_for_the_worker(queue: ChunkQueue) -> None:
+    for _ in range(100_000):
+        if not queue.is_computing:
+            return
+        time.sleep(1e-4)
+    raise AssertionError("no chunk in 10 s")
+
+
 def expected_prefetch(k: int, ticks: int) -> list[float]:
-    """Chunk n > 0 is asked for k ticks before it takes over; every chunk runs out at its row N_ACT."""
+    """Chunk n > 0 is asked for k ticks before it takes over; every chunk runs out at its row
+    N_ACT.
+    """
     out: list[float] = []
     number, asked_at = 0, 0
     while len(out) < ticks:
@@ -94,17 +107,14 @@ def test_real_time_equals_lock_step_while_chunks_are_in_time() -> None:
     queue = ChunkQueue(CountingPolicy(), 2, wait=False)
     queue.reset("task", 0)
     out = play(queue, 1)
-    while queue.adopted == 0:  # the pose found is held until the first chunk is there
-        out = play(queue, 1)
-    held = queue._tick - 1
-
-    def wait_for_the_worker(_tick: int) -> None:
-        if queue._request is not None:
-            queue._request.answer.result(timeout=10)
-
-    out += play(queue, 30, wait_for_the_worker)
+    while out[-1] is None:  # no action until the first chunk is there
+        out += play(queue, 1)
+    held = out.count(None)
+    out += play(queue, 30, after=lambda tick: wait_for_the_worker(queue))
     queue.close()
-    first = [x for x in out if x < 1000]
+    assert out[:held] == [None] * held
+    out = out[held:]
+    first = [x for x in out if x is not None and x < 1000]
     assert first == [
         float(i) for i in range(len(first))
     ]  # from its first row, however long the wait was
@@ -131,9 +141,8 @@ def late(horizon: int, late_ticks: int, ticks: int = 24) -> tuple[list[float], C
     out = play(queue, 5)
     queue.wait = False
     out += play(queue, 1 + late_ticks)
-    assert queue._request is not None
+    assert queue.is_computing
     gate.go.set()
-    queue._request.answer.result(timeout=20)
     queue.wait = True
     out += play(queue, ticks - len(out))
     queue.close()
@@ -174,11 +183,11 @@ def test_a_chunk_asked_for_at_rest_begins_at_its_first_row() -> None:
     gate = LateOnce(0)
     queue = ChunkQueue(CountingPolicy(compute=gate), 2, wait=False)
     queue.reset("task", 0)
-    assert play(queue, 4) == [-1.0] * 4  # the pose found
-    assert (queue.stalls, queue.chunk) == (0, -1)
+    assert play(queue, 4) == [None] * 4
+    assert queue.stalls == 0
+    assert queue.is_computing
     gate.go.set()
-    assert queue._request is not None
-    queue._request.answer.result(timeout=20)
+    wait_for_the_worker(queue)
     assert play(queue, 3) == [0, 1, 2]
     queue.close()
 
@@ -260,7 +269,9 @@ def test_reset_starts_over() -> None:
 def test_actions_are_the_callers() -> None:
     queue = ChunkQueue(CountingPolicy(), 0)
     queue.reset("task", 0)
-    queue.step(np.zeros(2), {})[:] = 99
+    positions = queue.step(np.zeros(2), {}).positions
+    assert positions is not None
+    positions[:] = 99
     assert play(queue, 1) == [1.0]
 
 

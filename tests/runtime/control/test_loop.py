@@ -6,6 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ import pytest
 
 from mtdit.cli.terminal.tables import report_table
 from mtdit_robots.errors import UserError
+from mtdit_runtime.bundle.bundle import Bundle
 from mtdit_runtime.control.chunks import ChunkQueue
 from mtdit_runtime.control.clock import LockstepClock, RealClock
-from mtdit_runtime.control.loop import LoopConfig, run
+from mtdit_runtime.control.loop import Action, ActionSource, LoopConfig, run_loop
 from mtdit_runtime.control.report import RunReport
 from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig
+from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
 
 TASK, FPS = "open the drawer", 30
@@ -25,20 +28,21 @@ TASK, FPS = "open the drawer", 30
 
 @pytest.fixture
 def drive(policy: BundlePolicy, robot: Any) -> Callable[..., RunReport]:
-    """Run the toy policy on the scripted robot in lock-step."""
+    """Run the toy policy, or another one, on the scripted robot in lock-step."""
 
     def drive(
         config: LoopConfig,
         k: int = 0,
         limits: Limits | None = None,
         clock: Any = None,
+        policy: BundlePolicy = policy,
         **options: Any,
     ) -> RunReport:
         queue = ChunkQueue(policy, k)
         queue.reset(TASK, seed=0)
         safety = Safety(policy.joints, limits or Limits.none(3), SafetyConfig(ramp_s=0))
         try:
-            return run(robot, queue, safety, config, clock or LockstepClock(), **options)
+            return run_loop(robot, queue, safety, config, clock or LockstepClock(), **options)
         finally:
             queue.close()
 
@@ -69,7 +73,7 @@ def test_lock_step_is_deterministic_with_prefetch(
         queue = ChunkQueue(policy, 3)
         queue.reset(TASK, seed=4)
         config = LoopConfig(FPS, duration_s=2.0)
-        run(robot, queue, Safety(policy.joints, Limits.none(3)), config, LockstepClock())
+        run_loop(robot, queue, Safety(policy.joints, Limits.none(3)), config, LockstepClock())
         queue.close()
         runs.append(np.array(robot.commands))
     np.testing.assert_array_equal(*runs)
@@ -160,9 +164,7 @@ def test_frames_that_stay_stale_end_the_run(drive: Any, robot: Any) -> None:
 
 
 @pytest.mark.parametrize("k", [0, 2])
-def test_a_failing_policy_ends_the_run(
-    drive: Any, robot: Any, policy: BundlePolicy, k: int
-) -> None:
+def test_a_failing_policy_ends_the_run(drive: Any, robot: Any, bundle: Bundle, k: int) -> None:
     class Broken:
         calls, name = 0, "denoiser"
 
@@ -170,14 +172,14 @@ def test_a_failing_policy_ends_the_run(
             self.calls += 1
             if self.calls == 3:
                 raise ValueError("engine on fire")
-            return engine(inputs)
+            return engines.denoiser(inputs)
 
         def describe(self) -> str:
             return "broken"
 
-    engine = policy._denoisers["denoiser"]
-    policy._denoisers["denoiser"] = Broken()
-    report = drive(LoopConfig(FPS, duration_s=9.0), k)
+    engines = choose_engines(bundle, "onnx")
+    broken = BundlePolicy(bundle, replace(engines, denoiser=Broken()))
+    report = drive(LoopConfig(FPS, duration_s=9.0), k, policy=broken)
     assert (report.reason, report.detail) == ("policy error", "ValueError: engine on fire")
     assert robot.holds == 1
 
@@ -295,6 +297,29 @@ def test_real_clock_keeps_the_rate(drive: Any) -> None:
     assert report.ticks + report.dropped_periods >= 8
     assert report.ticks <= 9
     assert report.duration_s >= 0.28
+
+
+class Pointing(ActionSource):
+    """Always the same pose, from the fourth tick on."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def step(self, positions: Any, frames: Any) -> Action:
+        self.steps += 1
+        return Action(None if self.steps < 4 else np.array([20.0, 0.0, 50.0]))
+
+
+def test_a_source_needs_one_method_and_without_an_action_the_arm_holds(robot: Any) -> None:
+    robot.stale = {2: 9.0}  # it needs no camera
+    safety, ticks = Safety(robot.joints, Limits.none(3), SafetyConfig(ramp_s=0)), list[Any]()
+    config = LoopConfig(FPS, duration_s=0.2)
+    report = run_loop(robot, Pointing(), safety, config, LockstepClock(), None, ticks.append)
+    assert (report.reason, report.ticks, report.chunks) == ("duration", 6, 0)
+    np.testing.assert_array_equal(robot.commands[:3], [robot.start] * 3)
+    np.testing.assert_array_equal(robot.commands[3:], [[20.0, 0.0, 50.0]] * 3)
+    assert {(t.chunk, t.row, t.requested) for t in ticks} == {(-1, -1, -1)}
+    assert report.to_dict()["seam_jump"] == {}
 
 
 def test_servo_errors_of_robots_that_count_them(drive: Any, robot: Any) -> None:

@@ -29,7 +29,10 @@ from mtdit_runtime.recording.video_encoder import CODECS, VideoSink
 
 PATIENT_S = 2.0
 TEGRA = "# R{} (release), REVISION: {}, GCID: 38968081, BOARD: generic, EABI: aarch64"
-MODES = "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n"
+MODES = (
+    "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >\n"
+    "< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n"
+)
 
 
 def by_id(checks: Sequence[Check]) -> dict[str, Check]:
@@ -299,9 +302,12 @@ def looked_at(source: str, folder: Path) -> dict[str, Check]:
 def test_a_camera_where_it_was_in_training(tmp_path: Path) -> None:
     cameras_check.save_png(tmp_path / "reference/top.png", pattern())
     found = looked_at(film(tmp_path / "same.mp4", pattern(light=10)), tmp_path)
-    assert {name: check.status for name, check in found.items() if not name.endswith(("age", "rate"))} == {
-        "camera top exposure": OK, "camera top view": OK,
-    }, found  # fmt: skip
+    assert {
+        name: check.status for name, check in found.items() if not name.endswith(("age", "rate"))
+    } == {
+        "camera top exposure": OK,
+        "camera top view": OK,
+    }, found
 
 
 def test_a_camera_that_was_turned_shows_something_else_or_is_dark(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from mtdit_runtime.engines.cache import (
     write_record,
 )
 from mtdit_runtime.files import sha256
-from mtdit_runtime.verify.build import build
+from mtdit_runtime.verify.build import build_for
 from mtdit_runtime.verify.inspect import describe
 
 ORIN = Device("Orin", (8, 7), "10.3.0")
@@ -235,7 +235,7 @@ def test_a_file_in_the_place_of_the_engines(copy: Bundle) -> None:
     with pytest.raises(UserError, match="no TensorRT engines for this computer"):
         find_plan(copy, "denoiser", ORIN)
     with pytest.raises(UserError, match="engines is a file and should be a folder: remove it"):
-        build(copy, None, ORIN)
+        build_for(ORIN, copy, None)
 
 
 @given(content=st.binary(max_size=60) | st.from_regex(r'\{"gpu": .*\}').map(str.encode))

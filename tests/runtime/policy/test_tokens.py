@@ -37,8 +37,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     bpe = open_clip.tokenizer.SimpleTokenizer()
     vocabulary = dict(bpe.encoder)
-    vocabulary = {{"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}.get(w, w): i
-                  for w, i in vocabulary.items()}  # fmt: skip
+    vocabulary = {
+        {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}.get(w, w): i
+        for w, i in vocabulary.items()
+    }
     tokenizer = CLIPTokenizer(
         vocab=vocabulary, merges=[tuple(pair) for pair in bpe.bpe_ranks], model_max_length=77
     )

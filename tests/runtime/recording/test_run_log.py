@@ -5,6 +5,7 @@ real-time runs.
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from mtdit_robots.errors import UserError
 from mtdit_runtime.control.chunks import ChunkQueue
 from mtdit_runtime.control.clock import LockstepClock
-from mtdit_runtime.control.loop import LoopConfig, run
+from mtdit_runtime.control.loop import LoopConfig, run_loop
 from mtdit_runtime.control.report import Tick
 from mtdit_runtime.control.safety import Limits, Safety
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
@@ -23,28 +24,40 @@ from mtdit_runtime.recording.run_log import Recorder, load_log, recompute
 TASK, FPS, SEED = "open the drawer", 30, 11
 
 
+class Gated:
+    """A policy whose chunks wait for the gate."""
+
+    def __init__(self, policy: BundlePolicy, gate: threading.Event) -> None:
+        self.policy, self.gate = policy, gate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.policy, name)
+
+    def request(self) -> Any:
+        compute = self.policy.request()
+        return lambda: (self.gate.wait(20), compute())[1]
+
+
 def record(
     policy: BundlePolicy, robot: Any, path: Path, late: range | None = None, **options: Any
 ) -> tuple[list[Tick], ChunkQueue]:
-    """One second of run, k = 2. late: do not wait for chunks, and let none be ready in these ticks."""
+    """One second of run, k = 2. late: do not wait for chunks, and let none be ready in these
+    ticks.
+    """
     ticks: list[Tick] = []
     recorder = Recorder(policy.joints, TASK, SEED, **options)
-    queue = ChunkQueue(policy, 2, wait=late is None)
-    queue.reset(TASK, SEED)
     gate = threading.Event()
     gate.set()
+    queue = ChunkQueue(Gated(policy, gate), 2, wait=late is None)
+    queue.reset(TASK, SEED)
 
     def pace(tick: int) -> None:
         assert late is not None
         (gate.clear if tick in late else gate.set)()
-        if tick not in late and queue._request is not None:
-            queue._request.answer.result(timeout=20)
+        while tick not in late and queue.is_computing:
+            time.sleep(1e-4)
 
     if late is not None:
-        denoiser = policy._engines.denoiser
-        object.__setattr__(
-            policy._engines, "denoiser", lambda inputs: (gate.wait(20), denoiser(inputs))[1]
-        )
         robot.on_observe = pace
 
     def watch(tick: Tick) -> None:
@@ -52,7 +65,9 @@ def record(
         recorder(tick)
 
     config = LoopConfig(FPS, duration_s=1.0)
-    run(robot, queue, Safety(policy.joints, Limits.none(3)), config, LockstepClock(), on_tick=watch)
+    run_loop(
+        robot, queue, Safety(policy.joints, Limits.none(3)), config, LockstepClock(), on_tick=watch
+    )
     queue.close()
     recorder.save(path)
     return ticks, queue

@@ -91,8 +91,9 @@ def test_timers_alone(rehearsal: Rehearsal, tmp_path: Path) -> None:
     )
     assert lengths(tmp_path / "set") == [10, 10]
     assert [line for line in rehearsal.said if "saved" in line] == [
-        "episode 1 saved: 1.0 s, 10 frames", "episode 2 saved: 1.0 s, 10 frames"
-    ]  # fmt: skip
+        "episode 1 saved: 1.0 s, 10 frames",
+        "episode 2 saved: 1.0 s, 10 frames",
+    ]
     assert json.loads((tmp_path / "set/meta/info.json").read_text())["total_frames"] == 20
 
 

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.features import ACTION, STATE
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle
 from mtdit_runtime.bundle.manifest import (
-    ACTION_KEY,
     GOLDEN,
     PREFIX_MASK,
-    STATE_KEY,
     STATS,
     write_manifest,
 )
@@ -33,6 +32,7 @@ from mtdit_runtime.verify.fixtures import (
     write_golden,
 )
 from mtdit_runtime.verify.gates import check_bundle
+from mtdit_runtime.verify.verify import verify
 
 Wreck = Callable[[np.ndarray], np.ndarray]
 
@@ -64,11 +64,11 @@ def by_hand(toy: Any, bundle: Bundle, seed: int) -> tuple[Probe, ReferenceOutput
     steps = [{name: f[i] for name, f in frames.items()} for i in range(n_obs)]
     chunk = toy.chunk(list(zip(positions, steps, strict=True)), task, noise)
     ids = EngineRunner(bundle, choose_engines(bundle, "onnx")).tokens(task)
-    actions = bundle.stats[ACTION_KEY].normalize(chunk)[None].astype(np.float32)
+    actions = bundle.stats[ACTION].normalize(chunk)[None].astype(np.float32)
     rows = held_rows(actions)
     features, state = (
         np.stack([toy.vision(step) for step in steps])[None],
-        bundle.stats[STATE_KEY].normalize(positions)[None],
+        bundle.stats[STATE].normalize(positions)[None],
     )
     e = ReferenceOutputs(
         features=features,
@@ -129,6 +129,16 @@ def test_engines_that_compute_the_policy_pass(golden: Bundle, engines: Engines) 
     assert all(
         result.stages[stage]["latency_ms"] > 0 for stage in ("vision", "history", "denoiser")
     )
+
+
+def test_verify_takes_a_folder_or_an_opened_bundle(golden: Bundle) -> None:
+    by_path, opened = verify(str(golden.folder), "onnx"), verify(golden, "onnx")
+    assert by_path.failures == opened.failures
+    assert not opened.ok, "the text graph of these bundles gives other features than tasks.npz"
+    assert {line.partition(":")[0] for line in opened.failures} >= {"text", "all tasks"}
+    assert opened.backend == "onnx, as requested"
+    with pytest.raises(UserError, match="backend 'tpu' is unknown"):
+        verify(golden, "tpu")
 
 
 def test_fixtures_come_back_as_they_were_written(golden: Bundle, toy: Any) -> None:
@@ -210,8 +220,8 @@ def test_fp16_engines_are_judged_in_degrees_and_the_guilty_stage_is_told(
 
 def test_exact_actions_in_other_units_are_not_the_policys(golden: Bundle) -> None:
     stats = load_stats(golden.path(STATS))
-    wider = replace(stats[ACTION_KEY], high=stats[ACTION_KEY].high * np.float32(1.01))
-    save_stats(golden.path(STATS), {**stats, ACTION_KEY: wider})
+    wider = replace(stats[ACTION], high=stats[ACTION].high * np.float32(1.01))
+    save_stats(golden.path(STATS), {**stats, ACTION: wider})
     write_manifest(golden.folder, golden.manifest)
     changed = open_bundle(golden.folder)
     (line,) = check_bundle(changed, choose_engines(changed, "onnx"), text=False).failures
@@ -296,9 +306,7 @@ def test_a_fixture_with_another_array_is_a_user_error(
         read_golden(open_bundle(golden.folder))
 
 
-@pytest.mark.parametrize(
-    "task", [np.array(3.5), np.array(["a", "b"]), np.array(b"open")]
-)
+@pytest.mark.parametrize("task", [np.array(3.5), np.array(["a", "b"]), np.array(b"open")])
 def test_a_fixture_whose_task_is_no_text_is_a_user_error(golden: Bundle, task: np.ndarray) -> None:
     path = golden.folder / GOLDEN / "1.npz"
     with np.load(path) as file:

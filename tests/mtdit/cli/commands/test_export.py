@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from command_line import mtdit
+from command_line import assert_one_line, mtdit
 from typer.testing import CliRunner
 
 from mtdit.cli.app import app
@@ -47,14 +47,6 @@ def in_process(*words: str | Path) -> Result:
     return CliRunner().invoke(app, list(map(str, words)))
 
 
-def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str, code: int = 2) -> None:
-    assert done.returncode == code, done.stdout + done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    for part in parts:
-        assert part in lines[0]
-
-
 @pytest.fixture
 def copy(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "copy.mtdit"))
@@ -75,11 +67,20 @@ def test_the_next_command_can_be_pasted(workshop: Any, tmp_path: Path) -> None:
     assert made_from == "/".join(pretrained.parts[-3:]), "the step must not get lost"
 
 
+def test_one_precision_at_a_time(tmp_path: Path) -> None:
+    done = in_process("export", tmp_path, "--out", tmp_path / "p.mtdit", "--int8", "--fp16")
+    assert isinstance(done.exception, UserError)
+    assert "--fp16 and --int8 exclude each other" in str(done.exception)
+
+
 def test_full_disk_is_one_line(bundle: Path, tmp_path: Path) -> None:
     """A limit on the file's size stands for the disk; neither names the file that was being
     written.
     """
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); from mtdit.cli import main; main()"
+    limit = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
+        "from mtdit.cli import main; main()"
+    )
     done = python(limit, "inspect", bundle, "--json", tmp_path / "about.json")
     assert_one_line(done, "the disk: File too large: choose another place, or make room there")
 
@@ -258,8 +259,19 @@ def test_bad_bundles_are_one_line(
 def test_inspect_shows_everything_without_onnxruntime(bundle: Path) -> None:
     done = python(NO_ONNXRUNTIME, "inspect", bundle)
     assert done.returncode == 0, done.stderr
-    for words in ("ddim, 4 steps", "8 of 16 actions at 30 Hz", "open the drawer", "shoulder_pan", "-40.0 to 20.0",
-                  "80x60", "32x32", "prefix_mask", "checked at export", "no TensorRT engines", "schema 3"):  # fmt: skip
+    for words in (
+        "ddim, 4 steps",
+        "8 of 16 actions at 30 Hz",
+        "open the drawer",
+        "shoulder_pan",
+        "-40.0 to 20.0",
+        "80x60",
+        "32x32",
+        "prefix_mask",
+        "checked at export",
+        "no TensorRT engines",
+        "schema 3",
+    ):
         assert words in done.stdout
 
 
@@ -306,9 +318,13 @@ def test_inspect_is_readable_in_a_terminal_of_80_columns(
     lines = mtdit("inspect", copy).stdout.splitlines()
     assert max(map(len, lines[1:])) <= 80, "the first one is the bundle's path"
     shown = {" ".join(line.split()) for line in lines}
-    for whole in ("vision 0.4 MB frame.top uint8 60x80x3 features float32 1x128", "prefix_mask float32 1x16x1",
-                  "shoulder_pan -40.0 to 20.0 degrees 90/s", "size 0 MB",
-                  "built for NVIDIA RTX 6000 Ada Generation, TensorRT 10.13.3.9"):  # fmt: skip
+    for whole in (
+        "vision 0.4 MB frame.top uint8 60x80x3 features float32 1x128",
+        "prefix_mask float32 1x16x1",
+        "shoulder_pan -40.0 to 20.0 degrees 90/s",
+        "size 0 MB",
+        "built for NVIDIA RTX 6000 Ada Generation, TensorRT 10.13.3.9",
+    ):
         assert whole in shown
 
 
@@ -316,8 +332,14 @@ def test_nothing_in_a_bundle_steers_the_terminal(copy: Path) -> None:
     hostile = "\x1b[2J\x1b]0;owned\x07\n\u202e" + "x" * 500
     opened = open_bundle(copy)
     joints = (replace(opened.manifest.joints[0], name=hostile), *opened.manifest.joints[1:])
-    odd = replace(opened.manifest, name=hostile, tasks=(hostile,), joints=joints, requirements={hostile: hostile},
-                  provenance={"checkpoint": hostile, "versions": {hostile: hostile}})  # fmt: skip
+    odd = replace(
+        opened.manifest,
+        name=hostile,
+        tasks=(hostile,),
+        joints=joints,
+        requirements={hostile: hostile},
+        provenance={"checkpoint": hostile, "versions": {hostile: hostile}},
+    )
     write_manifest(copy, odd)
     put_engines(copy, Device(hostile, (8, 7), "10.3.0"))
     for words in (("inspect", copy), ("run", "--bundle", copy, "--task", "open the drawr")):

@@ -1,4 +1,4 @@
-"""What a script gets from a command."""
+"""What a person sees, and what a script gets from a command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtdit.cli.terminal.console import write_json
+from mtdit.cli.terminal.console import Terminal, write_json
 
 
 def test_json_without_numbers_that_json_lacks(tmp_path: Path) -> None:
@@ -22,3 +22,16 @@ def test_json_without_numbers_that_json_lacks(tmp_path: Path) -> None:
         "stages": [{"error": None}, [None, 0.5]],
         "ok": False,
     }
+
+
+def test_nothing_that_is_printed_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also not what a live display or another module prints to the same console."""
+    hostile = "task \x1b[2J\x07 done\nnext line"
+    terminal = Terminal()
+    terminal.print(hostile)
+    terminal.rich.print(hostile)
+    line = "task \\x1b[2J\\x07 done\nnext line\n"
+    assert capsys.readouterr() == (2 * line, "")
+    terminal.stderr = True
+    terminal.print("aside")
+    assert capsys.readouterr() == ("", "aside\n")

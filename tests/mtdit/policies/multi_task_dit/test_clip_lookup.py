@@ -49,8 +49,10 @@ def weights_of(
     images = {f"observation.images.{c}": Feature("VISUAL", (3, side, side)) for c in cameras}
     config = PolicyConfig(
         input_features={"observation.state": Feature("STATE", (6,)), **images},
-        output_features={"action": Feature("ACTION", (6,))}, image_crop_shape=(side, side), **options,
-    )  # type: ignore[arg-type]  # fmt: skip
+        output_features={"action": Feature("ACTION", (6,))},
+        image_crop_shape=(side, side),
+        **options,
+    )  # type: ignore[arg-type]
     with torch.device("meta"):
         return ObservationEncoder(config, shape).state_dict()
 
@@ -87,9 +89,14 @@ def test_weights_that_are_no_clips() -> None:
         vision_shape(weights_of(narrow))
 
 
-@pytest.mark.parametrize("name", [
-    "openai/clip-vit-large-patch14-336", "/home/me/models/clip-vit-base-patch32", "./clip-vit-large-patch14",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "openai/clip-vit-large-patch14-336",
+        "/home/me/models/clip-vit-base-patch32",
+        "./clip-vit-large-patch14",
+    ],
+)
 def test_openais_are_not_looked_up(name: str) -> None:
     config = PolicyConfig(vision_encoder_name=name, text_encoder_name=name)
     small = SHAPES["small"]

@@ -1,4 +1,4 @@
-"""The policy's configuration: LeRobot's defaults, LeRobot's JSON, and one line for every mistake."""
+"""The policy's configuration: LeRobot's defaults, LeRobot's JSON, and one line per mistake."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mtdit.config
 from mtdit.config import NORMALIZATIONS, Feature
+from mtdit.policies.multi_task_dit import presets
 from mtdit.policies.multi_task_dit.config import BETA_SCHEDULES, SCHEDULERS, PolicyConfig
 from mtdit.policies.multi_task_dit.config_json import (
     policy_config_from_dict,
@@ -131,11 +131,19 @@ def test_invalid_fields_are_named_in_one_line(options: dict[str, Any], names: st
 
 
 VALUES = (
-    st.integers(-2, 130), st.floats(width=32), st.booleans(), st.none(), st.text(max_size=8),
-    st.lists(st.integers(-1, 300), max_size=3), st.dictionaries(st.text(max_size=6), st.integers(), max_size=2),
-    st.sampled_from([*NORMALIZATIONS, *BETA_SCHEDULES, *SCHEDULERS, "DDIM", "flow_matching", "sample", "rk4"]),
-    st.just({"STATE": "MEAN_STD"}), st.just({"observation.state": {"type": "STATE", "shape": [6]}}),
-)  # fmt: skip
+    st.integers(-2, 130),
+    st.floats(width=32),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=8),
+    st.lists(st.integers(-1, 300), max_size=3),
+    st.dictionaries(st.text(max_size=6), st.integers(), max_size=2),
+    st.sampled_from(
+        [*NORMALIZATIONS, *BETA_SCHEDULES, *SCHEDULERS, "DDIM", "flow_matching", "sample", "rk4"]
+    ),
+    st.just({"STATE": "MEAN_STD"}),
+    st.just({"observation.state": {"type": "STATE", "shape": [6]}}),
+)
 
 
 @settings(max_examples=600, deadline=None, derandomize=True)
@@ -178,7 +186,7 @@ def table() -> dict[str, tuple[str, str]]:
     """What the module's table says: field -> (LeRobot's, ours)."""
     rows = [
         line.strip("| ").split(" | ")
-        for line in (mtdit.config.__doc__ or "").splitlines()
+        for line in (presets.__doc__ or "").splitlines()
         if line[:1] == "|"
     ]
     return {row[0]: (row[1], row[2]) for row in rows[2:]}
@@ -251,12 +259,19 @@ def test_files_that_are_not_our_config(text: str | None, says: str, tmp_path: Pa
 @pytest.mark.parametrize(
     "options",
     [
-        {"steps": 0}, {"batch_size": 0}, {"noise_samples": 0}, {"preset": "huge"}, {"amp": "int8"},
-        {"max_minutes": 0.0}, {"ema_max_decay": 1.0}, {"grad_clip_norm": 0.0}, {"random_shift_px": -1},
+        {"steps": 0},
+        {"batch_size": 0},
+        {"noise_samples": 0},
+        {"preset": "huge"},
+        {"amp": "int8"},
+        {"max_minutes": 0.0},
+        {"ema_max_decay": 1.0},
+        {"grad_clip_norm": 0.0},
+        {"random_shift_px": -1},
         {"random_brightness": 1.0},
     ],
     ids=lambda o: next(iter(o)),
-)  # fmt: skip
+)
 def test_invalid_training_options_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         TrainConfig(dataset="d", output_dir=Path("o"), **options)

@@ -1,4 +1,6 @@
-"""Guided sampling against LeRobot's formula, closed forms, and actions whose distribution is known."""
+"""Guided sampling against LeRobot's formula, closed forms, and actions whose distribution is
+known.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,18 @@ STEPS = 20
 SAMPLERS: dict[str, dict[str, Any]] = {
     "ddim": {"noise_scheduler_type": "DDIM", "num_inference_steps": STEPS},
     "ddim of the sample": {
-        "noise_scheduler_type": "DDIM", "num_inference_steps": STEPS, "prediction_type": "sample",
+        "noise_scheduler_type": "DDIM",
+        "num_inference_steps": STEPS,
+        "prediction_type": "sample",
     },
     "ddpm": {"noise_scheduler_type": "DDPM", "num_inference_steps": 100},
     "euler": {"objective": "flow_matching", "num_integration_steps": STEPS},
-    "rk4": {"objective": "flow_matching", "num_integration_steps": STEPS, "integration_method": "rk4"},
-}  # fmt: skip
+    "rk4": {
+        "objective": "flow_matching",
+        "num_integration_steps": STEPS,
+        "integration_method": "rk4",
+    },
+}
 
 
 def at_time(time: float, count: int = 1) -> Tensor:
@@ -84,10 +92,10 @@ def test_the_jacobian_is_the_networks() -> None:
 def test_weight_zero_changes_nothing(sampler: str) -> None:
     config, (noise, prefix) = PolicyConfig(**SAMPLERS[sampler]), torch.randn(2, 3, T, A)
     objective, denoise = make_objective(config), gaussian(config)
-    step_noise = () if config.objective == "flow_matching" else (torch.randn(99, 3, T, A),)
+    step_noise = torch.randn(99, 3, T, A)
     free = guided(denoise, config, prefix, torch.zeros(3, T, 1))
     assert torch.equal(
-        objective.sample(free, noise, *step_noise), objective.sample(denoise, noise, *step_noise)
+        objective.sample(free, noise, step_noise), objective.sample(denoise, noise, step_noise)
     )
 
 

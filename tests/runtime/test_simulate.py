@@ -4,18 +4,22 @@ acts.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from mtdit.simulate import SimulateReport, record, simulate
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import install
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import World
+from mtdit_runtime.simulate import SimulateReport, record, simulate
 
 TASKS = ("open the drawer", "push the red cube to the left")
 SIZE = (32, 48)
@@ -38,7 +42,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 
 
 def rows(out: Path) -> dict[str, np.ndarray]:
-    table = pq.read_table(sorted((out / "data").rglob("*.parquet"))[0])
+    files = sorted((out / "data").rglob("*.parquet"))
+    table = pa.concat_tables(pq.read_table(file) for file in files)
     return {name: np.array(table[name].to_pylist()) for name in table.column_names}
 
 
@@ -75,6 +80,10 @@ def test_lerobot_reads_it(recorded: Recorded) -> None:
         *TASKS,
         *TASKS,
     ]
+    cameras = ["observation.images.top", "observation.images.wrist"]
+    assert list(dataset.meta.features)[:4] == ["action", "observation.state", *cameras]
+    stored = dataset.meta.features[cameras[0]]["info"]
+    assert (stored["video.codec"], stored["video.g"], stored["video.crf"]) == ("h264", 2, 18)
     frame = dataset[10]
     assert (
         frame["observation.images.top"].shape
@@ -100,14 +109,14 @@ def test_videos_hold_what_the_cameras_saw_tick_by_tick(recorded: Recorded) -> No
     dataset, world = LeRobotDataset("mtdit/set", root=out), World(find_task("open the drawer"))
     world.energise()
     world.reset(find_task(TASKS[0]), 5)
-    frames = record(world, 0.0, SIZE)
+    moments = list(record(world, 0.0, SIZE))
     world.close()
-    for tick in (0, 40, len(frames) - 1):
-        row = dataset[tick]
-        assert (row["observation.state"].numpy() == frames[tick]["observation.state"]).all()
-        assert (row["action"].numpy() == frames[tick]["action"]).all()
+    for tick in (0, 40, len(moments) - 1):
+        row, (state, action, frames) = dataset[tick], moments[tick]
+        assert (row["observation.state"].numpy() == state.astype(np.float32)).all()
+        assert (row["action"].numpy() == action.astype(np.float32)).all()
         seen = (row["observation.images.wrist"].permute(1, 2, 0).numpy() * 255).astype(int)
-        assert np.abs(seen - frames[tick]["observation.images.wrist"]).mean() < 8
+        assert np.abs(seen - frames["wrist"]).mean() < 8
 
 
 def test_states_are_whole_ticks_and_actions_lead(recorded: Recorded) -> None:
@@ -118,6 +127,17 @@ def test_states_are_whole_ticks_and_actions_lead(recorded: Recorded) -> None:
     assert (data["observation.state"][:, 5] <= 100).all()
     moved = np.abs(data["action"][:, 0] - data["observation.state"][:, 0])
     assert 1 < moved.max() < 60
+
+
+@pytest.mark.parametrize("module", ["av", "pyarrow.parquet"])
+def test_a_missing_package_is_named_before_an_earlier_dataset_is_replaced(
+    module: str, recorded: Recorded, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    out = recorded[0]
+    monkeypatch.setitem(sys.modules, module, None)
+    line = refused("simulate", "--task", TASKS[0], "--out", str(out), "--overwrite")
+    assert install("record") in line
+    assert (out / "meta/info.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -34,16 +34,16 @@ def ended(fields: dict) -> str:
 
 def take_turns(note: Path) -> None:
     """The main process takes its time; the other one finds what it left."""
-    team = init_distributed(torch.device("cpu"), "no")
+    group = init_distributed(torch.device("cpu"), "no")
 
     def work() -> bool:
         found = note.exists()
-        if team.main:
+        if group.main:
             time.sleep(1.0)
             note.touch()
         return found
 
-    note.with_suffix(f".{team.rank}").write_text(str(team.in_turn(work)))
+    note.with_suffix(f".{group.rank}").write_text(str(group.rank0_first(work)))
 
 
 if __name__ == "__main__":

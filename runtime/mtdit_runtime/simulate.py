@@ -2,44 +2,39 @@
 
 A recorded frame is (observation at tick t, action commanded at tick t), the order in which the
 control loop observes and commands. Positions are rounded to the servos' ticks, as a real arm
-reports them. Physics, tasks and the scripted expert are in `mtdit_robots.twin`.
+reports them. Physics, tasks and the scripted expert are in `mtdit_robots.twin`; the files are
+written by `mtdit_runtime.recording.dataset_writer`, without torch or LeRobot.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any
-
-import av.logging
-import datasets
-import numpy as np
-from lerobot.configs.video import RGBEncoderConfig
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from mtdit_robots.errors import UserError
-from mtdit_robots.features import ACTION, IMAGES, STATE
+from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.twin.expert import demonstrate
+from mtdit_robots.twin.render import load_mujoco
 from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import CAMERAS, World
+from mtdit_runtime.recording.dataset_layout import Layout
+from mtdit_runtime.recording.dataset_reader import import_parquet
+from mtdit_runtime.recording.dataset_writer import DatasetWriter
+from mtdit_runtime.recording.episode import Episode
+from mtdit_runtime.recording.video_encoder import find_codec
 
 FPS = 30
-ROBOT_TYPE = "so_follower"
+CRF = 18  # finer than a recording's: the twin's frames are small
 NOISE_RAD = 0.02  # on every other episode: shows how to return to the path (DART)
 MOST_FAILURES = 0.5  # share of the attempts, checked after FEWEST_ATTEMPTS
 FEWEST_ATTEMPTS = 10
 
-# x264 is 5 times faster than SVT-AV1 here. A key frame every second frame is LeRobot's choice; it
-# keeps random access cheap.
-ENCODER = {"vcodec": "h264", "pix_fmt": "yuv420p", "g": 2, "crf": 18, "preset": "veryfast"}
-LONGEST_EPISODE = 4096  # frames that may wait for the encoder, so that it never drops one
-
-Frame = dict[str, Any]  # feature -> value, as LeRobotDataset.add_frame takes it
+Moment = tuple[Positions, Positions, dict[str, Frame]]  # state, action, camera -> frame
 Progress = Callable[[int, int], None]  # episodes done, episodes wanted
 
 
@@ -68,10 +63,17 @@ class SimulateReport:
         )
 
 
+def check_installed() -> None:
+    """UserError when a package is missing that `simulate` needs."""
+    load_mujoco()
+    find_codec("h264")
+    import_parquet()
+
+
 def simulate(
     tasks: Sequence[str],
     episodes: int,
-    out: Path,
+    out: Path | str,
     seed: int = 0,
     image_size: tuple[int, int] = (64, 64),
     noise_rad: float = NOISE_RAD,
@@ -84,25 +86,26 @@ def simulate(
     commands of every other attempt, in rad; the recorded actions are without it. `out` appears
     only when the dataset is complete. UserError: unknown task, existing folder, odd image size, or
     an expert that fails too often.
+
+        mtdit.simulate(["open the drawer"], episodes=50, out="my-dataset")
     """
-    wanted = [find_task(task).name for task in tasks]
+    wanted, out = [find_task(task).name for task in tasks], Path(out)
     _check(wanted, episodes, out, image_size)
     report = SimulateReport(out, dict.fromkeys(wanted, 0), dict.fromkeys(wanted, 0))
     began = monotonic()
-    _hush()
-    with _new_folder(out) as partial:
-        dataset, world = _create(partial, out.name, image_size), World(find_task("open the drawer"))
+    layout = Layout(FPS, JOINTS, dict.fromkeys(CAMERAS, image_size))
+    with (
+        _new_folder(out) as partial,
+        closing(DatasetWriter(partial, layout, crf=CRF, wait=True)) as dataset,
+        closing(World(find_task("open the drawer"))) as world,
+    ):
         world.energise()
-        try:
-            for task in (task for _ in range(episodes) for task in wanted):
-                frames = _record_success(world, task, seed, image_size, noise_rad, report)
-                _save(dataset, frames)
-                report.kept[task] += 1
-                report.frames += len(frames)
-                on_progress(sum(report.kept.values()), episodes * len(wanted))
-        finally:
-            dataset.finalize()
-            world.close()
+        for task in (task for _ in range(episodes) for task in wanted):
+            episode = _record_success(world, dataset, task, seed, noise_rad, report)
+            dataset.save_episode(episode)
+            report.kept[task] += 1
+            report.frames += len(episode)
+            on_progress(sum(report.kept.values()), episodes * len(wanted))
     report.seconds = monotonic() - began
     return report
 
@@ -119,33 +122,40 @@ def _new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def record(world: World, noise_rad: float, image_size: tuple[int, int]) -> list[Frame]:
-    """Runs one demonstration of the world's task and returns its frames, successful or not."""
-    frames = []
+def record(world: World, noise_rad: float, image_size: tuple[int, int]) -> Iterator[Moment]:
+    """Runs one demonstration of the world's task, successful or not, and yields every tick of it.
+
+    Each is what the robot observes and the action that follows: positions (J,), action (J,) and
+    camera -> (*image_size, 3) uint8 RGB.
+    """
     for step in demonstrate(world, noise_rad):
-        images = {IMAGES + camera: world.render(camera, *image_size) for camera in CAMERAS}
-        state, action = world.positions().astype(np.float32), step.action.astype(np.float32)
-        frames.append({STATE: state, ACTION: action, **images, "task": world.task.name})
+        frames = {camera: world.render(camera, *image_size) for camera in CAMERAS}
+        yield world.positions(), step.action, frames
         world.command(step.sent)
         world.step_tick()
-    return frames
 
 
 def _record_success(
     world: World,
+    dataset: DatasetWriter,
     task: str,
     seed: int,
-    image_size: tuple[int, int],
     noise_rad: float,
     report: SimulateReport,
-) -> list[Frame]:
+) -> Episode:
     """Attempts the task until one attempt succeeds; failures are counted in the report."""
+    image_size = dataset.layout.cameras[CAMERAS[0]]
     while True:
         attempt = report.kept[task] + report.failed[task]
         world.reset(find_task(task), seed + attempt)
-        frames = record(world, noise_rad if attempt % 2 else 0.0, image_size)
-        if world.success():
-            return frames
+        episode = dataset.begin(task)
+        with ExitStack() as unsaved:
+            unsaved.callback(episode.discard)
+            for moment in record(world, noise_rad if attempt % 2 else 0.0, image_size):
+                episode.add(*moment)
+            if world.success():
+                unsaved.pop_all()
+                return episode
         report.failed[task] += 1
         if attempt >= FEWEST_ATTEMPTS and report.failed[task] > MOST_FAILURES * attempt:
             raise UserError(
@@ -168,34 +178,3 @@ def _check(tasks: Sequence[str], episodes: int, out: Path, image_size: tuple[int
             f"image size {image_size[0]}x{image_size[1]} cannot be encoded: "
             "use even numbers of 16 or more"
         )
-
-
-def _create(root: Path, name: str, image_size: tuple[int, int]) -> LeRobotDataset:
-    names = [f"{joint}.pos" for joint in JOINTS]
-    vector = {"dtype": "float32", "shape": (len(names),), "names": names}
-    image = {"dtype": "video", "shape": (*image_size, 3), "names": ["height", "width", "channels"]}
-    features = {ACTION: vector, STATE: vector, **{IMAGES + camera: image for camera in CAMERAS}}
-    return LeRobotDataset.create(
-        repo_id=f"mtdit/{name}",
-        fps=FPS,
-        features={name: dict(feature) for name, feature in features.items()},
-        root=root,
-        robot_type=ROBOT_TYPE,
-        rgb_encoder=RGBEncoderConfig(**ENCODER),
-        video_backend="pyav",
-        streaming_encoding=True,
-        encoder_queue_maxsize=LONGEST_EPISODE,
-        encoder_threads=1,
-    )
-
-
-def _hush() -> None:
-    """Silences the encoder's statistics and the progress bar that every episode would print."""
-    av.logging.set_libav_level(av.logging.ERROR)
-    datasets.disable_progress_bars()
-
-
-def _save(dataset: LeRobotDataset, frames: list[Frame]) -> None:
-    for frame in frames:
-        dataset.add_frame(dict(frame))
-    dataset.save_episode()

@@ -1,0 +1,99 @@
+"""Records demonstrations: a leader arm drives the robot, and a session cuts what it does into
+episodes of a LeRobotDataset v3.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mtdit_robots.signals import graceful_exit
+from mtdit_robots.so101.arm import So101Arm
+from mtdit_runtime.control.report import RunReport, Tick
+from mtdit_runtime.control.safety import SafetyConfig
+from mtdit_runtime.recording.dataset_layout import Layout
+from mtdit_runtime.recording.dataset_writer import DatasetWriter
+from mtdit_runtime.recording.session import Session, SessionConfig, SessionStats
+from mtdit_runtime.teleoperate import BY_HAND, MAX_SPEED, DriveOptions, Leader, teleoperate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """What to record, and how to drive the arm meanwhile."""
+
+    episodes: int = 50  # to save in this session
+    episode_s: float = 60.0  # an episode ends after this time; a key ends it earlier
+    reset_s: float = 60.0  # pause between episodes to reset the scene
+    fps: int = 30  # control ticks and frames per second
+    resume: bool = False  # add to the dataset that is there
+    video: bool = True  # False: PNG images in the tables, lossless and 20 times larger
+    codec: str = "h264"  # or av1, LeRobot's default
+    lockstep: bool = False  # use the twin's lock-step clock
+    max_speed: float = MAX_SPEED  # degrees or percent per second
+    # Seconds for the return to the start pose; 0: the arm stays where it is and loses torque there.
+    home_s: float = 3.0
+    safety: SafetyConfig = field(default_factory=lambda: BY_HAND)
+
+    def session(self, task: str) -> SessionConfig:
+        """The session. UserError for an empty task, and for episodes too short to be saved."""
+        config = SessionConfig(task, self.episodes, self.episode_s, self.reset_s)
+        config.check(self.fps)
+        return config
+
+
+def record(
+    robot: So101Arm,
+    leader: Leader,
+    out: Path | str,
+    task: str,
+    options: RecordOptions = RecordOptions(),
+    *,
+    keys: Callable[[], str | None] | None = None,
+    status: Callable[[Tick, str], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[RunReport, SessionStats]:
+    """Record demonstrations of `task` with all cameras of the robot, into the folder `out`.
+
+    Neither arm is connected yet; both are closed in the end. keys: called once per tick, the name
+    of the key pressed since the last call (see `session.KEYS`). status: called after each command
+    with the tick and a line on the session. say: called with each message for the user.
+
+    Raises UserError for what the user must fix; every other failure is the reason in the report.
+    Episodes that were finished are saved in any case.
+    """
+    with graceful_exit(), closing(robot), closing(leader):
+        config, root = options.session(task), Path(out)
+        layout = Layout(options.fps, robot.joints, robot.frame_sizes, options.video)
+        recording = DatasetWriter(
+            root, layout, options.resume, options.codec, wait=options.lockstep
+        )
+        session = Session(recording, config, keys or (lambda: None), say)
+
+        def on_tick(tick: Tick) -> None:
+            if status is not None:
+                status(tick, session.status())
+            session(tick)
+
+        drive = DriveOptions(
+            fps=options.fps,
+            lockstep=options.lockstep,
+            max_speed=options.max_speed,
+            home_s=options.home_s,
+            safety=options.safety,
+        )
+        try:
+            report = teleoperate(
+                robot, leader, drive, cameras=robot.cameras, on_tick=on_tick, say=say
+            )
+        finally:
+            session.close()
+            result, *problems = session.outcome.lines(root)
+            (say or log.info)(result)
+            for problem in problems:
+                (say or log.warning)(problem)
+    return report, session.outcome

@@ -1,0 +1,83 @@
+"""Recording from Python, on the twin: what `mtdit record` does, without a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtdit_robots.errors import UserError
+from mtdit_robots.so101.joints import JOINTS
+from mtdit_robots.twin.client import Twin
+from mtdit_runtime.record import RecordOptions, record
+from mtdit_runtime.recording.dataset_reader import read_episode
+from mtdit_runtime.replay import replay
+from mtdit_runtime.teleoperate import DriveOptions, LiveStatus
+
+TASK = "open the drawer"
+OPTIONS = RecordOptions(episodes=2, episode_s=0.5, reset_s=0.1, lockstep=True, home_s=0.0)
+
+
+class Nodding:
+    """A leader arm that sways by 5 degrees."""
+
+    joints = JOINTS
+
+    def __init__(self) -> None:
+        self.ticks, self.closed = 0, False
+
+    def connect(self) -> None:
+        self.pose = np.array([0.0, -90.0, 90.0, 60.0, 0.0, 20.0])
+
+    def read(self) -> Any:
+        self.ticks += 1
+        return self.pose + 5 * np.sin(self.ticks / 10)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_record_and_play_from_python(tmp_path: Path, capfd: Any) -> None:
+    leader, status = Nodding(), LiveStatus(JOINTS)
+    headlines: set[str] = set()
+
+    def watch(tick: Any, headline: str) -> None:
+        status(tick, headline)
+        headlines.add(status.headline.split()[0].rstrip(","))
+
+    with Twin(image_size=(64, 64), clock="lockstep") as twin:
+        twin.reset(TASK, 3)
+        robot = twin.robot()
+        report, session = record(robot, leader, tmp_path / "set", TASK, OPTIONS, status=watch)
+        assert (report.reason, session.kept, session.frames) == ("duration", 2, 30)
+        assert session.episodes == 2
+        assert leader.closed
+        assert headlines == {"RECORDING", "pause"}
+        assert [row[0] for row in status.rows()] == list(JOINTS)
+
+        episode = read_episode(tmp_path / "set", 1)
+        twin.reset(TASK, 3)
+        replayed = replay(twin.robot(), episode, DriveOptions(lockstep=True, home_s=0.0))
+    assert replayed.ticks == 15
+    assert max(error["max"] for error in replayed.limited.values()) < 1e-4
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (" ", OPTIONS, "the task is empty"),
+        (TASK, RecordOptions(episode_s=0.1), "use --episode-seconds 0.3 or more"),
+    ],
+)
+def test_a_session_that_cannot_be_recorded(
+    task: str, options: RecordOptions, message: str, tmp_path: Path
+) -> None:
+    with Twin(image_size=(64, 64), clock="lockstep") as twin:
+        leader = Nodding()
+        with pytest.raises(UserError, match=message):
+            record(twin.robot(), leader, tmp_path / "set", task, options)
+    assert leader.closed
+    assert not (tmp_path / "set").exists()
