@@ -10,13 +10,14 @@ QUICK := tests/robots tests/runtime tests/benchmarks tests/test_boundaries.py
 PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv prefix 3.12 2>/dev/null)/bin/python3.12"; do \
 	command -v "$$p" >/dev/null 2>&1 && "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: demo check test test-slow setup lint types contracts bare clean help
+.PHONY: demo check test test-slow setup lint types contracts dist bare clean help
 help:
 	@echo "make demo   record, train, export and run a policy on the simulated arm (no GPU, no robot)"
 	@echo "make check  lint, types, import contracts and the quick tests, in less than two minutes"
 	@echo "make test   lint, types, import contracts and every test, in less than ten minutes"
 	@echo "make test-slow  what repeats a test in full size"
 	@echo "make setup  only the environment, in $(VENV)"
+	@echo "make dist   a wheel in dist/, to install on a robot computer"
 
 setup: $(STAMP)
 

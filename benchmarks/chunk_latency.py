@@ -47,13 +47,13 @@ from chunk_contestants import (
     lerobot_policy,
     make_checkpoint,
 )
-from hardware import cpu_name
 from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
 from safetensors import safe_open
 
 from mtdit.checkpoint.names import WEIGHTS
 from mtdit_export.export import export
 from mtdit_export.options import ExportOptions
+from mtdit_runtime.bench import cpu_name
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle
 
 PACKAGES = ("torch", "lerobot", "transformers", "onnxruntime", "onnx")

@@ -40,6 +40,7 @@ from mtdit_robots.bus.sdk import SdkBus
 from mtdit_robots.bus.sts3215 import REGISTERS
 from mtdit_robots.twin.bus import VirtualBus
 from mtdit_robots.twin.registers import ServoRegisters
+from mtdit_runtime.bench import cpu_name
 
 SIX = tuple(range(1, 7))
 SILENT = 3
@@ -363,15 +364,6 @@ def _has(package: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [
-        line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))
-    ]
-    return names[0] if names else platform.machine()
 
 
 def markdown(result: Mapping[str, Any]) -> str:

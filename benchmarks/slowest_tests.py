@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-from hardware import cpu_name
+from mtdit_runtime.bench import cpu_name
 
 PAGE = Path(__file__).parent / "results" / "tests.md"
 LINE = re.compile(r"^([\d.]+)s (setup|call|teardown)\s+(tests/.*)$", re.MULTILINE)

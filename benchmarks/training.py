@@ -35,10 +35,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hardware import cpu_name
 
 from mtdit.policies.multi_task_dit.clip import ClipShape, TextShape, VisionShape
 from mtdit.policies.multi_task_dit.tiny_clip import TINY, make_tiny_clip
+from mtdit_runtime.bench import cpu_name
 
 TASKS = ("open the drawer", "close the drawer")
 LOG_EVERY = 5  # steps

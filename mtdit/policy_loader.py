@@ -50,9 +50,8 @@ def _load_checkpoint(path: Path, backend: str) -> Policy:
 
         from mtdit.torch_policy import open_policy
     except ModuleNotFoundError as error:
-        module = error.name or "torch"
-        what = f"{path} is not a bundle, and a checkpoint needs {module}"
-        raise missing(module, what) from error
+        needed = f"{path} is not a bundle, and a checkpoint needs {error.name}"
+        raise missing(error.name or "torch", needed) from error
     has_gpu = torch.cuda.is_available()
     if backend == "cuda" and not has_gpu:
         raise UserError("torch finds no CUDA GPU on this computer: use the backend auto")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtdit.config import PolicyFeatures
 from mtdit_robots.errors import UserError
-from mtdit_runtime.files import MAX_DIM, from_json
+from mtdit_runtime.files import MAX_DIM
 from mtdit_runtime.normalize import Stats
 
 EPS = 1e-8  # LeRobot's; it is added to the standard deviation
@@ -58,12 +57,6 @@ def image_scaling(
         return s.low, s.high + np.float32(EPS)
     half = np.maximum((s.high - s.low) / 2, np.float32(EPS / 2))
     return s.low + half, half
-
-
-def facts_from_json(raw: Any) -> DatasetFacts:
-    """Parsed mtdit.json -> DatasetFacts. Raises TypeError, ValueError or OverflowError."""
-    facts: DatasetFacts = from_json(DatasetFacts, raw, "facts")
-    return facts
 
 
 def validate_facts(facts: DatasetFacts) -> DatasetFacts:

@@ -8,7 +8,6 @@ without torch (`mtdit_runtime.policy.bundle_policy`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,10 @@ from torch import Tensor
 from mtdit.checkpoint.read import Checkpoint, open_checkpoint
 from mtdit.policies.images import normalized_images
 from mtdit.policies.multi_task_dit.clip_lookup import tokenize
-from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_runtime.bundle.manifest import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE
-from mtdit_runtime.policy.history import History
+from mtdit_runtime.policy.history import History, Moment, check_observation
 from mtdit_runtime.policy.policy import (
     Chunk,
     Noise,
@@ -34,15 +32,6 @@ from mtdit_runtime.policy.policy import (
 from mtdit_runtime.timings import Timings
 
 DEFAULT_FPS = 30  # LeRobot's default for SO-101 recordings; its checkpoints do not store fps
-
-
-@dataclass
-class _Moment:
-    """One observation in the history. Its frames are dropped when the feature is computed."""
-
-    state: Tensor  # (J,) normalised
-    frames: Mapping[str, Frame]
-    feature: Tensor | None = None  # (N * D,)
 
 
 class TorchPolicy:
@@ -67,7 +56,7 @@ class TorchPolicy:
         self._tokenizer = checkpoint.tokenizer()
         self._texts: dict[str, Tensor] = {}
         self._text: Tensor | None = None
-        self._history: History[_Moment] = History(config.n_obs_steps)
+        self._history: History[Moment[Tensor]] = History(config.n_obs_steps)
         self._rng = np.random.default_rng(0)
 
     def reset(self, task: str, seed: int) -> None:
@@ -79,10 +68,9 @@ class TorchPolicy:
         self._text = self._texts[task]
 
     def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
-        self._check(positions, frames)
-        self._history.push(
-            _Moment(torch.from_numpy(self._state_stats.normalize(positions)), frames)
-        )
+        wanted = self.policy.config.state_dim
+        check_observation(positions, frames, wanted, self.frame_sizes)
+        self._history.push(Moment(torch.from_numpy(self._state_stats.normalize(positions)), frames))
 
     def request(
         self, noise: Noise | None = None, committed: Positions | None = None
@@ -119,7 +107,11 @@ class TorchPolicy:
 
     @torch.no_grad()
     def _chunk(
-        self, steps: list[_Moment], text: Tensor, given: Mapping[str, Tensor], held: Positions
+        self,
+        steps: list[Moment[Tensor]],
+        text: Tensor,
+        given: Mapping[str, Tensor],
+        held: Positions,
     ) -> Chunk:
         state = torch.stack([moment.state for moment in steps])[None].to(self.device)  # (1, S, J)
         features = (
@@ -135,7 +127,7 @@ class TorchPolicy:
         return chunk
 
     @torch.no_grad()
-    def _feature(self, moment: _Moment) -> Tensor:
+    def _feature(self, moment: Moment[Tensor]) -> Tensor:
         """The feature (N * D,) of one observation, computed on the first call."""
         if moment.feature is None and self.cameras:
             images = {c: self._image(moment.frames[c], c) for c in self.cameras}
@@ -151,26 +143,6 @@ class TorchPolicy:
     def _noise(self, noise: Noise | None) -> Noise:
         sizes = self.horizon, self.policy.config.action_dim, self.policy.objective.draws
         return draw_noise(self._rng, *sizes) if noise is None else given_noise(noise, *sizes)
-
-    def _check(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
-        if positions.shape != (self.policy.config.state_dim,):
-            wanted = self.policy.config.state_dim
-            raise UserError(
-                f"the robot has {positions.shape[0]} joint positions, but the policy needs "
-                f"{wanted}; use the arm it was trained on"
-            )
-        for camera, shape in self.policy.config.cameras.items():
-            if camera not in frames:
-                raise UserError(
-                    f"there is no frame of camera {camera!r}; connect that camera, or rename a "
-                    f"camera to {camera!r}"
-                )
-            if frames[camera].shape != shape:
-                got = frames[camera].shape
-                raise UserError(
-                    f"camera {camera!r} gives frames of shape {got}, but the policy was trained on "
-                    f"{shape}; set the camera to that size"
-                )
 
 
 def open_policy(path: Path, device: str | torch.device = "cpu") -> TorchPolicy:

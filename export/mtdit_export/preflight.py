@@ -27,7 +27,6 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.features import ACTION
 from mtdit_runtime.bundle.manifest import TOKENIZER, Joint
 from mtdit_runtime.policy.tokens import load_tokens
-from mtdit_runtime.text import is_control
 
 # objective -> samplers; the first is the default
 SAMPLERS = {"diffusion": ("ddim", "ddpm"), "flow_matching": ("euler", "rk4")}
@@ -92,14 +91,15 @@ def robot_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts
     which lacks them. UserError when neither has them or they are invalid.
     """
     if checkpoint.facts is not None:
-        return validate_texts(checkpoint.facts, str(checkpoint.folder / FACTS))
+        return with_distinct_joints(checkpoint.facts, str(checkpoint.folder / FACTS))
     if dataset is None:
         raise UserError(
             f"{checkpoint.folder} does not state its joints, rate and tasks: "
             "add --dataset with the dataset that it was trained on"
         )
     try:
-        return validate_texts(validate_facts(dataset_facts(dataset)), str(dataset.root / "meta"))
+        facts = validate_facts(dataset_facts(dataset))
+        return with_distinct_joints(facts, str(dataset.root / "meta"))
     except ValueError as error:
         raise UserError(
             f"cannot build a bundle from {dataset.root}: {error}: "
@@ -107,22 +107,10 @@ def robot_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts
         ) from None
 
 
-def validate_texts(facts: DatasetFacts, source: str) -> DatasetFacts:
-    """The same facts. UserError when one holds a control character, because a bundle shows each in
-    one line, or when two joints have the same name. `source` is the file or folder to correct.
+def with_distinct_joints(facts: DatasetFacts, source: str) -> DatasetFacts:
+    """The same facts. UserError when two joints have the same name; `source` is the file or folder
+    to correct.
     """
-    fields = {
-        "joint": facts.joints,
-        "task": facts.tasks,
-        "dataset": (facts.dataset,),
-        "robot type": (facts.robot_type,),
-    }
-    for what, text in ((what, text) for what, texts in fields.items() for text in texts):
-        if any(map(is_control, text)):
-            raise UserError(
-                f"{source}: {what} {text[:60]!r} holds a control character: "
-                "replace it with a space there"
-            )
     twice = [name for name in facts.joints if facts.joints.count(name) > 1]
     if twice:
         raise UserError(

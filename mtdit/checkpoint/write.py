@@ -7,8 +7,6 @@ previous one intact.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +38,7 @@ from mtdit.policies.multi_task_dit.config_json import policy_config_to_dict
 from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
 from mtdit.stats import EPS, DatasetFacts, DatasetStats
 from mtdit_robots.errors import UserError
+from mtdit_robots.files import new_file, new_folder
 
 
 def save_checkpoint(
@@ -55,19 +54,14 @@ def save_checkpoint(
     without the step. UserError when it cannot be written.
     """
     final = run / CHECKPOINTS / f"{step:06d}"
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        save_pretrained(partial / PRETRAINED, checkpoint_files)
-        (partial / TRAINING_STATE).mkdir()
-        for name, tensors in training_state.items():
-            save_file(dict(tensors), partial / TRAINING_STATE / name)
-        _write_json(partial / TRAINING_STATE / STEP, {"step": step, **training_numbers})
-        _to_disk(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
+        with new_folder(final, sync=True) as part:
+            save_pretrained(part / PRETRAINED, checkpoint_files)
+            (part / TRAINING_STATE).mkdir()
+            for name, tensors in training_state.items():
+                save_file(dict(tensors), part / TRAINING_STATE / name)
+            _write_json(part / TRAINING_STATE / STEP, {"step": step, **training_numbers})
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"cannot write {final} ({error}); free disk space and resume: the previous checkpoint "
             "is intact"
@@ -172,16 +166,7 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, default=str) + "\n")
 
 
-def _to_disk(folder: Path) -> None:
-    """Flushes all files to disk, so that the rename cannot outrun them in a power cut."""
-    for path in [p for p in folder.rglob("*") if p.is_file()]:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
 def point_at(checkpoint: Path, name: str) -> None:
     """Creates the link RUN/checkpoints/<name>, or replaces it atomically."""
-    fresh = checkpoint.with_name(f".{name}.tmp")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(checkpoint.name)
-    os.replace(fresh, checkpoint.with_name(name))
+    with new_file(checkpoint.with_name(name)) as part:
+        part.symlink_to(checkpoint.name)

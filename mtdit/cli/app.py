@@ -6,6 +6,7 @@ A user's mistake ends in one line on standard error and exit code 2.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -72,17 +73,6 @@ UsageError = cast(
     "type[typer.BadParameter]", typer.BadParameter.__mro__[1]
 )  # click's; typer does not export it
 
-# module that cannot be imported -> the extra that installs it
-EXTRA_OF = {
-    **dict.fromkeys(("onnxruntime", "cv2", "tokenizers"), "runtime"),
-    "mujoco": "twin",
-    **dict.fromkeys(
-        ("torch", "torchvision", "lerobot", "transformers", "accelerate", "open_clip"), "train"
-    ),
-    **dict.fromkeys(("pyarrow", "av", "tensorboard", "matplotlib"), "train"),
-    **dict.fromkeys(("onnx", "onnxscript"), "export"),
-}
-
 
 def main() -> None:
     """Entry point. A user's mistake and a missing extra end in one line on standard error and exit
@@ -92,6 +82,9 @@ def main() -> None:
     # soon as a core is shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    # a file's name may hold bytes that are not text: print them escaped, as standard error does
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(_translated(sys.argv[1:]), prog_name="mtdit", standalone_mode=False)
         if code == INTERRUPTED:
@@ -114,11 +107,11 @@ def main() -> None:
             _fail(f"{place}: {error.strerror}: choose another place, or make room there")
         _fail(str(error), code=1)  # the twin or the arm stopped answering
     except ModuleNotFoundError as error:
-        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
-        if extra is None:
+        from mtdit_robots.extras import extra_of, missing
+
+        if extra_of(error.name or "") is None:
             raise
-        install = f'pip install "mtdit[{extra}]"'
-        _fail(f"this command needs {error.name}, which is not installed: {install}")
+        _fail(str(missing(error.name or "", f"this command needs {error.name}")))
 
 
 def _translated(words: list[str]) -> list[str]:

@@ -26,9 +26,10 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize  # ty
 from mtdit.config import Feature
 from mtdit.data.lerobot_dataset import Dataset, find_dataset, open_dataset
 from mtdit.data.video_frames import SeekingFrames
-from mtdit.stats import DatasetFacts, DatasetStats, facts_from_json
+from mtdit.stats import DatasetFacts, DatasetStats
 from mtdit_robots.errors import UserError
-from mtdit_runtime.files import read_json
+from mtdit_robots.files import new_folder
+from mtdit_runtime.files import build, read_json
 from mtdit_runtime.recording.dataset_layout import INFO, STATS
 
 CACHE, STATS_FILE = "frames.json", "stats.json"
@@ -186,7 +187,7 @@ def open_cache(folder: Path) -> FrameCache:
         for side in ("input_features", "output_features")
     }
     info = CacheInfo(
-        facts_from_json(raw["facts"]),
+        build(folder / CACHE, DatasetFacts, raw["facts"], "facts", "remove it and train again"),
         **features,
         image_keys=raw["image_keys"],
         fingerprint=raw["fingerprint"],
@@ -221,25 +222,19 @@ def resized(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
 def _write_cache(stored: StoredDataset, folder: Path, on_progress: OnProgress | None) -> FrameCache:
     """Writes to a temporary folder and renames it, so a crash leaves no incomplete cache."""
     dataset = stored.dataset
-    unfinished = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        unfinished.mkdir(parents=True)
-        for name in ARRAYS:
-            np.save(unfinished / f"{name}.npy", getattr(dataset, name))
-        stats = {k: {n: v.tolist() for n, v in s.items()} for k, s in dataset.stats.items()}
-        (unfinished / STATS_FILE).write_text(json.dumps(stats))
-        _write_frames(stored, unfinished, on_progress)
-        (unfinished / CACHE).write_text(json.dumps(asdict(stored.info), indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(unfinished, folder)
+        with new_folder(folder) as part:
+            for name in ARRAYS:
+                np.save(part / f"{name}.npy", getattr(dataset, name))
+            stats = {k: {n: v.tolist() for n, v in s.items()} for k, s in dataset.stats.items()}
+            (part / STATS_FILE).write_text(json.dumps(stats))
+            _write_frames(stored, part, on_progress)
+            (part / CACHE).write_text(json.dumps(asdict(stored.info), indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"the frame cache cannot be written to {folder} ({error.strerror or error}); "
             "choose another --cache-dir, or train with --frames video"
         ) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return open_cache(folder)
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from mtdit_robots.errors import UserError
+from mtdit_runtime.text import first_line
 
 DEFAULT_TFS: dict[str, dict[str, Any]] = {
     "brightness": {"weight": 1.0, "type": "ColorJitter", "kwargs": {"brightness": (0.8, 1.2)}},
@@ -151,9 +152,7 @@ def _transform(name: str, entry: Any) -> Transform:
         transform = Transform(float(weight), *_TYPES[kind](**entry.get("kwargs", {})))
         transform.apply(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [0.5] * transform.numbers)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise UserError(
-            f"image_transforms: {name!r} ({kind}): {str(error).splitlines()[0]}"
-        ) from None
+        raise UserError(f"image_transforms: {name!r} ({kind}): {first_line(error)}") from None
     return transform
 
 

@@ -27,6 +27,7 @@ from mtdit_runtime.recording.dataset_reader import (
     read_dataset,
     read_stats,
 )
+from mtdit_runtime.text import first_line
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,9 @@ def _from_hub(repo_id: str) -> Path:
     try:
         return Path(snapshot_download(repo_id, repo_type="dataset", local_dir=local))
     except Exception as error:
-        reason = (
-            str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        )
         raise UserError(
-            f"there is no dataset {repo_id!r}, neither as a folder nor on the Hub ({reason}); "
-            "check the name"
+            f"there is no dataset {repo_id!r}, neither as a folder nor on the Hub "
+            f"({first_line(error)}); check the name"
         ) from None
 
 

@@ -7,7 +7,6 @@ mtdit.training.loop decides when to save.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from mtdit.training.config import TrainConfig
 from mtdit.training.distributed import ProcessGroup
 from mtdit.training.optim import EMA, adam_tensors, load_adam, make_optimizer, weights_in_use
 from mtdit_robots.errors import UserError
-from mtdit_runtime.files import read_json
+from mtdit_runtime.files import locked, read_json
 
 BEST, LOCK = "best", ".lock"
 
@@ -62,13 +61,8 @@ class TrainState:
 def output_dir_lock(folder: Path) -> Iterator[None]:
     """Locks the output folder inside the block. UserError when another training has locked it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another training is writing to {folder}: stop it, or choose another --out"
-            ) from None
+    busy = f"another training is writing to {folder}: stop it, or choose another --out"
+    with locked(folder / LOCK, busy):
         yield
 
 
@@ -100,7 +94,7 @@ class CheckpointManager:
 
     def remove_incomplete(self) -> None:
         """Removes incomplete checkpoints of a run that was killed while saving."""
-        for unfinished in self._folder(0).parent.glob(".*.partial"):
+        for unfinished in self._folder(0).parent.glob(".*.part"):
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def _folder(self, step: int) -> Path:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mtdit_robots.files import new_file
 
 LOSS, HELD_OUT, RATE, SPEED, WAIT = "#2a6fbb", "#d1603d", "#555555", "#3a8f6b", "#b0892b"
 GRID, INK, FAINT = "#e6e6e6", "#333333", 0.28
@@ -34,9 +35,8 @@ def plot_curves(log: Path, png: Path) -> None:
     if not reports:
         return
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no messages about the font cache
-    partial = png.with_name(f".{png.name}.partial")
-    _figure(reports, validations).savefig(partial, format="png", dpi=110)
-    os.replace(partial, png)
+    with new_file(png) as part:
+        _figure(reports, validations).savefig(part, format="png", dpi=110)
 
 
 def read_log(log: Path) -> list[Row]:

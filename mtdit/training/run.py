@@ -48,6 +48,7 @@ from mtdit.training.reporters import LineReporter, Reporter, Silent
 from mtdit.training.trackers import tracked
 from mtdit_robots.errors import UserError
 from mtdit_runtime.files import read_json
+from mtdit_runtime.text import first_line
 
 log = logging.getLogger(__name__)
 
@@ -206,29 +207,18 @@ def friendly_torch_errors() -> Iterator[None]:
     """Turns torch's long messages about memory and torch.compile into a UserError of one line."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        more = "lower batch_size and raise grad_accumulation, or use amp bf16"
-        raise UserError(f"the GPU does not have enough memory ({_gist(error)}); {more}") from None
-    except MemoryError as error:
-        raise UserError(
-            f"this computer does not have enough memory ({_gist(error)}); {SMALLER}"
-        ) from None
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error):
-            raise UserError(
-                f"this computer does not have enough memory ({_gist(error)}); {SMALLER}"
-            ) from None
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+    except (MemoryError, RuntimeError) as error:
+        gist = first_line(error, 200, lines=2)  # torch._dynamo gives the reason in the second
+        if isinstance(error, torch.OutOfMemoryError):
+            more = "lower batch_size and raise grad_accumulation, or use amp bf16"
+            problem = f"the GPU does not have enough memory ({gist}); {more}"
+        elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            problem = f"this computer does not have enough memory ({gist}); {SMALLER}"
+        elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            problem = f"torch.compile does not work here ({gist}); train without --compile"
+        else:
             raise
-        raise UserError(
-            f"torch.compile does not work here ({_gist(error)}); train without --compile"
-        ) from None
-
-
-def _gist(error: Exception) -> str:
-    """The first two lines: torch._dynamo names the backend in the first, the reason in the next."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:200] or type(error).__name__
+        raise UserError(problem) from None
 
 
 def _summary(config: TrainConfig, policy: MultiTaskDiT, cache: FrameCache, world: int) -> str:

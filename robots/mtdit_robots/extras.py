@@ -5,10 +5,7 @@ installs an extra for the way in which mtdit was installed here.
 from __future__ import annotations
 
 import json
-from importlib import metadata
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from mtdit_robots.errors import UserError
 
@@ -49,6 +46,9 @@ def install(extra: str, options: str = "") -> str:
 
 
 def _source(extra: str) -> str:
+    from importlib import metadata  # takes longer than printing help
+    from urllib.parse import unquote, urlsplit
+
     try:
         record = metadata.distribution("mtdit").read_text("direct_url.json")
     except metadata.PackageNotFoundError:
@@ -61,7 +61,7 @@ def _source(extra: str) -> str:
         return f'"mtdit[{extra}] @ {origin["vcs_info"]["vcs"]}+{origin["url"]}"'
     if url.scheme != "file":
         return f'"mtdit[{extra}] @ {origin["url"]}"'
-    path = Path(url2pathname(url.path))
+    path = Path(unquote(url.path))
     if not path.exists():  # the folder or the wheel has moved
         return f'"./mtdit[{extra}]"'
     editable = "-e " if origin.get("dir_info", {}).get("editable") else ""

@@ -71,7 +71,7 @@ def bench(
         "budget_ms": round(1e3 * bundle.manifest.n_action_steps / bundle.manifest.fps, 1),
         "peak_memory_mb": round(peak_memory_mb),
         "machine": {
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "python": platform.python_version(),
             "system": platform.platform(),
             "power": power_mode(),
@@ -224,10 +224,11 @@ def _peak_memory_mb() -> float:
     return kilobytes / (1 << 20) if sys.platform == "darwin" else kilobytes / (1 << 10)
 
 
-def _cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
+def cpu_name() -> str:
+    """The processor's name in Linux' /proc/cpuinfo, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [
+        line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))
+    ]
+    return names[0] if names else platform.machine()

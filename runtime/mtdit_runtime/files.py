@@ -2,36 +2,64 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
+import os
 import types
 import typing
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.text import printable
+from mtdit_runtime.text import first_line
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # `mtdit --help` reads no array and waits for no numpy
     from numpy.typing import NDArray
 
 
-def read_json(path: Path) -> Any:
-    """Parsed JSON whose text can be printed and written again. UserError: missing or damaged."""
+RESTORE = "restore it from a backup or train again"
+
+
+def load(path: Path, kind: Any, name: str = "", fix: str = RESTORE) -> Any:
+    """The content of a JSON file, built as `kind` (a dataclass or another annotated type).
+
+    UserError names the file, the value that is wrong and `fix`. `name` is what messages call the
+    outermost value.
+    """
+    return build(path, kind, read_json(path, fix), name, fix)
+
+
+def read_json(path: Path, fix: str = RESTORE) -> Any:
+    """Parsed JSON whose text can be written and printed again. UserError: missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        # JSON can escape half a surrogate pair, which cannot be printed.
+        # JSON can escape half a surrogate pair, which no encoding of a file or a terminal takes
         json.dumps(value, ensure_ascii=False).encode()
         return value
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give the folder that contains it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {fix}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); restore it from a backup or train again"
-        ) from None
+        raise UserError(f"{path} is not valid JSON ({error}); {fix}") from None
+
+
+def build(path: Path, kind: Any, value: Any, name: str, fix: str) -> Any:
+    """A parsed value of `path`, built as `kind`. UserError as in `load`."""
+    try:
+        return from_json(kind, value, name)
+    except (TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:160]  # a key may hold line breaks
+        raise UserError(f"{path} is not valid ({reason}); {fix}") from None
 
 
 MAX_DIM = 1 << 20  # the largest plausible size of anything; a larger one means a broken manifest
@@ -45,21 +73,41 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object and refuse duplicate keys: parsers disagree on which value counts."""
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key appears twice")
-    return dict(pairs)
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Lock a folder, or a file that is created if needed, inside the block; the lock ends with the
+    process. UserError(busy) while another process holds it.
+
+    On a file system without locks, as some network ones are, the block runs without one.
+    """
+    try:
+        mode = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+        descriptor = os.open(path, mode, 0o666)
+    except FileNotFoundError:  # the process that held it has just removed its folder
+        raise UserError(busy) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            removed = not os.path.samestat(os.fstat(descriptor), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            removed = True
+        except OSError as error:
+            log.debug("%s cannot be locked: %s", path, error)
+            removed = False
+        if removed:  # or another process has it
+            raise UserError(busy)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def from_json(kind: Any, data: Any, where: str) -> Any:
     """Convert a JSON value to the annotated type, strictly. `where` names the value in an error.
 
-    Raises TypeError, ValueError, OverflowError or RecursionError.
+    Raises TypeError, ValueError or OverflowError.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
-        json.dumps(data, ensure_ascii=False).encode()  # raises on half a surrogate pair
         return data
     if is_dataclass(kind):
         return _build_dataclass(kind, data, where)
@@ -70,13 +118,11 @@ def from_json(kind: Any, data: Any, where: str) -> Any:
         return tuple(from_json(args[0], item, f"{where}[{i}]") for i, item in enumerate(items))
     if origin is dict:
         items = _expect(data, dict, where).items()
-        return {from_json(str, k, where): from_json(args[1], v, f"{where}.{k}") for k, v in items}
+        return {key: from_json(args[1], item, f"{where}.{key}") for key, item in items}
     if origin in (types.UnionType, typing.Union):
         return None if data is None else from_json(args[0], data, where)
     if kind is float and type(data) is int:
         return float(data)
-    if kind is str:
-        _expect(data, str, where).encode()
     return _expect(data, kind, where)
 
 
@@ -114,17 +160,5 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         zlib.error,
     ) as error:
         raise UserError(
-            f"{path} is malformed ({printable(error)}): re-run `mtdit export`"
+            f"{path} is malformed ({first_line(error)}): re-run `mtdit export`"
         ) from None
-
-
-def texts(array: NDArray[Any]) -> list[str] | None:
-    """The strings of an array, in order; None when it holds anything else, or characters that UTF-8
-    cannot encode.
-    """
-    try:
-        found = [str(word) for word in array.ravel().tolist()] if array.dtype.kind == "U" else None
-        "".join(found or ()).encode()
-    except (ValueError, SystemError):  # half a surrogate pair; a number that is not a character
-        return None
-    return found

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.text import printable
+from mtdit_runtime.text import first_line
 
 Array = NDArray[np.float32]
 MODES = ("MIN_MAX", "MEAN_STD", "IDENTITY")
@@ -37,8 +37,7 @@ class Stats:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(
-                f"normalisation mode {printable(repr(self.mode))} is unknown: "
-                f"use one of {', '.join(MODES)}"
+                f"normalisation mode {self.mode!r} is unknown: use one of {', '.join(MODES)}"
             )
         if self.low.shape != self.high.shape:
             raise UserError(
@@ -111,5 +110,5 @@ def load_stats(path: Path) -> dict[str, Stats]:
             }
     except SafetensorError as error:
         raise UserError(
-            f"{path} is malformed ({printable(error)}): re-run `mtdit export`"
+            f"{path} is malformed ({first_line(error)}): re-run `mtdit export`"
         ) from None

@@ -1,6 +1,4 @@
-"""Makes text from a file safe to print: control and invisible characters are escaped, length is
-limited.
-"""
+"""Text for a person: safe to print, one line of an error."""
 
 from __future__ import annotations
 
@@ -20,16 +18,17 @@ def printable(words: object, most: int = 200) -> str:
     return shown if len(shown) <= most else shown[: most - len(CUT)] + CUT
 
 
-def is_control(character: str) -> bool:
-    """Whether it is a control character, a line break or half of a surrogate pair. Joiners, as in
-    Persian words and emoji, are none of these.
-    """
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-
-
 def is_visible(character: str) -> bool:
     """False for control characters, line breaks, marks of writing direction and halves of surrogate
     pairs.
     """
     kind = unicodedata.category(character)
     return not kind.startswith("C") and kind not in ("Zl", "Zp")
+
+
+def first_line(error: BaseException, most: int = 160, lines: int = 1) -> str:
+    """The first line of an error's message, or the first `lines` joined, without blank ones and cut
+    to `most` characters; the error's type when it has no message.
+    """
+    found = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(found[:lines])[:most] or type(error).__name__

@@ -21,6 +21,7 @@ from mtdit_export.export import export
 from mtdit_export.options import ExportOptions
 from mtdit_export.preflight import choose_sampler, joints_of, matching_dataset, robot_facts
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import install
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle
 
@@ -291,7 +292,7 @@ def test_missing_extra_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.strip().count("\n") == 0
-    assert "mtdit[export]" in done.stderr
+    assert install("export") in done.stderr
 
 
 def test_bundle_is_readable_by_others(bundle: Path) -> None:

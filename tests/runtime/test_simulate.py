@@ -15,6 +15,7 @@ import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import install
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import World
@@ -135,7 +136,7 @@ def test_a_missing_package_is_named_before_an_earlier_dataset_is_replaced(
     out = recorded[0]
     monkeypatch.setitem(sys.modules, module, None)
     line = refused("simulate", "--task", TASKS[0], "--out", str(out), "--overwrite")
-    assert 'pip install "mtdit[record]"' in line
+    assert install("record") in line
     assert (out / "meta/info.json").is_file()
 
 

@@ -94,7 +94,8 @@ def _save(frame: Frame, path: Path) -> None:
     """Write under a temporary name, then rename: nobody reads an incomplete picture."""
     import cv2
 
+    from mtdit_robots.files import new_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part.png")
-    cv2.imwrite(str(part), frame[..., ::-1])
-    part.replace(path)
+    with new_file(path) as part:
+        part.write_bytes(cv2.imencode(".png", frame[..., ::-1])[1].tobytes())

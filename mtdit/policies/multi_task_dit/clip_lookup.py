@@ -21,6 +21,7 @@ from mtdit.policies.multi_task_dit.config import OPENAI_B16, PolicyConfig
 from mtdit.policies.multi_task_dit.observation_encoder import ObservationEncoder, VisionEncoder
 from mtdit_robots.errors import UserError
 from mtdit_runtime.files import MAX_DIM, from_json, read_json
+from mtdit_runtime.text import first_line
 
 TOKENIZER = "tokenizer.json"
 VISION, TEXT = ".vision_model.", ".text_model."  # part of the names of a tower's weights
@@ -192,12 +193,7 @@ def _no_clip(name: str, error: Exception, beside: Path | None = None) -> UserErr
             f"copy that CLIP's config.json to {beside / 'config.json'}: the weights alone do not "
             "give the number of heads and the activation"
         )
-    return UserError(f"cannot load the CLIP {name!r} ({_gist(error)}); {fix}")
-
-
-def _gist(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+    return UserError(f"cannot load the CLIP {name!r} ({first_line(error)}); {fix}")
 
 
 # --- weights
@@ -238,7 +234,7 @@ def load_tokenizer(name: str | Path) -> Any:
         return CLIPTokenizer.from_pretrained(str(name))
     except Exception as error:  # a damaged file can raise anything
         if os.path.isfile(Path(name) / TOKENIZER):
-            reason = f"{type(error).__name__}: {_gist(error)}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(
                 f"{name} does not contain a valid CLIP tokenizer ({reason}); "
                 "copy its tokenizer files again"

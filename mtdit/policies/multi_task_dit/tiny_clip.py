@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +26,8 @@ from mtdit.policies.multi_task_dit.clip import (
 )
 from mtdit.policies.multi_task_dit.clip_lookup import save_tokenizer
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
+from mtdit_robots.files import new_file
 
 TINY = ClipShape(
     VisionShape(
@@ -60,9 +61,8 @@ def make_tiny_clip(folder: Path, shape: ClipShape = TINY, seed: int = 0) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder)
     save_file(tiny_weights(shape, seed), folder / "model.safetensors", metadata={"format": "pt"})
-    partial = folder / "config.json.tmp"  # config.json comes last: it marks a complete folder
-    partial.write_text(json.dumps(shape.to_json(), indent=2) + "\n")
-    os.replace(partial, folder / "config.json")
+    with new_file(folder / "config.json") as part:  # the last file: it marks a complete folder
+        part.write_text(json.dumps(shape.to_json(), indent=2) + "\n")
     return folder
 
 
@@ -141,7 +141,7 @@ def clip_vocabulary() -> tuple[dict[str, int], list[str]]:
     """
     package = find_spec("open_clip")
     if package is None or package.origin is None:
-        raise UserError("CLIP's vocabulary comes with open-clip-torch: pip install 'mtdit[train]'")
+        raise missing("open_clip", "CLIP's vocabulary comes with open-clip-torch")
     packed = Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
     merges = gzip.decompress(packed.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     letters = _byte_letters()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
 
 Frame = NDArray[np.uint8]  # (H, W, 3) RGB
 
@@ -191,5 +192,5 @@ def _cv2() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise UserError('cameras need OpenCV: run `pip install "mtdit[runtime]"`') from error
+        raise missing("cv2", "cameras need OpenCV") from error
     return cv2

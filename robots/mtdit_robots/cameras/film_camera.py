@@ -11,6 +11,7 @@ import numpy as np
 
 from mtdit_robots.cameras.camera import Frame
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
 from mtdit_robots.features import IMAGES
 
 
@@ -71,9 +72,7 @@ def _opened(name: str, film: Path) -> Any:
     try:
         import av
     except ImportError as error:
-        raise UserError(
-            'using a video file as a camera needs PyAV: pip install "mtdit[record]"'
-        ) from error
+        raise missing("av", "using a video file as a camera needs PyAV") from error
     try:
         video = av.open(str(film))
     except (av.error.FFmpegError, OSError) as error:

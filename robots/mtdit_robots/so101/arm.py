@@ -25,16 +25,11 @@ from mtdit_robots.so101 import calibration as calibrations
 from mtdit_robots.so101 import servos
 from mtdit_robots.so101.calibration import Calibration
 from mtdit_robots.so101.joints import IDS, JOINTS, Ticks
-from mtdit_robots.so101.servos import JOINT_BY_ID, SERVOS
+from mtdit_robots.so101.servos import GAINS, JOINT_BY_ID, SERVOS
 
 log = logging.getLogger(__name__)
 
-_MULTI_TURN = 0x10  # Phase bit; when it is 0, Present_Position stays in 0..4095
-# 9 degrees beyond the calibrated range: more than play in the joint, so the joint has turned past
-# the encoder's zero or the file is wrong
-_OUTSIDE_TICKS = 100
 _GOAL_TICKS = 10  # under a degree: allowed difference of goal and position when torque comes on
-_LISTED = 3  # differences that a message lists
 
 # Half the torque and current, a quarter of the torque once overloaded, so that a gripper that keeps
 # squeezing does not burn out
@@ -63,9 +58,9 @@ class So101Arm:
         baud: int = 1_000_000,
         timeout_s: float = 0.05,
         retries: int = 2,
-        p_gain: int = 16,
-        i_gain: int = 0,
-        d_gain: int = 32,
+        p_gain: int = GAINS["P_Coefficient"],
+        i_gain: int = GAINS["I_Coefficient"],
+        d_gain: int = GAINS["D_Coefficient"],
         bus: str = "own",
     ) -> None:
         self._port, self._baud, self._timeout_s, self._retries = port, baud, timeout_s, retries
@@ -108,7 +103,7 @@ class So101Arm:
         """
         with self._opened() as bus:
             self._check_cameras()
-            self._check_calibration(bus)
+            servos.check_calibration(bus, self.calibration)
             self._configure(bus)
             _check_health(bus)
             self._energise(bus)
@@ -222,21 +217,6 @@ class So101Arm:
             except OSError as error:
                 raise UserError(f"{error}, then try again") from error
 
-    def _check_calibration(self, bus: Bus) -> None:
-        """UserError unless the servos hold the same values as the calibration: with the file of
-        another arm, this one would move to wrong positions.
-        """
-        wrong = calibrations.differences(self.calibration, servos.read_calibration(bus))
-        if wrong:
-            listed = "; ".join(wrong[:_LISTED]) + (
-                f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
-            )
-            raise UserError(
-                f"the servos do not hold this calibration ({listed}): "
-                "pass the file made with this arm, or write this one to the servos: "
-                f"mtdit calibrate --port {bus.port} --import FILE"
-            )
-
     def _configure(self, bus: Bus) -> None:
         """Set what LeRobot's `configure` sets, in the same order."""
         servos.unlock(bus)
@@ -246,11 +226,7 @@ class So101Arm:
             "Acceleration": 254,
         }.items():
             servos.ensure(bus, name, dict.fromkeys(SERVOS, value))
-        servos.ensure(
-            bus,
-            "Phase",
-            {servo: phase & ~_MULTI_TURN for servo, phase in servos.read(bus, "Phase").items()},
-        )
+        servos.read_one_turn(bus)
         for name, value in {"Operating_Mode": 0, **self._gains}.items():
             servos.ensure(bus, name, dict.fromkeys(SERVOS, value))
         for name, value in _GRIPPER_LIMITS.items():
@@ -284,13 +260,13 @@ class So101Arm:
         """UserError for a joint far outside its range: with torque on it would move to the nearest
         limit at once.
         """
-        low, high = self._ranges.low, self._ranges.high
-        for joint, ticks, lowest, highest in zip(JOINTS, present, low, high, strict=True):
-            if not lowest - _OUTSIDE_TICKS <= ticks <= highest + _OUTSIDE_TICKS:
+        for joint, ticks in zip(JOINTS, present, strict=True):
+            wanted = self.calibration[joint]
+            if not wanted.allows(ticks):
                 raise UserError(
                     f"{joint} is at {ticks} ticks, outside its calibrated range "
-                    f"{lowest}..{highest}: move it inside by hand and connect again, "
-                    "or calibrate again"
+                    f"{wanted.range_min}..{wanted.range_max}: move it inside by hand and connect "
+                    "again, or calibrate again"
                 )
 
     def _send_goal(self, ticks: Ticks) -> None:

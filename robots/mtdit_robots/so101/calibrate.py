@@ -46,9 +46,7 @@ NOMINAL_TRAVEL_DEG = {
 }
 
 DEG = 360 / TICKS_PER_TURN
-_MULTI_TURN = 0x10  # Phase bit; when it is 0, Present_Position stays in 0..4095
 _CENTRED_TICKS = 50  # 4 degrees: a limp joint may creep that much between two packets
-OUTSIDE_TICKS = 100  # 9 degrees beyond the range: more than an end stop flexes
 
 
 class PoseError(UserError):
@@ -130,10 +128,7 @@ class Calibrator:
         self._former = servos.read_calibration(bus)
         try:
             servos.unlock(bus)
-            phases = servos.read(bus, "Phase")
-            servos.ensure(
-                bus, "Phase", {servo: phase & ~_MULTI_TURN for servo, phase in phases.items()}
-            )
+            servos.read_one_turn(bus)
             servos.ensure(bus, "Operating_Mode", dict.fromkeys(servos.SERVOS, 0))
         except BaseException:
             self._end()

@@ -17,12 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from mtdit_robots.errors import UserError
-from mtdit_robots.so101.joints import IDS, JOINTS, Ranges
+from mtdit_robots.files import new_file, part_of
+from mtdit_robots.so101.joints import IDS, JOINTS, MAX_TICK, Ranges
 
 MAX_HOMING_OFFSET = 2047  # 11-bit magnitude in the servo
-MAX_TICK = 4095
 # 18 degrees, less than any joint can move: a smaller range means the joint was not swept
 MIN_SPAN_TICKS = 200
+# 9 degrees beyond the range: more than play in the joint and the flex of an end stop, so the joint
+# has turned past the encoder's zero or the file is wrong
+OUTSIDE_TICKS = 100
 DIRECTORIES = ("so_follower", "so101_follower")  # since LeRobot 0.4.3, and before
 LEADER_DIRECTORIES = ("so_leader", "so101_leader")
 HISTORY = "history"  # the folder beside a calibration file that keeps its earlier versions
@@ -40,6 +43,10 @@ class JointCalibration:
     homing_offset: int
     range_min: int
     range_max: int
+
+    def allows(self, ticks: int) -> bool:
+        """Whether a position lies in the range, or less than 9 degrees outside it."""
+        return self.range_min - OUTSIDE_TICKS <= ticks <= self.range_max + OUTSIDE_TICKS
 
 
 Calibration = Mapping[str, JointCalibration]  # one entry per joint of so101.JOINTS
@@ -89,7 +96,7 @@ def check_place(path: Path) -> None:
     """UserError when `save` could not write `path`. Call it before the user sweeps the joints."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a file in it, e.g. {path / 'my_arm.json'}")
-    probe = path.with_name(path.name + ".tmp")
+    probe = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -294,15 +301,8 @@ def _history_folder(path: Path) -> Path:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write to a temporary file, sync, then rename: after a power cut the file is either the old or
-    the new one.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with new_file(path, sync=True) as part:
+        part.write_bytes(content)
 
 
 def _near(name: str, known: Iterable[str]) -> str:

@@ -12,7 +12,6 @@ from mtdit_robots.so101.calibrate import (
     MAX_SHARE,
     MIN_SHARE,
     NOMINAL_TRAVEL_DEG,
-    OUTSIDE_TICKS,
 )
 from mtdit_robots.so101.calibration import (
     MAX_TICK,
@@ -67,7 +66,7 @@ def judge(
             f"range {span} is empty",
             "calibrate, or write this arm's file to the servos with --import",
         )
-    if not held.range_min - OUTSIDE_TICKS <= present <= held.range_max + OUTSIDE_TICKS:
+    if not held.allows(present):
         return Finding(
             joint,
             "fail",

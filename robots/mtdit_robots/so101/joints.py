@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 IDS = {joint: number for number, joint in enumerate(JOINTS, start=1)}
 
-_MAX_TICK = 4095
+MAX_TICK = 4095
 _IS_GRIPPER = np.array([joint == "gripper" for joint in JOINTS])
 
 Ticks = NDArray[np.int64]
@@ -25,12 +25,12 @@ Flags = NDArray[np.bool_]
 
 def degrees_from_ticks(ticks: ArrayLike, low: Ticks, high: Ticks) -> Values:
     """Degrees from the middle of the range. Not clamped; the drive mode is not used."""
-    return (_values(ticks) - (low + high) / 2) * 360 / _MAX_TICK
+    return (_values(ticks) - (low + high) / 2) * 360 / MAX_TICK
 
 
 def ticks_from_degrees(degrees: ArrayLike, low: Ticks, high: Ticks) -> Ticks:
     """Ticks, not clamped: they may lie outside the range and be negative."""
-    return _truncated(_values(degrees) * _MAX_TICK / 360 + (low + high) / 2)
+    return _truncated(_values(degrees) * MAX_TICK / 360 + (low + high) / 2)
 
 
 def signed_percent_from_ticks(ticks: ArrayLike, low: Ticks, high: Ticks, reverse: Flags) -> Values:

@@ -22,9 +22,6 @@ from mtdit_robots.so101.servos import JOINT_BY_ID, SERVOS
 
 log = logging.getLogger(__name__)
 
-_LISTED = 3  # differences that a message lists
-_MULTI_TURN = 0x10  # Phase bit; when it is 0, Present_Position stays in 0..4095
-
 
 class So101Leader:
     """An SO-101 leader on its serial port. Its torque is never switched on.
@@ -119,20 +116,8 @@ class So101Leader:
     def _configure(self, bus: Bus) -> None:
         """Set what LeRobot's leader sets: torque off, no reply delay, positions within one turn."""
         servos.unlock(bus)
-        wrong = calibrations.differences(self._calibration, servos.read_calibration(bus))
-        if wrong:
-            listed = "; ".join(wrong[:_LISTED]) + (
-                f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
-            )
-            raise UserError(
-                f"its servos do not hold this calibration ({listed}): "
-                "pass the file made with this arm, or write this one to the servos: "
-                f"mtdit calibrate --port {bus.port} --leader --import FILE"
-            )
+        servos.check_calibration(bus, self._calibration, leader=True)
         for name, value in {"Return_Delay_Time": 0, "Operating_Mode": 0}.items():
             servos.ensure(bus, name, dict.fromkeys(SERVOS, value))
-        phases = servos.read(bus, "Phase")
-        servos.ensure(
-            bus, "Phase", {servo: phase & ~_MULTI_TURN for servo, phase in phases.items()}
-        )
+        servos.read_one_turn(bus)
         servos.lock(bus)

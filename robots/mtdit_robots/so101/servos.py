@@ -13,12 +13,17 @@ from collections.abc import Collection, Mapping, Sequence
 from mtdit_robots.bus.feetech import Bus, BusError
 from mtdit_robots.bus.sts3215 import MODEL_NUMBER
 from mtdit_robots.errors import UserError
-from mtdit_robots.so101.calibration import Calibration, JointCalibration
+from mtdit_robots.so101.calibration import Calibration, JointCalibration, differences
 from mtdit_robots.so101.joints import IDS, JOINTS
 
 SERVOS = tuple(IDS.values())
 JOINT_BY_ID = {servo: joint for joint, servo in IDS.items()}
 
+# of the servos' position loop, as LeRobot's follower sets them at every connect
+GAINS = {"P_Coefficient": 16, "I_Coefficient": 0, "D_Coefficient": 32}
+LISTED = 3  # differences that a message lists
+
+_MULTI_TURN = 0x10  # Phase bit; when it is 0, Present_Position stays in 0..4095
 _CALIBRATED = {
     "range_min": "Min_Position_Limit",
     "range_max": "Max_Position_Limit",
@@ -119,6 +124,12 @@ def lock(bus: Bus) -> None:
     ensure(bus, "Lock", dict.fromkeys(SERVOS, 1))
 
 
+def read_one_turn(bus: Bus) -> None:
+    """Make every servo report its position within one turn, 0..4095. Raises as `ensure`."""
+    phases = read(bus, "Phase")
+    ensure(bus, "Phase", {servo: phase & ~_MULTI_TURN for servo, phase in phases.items()})
+
+
 def release(bus: Bus) -> tuple[str, ...]:
     """Torque off on every servo that answers; returns the joints that did not confirm it.
 
@@ -139,6 +150,20 @@ def read_calibration(bus: Bus) -> dict[str, JointCalibration]:
         )
         for joint, servo in IDS.items()
     }
+
+
+def check_calibration(bus: Bus, calibration: Calibration, leader: bool = False) -> None:
+    """UserError unless the servos hold the same values as the calibration: with the file of another
+    arm, this one would move to wrong positions.
+    """
+    wrong = differences(calibration, read_calibration(bus))
+    if wrong:
+        more = [f"and {len(wrong) - LISTED} more"] if len(wrong) > LISTED else []
+        raise UserError(
+            f"the servos do not hold this calibration ({'; '.join(wrong[:LISTED] + more)}): "
+            "pass the file made with this arm, or write this one to the servos: "
+            f"mtdit calibrate --port {bus.port}{' --leader' if leader else ''} --import FILE"
+        )
 
 
 def write_calibration(bus: Bus, calibration: Calibration) -> None:

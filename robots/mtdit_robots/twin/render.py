@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
 
 OVERRIDE = "MTDIT_RENDERER"
 NAMES = ("egl", "osmesa", "ray")
@@ -241,4 +242,4 @@ def _probe(name: str) -> tuple[bool, str]:
 
 def _require_mujoco() -> None:
     if importlib.util.find_spec("mujoco") is None:
-        raise UserError('the twin needs MuJoCo: pip install "mtdit[twin]"')
+        raise missing("mujoco", "the twin needs MuJoCo")

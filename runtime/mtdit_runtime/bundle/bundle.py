@@ -22,11 +22,10 @@ from mtdit_runtime.bundle.manifest import (
     SUFFIX,
     TASKS,
     Manifest,
-    parse_manifest,
+    read_manifest,
 )
-from mtdit_runtime.files import read_arrays, texts
+from mtdit_runtime.files import read_arrays
 from mtdit_runtime.normalize import Stats, load_stats
-from mtdit_runtime.text import printable
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,12 @@ class Bundle:
         for name, found in stats.items():
             if found.low.shape != (count,):
                 raise UserError(
-                    f"{path}: {printable(name)} has shape {found.low.shape}, not {(count,)}: "
+                    f"{path}: {name} has shape {found.low.shape}, not {(count,)}: "
                     "re-run `mtdit export`"
                 )
             if not found.is_finite:
                 raise UserError(
-                    f"{path}: {printable(name)} holds NaN or infinite numbers: "
-                    "train on a dataset without them"
+                    f"{path}: {name} holds NaN or infinite numbers: train on a dataset without them"
                 )
         return stats
 
@@ -70,12 +68,12 @@ class Bundle:
         """
         path, arrays = self.path(TASKS), read_arrays(self.path(TASKS))
         tasks, features = (arrays.get(name, np.zeros(())) for name in ("tasks", "features"))
-        names = texts(tasks)
-        if names is None or tasks.ndim != 1:
+        if tasks.dtype.kind != "U" or tasks.ndim != 1:
             raise UserError(
                 f"{path}: tasks are {tasks.dtype} {tasks.shape}, not a list of strings: "
                 "re-run `mtdit export`"
             )
+        names = list(map(str, tasks))
         wanted = (len(names), feature_width(self.manifest.graphs["text"].outputs))
         if names and (features.shape, features.dtype) != (wanted, np.float32):
             raise UserError(
@@ -99,7 +97,7 @@ def open_bundle(folder: Path, check_files: bool = True) -> Bundle:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise UserError(_no_bundle(folder))
-    manifest, digest = parse_manifest((folder / MANIFEST).read_bytes(), folder)
+    manifest, digest = read_manifest(folder)
     check_consistency(manifest, folder)
     for name, checksum in manifest.files.items():
         check_file(folder, name, checksum, hashed=check_files)

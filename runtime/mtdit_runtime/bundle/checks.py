@@ -34,13 +34,12 @@ from mtdit_runtime.bundle.manifest import (
     frame_input,
 )
 from mtdit_runtime.files import MAX_DIM, sha256
-from mtdit_runtime.text import printable
 
 
 def check_file(folder: Path, name: str, digest: str, hashed: bool) -> None:
     if not _is_inside(folder, name):
         raise UserError(
-            f"{folder}: manifest names {printable(name)!r}, which lies outside the bundle: "
+            f"{folder}: manifest names {name!r}, which lies outside the bundle: "
             "do not use this bundle"
         )
     if not (folder / name).is_file():
@@ -56,17 +55,11 @@ def check_file(folder: Path, name: str, digest: str, hashed: bool) -> None:
 
 def _is_inside(folder: Path, name: str) -> bool:
     pure = PurePosixPath(name)
-    if (
-        not pure.name
-        or pure.is_absolute()
-        or ".." in pure.parts
-        or not name.isprintable()
-        or len(name) > 200
-    ):
+    if not pure.name or pure.is_absolute() or ".." in pure.parts or len(name) > 200:
         return False
     try:
         return (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a symlink to itself; RuntimeError until Python 3.12
+    except (OSError, RuntimeError, ValueError):  # a symlink to itself, a null byte
         return False
 
 
@@ -76,7 +69,7 @@ def check_consistency(manifest: Manifest, folder: Path) -> None:
     """
     problems = [*_file_problems(manifest), *_fact_problems(manifest)] or _wrong_tensors(manifest)
     if problems:
-        raise UserError(f"{folder}/{MANIFEST}: {printable(problems[0])}: re-run `mtdit export`")
+        raise UserError(f"{folder}/{MANIFEST}: {problems[0]}: re-run `mtdit export`")
 
 
 def _file_problems(m: Manifest) -> Iterator[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.files import from_json, no_key_twice, sha256
-from mtdit_runtime.text import printable
+from mtdit_robots.files import new_file
+from mtdit_runtime.files import build, read_json, sha256
 
 SCHEMA_VERSION = 3
 SUFFIX = ".mtdit"
@@ -146,9 +146,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     files = {n: sha256(folder / n) for n in names if not n.startswith(f"{ENGINES}/")}
     manifest = replace(manifest, files=files)
     manifest = replace(manifest, digest=digest_of(asdict(manifest)))
-    part = folder / f"{MANIFEST}.part"
-    part.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
-    part.replace(folder / MANIFEST)
+    with new_file(folder / MANIFEST) as part:
+        part.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest
 
 
@@ -158,35 +157,25 @@ def digest_of(data: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def parse_manifest(text: bytes, folder: Path) -> tuple[Manifest, str]:
-    """The manifest, and the digest of what the file holds."""
-    where = f"{folder}/{MANIFEST}"
-    try:
-        data = json.loads(text, object_pairs_hook=no_key_twice)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{where} is not valid JSON ({type(error).__name__}): copy the bundle again"
-        ) from error
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest of a bundle, and the digest of what the file holds. UserError when it is
+    malformed or has another schema version.
+    """
+    path, fix = folder / MANIFEST, "re-run `mtdit export`"
+    data = read_json(path, "copy the bundle again")
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{where} has schema version {printable(repr(version), 40)}, "
+            f"{path} has schema version {repr(version)[:40]}, "
             f"this mtdit reads {SCHEMA_VERSION}: export again or install the matching mtdit"
         )
-    try:
-        digest = digest_of(data)
-        spacing = data.pop(OBS_SPACING, 1)
-        if type(spacing) is not int or spacing != 1:
-            raise ValueError(f"{OBS_SPACING} is {spacing!r}, this mtdit reads only 1")
-        manifest: Manifest = from_json(Manifest, data, "manifest")
-        from_json(
-            dict[str, dict[str, float]],
-            manifest.verification.get("stages", {}),
-            "manifest.verification.stages",
-        )
-        from_json(
-            dict[str, str], manifest.provenance.get("versions", {}), "manifest.provenance.versions"
-        )
-        return manifest, digest
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{where}: {printable(error)}: re-run `mtdit export`") from error
+    digest = digest_of(data)
+    spacing = data.pop(OBS_SPACING, 1)
+    if type(spacing) is not int or spacing != 1:
+        raise UserError(f"{path}: {OBS_SPACING} is {spacing!r}, this mtdit reads only 1: {fix}")
+    manifest: Manifest = build(path, Manifest, data, "manifest", fix)
+    stages = manifest.verification.get("stages", {})
+    build(path, dict[str, dict[str, float]], stages, "manifest.verification.stages", fix)
+    versions = manifest.provenance.get("versions", {})
+    build(path, dict[str, str], versions, "manifest.provenance.versions", fix)
+    return manifest, digest

@@ -7,18 +7,16 @@ bundle this module reads no more than the list of files in its manifest.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import TextIO
 
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.manifest import ENGINES, MANIFEST
-from mtdit_runtime.text import is_visible, printable
+from mtdit_runtime.files import locked
 
 NEW, OLD, LOCK = "new", "old", "lock"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # such an error does not name its file
@@ -50,20 +48,16 @@ def new_bundle(out: Path, say: Callable[[str], None] = lambda line: None) -> Ite
 def bundle_place(out: Path) -> Path:
     """The folder to write, with symlinks followed: the link stays, its target is replaced.
 
-    UserError when no folder can have that name, or when it holds invisible characters, which no
-    message could show.
+    UserError when no folder can have that name.
     """
-    shown = printable(out)
-    if not all(map(is_visible, str(out))):
-        raise UserError(f"--out {shown} contains invisible characters: {ELSEWHERE}")
     try:
         place = Path(out).resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a symlink to itself, until Python 3.12
-        raise UserError(
-            f"--out {shown}: {getattr(error, 'strerror', None) or error}: {ELSEWHERE}"
-        ) from None
-    if not place.name or not all(map(is_visible, str(place))):
-        raise UserError(f"--out {printable(place)} cannot be the name of a bundle: {ELSEWHERE}")
+        str(place).encode()  # the manifest names the bundle after its folder
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: until Python 3.12
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--out {out}: {reason}: {ELSEWHERE}") from None
+    if not place.name:
+        raise UserError(f"--out {place} cannot be the name of a bundle: {ELSEWHERE}")
     return place
 
 
@@ -80,8 +74,7 @@ def check_replaceable(place: Path) -> None:
         raise UserError(f"{place} exists and is not a bundle: {ELSEWHERE}")
     if other := next(_others(place, listed), None):
         raise UserError(
-            f"{place} holds {printable(other)}, which is not part of the bundle: "
-            f"move it away, or {ELSEWHERE}"
+            f"{place} holds {other}, which is not part of the bundle: move it away, or {ELSEWHERE}"
         )
     if Path.cwd().is_relative_to(place):
         raise UserError(f"{place} contains the current directory: leave it first, or {ELSEWHERE}")
@@ -126,7 +119,8 @@ def _alone_beside(place: Path) -> Iterator[Path]:
         # exist_ok=True would fail if another export removed the folder while mkdir runs
         with suppress(FileExistsError):
             work.mkdir(parents=True)
-        with _lock(work / LOCK, place):
+        busy = f"another export is writing {place}: wait until it ends, or {ELSEWHERE}"
+        with locked(work / LOCK, busy):
             try:
                 _recover(work, place)
                 yield work
@@ -139,30 +133,6 @@ def _alone_beside(place: Path) -> Iterator[Path]:
         with suppress(OSError):
             for folder in made or [work]:
                 folder.rmdir()
-
-
-@contextmanager
-def _lock(path: Path, place: Path) -> Iterator[None]:
-    busy = UserError(f"another export is writing {place}: wait until it ends, or {ELSEWHERE}")
-    try:
-        file = path.open("w")
-    except FileNotFoundError:  # the other export ended at this moment and removed the folder
-        raise busy from None
-    with file:
-        if not _is_ours(file, path):
-            raise busy
-        yield
-
-
-def _is_ours(file: TextIO, path: Path) -> bool:
-    """Lock the file; whether that worked and `path` is still this file. The previous export removes
-    its lock file when it ends.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
 
 
 def _recover(work: Path, place: Path) -> None:

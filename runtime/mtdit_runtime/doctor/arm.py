@@ -23,10 +23,8 @@ MAX_IDLE_LOAD = 0.2  # part of the stall torque, at rest
 MAX_VOLTAGE_SPREAD_V = 0.6  # between servos; more means a bad plug or a thin cable
 VOLTAGE_SHARE = 0.15  # how far the supply may be from the servos' nominal voltage
 MAX_ERROR_RATE = 0.001  # lost replies; with two retries a run does not notice fewer
-GAINS = {"P_Coefficient": 16, "I_Coefficient": 0, "D_Coefficient": 32}  # LeRobot sets these
 MAX_IN_A_ROW = 20  # reads in a row without any reply: the power is off
 BEYOND = 5.0  # degrees that a policy may exceed the arm's range: the guards allow as much
-OUTSIDE_TICKS = 100  # outside the calibrated range; `arm.py` refuses more
 _PROBE_S = 0.02  # timeout per id and baud rate, when no servo answers at 1 Mbit/s
 
 
@@ -160,12 +158,12 @@ def _check_gains(bus: Bus, ids: list[int]) -> Check:
     LeRobot's follower sets its gains at every connect, and so does ours, so other gains do no harm.
     They cannot be compared with a bundle: LeRobot's datasets, and so bundles, store no gains.
     """
-    gains = {name: set(servos.read(bus, name, ids).values()) for name in GAINS}
+    gains = {name: set(servos.read(bus, name, ids).values()) for name in servos.GAINS}
     finding = ", ".join(
         f"{name[0]} {'/'.join(map(str, sorted(values)))}" for name, values in gains.items()
     )
     lerobot = "the gains of LeRobot, used for recording demonstrations"
-    if all(values == {GAINS[name]} for name, values in gains.items()):
+    if all(values == {servos.GAINS[name]} for name, values in gains.items()):
         return Check("gains", OK, f"{finding}: {lerobot}")
     return Check("gains", OK, f"{finding}; connecting sets P 16, I 0, D 32: {lerobot}")
 
@@ -207,15 +205,11 @@ def _check_calibration(bus: Bus, path: Path | None) -> Check:
         return Check("calibration", FAIL, f"cannot use {path}", str(error))
     wrong = calibrations.differences(wanted, stored)
     if wrong:
-        finding = f"{len(wrong)} values differ: {'; '.join(wrong[:3])}"
+        finding = f"{len(wrong)} values differ: {'; '.join(wrong[: servos.LISTED])}"
         remedy = f"pass the file of this arm, or: mtdit calibrate --port {bus.port} --import {path}"
         return Check("calibration", FAIL, finding, remedy)
     ticks = servos.read(bus, "Present_Position")
-    outside = []
-    for joint in JOINTS:
-        low, high = wanted[joint].range_min, wanted[joint].range_max
-        if not low - OUTSIDE_TICKS <= ticks[IDS[joint]] <= high + OUTSIDE_TICKS:
-            outside.append(joint)
+    outside = [joint for joint in JOINTS if not wanted[joint].allows(ticks[IDS[joint]])]
     if not outside:
         finding = "file and servos agree, every joint is inside its range"
         return Check("calibration", OK, finding)

@@ -23,26 +23,18 @@ from typing import Any
 import numpy as np
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import EXTRAS, install
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle
 from mtdit_runtime.bundle.manifest import Manifest
 from mtdit_runtime.check import FAIL, OK, WARN, Check, judged
 from mtdit_runtime.doctor import arm
 from mtdit_runtime.doctor import cameras as doctor_cameras
 from mtdit_runtime.jetson import check_jetson
-from mtdit_runtime.text import printable
+from mtdit_runtime.text import first_line, printable
 
 MIN_FREE_GB = 2.0
 # How far the clock may be behind the date of mtdit's own files; more means that it was never set.
 MAX_BEHIND_S = 24 * 3600.0
-
-# extra -> one module of each package in it
-EXTRAS = {
-    "runtime": ("onnxruntime", "cv2", "tokenizers"),
-    "record": ("pyarrow", "av"),
-    "twin": ("mujoco",),
-    "train": ("torch", "lerobot", "transformers", "accelerate", "open_clip"),
-    "export": ("onnx", "onnxscript"),
-}
 
 # y = x + x as ONNX, opset 17: the smallest graph that shows whether a backend runs
 DOUBLE = base64.b64decode(
@@ -137,10 +129,12 @@ def check_extras(robot: str) -> Iterator[Check]:
     """Which extras are complete. Modules are looked up, not imported: torch alone takes seconds."""
     needed = {"twin": ("runtime", "twin"), "so101": ("runtime",)}.get(robot, ())
     for extra, modules in EXTRAS.items():
+        if extra == "tensorrt":  # `check_backends` does more than look it up
+            continue
         missing = [m for m in modules if importlib.util.find_spec(m) is None]
         finding = f"missing {', '.join(missing)}" if missing else "installed"
         status = FAIL if missing and extra in needed else OK
-        remedy = f'pip install "mtdit[{extra}]"' if missing else ""
+        remedy = install(extra) if missing else ""
         yield Check(f"extra {extra}", status, finding, remedy)
 
 
@@ -165,7 +159,7 @@ def _check_onnxruntime() -> Check:
         return Check("onnxruntime", OK, finding)
     finding += "; not on " + "; ".join(f"{name} ({problem})" for name, problem in broken.items())
     status = FAIL if "CPU" in broken else WARN
-    remedy = 'pip install --force-reinstall "mtdit[gpu]", and check `nvidia-smi`'
+    remedy = f"{install('gpu', '--force-reinstall')}, and check `nvidia-smi`"
     return Check("onnxruntime", status, finding, remedy)
 
 
@@ -180,7 +174,7 @@ def _cannot_run(ort: Any, name: str) -> str:
         session = ort.InferenceSession(DOUBLE, options, providers=[f"{name}ExecutionProvider"])
         (doubled,) = session.run(None, {"x": np.array([21], np.float32)})
     except Exception as error:  # whatever its C++ side raises
-        return (str(error).splitlines() or [type(error).__name__])[0][:120]
+        return first_line(error, 120)
     if session.get_providers()[0] != f"{name}ExecutionProvider":
         return "its libraries cannot be loaded, it falls back to the CPU"
     return "" if doubled[0] == 42 else f"it computes 21 + 21 = {doubled[0]}"
@@ -198,8 +192,7 @@ def _check_tensorrt() -> Check:
         name = this_device().gpu
         tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
     except (UserError, ImportError, RuntimeError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        finding = f"installed, but does not run: {reason}"
+        finding = f"installed, but does not run: {first_line(error)}"
         return Check("tensorrt", WARN, finding, "check `nvidia-smi` and the driver")
     return Check("tensorrt", OK, f"{tensorrt.__version__} on {name}")
 
@@ -227,7 +220,7 @@ def _bundle(folder: Path | None) -> tuple[Bundle | None, list[Check]]:
 def check_renderer(needed: bool) -> Check:
     """Which renderer draws the twin's cameras, and how to get a faster one."""
     if importlib.util.find_spec("mujoco") is None:
-        status, remedy = FAIL if needed else OK, 'pip install "mtdit[twin]"'
+        status, remedy = FAIL if needed else OK, install("twin")
         return Check("renderer", status, "the twin is not installed", remedy)
     from mtdit_robots.twin.render import choose_renderer
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.bundle import Bundle
 from mtdit_runtime.bundle.manifest import ENGINES
-from mtdit_runtime.files import from_json, sha256
-from mtdit_runtime.text import printable
+from mtdit_runtime.files import from_json, read_json, sha256
 
 RECORD = "engine.json"
 MOST_BYTES, MOST_SECONDS = 1 << 40, 1e9  # plausible limits of a plan's size and build time
@@ -98,9 +97,9 @@ def read_record(folder: Path) -> EngineRecord | None:
     cannot be read.
     """
     try:
-        data = json.loads((folder / RECORD).read_text())
+        data = read_json(folder / RECORD)
         record: EngineRecord = from_json(EngineRecord, {"plans": {}, **data}, RECORD)
-    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
+    except (UserError, ValueError, TypeError, OverflowError):
         return None
     return record if record.is_sane else None
 
@@ -144,7 +143,7 @@ def differences(record: EngineRecord, bundle: Bundle, device: Device) -> list[st
         ("TensorRT", built_for.tensorrt, here.tensorrt),
         ("precision", record.precision, bundle.manifest.precision),
     ]
-    found = [f"{what} {printable(was, 40)}, here {now}" for what, was, now in pairs if was != now]
+    found = [f"{what} {was}, here {now}" for what, was, now in pairs if was != now]
     wanted = graph_hashes(bundle)
     return found + [
         f"another {name} graph" for name in wanted if record.onnx.get(name) != wanted[name]

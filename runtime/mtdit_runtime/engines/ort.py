@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import install, missing
 from mtdit_runtime.bundle.manifest import Graph
 from mtdit_runtime.engines.engine import Arrays
+from mtdit_runtime.text import first_line
 
 MAX_THREADS = 4  # more do not speed up a batch of 1, and the control loop needs a core for itself
 
@@ -50,7 +52,7 @@ class OnnxEngine:
             outputs = self(_zeros(graph)) if self._provider == provider else {}
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise UserError(
-                f"ONNX Runtime cannot run {path} ({_first_line(error)}): {_remedy(cuda)}"
+                f"ONNX Runtime cannot run {path} ({first_line(error, 200)}): {_remedy(cuda)}"
             ) from error
         if self._provider != provider:
             raise UserError(
@@ -84,7 +86,7 @@ def _import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError('onnxruntime is not installed: pip install "mtdit[runtime]"') from error
+        raise missing("onnxruntime") from error
     return onnxruntime
 
 
@@ -101,11 +103,6 @@ def _check_cuda_build(ort: Any) -> None:
 def _remedy(cuda: bool) -> str:
     if cuda:
         return (
-            'pip uninstall onnxruntime, then pip install "mtdit[gpu]" '
-            "(on a Jetson use --backend tensorrt)"
+            f"pip uninstall onnxruntime, then {install('gpu')} (on a Jetson use --backend tensorrt)"
         )
     return "re-run `mtdit export`, or update onnxruntime"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
 from mtdit_runtime.bundle.manifest import Graph, Tensor
 from mtdit_runtime.engines.cache import Device
 from mtdit_runtime.engines.engine import Arrays
@@ -32,10 +33,8 @@ def import_tensorrt() -> tuple[Any, Any]:
         import tensorrt
         from cuda.bindings import runtime
     except ImportError as error:
-        raise UserError(
-            f'{error.name} is not installed: pip install "mtdit[tensorrt]", '
-            "on a Jetson apt install python3-libnvinfer"
-        ) from error
+        problem = missing(error.name or "tensorrt")
+        raise UserError(f"{problem}, on a Jetson apt install python3-libnvinfer") from error
     return tensorrt, runtime
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtdit_robots.errors import ExportError
+from mtdit_robots.files import new_file
 from mtdit_runtime.check import FAIL
 from mtdit_runtime.jetson import check_jetson
 
@@ -108,9 +109,8 @@ class PlanBuilder:
     def _keep_timing_cache(self, config: Any) -> None:
         if self.timing_cache is None:
             return
-        part = self.timing_cache.with_suffix(".part")
-        part.write_bytes(config.get_timing_cache().serialize())
-        part.replace(self.timing_cache)
+        with new_file(self.timing_cache) as part:
+            part.write_bytes(config.get_timing_cache().serialize())
 
     def _refusal(self, what: str, hint: str = FREE_MEMORY) -> ExportError:
         """An error with TensorRT's last message and the known problems of this computer."""

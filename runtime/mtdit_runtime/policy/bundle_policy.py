@@ -30,7 +30,7 @@ from mtdit_runtime.bundle.manifest import (
 )
 from mtdit_runtime.engines.engine import Arrays, Engine, Engines
 from mtdit_runtime.normalize import Stats
-from mtdit_runtime.policy.history import History, Moment
+from mtdit_runtime.policy.history import History, Moment, check_observation
 from mtdit_runtime.policy.policy import (
     Chunk,
     Noise,
@@ -42,16 +42,18 @@ from mtdit_runtime.policy.policy import (
 from mtdit_runtime.policy.tokens import load_tokens
 from mtdit_runtime.timings import Timings
 
+_Moment = Moment[NDArray[np.float32]]
+
 
 @dataclass(frozen=True)
 class _Known:
     """Result of the history graph for a text feature and the observations before the newest."""
 
     text: NDArray[np.float32]
-    earlier: list[Moment]
+    earlier: list[_Moment]
     part: NDArray[np.float32]  # (1, M), added to the denoiser's modulation
 
-    def is_of(self, text: NDArray[np.float32], earlier: list[Moment]) -> bool:
+    def is_of(self, text: NDArray[np.float32], earlier: list[_Moment]) -> bool:
         """Whether it was computed from these objects (a _Moment equals only itself)."""
         return self.text is text and self.earlier == earlier
 
@@ -83,7 +85,7 @@ class BundlePolicy:
         self._texts: dict[str, NDArray[np.float32]] = dict(bundle.task_features)
         self._text: NDArray[np.float32] | None = None
         self._last_known: _Known | None = None
-        self._history: History[Moment] = History(m.n_obs_steps)
+        self._history: History[_Moment] = History(m.n_obs_steps)
         self._rng = np.random.default_rng(0)
         self._lock = threading.Lock()  # engines are not re-entrant
 
@@ -95,7 +97,7 @@ class BundlePolicy:
         self._text = self._texts[task]
 
     def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
-        self._check(positions, frames)
+        check_observation(positions, frames, len(self.joints), self.frame_sizes)
         self._history.push(Moment(self._state_stats.normalize(positions), frames))
 
     def request(
@@ -130,7 +132,7 @@ class BundlePolicy:
         given = {**noise_inputs(self._noise(noise)), **inputs}
         return lambda: self._denoise("guided", steps, text, given)
 
-    def _observed(self) -> tuple[list[Moment], NDArray[np.float32]]:
+    def _observed(self) -> tuple[list[_Moment], NDArray[np.float32]]:
         """The observations and the text feature for a request made now."""
         if self._text is None:
             raise RuntimeError("reset() must come before the first chunk")
@@ -153,7 +155,7 @@ class BundlePolicy:
         return draw_noise(self._rng, *sizes) if noise is None else given_noise(noise, *sizes)
 
     def _denoise(
-        self, graph: str, steps: Sequence[Moment], text: NDArray[np.float32], given: Arrays
+        self, graph: str, steps: Sequence[_Moment], text: NDArray[np.float32], given: Arrays
     ) -> Chunk:
         *earlier, newest = steps
         known = self._known(text, earlier)
@@ -167,7 +169,7 @@ class BundlePolicy:
         actions = result[ACTIONS][0]  # (horizon, J) normalised
         return self._action_stats.unnormalize(actions).astype(np.float64)
 
-    def _known(self, text: NDArray[np.float32], earlier: list[Moment]) -> NDArray[np.float32]:
+    def _known(self, text: NDArray[np.float32], earlier: list[_Moment]) -> NDArray[np.float32]:
         """(1, M): the modulation's part from text and earlier observations, computed again only
         when one of them has changed.
         """
@@ -187,7 +189,7 @@ class BundlePolicy:
         with self.timings.time(graph):
             return engine(needed)
 
-    def _feature(self, moment: Moment) -> NDArray[np.float32]:
+    def _feature(self, moment: _Moment) -> NDArray[np.float32]:
         """(n_cam * D,) of one observation, encoded on the first call."""
         with self._lock:
             if moment.feature is None:
@@ -210,24 +212,6 @@ class BundlePolicy:
         self.texts_encoded += 1
         return result[TEXT_FEATURE][0]  # (P,)
 
-    def _check(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
-        if positions.shape != (len(self.joints),):
-            raise UserError(
-                f"the robot reports positions of shape {positions.shape}, "
-                f"the policy needs {len(self.joints)} joints"
-            )
-        for name, (height, width) in self.frame_sizes.items():
-            shape = (height, width, 3)
-            if name not in frames:
-                raise UserError(
-                    f"no frame from camera {name!r}: connect it or rename a camera to {name!r}"
-                )
-            if frames[name].shape != shape:
-                raise UserError(
-                    f"camera {name!r} delivers {_size(frames[name].shape)}, the policy was trained "
-                    f"on {_size(shape)}: set the camera to that size"
-                )
-
 
 def _stats(bundle: Bundle, key: str) -> Stats:
     if key not in bundle.stats:
@@ -239,8 +223,3 @@ def _open_guided(bundle: Bundle, engines: Engines) -> Engine:
     if engines.open_guided is None:
         raise UserError(f"{bundle.folder} has no guided denoiser: export it again with --rtc")
     return engines.open_guided()
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    is_rgb = len(shape) == 3 and shape[2] == 3
-    return f"{shape[1]}x{shape[0]}" if is_rgb else f"an array of shape {shape}"

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
 
 # 49406 and 49407 in OpenAI's vocabulary; END is also the padding
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -44,10 +45,8 @@ def load_tokens(path: Path, length: int = 77) -> Tokens:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise UserError(
-            "tokenizers is not installed, and a task that is not in the bundle needs it: "
-            'pip install "mtdit[runtime]"'
-        ) from error
+        needed = "a task that is not in the bundle needs tokenizers"
+        raise missing("tokenizers", needed) from error
     if not path.is_file():
         raise UserError(
             f"{path} is missing: re-run `mtdit export`, or use a task the policy was trained on"

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
 from mtdit_robots.features import ACTION, IMAGES, STATE
 from mtdit_runtime.files import read_json
 from mtdit_runtime.recording.dataset_consistency import (
@@ -27,7 +28,8 @@ from mtdit_runtime.recording.dataset_consistency import (
     joint_names,
 )
 from mtdit_runtime.recording.dataset_layout import INFO, STATS, TASKS, VIDEO_PATH
-from mtdit_runtime.recording.video_encoder import INSTALL
+from mtdit_runtime.recording.video_encoder import RECORDING
+from mtdit_runtime.text import first_line
 
 COLUMNS = (STATE, ACTION, "timestamp", "index", "episode_index", "task_index")  # those of data/
 EPISODES, DATA = "meta/episodes", "data"  # folders of tables
@@ -321,9 +323,9 @@ def damage_named(root: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        what = (str(error).splitlines() or [""])[0][:160]
         raise UserError(
-            f"{root} is damaged ({type(error).__name__}: {what}): restore it from a copy"
+            f"{root} is damaged ({type(error).__name__}: {first_line(error)}): "
+            "restore it from a copy"
         ) from error
 
 
@@ -331,5 +333,5 @@ def import_parquet() -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise UserError(INSTALL) from error
+        raise missing("pyarrow", RECORDING) from error
     return pq

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,9 +201,3 @@ def video_info(layout: Layout, key: str, codec: Codec) -> dict[str, Any]:
 
 def write_json(value: Any) -> str:
     return json.dumps(value, indent=4, ensure_ascii=False)
-
-
-def flush_to_disk(path: Path) -> None:
-    """Flush a file to the disk, so that it is not empty after a rename and a power cut."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -9,7 +9,6 @@ v3.0).
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -21,6 +20,8 @@ from typing import Any
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import IMAGES
+from mtdit_robots.files import flush_to_disk, new_file
+from mtdit_runtime.files import locked
 from mtdit_runtime.recording import dataset_stats
 from mtdit_runtime.recording.dataset_layout import (
     ASIDE,
@@ -44,7 +45,6 @@ from mtdit_runtime.recording.dataset_reader import (
 from mtdit_runtime.recording.dataset_stats import Stats
 from mtdit_runtime.recording.dataset_tables import (
     episode_stats,
-    flush_to_disk,
     frame_table,
     merged_stats,
     new_info,
@@ -272,10 +272,8 @@ class DatasetWriter:
         return {**self._info, "features": features, **dict(zip(COUNTERS, counters, strict=True))}
 
     def _write_json(self, name: str, value: Any) -> None:
-        staging = self._staging / "rewritten.json"
-        staging.write_text(write_json(value))
-        flush_to_disk(staging)
-        os.replace(staging, self.root / name)
+        with new_file(self.root / name, sync=True) as part:
+            part.write_text(write_json(value))
 
 
 @contextmanager
@@ -284,19 +282,8 @@ def _locked(root: Path) -> Iterator[None]:
     process holds the lock.
     """
     root.mkdir(parents=True, exist_ok=True)
-    folder = os.open(root, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another program records into {root}: wait for it, or choose another --out"
-            ) from error
-        except OSError as error:  # some network file systems have no locks
-            log.debug("%s cannot be locked: %s", root, error)
+    with locked(root, f"another program records into {root}: wait for it, or choose another --out"):
         yield
-    finally:
-        os.close(folder)
 
 
 def _check_folder(root: Path, resume: bool) -> None:

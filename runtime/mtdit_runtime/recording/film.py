@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
 from mtdit_robots.robot import Frame
 from mtdit_runtime.recording.video_encoder import VideoSink, find_codec
 
@@ -129,5 +130,5 @@ def _import_cv2() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise UserError('videos need OpenCV: pip install "mtdit[runtime]"') from error
+        raise missing("cv2", "videos need OpenCV") from error
     return cv2

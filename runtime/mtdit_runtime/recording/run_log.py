@@ -8,7 +8,6 @@ first tick up to a number of megabytes. The file is written after the run.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.files import new_file
 from mtdit_robots.robot import Frame
 from mtdit_runtime.control.report import Tick
+from mtdit_runtime.files import read_arrays
 from mtdit_runtime.policy.policy import Policy
 
 VERSION = 1
@@ -65,11 +66,9 @@ class Recorder:
     def save(self, path: Path) -> Path:
         """Write the log under a temporary name, then rename it to `path`. Returns `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
         arrays: dict[str, Any] = {"meta": np.array(json.dumps(self._meta))}
-        with part.open("wb") as file:
+        with new_file(path) as part, part.open("wb") as file:
             np.savez(file, **arrays, **self._in_order(), **self._stacked_frames())
-        part.replace(path)
         return path
 
     def _keep_frames(self, frames: Mapping[str, Frame]) -> None:
@@ -114,8 +113,7 @@ def load_log(path: Path) -> RunLog:
     if not path.is_file():
         raise UserError(f"no run log at {path}: record one with `mtdit run --log {path}`")
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = dict(file)
+        arrays = read_arrays(path)
         meta = json.loads(str(arrays.pop("meta")))
         if meta["version"] != VERSION:
             raise ValueError(f"version {meta['version']}")
@@ -123,7 +121,7 @@ def load_log(path: Path) -> RunLog:
             n.removeprefix(FRAMES): arrays.pop(n) for n in list(arrays) if n.startswith(FRAMES)
         }
         return RunLog(tuple(meta["joints"]), meta["task"], meta["seed"], arrays, frames)
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, UserError) as error:
         raise UserError(
             f"{path} is not a run log that this version of mtdit reads ({error}): record it again"
         ) from error

@@ -17,11 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
 from mtdit_robots.robot import Frame
 from mtdit_runtime.recording.dataset_stats import Counts, pixel_counts
 
 WAITING = 90  # most frames in the queue: three seconds, 80 MB of a 640x480 camera
-INSTALL = 'datasets and videos need pyarrow and PyAV: pip install "mtdit[record]"'
+RECORDING = "datasets and videos need pyarrow and PyAV"
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def find_codec(name: str, crf: int | None = None) -> Codec:
     try:
         import av
     except ImportError as error:
-        raise UserError(INSTALL) from error
+        raise missing("av", RECORDING) from error
     codec = CODECS[name]
     if codec.encoder not in av.codecs_available:
         others = " or ".join(other for other in CODECS if other != name)

@@ -7,9 +7,7 @@ bundle's golden chunks here. Runs on the robot computer, without torch and ONNX.
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mtdit_robots.errors import ExportError, UserError
+from mtdit_robots.files import new_folder
 from mtdit_runtime.bundle.bundle import Bundle, as_bundle
 from mtdit_runtime.bundle.manifest import ENGINES
 from mtdit_runtime.engines.cache import (
@@ -37,7 +36,7 @@ from mtdit_runtime.engines.choose import engines_in
 from mtdit_runtime.engines.engine import Engines
 from mtdit_runtime.engines.trt import import_tensorrt, this_device
 from mtdit_runtime.engines.trt_builder import WORKSPACE_MB, OnProgress, PlanBuilder
-from mtdit_runtime.files import sha256
+from mtdit_runtime.files import locked, sha256
 from mtdit_runtime.text import printable
 from mtdit_runtime.verify.gates import check_bundle
 
@@ -120,16 +119,12 @@ def _alone_in(folder: Path) -> Iterator[None]:
         folder.mkdir(exist_ok=True)
     except FileExistsError:
         raise UserError(f"{folder} is a file and should be a folder: remove it") from None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"another build is running in {folder}: wait until it ends") from None
-    finally:
-        os.close(descriptor)
-        with suppress(OSError):
-            folder.rmdir()  # only if it is empty
+    with locked(folder, f"another build is running in {folder}: wait until it ends"):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()  # only if it is empty
 
 
 def _still_good(bundle: Bundle, device: Device, open_engines: OpenEngines, tell: Say) -> bool:
@@ -165,18 +160,12 @@ def _make(
 ) -> None:
     """Build, check and record the engines in a scratch folder, then rename it into place."""
     folder = engine_folder(bundle, device)
-    scratch = folder.with_name(f".{folder.name}.part")
-    scratch.mkdir()
-    try:
+    with new_folder(folder) as scratch:
         record = _plans(bundle, device, builder, scratch, tell, on_progress)
         builder.close()  # a small board has no memory for builder and engines at once
         checked = _checked(bundle, _opened(bundle, scratch, open_engines))
         built = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_record(scratch, replace(record, checked=checked, built=built))
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     tell(f"verified on {device.gpu}: largest error {checked['robot']['max_error']:.2g} degrees")
 
 

@@ -24,7 +24,7 @@ from mtdit_runtime.bundle.manifest import (
     Manifest,
     frame_input,
 )
-from mtdit_runtime.files import MAX_DIM, read_arrays, texts
+from mtdit_runtime.files import MAX_DIM, read_arrays
 from mtdit_runtime.policy.policy import noise_shape
 from mtdit_runtime.policy.rtc import prefix_weights
 
@@ -123,8 +123,7 @@ def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, ReferenceOut
             raise UserError(
                 f"{path}: {key} is {got}, not {dtype} {shape}: run `mtdit export` again"
             )
-    task = texts(a[TASK])
-    if task is None or a[TASK].shape != ():
+    if a[TASK].dtype.kind != "U" or a[TASK].shape != ():
         raise UserError(
             f"{path}: {TASK} is {a[TASK].dtype} {a[TASK].shape}, not a string: "
             "run `mtdit export` again"
@@ -132,7 +131,7 @@ def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, ReferenceOut
     frames = {camera.name: a[frame_input(camera.name)] for camera in bundle.manifest.cameras}
     observed = a.get(FEATURES), a[STATE], a[TOKEN_IDS], a[TEXT_FEATURE], a[HISTORY_MODULATION]
     e = ReferenceOutputs(*observed, a[ACTIONS], a[UNITS], a[PREFIXED], spread, a.get(RTC))
-    return Probe(frames, a[POSITIONS], task[0], a[NOISE]), e
+    return Probe(frames, a[POSITIONS], str(a[TASK]), a[NOISE]), e
 
 
 def _wanted_arrays(m: Manifest, rtc: bool) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from command_line import assert_one_line, mtdit
 
+from mtdit_robots.extras import install
+
 ENTRIES = ([str(Path(sys.executable).with_name("mtdit"))], [sys.executable, "-m", "mtdit.cli"])
 
 
@@ -72,7 +74,7 @@ def test_missing_extra_names_its_install_line(run_folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=run_folder
     )
-    assert_one_line(done, 'pip install "mtdit[runtime]"')
+    assert_one_line(done, install("runtime"))
 
 
 def test_a_missing_extra_of_training(run_folder: Path) -> None:
@@ -93,7 +95,7 @@ def test_a_missing_extra_of_training(run_folder: Path) -> None:
             timeout=120,
             cwd=run_folder,
         )
-        assert_one_line(done, name, 'pip install "mtdit[train]"')
+        assert_one_line(done, name, install("train"))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import pytest
 from mtdit_robots.cameras.camera import OpenCvCamera
 from mtdit_robots.cameras.open import open_camera
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import install
 from mtdit_runtime.recording.video_encoder import CODECS, VideoSink
 
 HEIGHT, WIDTH = 48, 64
@@ -220,4 +221,4 @@ except UserError as error:
     output = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout
-    assert output == 'cameras need OpenCV: run `pip install "mtdit[runtime]"`\n'
+    assert output == f"cameras need OpenCV, which is not installed: {install('runtime')}\n"

@@ -205,7 +205,7 @@ def test_every_save_keeps_the_former_file(tmp_path: Path, calibration: Calibrati
     assert [version.number for version in history(place)] == [1, 2]
     assert history(place)[0].replaced > history(place)[1].replaced
     assert history(tmp_path / "other.json") == []
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.part"))
 
     restore(place, 2)
     assert load(place)["gripper"].homing_offset == 1

@@ -67,7 +67,7 @@ def test_another_arms_calibration_is_refused(chain: Chain, calibration: Calibrat
     other = {**calibration, "gripper": dataclasses.replace(calibration["gripper"], range_max=3000)}
     leader = So101Leader(chain.port, other, timeout_s=PATIENT_S)
     with pytest.raises(
-        UserError, match=r"leader: its servos .*gripper range_max: file 3000, servo 3487.*--leader"
+        UserError, match=r"leader: the servos .*gripper range_max: file 3000, servo 3487.*--leader"
     ):
         leader.connect()
     So101Leader(chain.port, calibration, timeout_s=PATIENT_S).connect()

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from mtdit_robots.extras import install
 from mtdit_robots.twin.render import NAMES, OVERRIDE, choose_renderer
 
 DRAW = """
@@ -34,6 +35,7 @@ class Blind(PathFinder):
         return None if name == "mujoco" else super().find_spec(name, path, target)
 sys.meta_path = [Blind if finder is PathFinder else finder for finder in sys.meta_path]
 from mtdit_robots.errors import UserError
+from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import World
 try:
     World(find_task("open the drawer"))
@@ -112,4 +114,5 @@ def test_a_gl_that_cannot_draw_leads_to_rays_with_the_fix() -> None:
 
 def test_missing_mujoco_names_the_extra() -> None:
     done = run(WITHOUT_MUJOCO)
-    assert done.stdout.strip() == 'the twin needs MuJoCo: pip install "mtdit[twin]"', done.stderr
+    said = f"the twin needs MuJoCo, which is not installed: {install('twin')}"
+    assert done.stdout.strip() == said, done.stderr

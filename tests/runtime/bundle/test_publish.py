@@ -130,13 +130,10 @@ def test_the_folder_one_is_in_is_not_replaced(copy: Path, monkeypatch: pytest.Mo
     open_bundle(copy)
 
 
-@pytest.mark.parametrize(
-    "name", ["a\udcffb.mtdit", "a\nb.mtdit", "\x1b[2J.mtdit", "a\0b", "\u202eb.mtdit"]
-)
-def test_names_that_no_file_should_have(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="contains invisible characters") as refusal:
+@pytest.mark.parametrize("name", ["a\udcffb.mtdit", "a\0b"])
+def test_names_that_no_bundle_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="choose another --out"):
         publish(tmp_path / name)
-    assert str(refusal.value).isprintable()
     assert list(tmp_path.iterdir()) == []
 
 

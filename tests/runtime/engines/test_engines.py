@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import install
 from mtdit_runtime.bundle.bundle import Bundle
 from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.engines.ort import OnnxEngine
@@ -94,6 +95,5 @@ except UserError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == 'onnxruntime is not installed: pip install "mtdit[runtime]"', (
-        done.stderr
-    )
+    said = f"onnxruntime is not installed: {install('runtime')}"
+    assert done.stdout.strip() == said, done.stderr

@@ -18,7 +18,7 @@ from mtdit_runtime.bundle.manifest import Sampler, Tensor
 from mtdit_runtime.control.chunks import ChunkQueue
 from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
-from mtdit_runtime.policy.history import History
+from mtdit_runtime.policy.history import History, check_observation
 from mtdit_runtime.policy.policy import check_robot, draw_noise
 
 TASK, OTHER, HORIZON, A = "open the drawer", "close the drawer", 12, 3
@@ -318,3 +318,10 @@ def test_ddpm_draws_its_steps_from_the_same_generator(ddpm: tuple[BundlePolicy, 
     np.testing.assert_array_equal(echo.given["prefix_mask"][0, :, 0], [1.0] * 3 + [0.0] * 9)
     with pytest.raises(ValueError, match=r"this policy takes \(3, 12, 3\)"):
         policy.chunk(noise[0])
+
+
+def test_frames_hold_whole_numbers_up_to_255() -> None:
+    """Frames of 0 to 1, as other libraries have them, would be black."""
+    frame = np.zeros((4, 6, 3), np.float32)
+    with pytest.raises(UserError, match="camera 'top' delivers float32, the policy needs uint8"):
+        check_observation(np.zeros(6), {"top": frame}, 6, {"top": (4, 6)})

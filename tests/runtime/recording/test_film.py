@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import install
 from mtdit_runtime.recording.film import CAPTION_HEIGHT, Film, caption, tile
 
 RED = np.full((64, 96, 3), (220, 30, 30), np.uint8)
@@ -98,5 +100,5 @@ def test_a_missing_package_is_one_line_before_the_run(
     module: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=rf'pip install "mtdit\[{extra}\]"'):
+    with pytest.raises(UserError, match=re.escape(install(extra))):
         Film(tmp_path / "run.mp4", fps=30)

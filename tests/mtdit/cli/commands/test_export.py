@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from mtdit.cli.app import app
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import install
 from mtdit_runtime.bundle.bundle import open_bundle
 from mtdit_runtime.bundle.manifest import MANIFEST, Manifest, write_manifest
 from mtdit_runtime.engines.cache import (
@@ -359,9 +360,7 @@ def test_inspect_survives_records_it_does_not_know(copy: Path) -> None:
 
 
 def test_build_without_tensorrt_names_the_extra(bundle: Path) -> None:
-    assert_one_line(
-        mtdit("build", bundle), "tensorrt is not installed", 'pip install "mtdit[tensorrt]"'
-    )
+    assert_one_line(mtdit("build", bundle), "tensorrt is not installed", install("tensorrt"))
     assert not (bundle / "engines").exists()
 
 
