@@ -52,11 +52,11 @@ def options_from(config: type, help_of: Callable[[], Any], **words: Any) -> Call
     def parameter(name: str, kind: Any, default: Any, text: Any) -> inspect.Parameter:
         kind = words.get(name, kind)
         shown = "yes" if default is True else "no" if default is False else default
-        told = text.text if "; default" in text.text else f"{text.text} [default: {shown}]"
+        full_text = text.text if "; default" in text.text else f"{text.text} [default: {shown}]"
         # typer prints a `show_default` string in parentheses, so the default is part of the text
         described = option(
             text.heading,
-            told,
+            full_text,
             flag_of(name, kind),
             show_default=False,
             min=text.low,
@@ -119,8 +119,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def pairs(flag: str, words: Iterable[str], example: str) -> dict[str, str]:
-    """Name -> value of NAME=VALUE words. UserError for a word that is none, and for a name that is
-    given twice. example: a word, shown in the error.
+    """Name -> value of NAME=VALUE words. UserError for a word of another form, and for a name that
+    is given twice. example: a correct word, shown in the error.
     """
     found: dict[str, str] = {}
     for word in words:

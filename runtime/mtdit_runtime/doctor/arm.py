@@ -34,16 +34,16 @@ def check_arm(
     manifest: Manifest | None,
     servo_volts: float | None = None,
     cycles: int = 1000,
-    patience_s: float = 0.05,
+    bus_timeout_s: float = 0.05,
     kind: str = "own",
 ) -> Iterator[Check]:
     """All checks of the arm at `port`.
 
-    cycles: bus reads in which lost replies are counted. patience_s: timeout of a reply. kind: the
-    bus implementation, own or sdk.
+    cycles: bus reads in which lost replies are counted. bus_timeout_s: timeout of a reply. kind:
+    the bus implementation, own or sdk.
     """
     try:
-        bus = open_bus(kind, port, timeout_s=patience_s)
+        bus = open_bus(kind, port, timeout_s=bus_timeout_s)
     except UserError as error:
         yield Check("port", FAIL, f"cannot open {port}", str(error))
         return

@@ -1,7 +1,7 @@
 """Checks this computer, arm and cameras, and gives the fix for each problem.
 
 This module checks Python, extras, backends, a Jetson's release and power mode, disk and clock;
-`doctor_arm` and `doctor_cameras` check the rest. Nothing is changed or moved. Every check is a
+`doctor.arm` and `doctor.cameras` check the rest. Nothing is changed or moved. Every check is a
 small function that gives one or more `Check`s. System files are read below `root`, which tests set.
 """
 
@@ -56,7 +56,7 @@ class DoctorOptions:
     servo_volts: float | None = None  # 7.4 or 12, as printed on the servos
     cycles: int = 1000  # bus reads in which lost replies are counted
     camera_s: float = 3.0  # how long each camera is watched
-    patience_s: float = 0.05  # how long to wait for a servo's reply
+    bus_timeout_s: float = 0.05  # how long to wait for a servo's reply
     bus: str = "own"  # own | sdk
     root: Path = Path("/")
 
@@ -81,8 +81,8 @@ def doctor(asked: DoctorOptions | None = None) -> list[Check]:
         checks.append(_no_port())
     else:
         checks += arm.check_arm(
-            q.port, q.calibration, manifest, q.servo_volts, q.cycles, q.patience_s, q.bus
-        )  # fmt: skip
+            q.port, q.calibration, manifest, q.servo_volts, q.cycles, q.bus_timeout_s, q.bus
+        )
     if q.cameras:
         checks += doctor_cameras.check_cameras(q.cameras, bundle, q.camera_s)
     elif q.robot == "so101" and manifest and manifest.cameras:
