@@ -24,7 +24,7 @@ MAX_VOLTAGE_SPREAD_V = 0.6  # between servos; more means a bad plug or a thin ca
 VOLTAGE_SHARE = 0.15  # how far the supply may be from the servos' nominal voltage
 MAX_ERROR_RATE = 0.001  # lost replies; with two retries a run does not notice fewer
 MAX_IN_A_ROW = 20  # reads in a row without any reply: the power is off
-BEYOND = 5.0  # degrees that a policy may exceed the arm's range: the guards allow as much
+MAX_BEYOND_DEG = 5.0  # degrees that a policy may exceed the arm's range: the guards allow as much
 _PROBE_S = 0.02  # timeout per id and baud rate, when no servo answers at 1 Mbit/s
 
 
@@ -228,7 +228,7 @@ def _check_reach(bus: Bus, manifest: Manifest) -> Check:
         f"{joint.name} {joint.low:.0f} to {joint.high:.0f}, this arm {lowest:.0f} to {highest:.0f}"
         for joint in manifest.joints
         for lowest, highest in [reach.get(joint.name, (joint.low, joint.high))]
-        if joint.low < lowest - BEYOND or joint.high > highest + BEYOND
+        if joint.low < lowest - MAX_BEYOND_DEG or joint.high > highest + MAX_BEYOND_DEG
     ]
     if not short:
         return Check("reach", OK, "the policy's joint ranges are within those of this arm")
