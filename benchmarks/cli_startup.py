@@ -88,6 +88,8 @@ def markdown(result: dict[str, object], times: dict[str, dict[str, float]]) -> s
             "",
             f"{result['cpu']}, {result['cores']} cores, load average {result['load']} when it "
             f"began; {result['runs']} runs, commands in turns.",
+            "With a load average above the number of cores the durations are those of a shared "
+            "machine: only the cpu columns and the ratios then say something.",
             f"python {result['python']}, typer {result['typer']}.",
             "Made by `python benchmarks/cli_startup.py`.",
             "",

@@ -52,7 +52,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            env={**os.environ, "TERM": "xterm"},
+            env=self._environment(),
         )
         os.close(theirs)
         self.screen = ""
@@ -61,6 +61,12 @@ class Terminal:
         self._news = threading.Condition()
         self._reader = threading.Thread(target=self._read_on)
         self._reader.start()
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        """The size is the terminal's own: pytest-xdist sets 80 columns in its workers."""
+        kept = {name: v for name, v in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        return {**kept, "TERM": "xterm"}
 
     def send(self, keys: str) -> None:
         os.write(self._ours, keys.encode())

@@ -9,7 +9,6 @@ v3.0).
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,8 +62,6 @@ from mtdit_runtime.recording.video_encoder import (
     VideoSink,
     find_codec,
 )
-
-log = logging.getLogger(__name__)
 
 
 class DatasetWriter:

@@ -419,6 +419,8 @@ def test_average_is_short_at_first(clip_folder: Path) -> None:
     torch.testing.assert_close(average.weights[name], torch.full((6,), 0.01))
 
 
+# torch's own tracer looks at .grad of what it traces, and warns of that itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_compiled_it_computes_the_same(clip_folder: Path) -> None:
     """Traced forward and backward as --compile has them; inductor's code for them takes minutes to
     make on a CPU.
@@ -454,6 +456,7 @@ def test_compiled_it_computes_the_same(clip_folder: Path) -> None:
     assert list(policy.state_dict()) == names
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_a_compiler_that_fails_is_one_line(clip_folder: Path) -> None:
     from lerobot_oracle import batches, lerobot_policy, our_policy
 
