@@ -53,7 +53,7 @@ TINY = {
     "resume": "--steps 4",
     "export": "--no-build --steps 2",
     "run": "--clock lockstep --duration 0.3",
-    "eval": "--episodes 1 --max-s 0.5",
+    "eval": "--episodes 1 --max-seconds 0.5",
     "bench": "--repeats 2",
     "verify": "",
     "inspect": "",

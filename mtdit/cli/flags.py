@@ -22,6 +22,7 @@ FLAGS = {
     "home_s": "--home-seconds",
     "episode_s": "--episode-seconds",
     "reset_s": "--reset-seconds",
+    "max_s": "--max-seconds",
     "prefetch_ticks": "--prefetch",
     "log_frames_mb": "--log-frames",
     "lockstep": "--clock",

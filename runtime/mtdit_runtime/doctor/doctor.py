@@ -61,31 +61,36 @@ class DoctorOptions:
     root: Path = Path("/")
 
 
-def doctor(asked: DoctorOptions | None = None) -> list[Check]:
+def doctor(options: DoctorOptions = DoctorOptions()) -> list[Check]:
     """Run all checks that apply, those of the computer first."""
-    q = asked or DoctorOptions()
     checks = [
         check_python(),
         check_cpu(),
         check_disk(Path()),
-        check_clock(q.root),
-        *check_jetson(q.root),
+        check_clock(options.root),
+        *check_jetson(options.root),
     ]
-    checks += [*check_extras(q.robot), *check_backends()]
-    bundle, found = _bundle(q.bundle)
+    checks += [*check_extras(options.robot), *check_backends()]
+    bundle, found = _bundle(options.bundle)
     checks += found
     manifest = bundle.manifest if bundle else None
-    if q.robot != "so101":
-        checks.append(check_renderer(needed=q.robot == "twin"))
-    elif q.port is None:
+    if options.robot != "so101":
+        checks.append(check_renderer(needed=options.robot == "twin"))
+    elif options.port is None:
         checks.append(_no_port())
     else:
         checks += arm.check_arm(
-            q.port, q.calibration, manifest, q.servo_volts, q.cycles, q.bus_timeout_s, q.bus
+            options.port,
+            options.calibration,
+            manifest,
+            options.servo_volts,
+            options.cycles,
+            options.bus_timeout_s,
+            options.bus,
         )
-    if q.cameras:
-        checks += doctor_cameras.check_cameras(q.cameras, bundle, q.camera_s)
-    elif q.robot == "so101" and manifest and manifest.cameras:
+    if options.cameras:
+        checks += doctor_cameras.check_cameras(options.cameras, bundle, options.camera_s)
+    elif options.robot == "so101" and manifest and manifest.cameras:
         checks.append(_no_cameras(manifest))
     return checks
 

@@ -122,7 +122,7 @@ def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
             "open the drawer",
             "--episodes",
             "1",
-            "--max-s",
+            "--max-seconds",
             "1",
             "--json",
             f"{name}.json",
@@ -190,7 +190,16 @@ def real_arm(run_folder: Path, tmp_path: Path) -> Iterator[tuple[str, ...]]:
 def test_the_options_of_run_reach_the_arm_and_the_loop(
     started: Callable[..., Started], real_arm: tuple[str, ...]
 ) -> None:
-    given = ("--max-speed", "40", "--home-seconds", "1.5", "--bus-timeout", "0.2", "--bus", "sdk")
+    given = (
+        "--max-speed",
+        "40",
+        "--home-seconds",
+        "1.5",
+        "--bus-timeout",
+        "0.2",
+        "--bus",
+        "sdk",
+    )
     run = started(*real_arm, *given)
     assert run.robot == "arm", "a port without --robot means a real arm"
     assert run.arm == {"port": real_arm[1], "timeout_s": 0.2, "bus": "sdk"}
