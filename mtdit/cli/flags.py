@@ -19,10 +19,6 @@ FLAGS = {
     "imagenet_stats": "--imagenet-stats/--dataset-stats",
     "resume": "--resume",
     "duration_s": "--duration",
-    "home_s": "--home-seconds",
-    "episode_s": "--episode-seconds",
-    "reset_s": "--reset-seconds",
-    "max_s": "--max-seconds",
     "prefetch_ticks": "--prefetch",
     "log_frames_mb": "--log-frames",
     "lockstep": "--clock",
@@ -37,8 +33,9 @@ def option(heading: str, text: str, *flags: str, **limits: Any) -> Any:
 
 
 def flag_of(name: str, kind: Any = None) -> str:
-    """The flag of a field; a switch also has a flag for "no"."""
-    flag = f"--{name.replace('_', '-')}"
+    """The flag of a field: `home_s` -> --home-seconds; a switch also has a flag for "no"."""
+    words = f"{name[:-2]}_seconds" if name.endswith("_s") else name
+    flag = f"--{words.replace('_', '-')}"
     return FLAGS.get(name, f"{flag}/--no-{flag[2:]}" if kind is bool else flag)
 
 

@@ -190,16 +190,7 @@ def real_arm(run_folder: Path, tmp_path: Path) -> Iterator[tuple[str, ...]]:
 def test_the_options_of_run_reach_the_arm_and_the_loop(
     started: Callable[..., Started], real_arm: tuple[str, ...]
 ) -> None:
-    given = (
-        "--max-speed",
-        "40",
-        "--home-seconds",
-        "1.5",
-        "--bus-timeout",
-        "0.2",
-        "--bus",
-        "sdk",
-    )
+    given = ("--max-speed", "40", "--home-seconds", "1.5", "--bus-timeout", "0.2", "--bus", "sdk")
     run = started(*real_arm, *given)
     assert run.robot == "arm", "a port without --robot means a real arm"
     assert run.arm == {"port": real_arm[1], "timeout_s": 0.2, "bus": "sdk"}
