@@ -66,11 +66,9 @@ def engines_in(bundle: Bundle, folder: Path) -> Engines:
 def _engines(bundle: Bundle, open_graph: Callable[[str], Engine], reason: str) -> Engines:
     graphs = bundle.manifest.graphs
     vision = open_graph("vision") if "vision" in graphs else None
-    open_guided = (lambda: open_graph("guided")) if "guided" in graphs else None
+    open_rtc = (lambda: open_graph("guided")) if "guided" in graphs else None
     history, denoiser = open_graph("history"), open_graph("denoiser")
-    return Engines(
-        vision, history, denoiser, lambda: _from_onnx(bundle, "text"), reason, open_guided
-    )
+    return Engines(vision, history, denoiser, lambda: _from_onnx(bundle, "text"), reason, open_rtc)
 
 
 def _from_onnx(bundle: Bundle, name: str, cuda: bool = False) -> Engine:
