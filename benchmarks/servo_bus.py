@@ -376,12 +376,12 @@ def markdown(result: Mapping[str, Any]) -> str:
         costs += [f"{cost:.0f}" for cost in (row["cpu_us"], late["cycle_us"], late["cpu_us"])]
         bad = f"{row['failed'] + wire[name]['failed']} / {row['wrong'] + wire[name]['wrong']}"
         alone = silent.get(name)
-        told = (
+        silent = (
             f"{alone['first_ms']:.0f} | {alone['later_ms']:.0f} | {alone['positions']} of 5"
             if alone
             else "| | "
         )
-        rows.append(f"| {name} | {' | '.join(costs)} | {bad} | {told} |")
+        rows.append(f"| {name} | {' | '.join(costs)} | {bad} | {silent} |")
     return "\n".join(
         [
             "# A cycle on the servo bus: six positions read, six goals written",

@@ -91,7 +91,7 @@ if TYPE_CHECKING:
     from mtdit_runtime.evaluate import EvalOptions, EvalReport, evaluate
     from mtdit_runtime.policy.policy import Policy
     from mtdit_runtime.record import RecordOptions, record
-    from mtdit_runtime.recording.dataset_layout import Layout as DatasetLayout
+    from mtdit_runtime.recording.dataset_layout import DatasetLayout
     from mtdit_runtime.recording.dataset_reader import RecordedEpisode, read_episode
     from mtdit_runtime.recording.dataset_writer import DatasetWriter
     from mtdit_runtime.recording.session import SessionStats
@@ -144,7 +144,7 @@ _HOMES = {
     "replay": "mtdit_runtime.replay",
     "ReplayReport": "mtdit_runtime.replay",
     "DatasetWriter": "mtdit_runtime.recording.dataset_writer",
-    "DatasetLayout": "mtdit_runtime.recording.dataset_layout:Layout",
+    "DatasetLayout": "mtdit_runtime.recording.dataset_layout:DatasetLayout",
     # training and export
     "train": "mtdit.training.run",
     "TrainConfig": "mtdit.training.config",

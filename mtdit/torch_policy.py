@@ -146,7 +146,9 @@ class TorchPolicy:
 
 
 def open_policy(path: Path, device: str | torch.device = "cpu") -> TorchPolicy:
-    """A TorchPolicy from a run, a checkpoint or a pretrained_model folder. UserError: no policy."""
+    """A TorchPolicy from a run, a checkpoint or a pretrained_model folder. UserError if there is no
+    policy.
+    """
     return TorchPolicy(open_checkpoint(path), device)
 
 

@@ -53,7 +53,7 @@ TINY = {
     "resume": "--steps 4",
     "export": "--no-build --steps 2",
     "run": "--clock lockstep --duration 0.3",
-    "eval": "--episodes 1 --max-s 0.5",
+    "eval": "--episodes 1 --max-seconds 0.5",
     "bench": "--repeats 2",
     "verify": "",
     "inspect": "",
@@ -259,3 +259,11 @@ def test_every_step_of_the_newcomers_walk_is_in_the_code() -> None:
             assert re.search(rf"\b(def|class) {name.rpartition('.')[2]}\b", source.read_text()), (
                 f"{file} has no {name}"
             )
+
+
+def test_the_tree_of_the_architecture_page_names_every_module() -> None:
+    tree = (ROOT / "docs/architecture.md").read_text().split("```")[1]
+    named = set(re.findall(r"\w+", tree))
+    for package in ("mtdit", "export/mtdit_export", "runtime/mtdit_runtime", "robots/mtdit_robots"):
+        modules = {path.stem for path in (ROOT / package).rglob("*.py")} - {"__init__", "__main__"}
+        assert sorted(modules - named) == [], package

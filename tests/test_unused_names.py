@@ -1,5 +1,5 @@
 """Nothing public is in the packages for the tests alone: every function, class and constant of a
-module is used by a source module, outside its own definition, or its reason stands in UNUSED.
+module is used by a source module, outside its own definition, or its reason is in UNUSED.
 """
 
 from __future__ import annotations

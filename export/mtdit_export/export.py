@@ -1,12 +1,14 @@
 """Exports a checkpoint as a bundle: check the options, fold, trace, verify, write. Either a
 complete, verified bundle appears or nothing does.
 
-Holds the order of the steps and the content of the manifest. The algebra is in `fold`, the ONNX
-exporter in `trace` and `unroll`, the gates are in `mtdit_runtime.verify.gates`.
+Holds the order of the steps and writes the files. The algebra is in `fold`, the ONNX exporter in
+`trace` and `unroll`, the content of the manifest in `manifest`; the gates are in
+`mtdit_runtime.verify.gates`.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +63,8 @@ from mtdit_runtime.normalize import save_stats
 from mtdit_runtime.verify.fixtures import Probe, ReferenceOutputs, write_golden
 from mtdit_runtime.verify.gates import check_outputs
 
+log = logging.getLogger(__name__)
+
 FILES = {
     "vision": names.VISION,
     "text": names.TEXT,
@@ -108,15 +112,16 @@ def export(
 
     checkpoint: a training run (its last checkpoint), a checkpoint, a pretrained_model folder or a
     Hub repo id. out: the bundle folder, NAME.mtdit; a bundle that is there is replaced, and its
-    engines are kept. say: called with one line at the end of each stage. on_stage: called with the
-    name of the stage at its start: fold, quantize, trace, verify.
+    engines are kept. say: called with one line at the end of each stage; without it the lines go to
+    this module's logger. on_stage: called with the name of the stage at its start: fold, quantize,
+    trace, verify.
 
     UserError for an invalid argument, ExportError when the outputs of the graphs differ from the
     policy; nothing is written then.
 
         mtdit.export("outputs/train", "policy.mtdit", mtdit.ExportOptions(precision="fp16"))
     """
-    say, on_stage = say or ignore, on_stage or ignore
+    say, on_stage = say or log.info, on_stage or (lambda stage: None)
     began, place = time.perf_counter(), bundle_place(Path(out))
     opened = open_checkpoint(Path(checkpoint))
     opened = replace(opened, config=choose_sampler(opened.config, options.sampler, options.steps))
@@ -165,10 +170,6 @@ def export(
     stages = {name: {**weights.get(name, {}), **figures} for name, figures in checked.items()}
     took, task = time.perf_counter() - began, next(iter(facts.tasks), "")
     return ExportReport(str(out), task, options.precision, manifest.sampler, stages, took)
-
-
-def ignore(line: str) -> None:
-    """Stands for a `say` or `on_stage` that was not given."""
 
 
 # -- the files of the bundle --

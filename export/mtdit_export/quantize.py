@@ -12,7 +12,7 @@ These stay float32: the products inside attention (softmax weights over 197 toke
 average than a step of int8, and TensorRT on small boards is slower with int8 attention; the keys
 and values of the last vision block belong to it), the patch convolution (ONNX Runtime has no int8
 convolution with a float result), the projections at a graph's inputs and outputs, and the denoiser.
-Figures are in this folder's README.
+Figures are in docs/export.md.
 
 N images, S tokens, D inputs, E outputs of a product.
 """

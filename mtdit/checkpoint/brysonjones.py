@@ -99,7 +99,9 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def policy_config(raw: Mapping[str, Any], source: str) -> PolicyConfig:
-    """Parsed config.json of that repository -> PolicyConfig. UserError: no CLIP, invalid values."""
+    """Parsed config.json of that repository -> PolicyConfig. UserError if it has no CLIP or
+    a value is invalid.
+    """
     encoder, transformer, objective = (_section(raw, name, source) for name in _SECTIONS)
     vision, text = _section(encoder, "vision", source), _section(encoder, "text", source)
     for kind in (vision.get("type", "clip"), text.get("type", "clip")):

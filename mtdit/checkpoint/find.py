@@ -43,7 +43,7 @@ def _check_config(path: Path) -> None:
 
 
 def last_run(outputs: Path) -> Path:
-    """The run below `outputs`, of mtdit or LeRobot, that saved last. UserError: there is none."""
+    """The run below `outputs`, of mtdit or LeRobot, that saved last. UserError if there is none."""
     depths = ("*", "*/*", "*/*/*")  # train, demo/train, train/<date>/<time>_<job> of lerobot-train
     saved = [
         c
@@ -58,7 +58,9 @@ def last_run(outputs: Path) -> Path:
 
 
 def find_last_checkpoint(run: Path) -> Path:
-    """The newest complete checkpoint of a run, even without the `last` link. UserError: none."""
+    """The newest complete checkpoint of a run, even without the `last` link. UserError if the run
+    has none.
+    """
     last = run / CHECKPOINTS / LAST
     if (last / PRETRAINED / CONFIG).is_file():
         return last.resolve()

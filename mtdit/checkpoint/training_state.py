@@ -40,7 +40,7 @@ def read_training_state(checkpoint: Path) -> TrainingState:
 
     LeRobot stores the live weights in pretrained_model, and an average, if any, in
     pretrained_model_ema. mtdit stores the average in pretrained_model and the live weights in
-    training_state. Both number the parameters in the order of `Policy.parameter_groups`.
+    training_state. Both number the parameters in the order of `MultiTaskDiT.parameter_groups`.
     """
     folder, used = checkpoint / TRAINING_STATE, checkpoint / PRETRAINED / WEIGHTS
     numbers = _read_step(folder / STEP)

@@ -19,9 +19,6 @@ FLAGS = {
     "imagenet_stats": "--imagenet-stats/--dataset-stats",
     "resume": "--resume",
     "duration_s": "--duration",
-    "home_s": "--home-seconds",
-    "episode_s": "--episode-seconds",
-    "reset_s": "--reset-seconds",
     "prefetch_ticks": "--prefetch",
     "log_frames_mb": "--log-frames",
     "lockstep": "--clock",
@@ -36,8 +33,9 @@ def option(heading: str, text: str, *flags: str, **limits: Any) -> Any:
 
 
 def flag_of(name: str, kind: Any = None) -> str:
-    """The flag of a field; a switch also has a flag for "no"."""
-    flag = f"--{name.replace('_', '-')}"
+    """The flag of a field: `home_s` -> --home-seconds; a switch also has a flag for "no"."""
+    words = f"{name[:-2]}_seconds" if name.endswith("_s") else name
+    flag = f"--{words.replace('_', '-')}"
     return FLAGS.get(name, f"{flag}/--no-{flag[2:]}" if kind is bool else flag)
 
 
@@ -52,11 +50,11 @@ def options_from(config: type, help_of: Callable[[], Any], **words: Any) -> Call
     def parameter(name: str, kind: Any, default: Any, text: Any) -> inspect.Parameter:
         kind = words.get(name, kind)
         shown = "yes" if default is True else "no" if default is False else default
-        told = text.text if "; default" in text.text else f"{text.text} [default: {shown}]"
+        full_text = text.text if "; default" in text.text else f"{text.text} [default: {shown}]"
         # typer prints a `show_default` string in parentheses, so the default is part of the text
         described = option(
             text.heading,
-            told,
+            full_text,
             flag_of(name, kind),
             show_default=False,
             min=text.low,
@@ -119,8 +117,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def pairs(flag: str, words: Iterable[str], example: str) -> dict[str, str]:
-    """Name -> value of NAME=VALUE words. UserError for a word that is none, and for a name that is
-    given twice. example: a word, shown in the error.
+    """Name -> value of NAME=VALUE words. UserError for a word of another form, and for a name that
+    is given twice. example: a correct word, shown in the error.
     """
     found: dict[str, str] = {}
     for word in words:

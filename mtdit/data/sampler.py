@@ -58,7 +58,9 @@ def episode_bounds(ends: Rows) -> tuple[Rows, Rows]:
 
 
 def usable_rows(ends: Rows, drop_n_last_frames: int) -> Rows:
-    """Rows that training may start from: all but each episode's last ones. UserError: none left."""
+    """Rows that training may start from: all but each episode's last ones. UserError if none is
+    left.
+    """
     _, last = episode_bounds(ends)
     rows = np.arange(len(last))
     usable = rows[rows <= last - drop_n_last_frames]

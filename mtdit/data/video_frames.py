@@ -23,7 +23,7 @@ from mtdit_robots.errors import UserError
 
 Frame = NDArray[np.uint8]
 MAX_OPEN = 16  # files or row groups that a thread keeps open
-LOST = 1 << 62  # position after an error: no frame is near it, so the next one is sought
+UNKNOWN = 1 << 62  # position after an error: no frame is near it, so the next one is sought
 # Up to this many frames are decoded and dropped instead of sought. LeRobot's videos have a key
 # frame every second frame.
 SKIP = 8
@@ -142,10 +142,10 @@ class Video:
                 if self.number >= number:
                     break
         except (av.error.FFmpegError, OSError) as error:
-            self.number = LOST
+            self.number = UNKNOWN
             raise _broken(self.path, error) from None
         if self.number != number:
-            self.number = LOST
+            self.number = UNKNOWN
             raise UserError(f"{self.path} lacks frame {number}; copy the dataset again")
         self.newest = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
         return self.newest

@@ -142,7 +142,7 @@ def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
     bad = [name for name, values in weights.items() if not values.isfinite().all()]
     if bad:
         raise UserError(
-            f"the weights {bad[0]} are not finite any more; the last checkpoint, if there is one, "
+            f"the weights {bad[0]} are no longer finite; the last checkpoint, if there is one, "
             "is not affected: resume from it with a lower optimizer_lr"
         )
 

@@ -87,13 +87,13 @@ class TrainConfig:
     batch_size: Annotated[
         int,
         # as in LeRobot
-        Help("Length", "Number of samples in a batch, per process.", low=1, high=MAX_VALUE),
+        Help("Optimiser", "Number of samples in a batch, per process.", low=1, high=MAX_VALUE),
     ] = 64
     # samples per step = batch_size * processes * grad_accumulation
     grad_accumulation: Annotated[
         int,
         Help(
-            "Length",
+            "Optimiser",
             "Number of batches whose gradients make one optimiser step.",
             low=1,
             high=MAX_VALUE,
@@ -102,7 +102,7 @@ class TrainConfig:
     noise_samples: Annotated[
         int,
         Help(
-            "Length",
+            "Optimiser",
             "Number of (noise, timestep) draws per encoded observation; the expected loss stays "
             "the same.",
             low=1,
@@ -111,7 +111,7 @@ class TrainConfig:
     ] = 1
     seed: Annotated[
         int,
-        Help("Length", "Random seed; the same seed gives the same run.", low=0, high=MAX_SEED),
+        Help("Start", "Random seed; the same seed gives the same run.", low=0, high=MAX_SEED),
     ] = 1000
 
     device: Annotated[
@@ -122,10 +122,10 @@ class TrainConfig:
         bool, Help("Machine", "Run the encoders and the denoiser through torch.compile.")
     ] = False
     ema: Annotated[
-        bool, Help("Machine", "Average the weights over the steps (EMA) and save the average.")
+        bool, Help("Optimiser", "Average the weights over the steps (EMA) and save the average.")
     ] = True
-    ema_max_decay: Annotated[float, Help("Machine", "Maximum EMA decay.")] = 0.9999
-    grad_clip_norm: Annotated[float, Help("Machine", "Clip the gradient to this norm.")] = 10.0
+    ema_max_decay: Annotated[float, Help("Optimiser", "Maximum EMA decay.")] = 0.9999
+    grad_clip_norm: Annotated[float, Help("Optimiser", "Clip the gradient to this norm.")] = 10.0
 
     frames: Annotated[
         str,

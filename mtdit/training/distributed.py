@@ -163,7 +163,7 @@ def _leave() -> None:
 # --- signals
 
 
-class Stop:
+class StopRequest:
     """Handles SIGINT and SIGTERM: they interrupt the preparation, and ask the training to end.
 
     During training a second Ctrl-C after INTERRUPT_GRACE_S interrupts at once.
@@ -189,9 +189,9 @@ class Stop:
 
 
 @contextmanager
-def stop_requests() -> Iterator[Stop]:
-    """Inside the block the two signals go to the Stop; afterwards the old handlers are restored."""
-    stop = Stop()
+def stop_requests() -> Iterator[StopRequest]:
+    """Inside the block the StopRequest handles both signals; afterwards the old handlers do."""
+    stop = StopRequest()
     try:
         before = {s: signal.signal(s, stop.handle) for s in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread, where Python sets no signal handlers

@@ -29,7 +29,7 @@ from mtdit.policies.multi_task_dit.denoiser import Denoiser
 from mtdit.policies.multi_task_dit.policy import Batch, MultiTaskDiT
 from mtdit.training.checkpoints import CheckpointManager, TrainState
 from mtdit.training.config import TrainConfig
-from mtdit.training.distributed import ProcessGroup, Stop
+from mtdit.training.distributed import ProcessGroup, StopRequest
 from mtdit.training.metrics import TrainLog
 from mtdit.training.optim import set_learning_rate
 from mtdit.training.reporters import Reporter, Validation
@@ -44,7 +44,9 @@ class Run:
     checkpoints: CheckpointManager
 
 
-def fit(config: TrainConfig, group: ProcessGroup, run: Run, stop: Stop, reporter: Reporter) -> Path:
+def fit(
+    config: TrainConfig, group: ProcessGroup, run: Run, stop: StopRequest, reporter: Reporter
+) -> Path:
     """Trains from the run's step to the last step; returns the folder of the last checkpoint.
 
     It ends earlier when max_minutes are over, or on SIGINT or SIGTERM.

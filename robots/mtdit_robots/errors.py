@@ -1,4 +1,6 @@
-"""The error for an export that does not compute what was trained. It is not the user's mistake."""
+"""The two errors that end a command in one line: the user's mistakes, and failed checks of an
+export.
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class TwinLike(Protocol):
 
 
 @dataclass(frozen=True)
-class Episode:
+class EvalEpisode:
     """One evaluated episode."""
 
     seed: int
@@ -61,7 +61,7 @@ class EvalReport:
     high: float
     mean_success_s: float | None  # mean simulated time of the successful episodes
     wall_s: float
-    each: tuple[Episode, ...]
+    each: tuple[EvalEpisode, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -116,7 +116,7 @@ def evaluate(
     task: str,
     options: EvalOptions = EvalOptions(),
     *,
-    on_episode: Callable[[Episode, int], None] | None = None,
+    on_episode: Callable[[EvalEpisode, int], None] | None = None,
     on_tick: Callable[[Tick], None] | None = None,
 ) -> EvalReport:
     """Measure how often a policy solves `task` in new scenes of the twin.
@@ -138,7 +138,7 @@ def evaluate(
     robot.connect()
     instruction = options.instruction or task
     config = LoopConfig(policy.fps, options.max_s, success_ticks=options.success_ticks)
-    each: list[Episode] = []
+    each: list[EvalEpisode] = []
     try:
         for index in range(options.episodes):
             seed = episode_seed(options.seed, index)
@@ -167,7 +167,7 @@ def _safety(policy: Policy, joints: Sequence[Joint] | None) -> Safety:
     return Safety(policy.joints, limits, config)
 
 
-def _outcome(report: RunReport, seed: int) -> Episode:
+def _outcome(report: RunReport, seed: int) -> EvalEpisode:
     """The episode's result. A failure of bus or policy is not a failed episode: it is raised."""
     if report.reason == "bus":
         raise OSError(
@@ -177,12 +177,12 @@ def _outcome(report: RunReport, seed: int) -> Episode:
         raise UserError(
             f"the policy failed in the episode with seed {seed} ({report.detail}): check the export"
         )
-    return Episode(
+    return EvalEpisode(
         seed, report.reason == "success", report.duration_s, report.reason, report.detail
     )
 
 
-def _report(task: str, instruction: str, each: Sequence[Episode], wall_s: float) -> EvalReport:
+def _report(task: str, instruction: str, each: Sequence[EvalEpisode], wall_s: float) -> EvalReport:
     times_s = [episode.duration_s for episode in each if episode.success]
     low, high = wilson_interval(len(times_s), len(each))
     mean_s = sum(times_s) / len(times_s) if times_s else None

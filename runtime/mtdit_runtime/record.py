@@ -14,7 +14,7 @@ from mtdit_robots.signals import graceful_exit
 from mtdit_robots.so101.arm import So101Arm
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import SafetyConfig
-from mtdit_runtime.recording.dataset_layout import Layout
+from mtdit_runtime.recording.dataset_layout import DatasetLayout
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 from mtdit_runtime.recording.session import Session, SessionConfig, SessionStats
 from mtdit_runtime.teleoperate import BY_HAND, MAX_SPEED, DriveOptions, Leader, teleoperate
@@ -68,11 +68,9 @@ def record(
     """
     with graceful_exit(), closing(robot), closing(leader):
         config, root = options.session(task), Path(out)
-        layout = Layout(options.fps, robot.joints, robot.frame_sizes, options.video)
-        recording = DatasetWriter(
-            root, layout, options.resume, options.codec, wait=options.lockstep
-        )
-        session = Session(recording, config, keys or (lambda: None), say)
+        layout = DatasetLayout(options.fps, robot.joints, robot.frame_sizes, options.video)
+        dataset = DatasetWriter(root, layout, options.resume, options.codec, wait=options.lockstep)
+        session = Session(dataset, config, keys or (lambda: None), say)
 
         def on_tick(tick: Tick) -> None:
             if status is not None:
@@ -92,8 +90,8 @@ def record(
             )
         finally:
             session.close()
-            result, *problems = session.outcome.lines(root)
+            result, *problems = session.stats.lines(root)
             (say or log.info)(result)
             for problem in problems:
                 (say or log.warning)(problem)
-    return report, session.outcome
+    return report, session.stats

@@ -1,6 +1,6 @@
 """One run of a bundle on a robot: check, open, warm up, connect, run, release, report.
 
-All messages are said before the arm has torque or after the run, none during the loop.
+Every message comes before the arm has torque or after the run, none during the loop.
 """
 
 from __future__ import annotations

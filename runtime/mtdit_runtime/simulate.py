@@ -22,7 +22,7 @@ from mtdit_robots.twin.expert import demonstrate
 from mtdit_robots.twin.render import load_mujoco
 from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import CAMERAS, World
-from mtdit_runtime.recording.dataset_layout import Layout
+from mtdit_runtime.recording.dataset_layout import DatasetLayout
 from mtdit_runtime.recording.dataset_reader import import_parquet
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 from mtdit_runtime.recording.episode import Episode
@@ -93,7 +93,7 @@ def simulate(
     _check(wanted, episodes, out, image_size)
     report = SimulateReport(out, dict.fromkeys(wanted, 0), dict.fromkeys(wanted, 0))
     began = monotonic()
-    layout = Layout(FPS, JOINTS, dict.fromkeys(CAMERAS, image_size))
+    layout = DatasetLayout(FPS, JOINTS, dict.fromkeys(CAMERAS, image_size))
     with (
         _new_folder(out) as partial,
         closing(DatasetWriter(partial, layout, crf=CRF, wait=True)) as dataset,

@@ -62,10 +62,15 @@ def test_fp16_halves_the_files(bundle: Path, half_bundle: Path) -> None:
         assert half < 0.65 * full
 
 
-def test_stages_are_told_and_a_bundle_is_replaced_as_a_whole(workshop: Any, tmp_path: Path) -> None:
+def test_stages_are_told_and_a_bundle_is_replaced_as_a_whole(
+    workshop: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     checkpoint = workshop.checkpoint(tmp_path / "blind", workshop.config(cameras=(), num_layers=1))
     out, lines = tmp_path / "p.mtdit", list[str]()
-    export(checkpoint, out, ExportOptions(steps=1))
+    with caplog.at_level("INFO", "mtdit_export"):  # without `say`
+        export(checkpoint, out, ExportOptions(steps=1))
+    assert caplog.messages[0].startswith("folded")
+    assert caplog.messages[-1].startswith("verified")
     report = export(checkpoint, out, ExportOptions(steps=2), say=lines.append)
     assert open_bundle(out).manifest.sampler.steps == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["blind", "p.mtdit"]

@@ -151,7 +151,7 @@ def test_policy_continues_a_chunk(guided_bundle: Bundle) -> None:
     """Drawn from other noise, but towards the chunk being executed: near it where the weight is 1,
     itself where 0.
     """
-    policy = BundlePolicy(guided_bundle, choose_engines(guided_bundle, "onnx"), guided=True)
+    policy = BundlePolicy(guided_bundle, choose_engines(guided_bundle, "onnx"), rtc=True)
     policy.reset(TASKS[0], seed=0)
     rng = np.random.default_rng(0)
     policy.observe(
@@ -173,4 +173,4 @@ def test_policy_continues_a_chunk(guided_bundle: Bundle) -> None:
 def test_a_bundle_without_the_graph_says_so(bundle: Path) -> None:
     opened = open_bundle(bundle)
     with pytest.raises(UserError, match="has no guided denoiser: export it again with --rtc"):
-        BundlePolicy(opened, choose_engines(opened, "onnx"), guided=True)
+        BundlePolicy(opened, choose_engines(opened, "onnx"), rtc=True)

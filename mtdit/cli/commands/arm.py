@@ -41,11 +41,17 @@ def find_port(
     json_out: Json = None,
 ) -> None:
     """List the serial ports and the servos on them; nothing moves, nothing has to be unplugged."""
-    from mtdit_robots.so101.ports import Report, find_ports, modem_manager_runs, probe, udev_rule
+    from mtdit_robots.so101.ports import (
+        PortReport,
+        find_ports,
+        modem_manager_runs,
+        probe,
+        udev_rule,
+    )
 
     ports = find_ports(dev)
     reports = [
-        probe(port, every_id=every_id, timeout_s=bus_timeout) if ask else Report(port)
+        probe(port, every_id=every_id, timeout_s=bus_timeout) if ask else PortReport(port)
         for port in ports
     ]
     forbidden = [report.port for report in reports if "no permission" in report.problem]

@@ -67,7 +67,7 @@ def doctor(
             bundle,
             servo_volts=servo_volts,
             cycles=cycles,
-            patience_s=bus_timeout,
+            bus_timeout_s=bus_timeout,
             bus=bus.value,
         )
     )

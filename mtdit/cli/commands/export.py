@@ -197,8 +197,8 @@ def verify(
 
         results["checkpoint"] = verify_checkpoint(opened, checkpoint, dataset, backend.value)
     passed = all(result.ok for result in results.values())
-    # what --json and `mtdit doctor` tell is longer: why no faster backend was chosen
-    backend_used = golden.backend.partition(";")[0]  # "onnx, as asked", "auto: CPU"
+    # --json and `mtdit doctor` also say why no faster backend was chosen
+    backend_used = golden.backend.partition(";")[0]  # "onnx, as requested", "auto: CPU"
     console.print(
         f"{bundle}: {len(opened.manifest.files)} files match their checksums; "
         f"backend {backend_used}"

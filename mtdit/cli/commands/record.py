@@ -35,13 +35,13 @@ def teleoperate(
     from mtdit_runtime.teleoperate import teleoperate as drive
 
     leading = leader_arm(leader.leader_port, leader.leader_calibration, arm)
-    board = LiveStatus(JOINTS)
+    status = LiveStatus(JOINTS)
     with (
         open_rig(arm, leader.camera, (leader.height, leader.width), leader.fps) as rig,
-        live.screen(board),
+        live.screen(status),
     ):
         options = _drive_options(arm, leader.fps, duration)
-        report = drive(rig.robot, leading, options, on_tick=board, say=console.print)
+        report = drive(rig.robot, leading, options, on_tick=status, say=console.print)
     console.print(tables.report_table(report))
     write_json(json_out, report.to_dict())
     live.leave(report)
@@ -128,14 +128,14 @@ def record(
     )
     options.session(task)  # a wrong option is an error before cameras are opened
     leading = leader_arm(leader.leader_port, leader.leader_calibration, arm)
-    board, size = LiveStatus(JOINTS), (leader.height, leader.width)
+    status, size = LiveStatus(JOINTS), (leader.height, leader.width)
     with (
         open_rig(arm, leader.camera, size, leader.fps, task) as rig,
         live.keys_if_any() as keys,
-        live.screen(board, KEYS),
+        live.screen(status, KEYS),
     ):
         report, session = drive(
-            rig.robot, leading, out, task, options, keys=keys, status=board, say=console.print
+            rig.robot, leading, out, task, options, keys=keys, status=status, say=console.print
         )
     console.print(tables.report_table(report))
     write_json(

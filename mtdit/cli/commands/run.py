@@ -199,7 +199,12 @@ def evaluate(
     ] = None,
     max_s: Annotated[
         float,
-        option("Evaluation", "Simulated seconds after which an episode has failed.", min=0.1),
+        option(
+            "Evaluation",
+            "Simulated seconds after which an episode has failed.",
+            "--max-seconds",
+            min=0.1,
+        ),
     ] = 12.0,
     json_out: Json = None,
 ) -> None:

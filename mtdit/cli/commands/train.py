@@ -69,7 +69,7 @@ def train(
     if rank() != 0:
         fit(config)
         return
-    with console_reporter(console.rich) as voice, tracked(config, voice) as reporter:
+    with console_reporter(console.rich) as shown, tracked(config, shown) as reporter:
         checkpoint = fit(config, reporter)
     console.print(f"checkpoint: {checkpoint}")
     console.print(f"next: mtdit export {quote(str(config.output_dir))} --fp16")

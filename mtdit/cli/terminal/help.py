@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 HEADINGS = (
     *("Arguments", "Data", "Policy", "Robot", "Leader", "Cameras", "Calibration", "Procedure"),
     *("Instead of calibrating", "Session", "Evaluation", "Motion", "Length", "Checks"),
-    *("Machine", "Results", "Start", "Help"),
+    *("Optimiser", "Machine", "Results", "Start", "Help"),
 )
 MAX_UNGROUPED = 8  # options; more are listed under headings
 

@@ -23,15 +23,15 @@ REFRESH_HZ = 5.0
 
 
 @contextmanager
-def screen(board: LiveStatus, help_line: str = "Ctrl-C ends it") -> Iterator[None]:
+def screen(status: LiveStatus, help_line: str = "Ctrl-C ends it") -> Iterator[None]:
     """Show joints and rates while the block runs; without a terminal, show nothing."""
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
     def picture() -> Group:
-        joints = table("", ["joint", "leader", "commanded", "measured"], board.rows())
-        return Group(Text(board.headline), joints, Text(board.line()), Text(help_line))
+        joints = table("", ["joint", "leader", "commanded", "measured"], status.rows())
+        return Group(Text(status.headline), joints, Text(status.line()), Text(help_line))
 
     live = Live(
         get_renderable=picture, console=console.rich, refresh_per_second=REFRESH_HZ, transient=True

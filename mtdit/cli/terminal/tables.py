@@ -116,7 +116,7 @@ def sweep_bars(sweep: Sweep, min_share: float, advice: str) -> Text:
         if joint == FULL_TURN:
             return "full turn"
         if joint in sweep.wrapped:
-            return "crossed the seam"
+            return "crossed tick 0"
         return f"{sweep.span_deg(joint):3.0f} of {NOMINAL_TRAVEL_DEG[joint]:3.0f} degrees"
 
     text = Text()

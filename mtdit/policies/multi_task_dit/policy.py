@@ -43,7 +43,8 @@ class Batch:
 class MultiTaskDiT(nn.Module):
     """The policy network, with random weights.
 
-    `Policy.pretrained` loads CLIP's weights, `mtdit.checkpoint.read` those of a trained policy.
+    `MultiTaskDiT.pretrained` loads CLIP's weights, `mtdit.checkpoint.read` those of a trained
+    policy.
     """
 
     def __init__(self, config: PolicyConfig, shape: ClipShape | None = None) -> None:

@@ -26,15 +26,15 @@ from mtdit.policies.multi_task_dit.config import DDPM_SCHEDULES, PolicyConfig
 from mtdit.policies.multi_task_dit.config_json import policy_config_from_dict
 from mtdit_robots.errors import UserError
 
-_SAFE = {"noise_scheduler_type": "DDIM", "num_inference_steps": 10}
+_DDIM_10 = {"noise_scheduler_type": "DDIM", "num_inference_steps": 10}
 PRESETS: dict[str, dict[str, Any]] = {
     # LeRobot's network with the differences of the table above. The crop from 240 to 224 keeps 93 %
     # of each side.
-    "base": {**_SAFE, "image_resize_shape": (240, 240)},
+    "base": {**_DDIM_10, "image_resize_shape": (240, 240)},
     # A few million parameters, trained from scratch on 64-pixel frames: for tests and CPU demos.
     # Its tiny CLIP is generated, not downloaded.
     "tiny": {
-        **_SAFE,
+        **_DDIM_10,
         "n_obs_steps": 1,
         "horizon": 16,
         "n_action_steps": 8,

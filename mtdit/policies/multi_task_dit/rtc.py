@@ -124,7 +124,9 @@ def sample_guided(
     weights: Tensor,
     step_noise: Tensor | None = None,
 ) -> Tensor:
-    """`Policy.sample_from` with guidance: conditioning (B, C), noise (B, T, A) -> (B, T, A)."""
+    """`MultiTaskDiT.sample_from` with guidance: conditioning (B, C), noise (B, T, A) -> actions
+    (B, T, A).
+    """
     denoise = guided(
         lambda x, time: policy.noise_predictor(x, time, conditioning),
         policy.config,

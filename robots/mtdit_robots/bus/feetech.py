@@ -1,7 +1,6 @@
-"""Feetech "protocol 0" (STS/SMS): frames over a byte stream, and the bus that exchanges them.
+"""The servo bus: reads and writes the servos' registers over a serial port.
 
-Frame: FF FF ID LEN CODE DATA.. CHECKSUM, where CODE is the instruction in a request and the error
-bits in a reply, LEN = len(DATA) + 2 and CHECKSUM = ~(sum from ID) & 0xFF. Words are little-endian.
+The format of the packets (Feetech's protocol 0) is in `packets`, the registers are in `sts3215`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calibrate an SO-101, leader or follower (centre, sweep, write), or check its calibration.
+"""Calibrate an SO-101, leader or follower: centre, sweep, write.
 
 The caller talks to the user and calls `centre`, `sample` and `finish`. Torque is off throughout.
 Source: LeRobot `so_follower.py` (calibrate), `motors_bus.py` (set_half_turn_homings).

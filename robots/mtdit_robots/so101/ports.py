@@ -61,7 +61,7 @@ class Servo:
 
 
 @dataclass(frozen=True)
-class Report:
+class PortReport:
     """A port and the servos that answer there. problem: why they could not be asked, and the fix;
     empty when they could.
     """
@@ -98,7 +98,7 @@ def probe(
     ids: Collection[int] = tuple(IDS.values()),
     every_id: bool = False,
     timeout_s: float = PING_WAIT_S,
-) -> Report:
+) -> PortReport:
     """Ping the servos `ids` at one baud rate after the other until some answer; with `every_id`,
     find all servos with any id at all rates.
 
@@ -112,8 +112,8 @@ def probe(
                 filter(None, (_ping(port.path, baud, ids, timeout_s) for baud in BAUDS)), []
             )
     except (UserError, BusError) as error:
-        return Report(port, problem=str(error))
-    return Report(port, tuple(servos))
+        return PortReport(port, problem=str(error))
+    return PortReport(port, tuple(servos))
 
 
 def scan(path: str, baud: int, wait_s: float = BROADCAST_WAIT_S) -> list[Servo]:

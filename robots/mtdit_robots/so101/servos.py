@@ -1,6 +1,6 @@
 """Operations on the six servos of one SO-101, follower or leader: check, read, write, release.
 
-Every write is read back. Units are left to `so101`, the order of connecting to `arm` and `leader`.
+Every write is read back. Units are left to `joints`, the order of connecting to `arm` and `leader`.
 Source of the order of writes: LeRobot `feetech.py` (disable_torque, read_calibration,
 write_calibration).
 """

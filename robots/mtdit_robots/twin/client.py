@@ -122,7 +122,7 @@ class Twin:
         reply = self._ask("picture", camera=camera, height=height, width=width, fine=fine)
         pixels = self._control.receive_bytes(reply["bytes"])
         if len(pixels) < reply["bytes"]:
-            raise self._death()
+            raise self._ended()
         return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class Twin:
         try:
             self._control.send({"do": what, **details})
         except OSError as error:
-            raise self._death() from error
+            raise self._ended() from error
         return self._reply()
 
     def _reply(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class Twin:
                 "the twin's process does not answer: the computer may be overloaded; try again"
             ) from error
         if message is None:
-            raise self._death()
+            raise self._ended()
         if "user_error" in message:
             raise UserError(message["user_error"])
         return message
@@ -173,7 +173,7 @@ class Twin:
             self._process.kill()
             self._process.wait()
 
-    def _death(self) -> OSError:
+    def _ended(self) -> OSError:
         """An error with the last line of the process's stderr."""
         if self._errors.closed:
             return OSError("the twin was closed: start a new one")
@@ -187,8 +187,8 @@ class Twin:
 
 
 def _start(settings: Settings, errors: Any) -> subprocess.Popen[bytes]:
-    """Start the process in its own session, so that Ctrl-C reaches only ours, which then releases
-    the arm in order.
+    """Start the process in its own session, so that Ctrl-C reaches only our process, which then
+    releases the arm before the twin ends.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "mtdit_robots.twin.server", json.dumps(asdict(settings))],

@@ -34,7 +34,7 @@ def new_bundle(out: Path, say: Callable[[str], None] = lambda line: None) -> Ite
     a bundle or another export writes there, after it when the files could not be written.
     """
     place = bundle_place(out)
-    with _in_one_line(place), _alone_beside(place) as work:
+    with _disk_errors_named(place), _locked_scratch(place) as work:
         check_replaceable(place)
         (work / NEW).mkdir()
         try:
@@ -111,7 +111,7 @@ def _others(folder: Path, listed: set[PurePosixPath]) -> Iterator[str]:
 
 
 @contextmanager
-def _alone_beside(place: Path) -> Iterator[Path]:
+def _locked_scratch(place: Path) -> Iterator[Path]:
     """The hidden folder of one export at a time, cleaned up after an export that was killed."""
     work = place.with_name(f".{place.name}.part")
     made = [folder for folder in (work, *work.parents) if not folder.exists()]
@@ -167,7 +167,7 @@ def _put(new: Path, place: Path, old: Path) -> list[str]:
 
 
 @contextmanager
-def _in_one_line(place: Path) -> Iterator[None]:
+def _disk_errors_named(place: Path) -> Iterator[None]:
     """Turn an OSError about the scratch folder into a UserError that names `--out` instead."""
     try:
         yield

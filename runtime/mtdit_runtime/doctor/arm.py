@@ -24,7 +24,7 @@ MAX_VOLTAGE_SPREAD_V = 0.6  # between servos; more means a bad plug or a thin ca
 VOLTAGE_SHARE = 0.15  # how far the supply may be from the servos' nominal voltage
 MAX_ERROR_RATE = 0.001  # lost replies; with two retries a run does not notice fewer
 MAX_IN_A_ROW = 20  # reads in a row without any reply: the power is off
-BEYOND = 5.0  # degrees that a policy may exceed the arm's range: the guards allow as much
+MAX_BEYOND_DEG = 5.0  # degrees that a policy may exceed the arm's range: the guards allow as much
 _PROBE_S = 0.02  # timeout per id and baud rate, when no servo answers at 1 Mbit/s
 
 
@@ -34,16 +34,16 @@ def check_arm(
     manifest: Manifest | None,
     servo_volts: float | None = None,
     cycles: int = 1000,
-    patience_s: float = 0.05,
+    bus_timeout_s: float = 0.05,
     kind: str = "own",
 ) -> Iterator[Check]:
     """All checks of the arm at `port`.
 
-    cycles: bus reads in which lost replies are counted. patience_s: timeout of a reply. kind: the
-    bus implementation, own or sdk.
+    cycles: bus reads in which lost replies are counted. bus_timeout_s: timeout of a reply. kind:
+    the bus implementation, own or sdk.
     """
     try:
-        bus = open_bus(kind, port, timeout_s=patience_s)
+        bus = open_bus(kind, port, timeout_s=bus_timeout_s)
     except UserError as error:
         yield Check("port", FAIL, f"cannot open {port}", str(error))
         return
@@ -228,7 +228,7 @@ def _check_reach(bus: Bus, manifest: Manifest) -> Check:
         f"{joint.name} {joint.low:.0f} to {joint.high:.0f}, this arm {lowest:.0f} to {highest:.0f}"
         for joint in manifest.joints
         for lowest, highest in [reach.get(joint.name, (joint.low, joint.high))]
-        if joint.low < lowest - BEYOND or joint.high > highest + BEYOND
+        if joint.low < lowest - MAX_BEYOND_DEG or joint.high > highest + MAX_BEYOND_DEG
     ]
     if not short:
         return Check("reach", OK, "the policy's joint ranges are within those of this arm")

@@ -1,7 +1,7 @@
 """Checks this computer, arm and cameras, and gives the fix for each problem.
 
 This module checks Python, extras, backends, a Jetson's release and power mode, disk and clock;
-`doctor_arm` and `doctor_cameras` check the rest. Nothing is changed or moved. Every check is a
+`doctor.arm` and `doctor.cameras` check the rest. Nothing is changed or moved. Every check is a
 small function that gives one or more `Check`s. System files are read below `root`, which tests set.
 """
 
@@ -56,36 +56,41 @@ class DoctorOptions:
     servo_volts: float | None = None  # 7.4 or 12, as printed on the servos
     cycles: int = 1000  # bus reads in which lost replies are counted
     camera_s: float = 3.0  # how long each camera is watched
-    patience_s: float = 0.05  # how long to wait for a servo's reply
+    bus_timeout_s: float = 0.05  # how long to wait for a servo's reply
     bus: str = "own"  # own | sdk
     root: Path = Path("/")
 
 
-def doctor(asked: DoctorOptions | None = None) -> list[Check]:
+def doctor(options: DoctorOptions = DoctorOptions()) -> list[Check]:
     """Run all checks that apply, those of the computer first."""
-    q = asked or DoctorOptions()
     checks = [
         check_python(),
         check_cpu(),
         check_disk(Path()),
-        check_clock(q.root),
-        *check_jetson(q.root),
+        check_clock(options.root),
+        *check_jetson(options.root),
     ]
-    checks += [*check_extras(q.robot), *check_backends()]
-    bundle, found = _bundle(q.bundle)
+    checks += [*check_extras(options.robot), *check_backends()]
+    bundle, found = _bundle(options.bundle)
     checks += found
     manifest = bundle.manifest if bundle else None
-    if q.robot != "so101":
-        checks.append(check_renderer(needed=q.robot == "twin"))
-    elif q.port is None:
+    if options.robot != "so101":
+        checks.append(check_renderer(needed=options.robot == "twin"))
+    elif options.port is None:
         checks.append(_no_port())
     else:
         checks += arm.check_arm(
-            q.port, q.calibration, manifest, q.servo_volts, q.cycles, q.patience_s, q.bus
-        )  # fmt: skip
-    if q.cameras:
-        checks += doctor_cameras.check_cameras(q.cameras, bundle, q.camera_s)
-    elif q.robot == "so101" and manifest and manifest.cameras:
+            options.port,
+            options.calibration,
+            manifest,
+            options.servo_volts,
+            options.cycles,
+            options.bus_timeout_s,
+            options.bus,
+        )
+    if options.cameras:
+        checks += doctor_cameras.check_cameras(options.cameras, bundle, options.camera_s)
+    elif options.robot == "so101" and manifest and manifest.cameras:
         checks.append(_no_cameras(manifest))
     return checks
 

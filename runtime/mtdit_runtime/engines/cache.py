@@ -59,7 +59,7 @@ class EngineRecord:
         return Device(self.gpu, self.compute_capability, self.tensorrt)
 
     @property
-    def is_sane(self) -> bool:
+    def is_valid(self) -> bool:
         """Whether all numbers are in a plausible range."""
         sizes, seconds = self.bytes.values(), self.seconds.values()
         numbers = (*sizes, *self.compute_capability)
@@ -101,7 +101,7 @@ def read_record(folder: Path) -> EngineRecord | None:
         record: EngineRecord = from_json(EngineRecord, {"plans": {}, **data}, RECORD)
     except (UserError, ValueError, TypeError, OverflowError):
         return None
-    return record if record.is_sane else None
+    return record if record.is_valid else None
 
 
 def engine_records(bundle: Bundle) -> dict[Path, EngineRecord]:

@@ -1,8 +1,7 @@
-"""Runs the graphs of a bundle: one class per backend (ONNX Runtime, TensorRT) and the choice
-between them.
+"""Chooses the backend that runs the graphs of a bundle (ONNX Runtime or TensorRT), and opens them.
 
 A backend that was requested by name and does not run here is an error, never a silent fall-back;
-`auto` says what it chose and why. What the tensors mean is `policy`'s business.
+`auto` says what it chose and why. The tensors are filled and read in `policy`.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ def choose_engines(bundle: Bundle, backend: str = "auto") -> Engines:
         raise UserError(f"backend {backend!r} is unknown: use one of {', '.join(BACKENDS)}")
     if backend != "auto":
         return _open(bundle, backend, f"{backend}, as requested")
-    passed_over: list[str] = []
+    unavailable: list[str] = []
     for candidate in ("tensorrt", "cuda"):
-        engines = _try_open(bundle, candidate, passed_over)
+        engines = _try_open(bundle, candidate, unavailable)
         if engines is not None:
             return engines
-    return _open(bundle, "onnx", "; ".join(["auto: CPU", *passed_over]))
+    return _open(bundle, "onnx", "; ".join(["auto: CPU", *unavailable]))
 
 
-def _try_open(bundle: Bundle, backend: str, passed_over: list[str]) -> Engines | None:
+def _try_open(bundle: Bundle, backend: str, unavailable: list[str]) -> Engines | None:
     try:
-        return _open(bundle, backend, "; ".join([f"auto: {backend}", *passed_over]))
+        return _open(bundle, backend, "; ".join([f"auto: {backend}", *unavailable]))
     except UserError as error:
-        passed_over.append(f"{backend} unavailable ({error})")
+        unavailable.append(f"{backend} unavailable ({error})")
         return None
 
 
@@ -67,11 +66,9 @@ def engines_in(bundle: Bundle, folder: Path) -> Engines:
 def _engines(bundle: Bundle, open_graph: Callable[[str], Engine], reason: str) -> Engines:
     graphs = bundle.manifest.graphs
     vision = open_graph("vision") if "vision" in graphs else None
-    open_guided = (lambda: open_graph("guided")) if "guided" in graphs else None
+    open_rtc = (lambda: open_graph("guided")) if "guided" in graphs else None
     history, denoiser = open_graph("history"), open_graph("denoiser")
-    return Engines(
-        vision, history, denoiser, lambda: _from_onnx(bundle, "text"), reason, open_guided
-    )
+    return Engines(vision, history, denoiser, lambda: _from_onnx(bundle, "text"), reason, open_rtc)
 
 
 def _from_onnx(bundle: Bundle, name: str, cuda: bool = False) -> Engine:

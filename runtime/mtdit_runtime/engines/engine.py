@@ -35,7 +35,7 @@ class Engines:
     denoiser: Engine
     open_text: Callable[[], Engine]
     reason: str  # what was chosen and why, one line
-    open_guided: Callable[[], Engine] | None = None  # None: exported without --rtc
+    open_rtc: Callable[[], Engine] | None = None  # None: exported without --rtc
 
     @property
     def per_chunk(self) -> list[Engine]:

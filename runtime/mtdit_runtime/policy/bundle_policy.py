@@ -46,7 +46,7 @@ _Moment = Moment[NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class _Known:
+class _HistoryResult:
     """Result of the history graph for a text feature and the observations before the newest."""
 
     text: NDArray[np.float32]
@@ -63,11 +63,11 @@ class BundlePolicy:
 
     Each frame is encoded at most once, and only if a chunk needs it. `frames_encoded` and
     `texts_encoded` count what was encoded, `timings` times the stages vision, text, history,
-    denoiser and guided. `guided`: also open the guided denoiser; UserError when the bundle has
+    denoiser and guided. `rtc`: also open the guided denoiser; UserError when the bundle has
     none.
     """
 
-    def __init__(self, bundle: Bundle, engines: Engines, guided: bool = False) -> None:
+    def __init__(self, bundle: Bundle, engines: Engines, rtc: bool = False) -> None:
         m = bundle.manifest
         self.joints = tuple(joint.name for joint in m.joints)
         self.frame_sizes = {camera.name: (camera.height, camera.width) for camera in m.cameras}
@@ -80,11 +80,11 @@ class BundlePolicy:
         self._state_stats = _stats(bundle, STATE_FEATURE)
         self._action_stats = _stats(bundle, ACTION)
         self._denoisers: dict[str, Engine] = {"denoiser": engines.denoiser}
-        if guided:
-            self._denoisers["guided"] = _open_guided(bundle, engines)
+        if rtc:
+            self._denoisers["guided"] = _open_rtc(bundle, engines)
         self._texts: dict[str, NDArray[np.float32]] = dict(bundle.task_features)
         self._text: NDArray[np.float32] | None = None
-        self._last_known: _Known | None = None
+        self._last_history: _HistoryResult | None = None
         self._history: History[_Moment] = History(m.n_obs_steps)
         self._rng = np.random.default_rng(0)
         self._lock = threading.Lock()  # engines are not re-entrant
@@ -123,7 +123,7 @@ class BundlePolicy:
 
         previous: (n, J) positions in units: what the old chunk plans for the new one's first n
         rows. weights: (horizon,) in 0..1, see `prefix_weights`; they do not count beyond row n. The
-        policy must have been opened with `guided`.
+        policy must have been opened with `rtc`.
         """
         steps, text = self._observed()
         inputs = prefix_inputs(self._action_stats.normalize(np.asarray(previous)), self.horizon)
@@ -143,7 +143,7 @@ class BundlePolicy:
 
         def work_ahead() -> None:
             if text is not None and len(steps) == self.n_obs_steps - 1:
-                self._known(text, steps)
+                self._history_modulation(text, steps)
 
         return work_ahead
 
@@ -158,9 +158,9 @@ class BundlePolicy:
         self, graph: str, steps: Sequence[_Moment], text: NDArray[np.float32], given: Arrays
     ) -> Chunk:
         *earlier, newest = steps
-        known = self._known(text, earlier)
+        modulation = self._history_modulation(text, earlier)
         observed = {
-            HISTORY_MODULATION: known,
+            HISTORY_MODULATION: modulation,
             FEATURES: self._feature(newest)[None],
             STATE: newest.state[None],
         }
@@ -169,20 +169,22 @@ class BundlePolicy:
         actions = result[ACTIONS][0]  # (horizon, J) normalised
         return self._action_stats.unnormalize(actions).astype(np.float64)
 
-    def _known(self, text: NDArray[np.float32], earlier: list[_Moment]) -> NDArray[np.float32]:
+    def _history_modulation(
+        self, text: NDArray[np.float32], earlier: list[_Moment]
+    ) -> NDArray[np.float32]:
         """(1, M): the modulation's part from text and earlier observations, computed again only
         when one of them has changed.
         """
         features = [self._feature(moment) for moment in earlier]
         with self._lock:
-            if self._last_known is None or not self._last_known.is_of(text, earlier):
+            if self._last_history is None or not self._last_history.is_of(text, earlier):
                 inputs = {TEXT_FEATURE: text[None]}
                 if earlier:  # (1, n_obs - 1, n_cam * D) and (1, n_obs - 1, J)
                     inputs[EARLIER_FEATURES] = np.stack(features)[None]
                     inputs[EARLIER_STATE] = np.stack([moment.state for moment in earlier])[None]
                 part = self._run("history", self._engines.history, inputs)[HISTORY_MODULATION]
-                self._last_known = _Known(text, earlier, part)
-            return self._last_known.part
+                self._last_history = _HistoryResult(text, earlier, part)
+            return self._last_history.part
 
     def _run(self, graph: str, engine: Engine, inputs: Arrays) -> Arrays:
         needed = {t.name: inputs[t.name] for t in self._bundle.manifest.graphs[graph].inputs}
@@ -219,7 +221,7 @@ def _stats(bundle: Bundle, key: str) -> Stats:
     return bundle.stats[key]
 
 
-def _open_guided(bundle: Bundle, engines: Engines) -> Engine:
-    if engines.open_guided is None:
+def _open_rtc(bundle: Bundle, engines: Engines) -> Engine:
+    if engines.open_rtc is None:
         raise UserError(f"{bundle.folder} has no guided denoiser: export it again with --rtc")
-    return engines.open_guided()
+    return engines.open_rtc()

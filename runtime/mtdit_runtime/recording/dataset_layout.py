@@ -29,7 +29,7 @@ COUNTERS = ("total_episodes", "total_frames", "total_tasks", "splits")
 
 
 @dataclass(frozen=True)
-class Layout:
+class DatasetLayout:
     """The features of a dataset, i.e. what every frame contains: positions and actions (J,) of the
     joints, and a picture (height, width, 3) of each camera.
     """

@@ -19,7 +19,7 @@ from mtdit_runtime.recording.dataset_layout import (
     INDICES,
     STATS,
     VIDEO_PATH,
-    Layout,
+    DatasetLayout,
 )
 from mtdit_runtime.recording.dataset_reader import import_parquet
 from mtdit_runtime.recording.dataset_stats import Stats
@@ -32,7 +32,9 @@ from mtdit_runtime.recording.video_encoder import (
 # -- tables
 
 
-def frame_table(episode: Episode, layout: Layout, row: Mapping[str, Any], task_index: int) -> Any:
+def frame_table(
+    episode: Episode, layout: DatasetLayout, row: Mapping[str, Any], task_index: int
+) -> Any:
     """The episode's table in data/: one row per frame, everything except the videos."""
     import pyarrow as pa
 
@@ -161,7 +163,7 @@ def file_place(row: Mapping[str, Any]) -> dict[str, int]:
 # -- info.json
 
 
-def new_info(layout: Layout) -> dict[str, Any]:
+def new_info(layout: DatasetLayout) -> dict[str, Any]:
     return {
         "codebase_version": "v3.0",
         "fps": layout.fps,
@@ -179,7 +181,7 @@ def new_info(layout: Layout) -> dict[str, Any]:
     }
 
 
-def video_info(layout: Layout, key: str, codec: Codec) -> dict[str, Any]:
+def video_info(layout: DatasetLayout, key: str, codec: Codec) -> dict[str, Any]:
     height, width = layout.cameras[key.removeprefix(IMAGES)]
     return {
         "video.height": height,

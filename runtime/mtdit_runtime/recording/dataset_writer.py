@@ -32,7 +32,7 @@ from mtdit_runtime.recording.dataset_layout import (
     STATS,
     TASKS,
     VIDEO_PATH,
-    Layout,
+    DatasetLayout,
 )
 from mtdit_runtime.recording.dataset_reader import (
     damage_named,
@@ -81,7 +81,7 @@ class DatasetWriter:
     def __init__(
         self,
         root: Path | str,
-        layout: Layout,
+        layout: DatasetLayout,
         resume: bool = False,
         codec: str = "h264",
         crf: int | None = None,
@@ -299,7 +299,7 @@ def _check_folder(root: Path, resume: bool) -> None:
         )
 
 
-def _check_same(info: Mapping[str, Any], layout: Layout, root: Path) -> None:
+def _check_same(info: Mapping[str, Any], layout: DatasetLayout, root: Path) -> None:
     """Raise UserError with the first feature in which the dataset differs from `layout`."""
     asked = new_info(layout)
     for name in ("fps", "robot_type"):

@@ -1,5 +1,5 @@
-"""The run log: positions, actions and commands of every tick in one npz file, and its replay
-without a robot.
+"""The run log: positions, actions and commands of every tick in one npz file. From a log with
+frames a policy's actions can be computed again without a robot.
 
 Memory is bounded: the last MAX_TICKS ticks are kept, and camera frames, if requested, from the
 first tick up to a number of megabytes. The file is written after the run.
@@ -141,8 +141,8 @@ def recompute(log: RunLog, policy: Policy) -> RecomputeReport:
     """Give a policy the observations of a log and compare its actions with the logged ones.
 
     Chunks are requested and rows executed in the same ticks as in the run, so a real-time run with
-    late chunks can be replayed too. Raises UserError when the joints differ, when the log lacks the
-    frames of a camera or its first ticks, or when the policy did not act in it.
+    late chunks works too. Raises UserError when the joints differ, when the log lacks the frames of
+    a camera or its first ticks, or when the policy did not act in it.
     """
     if log.joints != policy.joints:
         raise UserError(

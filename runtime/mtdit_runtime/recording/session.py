@@ -105,22 +105,24 @@ class Session:
 
     def __init__(
         self,
-        recording: DatasetWriter,
-        plan: SessionConfig,
+        dataset: DatasetWriter,
+        config: SessionConfig,
         key: Key = lambda: None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        plan.check(recording.layout.fps)
-        self.recording, self.plan, self.outcome = recording, plan, SessionStats()
+        config.check(dataset.layout.fps)
+        self.dataset, self.config, self.stats = dataset, config, SessionStats()
         self._key, self._tell = key, say or log.info
         self._writer = ThreadPoolExecutor(1, "recording")
         self._writing: Future[bool] | None = None
         self._episode: Episode | None = None
         self._stale = 0  # stale frames in the current episode
         self._rerecord = self._stop = False  # what the keys in a pause asked for
-        self._since_s, self._pause_s, self._now_s = 0.0, plan.ready_s, 0.0
-        n_episodes = recording.n_episodes
-        self._say(f"the dataset has {n_episodes} episodes; recording starts in {plan.ready_s:g} s")
+        self._since_s, self._pause_s, self._now_s = 0.0, config.ready_s, 0.0
+        n_episodes = dataset.n_episodes
+        self._say(
+            f"the dataset has {n_episodes} episodes; recording starts in {config.ready_s:g} s"
+        )
 
     def __call__(self, tick: Tick) -> None:
         """Raises Stop when the session is complete, UserError when the disk is full."""
@@ -136,10 +138,10 @@ class Session:
 
     def status(self) -> str:
         """One line for the screen."""
-        number, elapsed_s = self.outcome.kept + 1, self._now_s - self._since_s
+        number, elapsed_s = self.stats.kept + 1, self._now_s - self._since_s
         if self._episode is not None:
-            clock = f"{elapsed_s:.1f} / {self.plan.episode_s:g} s"
-            return f"RECORDING episode {number} of {self.plan.episodes}   {clock}"
+            clock = f"{elapsed_s:.1f} / {self.config.episode_s:g} s"
+            return f"RECORDING episode {number} of {self.config.episodes}   {clock}"
         if self._writing is not None:
             return "pause, saving the last episode"
         return f"pause before episode {number}   {max(0.0, self._pause_s - elapsed_s):.1f} s left"
@@ -152,20 +154,20 @@ class Session:
         try:
             if self._episode is not None:
                 self._episode.discard()
-                self._episode, self.outcome.interrupted = None, True
+                self._episode, self.stats.interrupted = None, True
             if self._writing is not None:
                 self._finish_saving()
         finally:
             self._writer.shutdown()
-            self.recording.close()
-            self.outcome.episodes = self.recording.n_episodes
+            self.dataset.close()
+            self.stats.episodes = self.dataset.n_episodes
 
     # -- while an episode is recorded
 
     def _record(self, episode: Episode, tick: Tick, key: str | None) -> None:
         episode.add(tick.observation.positions, tick.sent, tick.observation.frames)
         self._stale += not tick.fresh
-        n_wanted = round(self.plan.episode_s * self.recording.layout.fps)
+        n_wanted = round(self.config.episode_s * self.dataset.layout.fps)
         if key in AGAIN:
             self._discard(episode, "it will be recorded again")
         elif key in STOP or key in NEXT or len(episode) >= n_wanted:
@@ -173,18 +175,18 @@ class Session:
             self._end(episode)
 
     def _end(self, episode: Episode) -> None:
-        if len(episode) < self.plan.fewest_frames(self.recording.layout.fps):
+        if len(episode) < self.config.fewest_frames(self.dataset.layout.fps):
             self._discard(episode, f"{len(episode)} frames are too few")
             return
         rate_hz = len(episode) / (self._now_s - self._since_s)
         self._writing = self._writer.submit(self._save, episode, self._stale, rate_hz)
-        self._begin_pause(self.plan.reset_s)
+        self._begin_pause(self.config.reset_s)
 
     def _discard(self, episode: Episode, why: str) -> None:
-        self.outcome.discarded += 1
+        self.stats.discarded += 1
         self._writer.submit(episode.discard)
-        self._say(f"episode {self.outcome.kept + 1} discarded: {why}")
-        self._begin_pause(self.plan.reset_s)
+        self._say(f"episode {self.stats.kept + 1} discarded: {why}")
+        self._begin_pause(self.config.reset_s)
 
     def _begin_pause(self, pause_s: float) -> None:
         self._episode, self._since_s, self._pause_s = None, self._now_s, pause_s
@@ -203,35 +205,35 @@ class Session:
         is_over = self._now_s - self._since_s >= self._pause_s or (key in NEXT and not is_first)
         if self._rerecord:
             self._delete_last()
-        elif self._stop or self.outcome.kept >= self.plan.episodes:
+        elif self._stop or self.stats.kept >= self.config.episodes:
             raise Stop("duration")
         elif is_over:
             self._begin()
 
     def _begin(self) -> None:
-        self._episode = self.recording.begin(self.plan.task)
+        self._episode = self.dataset.begin(self.config.task)
         self._stale, self._since_s = 0, self._now_s
-        self._say(f"episode {self.outcome.kept + 1} of {self.plan.episodes}: {self.plan.task!r}")
+        self._say(f"episode {self.stats.kept + 1} of {self.config.episodes}: {self.config.task!r}")
 
     def _delete_last(self) -> None:
         self._rerecord = False
-        if self.outcome.kept and self.recording.drop_last():
-            self.outcome.kept -= 1
-            self.outcome.discarded += 1
-            self._say(f"episode {self.outcome.kept + 1} deleted: it will be recorded again")
+        if self.stats.kept and self.dataset.drop_last():
+            self.stats.kept -= 1
+            self.stats.discarded += 1
+            self._say(f"episode {self.stats.kept + 1} deleted: it will be recorded again")
 
     # -- in the writer's thread
 
     def _save(self, episode: Episode, stale: int, rate_hz: float) -> bool:
-        self.recording.save_episode(episode)
-        fps = self.recording.layout.fps
+        self.dataset.save_episode(episode)
+        fps = self.dataset.layout.fps
         seconds = len(episode) / fps
-        lines = [f"episode {self.outcome.kept + 1} saved: {seconds:.1f} s, {len(episode)} frames"]
+        lines = [f"episode {self.stats.kept + 1} saved: {seconds:.1f} s, {len(episode)} frames"]
         for camera, n in episode.repeated.items():
             lines.append(
                 f"the encoder was too slow: {n} frames of {camera} repeat the frame before"
             )
-            self.outcome.repeated[camera] = self.outcome.repeated.get(camera, 0) + n
+            self.stats.repeated[camera] = self.stats.repeated.get(camera, 0) + n
         if stale:
             lines.append(f"{stale} frames were stale: check the cameras")
         if rate_hz < SLOWEST_SHARE * fps:
@@ -239,9 +241,9 @@ class Session:
                 f"the loop ran at {rate_hz:.1f} Hz instead of {fps} Hz: "
                 "a policy will learn the motion faster than it was"
             )
-            self.outcome.slow_episodes += 1
-        self.outcome.stale_frames += stale
-        self.outcome.frames += len(episode)
+            self.stats.slow_episodes += 1
+        self.stats.stale_frames += stale
+        self.stats.frames += len(episode)
         self._tell("; ".join(lines))
         return True
 
@@ -249,13 +251,13 @@ class Session:
         """Count the saved episode. Raises UserError when it could not be written."""
         writing, self._writing = self._writing, None
         try:
-            self.outcome.kept += bool(writing and writing.result())
+            self.stats.kept += bool(writing and writing.result())
         except OSError as error:
             raise self._cannot_write(error) from error
 
     def _cannot_write(self, error: OSError) -> UserError:
         return UserError(
-            f"cannot write to {self.recording.root} ({error}): "
+            f"cannot write to {self.dataset.root} ({error}): "
             "free some disk space, then continue with --resume"
         )
 

@@ -100,7 +100,7 @@ def build_for(
     """
     tell, progress = say or log.info, on_progress or (lambda graph, share, elapsed_s: None)
     cache, folder = bundle.path(ENGINES), engine_folder(bundle, device)
-    with _alone_in(cache):
+    with _build_lock(cache):
         for part in cache.glob(".*.part"):  # left by a build that was killed
             shutil.rmtree(part)
         if _still_good(bundle, device, open_engines, tell):
@@ -109,12 +109,12 @@ def build_for(
             timings = cache / f"timing-{device.label}.cache"
             builder = PlanBuilder(trt, options.workspace_mb, timings, compute_capability)
             _make(bundle, device, builder, open_engines, tell, progress)
-        _mind_others(bundle, folder, options.clean, tell)
+        _report_others(bundle, folder, options.clean, tell)
     return folder
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _build_lock(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(exist_ok=True)
     except FileExistsError:
@@ -220,7 +220,7 @@ def _checked(bundle: Bundle, engines: Engines) -> dict[str, dict[str, float]]:
     return result.stages
 
 
-def _mind_others(bundle: Bundle, folder: Path, clean: bool, tell: Say) -> None:
+def _report_others(bundle: Bundle, folder: Path, clean: bool, tell: Say) -> None:
     """Report engines for other devices, versions or graphs, and remove them if asked to."""
     for other, record in engine_records(bundle).items():
         if other == folder:

@@ -54,7 +54,7 @@ class EngineRunner:
 
     @cached_property
     def rtc_engine(self) -> Engine | None:
-        return self.engines.open_guided() if self.engines.open_guided else None
+        return self.engines.open_rtc() if self.engines.open_rtc else None
 
     def features(self, probe: Probe) -> Array | None:
         """(1, n_obs, n_cam * D), with one call per observation step as on the robot."""

@@ -106,7 +106,7 @@ def check_outputs(
 
 
 def check_bundle(bundle: Bundle, engines: Engines, text: bool = True) -> Verification:
-    """`check` against the fixtures in the bundle."""
+    """`check_outputs` against the fixtures in the bundle."""
     return check_outputs(bundle, engines, *read_golden(bundle), text=text)
 
 

@@ -13,8 +13,8 @@ def verify(bundle: Bundle | Path | str, backend: str = "auto") -> Verification:
     """Compare what a bundle computes here with its golden fixtures: inputs and outputs of the
     trained policy, stored in the bundle.
 
-    UserError when the bundle is damaged or the backend does not run here. Outputs that differ are
-    no error: they are in `failures`.
+    UserError when the bundle is damaged or the backend does not run here. Outputs that differ
+    raise no error: they are in `failures`.
 
         assert mtdit.verify("policy.mtdit", backend="tensorrt").ok
     """

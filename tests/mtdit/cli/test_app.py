@@ -110,7 +110,7 @@ def test_a_missing_extra_of_training(run_folder: Path) -> None:
         ),
         (("run", "--task", "open the drawer", "--duration", "-1"), "--duration"),
         (("run", "--task", "open the drawer", "--bus", "usb"), "--bus"),
-        (("eval", "--task", "open the drawer", "--max-s", "0"), "--max-s"),
+        (("eval", "--task", "open the drawer", "--max-seconds", "0"), "--max-seconds"),
         (("bench", "--backend", "tensort"), "tensorrt"),
     ],
 )

@@ -140,7 +140,7 @@ def test_every_field_of_the_options_of_a_call_has_a_flag(name: str) -> None:
 
 
 def test_the_table_of_other_names_is_short_and_used() -> None:
-    assert len(FLAGS) <= 13
+    assert len(FLAGS) <= 10
     every = {
         flag
         for name in COMMANDS

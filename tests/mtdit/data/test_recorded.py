@@ -14,7 +14,7 @@ from command_line import mtdit
 from lerobot_oracle import SMALL
 
 from mtdit_robots.so101.joints import JOINTS
-from mtdit_runtime.recording.dataset_layout import Layout
+from mtdit_runtime.recording.dataset_layout import DatasetLayout
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 
 TIMEOUT_S = 400
@@ -25,7 +25,7 @@ SIZE = 64
 def recording(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("recorded") / "set"
     made = DatasetWriter(
-        root, Layout(10, JOINTS, {"top": (SIZE, SIZE)}, video=request.param), wait=True
+        root, DatasetLayout(10, JOINTS, {"top": (SIZE, SIZE)}, video=request.param), wait=True
     )
     for episode in range(2):
         taking = made.begin("open the drawer")

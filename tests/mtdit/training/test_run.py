@@ -25,7 +25,7 @@ from mtdit.checkpoint.tensors import read_tensors
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.training.checkpoints import output_dir_lock
 from mtdit.training.config import TrainConfig
-from mtdit.training.distributed import INTERRUPT_GRACE_S, Stop, init_distributed
+from mtdit.training.distributed import INTERRUPT_GRACE_S, StopRequest, init_distributed
 from mtdit.training.loop import compile_in_place
 from mtdit.training.metrics import LOG
 from mtdit.training.optim import EMA, learning_rate_factor
@@ -219,7 +219,7 @@ def test_a_signal_before_the_first_step_interrupts(
 
 
 def test_only_a_later_second_interrupt_is_meant() -> None:
-    stop = Stop()
+    stop = StopRequest()
     stop.training = True
     stop.handle(signal.SIGINT, None)
     stop.handle(signal.SIGINT, None)

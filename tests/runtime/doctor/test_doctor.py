@@ -150,7 +150,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def examined(port: str, file: Path | None = None, **more: object) -> dict[str, Check]:
-    options = {"servo_volts": None, "cycles": 20, "patience_s": PATIENT_S, **more}
+    options = {"servo_volts": None, "cycles": 20, "bus_timeout_s": PATIENT_S, **more}
     return by_id(list(check_arm(port, file, None, **options)))  # type: ignore[arg-type]
 
 
@@ -181,7 +181,7 @@ def test_every_fault_has_a_finding_and_a_remedy(
     chain[4].error = 1 | 32
     chain[5].set_present(2047 + chain[5].get("Homing_Offset"), load=0.4, temperature_c=30)
     chain[6].set_present(2047 + chain[6].get("Homing_Offset"), temperature_c=61, voltage_v=6.4)
-    found = examined(port, file, patience_s=0.5)
+    found = examined(port, file, bus_timeout_s=0.5)
     statuses = {name: check.status for name, check in found.items()}
     assert (
         statuses["servo 1 shoulder_pan"]
@@ -230,14 +230,14 @@ def test_a_plug_pulled_in_the_middle_is_a_finding(
     """
     for servo in chain.values():
         servo.__class__, servo.words = Unplugged, words  # type: ignore[attr-defined]
-    found = examined(port, cycles=100_000, patience_s=0.05)
+    found = examined(port, cycles=100_000, bus_timeout_s=0.05)
     failed = [check for check in found.values() if check.status == FAIL]
     assert any("answer" in check.finding for check in failed), found
 
 
 def test_lost_replies_are_counted_per_joint(port: str, chain: dict[int, ServoRegisters]) -> None:
     chain[3].__class__ = Deaf
-    found = examined(port, cycles=6, patience_s=0.3)["bus errors"]
+    found = examined(port, cycles=6, bus_timeout_s=0.3)["bus errors"]
     assert found.status == WARN
     assert "elbow_flex 3" in found.finding
 
@@ -261,14 +261,14 @@ def test_calibrations_that_do_not_fit(
 def test_servos_at_another_rate_are_found(port: str, chain: dict[int, ServoRegisters]) -> None:
     for servo in chain.values():
         servo.set("Baud_Rate", BAUD_CODES[500_000])
-    found = examined(port, patience_s=0.1)["baud"]
+    found = examined(port, bus_timeout_s=0.1)["baud"]
     assert (found.status, "500000" in found.finding, "setup-motors" in found.remedy) == (
         FAIL,
         True,
         True,
     )
     chain.clear()
-    assert examined(port, patience_s=0.1)["baud"].finding == "no servo answers at any baud rate"
+    assert examined(port, bus_timeout_s=0.1)["baud"].finding == "no servo answers at any baud rate"
 
 
 # -- cameras

@@ -24,7 +24,7 @@ from mtdit.data.lerobot_dataset import open_dataset
 from mtdit_robots.errors import UserError
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_runtime.recording import dataset_stats
-from mtdit_runtime.recording.dataset_layout import ASIDE, INFO, Layout
+from mtdit_runtime.recording.dataset_layout import ASIDE, INFO, DatasetLayout
 from mtdit_runtime.recording.dataset_layout import TASKS as TASKS_FILE
 from mtdit_runtime.recording.dataset_reader import read_episode
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
@@ -60,8 +60,8 @@ def fill(recording: DatasetWriter, episode: int, length: int) -> Episode:
     return taking
 
 
-def layout(video: bool = True) -> Layout:
-    return Layout(FPS, JOINTS, CAMERAS, video)
+def layout(video: bool = True) -> DatasetLayout:
+    return DatasetLayout(FPS, JOINTS, CAMERAS, video)
 
 
 def write(
@@ -344,23 +344,23 @@ def files_below(root: Path) -> set[Path]:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (Layout(30, JOINTS, CAMERAS), "has fps 10, not 30: choose another --out"),
+        (DatasetLayout(30, JOINTS, CAMERAS), "has fps 10, not 30: choose another --out"),
         (
-            Layout(FPS, JOINTS, {"top": (48, 64)}),
+            DatasetLayout(FPS, JOINTS, {"top": (48, 64)}),
             "wrist as video 64x64x3, this arm gives nothing",
         ),
         (
-            Layout(FPS, JOINTS, CAMERAS, video=False),
+            DatasetLayout(FPS, JOINTS, CAMERAS, video=False),
             r"observation.images.top as video 48x64x3, this arm gives image",
         ),
         (
-            Layout(FPS, JOINTS[:5], CAMERAS),
+            DatasetLayout(FPS, JOINTS[:5], CAMERAS),
             r"action as float32 6 of shoulder_pan.pos, .*, this arm gives",
         ),
     ],
 )
 def test_another_layout_is_refused(
-    recorded: tuple[Path, bool], other: Layout, message: str
+    recorded: tuple[Path, bool], other: DatasetLayout, message: str
 ) -> None:
     root, is_video = recorded
     if is_video:
@@ -379,7 +379,7 @@ def test_folders_that_are_not_ours(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="add --resume to continue it"):
         DatasetWriter(tmp_path / "set", layout())
     with pytest.raises(UserError, match="video needs an even width and height"):
-        DatasetWriter(tmp_path / "odd", Layout(FPS, JOINTS, {"top": (47, 64)}))
+        DatasetWriter(tmp_path / "odd", DatasetLayout(FPS, JOINTS, {"top": (47, 64)}))
 
 
 def test_a_session_without_an_episode_leaves_nothing(tmp_path: Path) -> None:
@@ -440,9 +440,9 @@ RECORD = """
 import sys, numpy as np
 from pathlib import Path
 from mtdit_robots.so101.joints import JOINTS
-from mtdit_runtime.recording.dataset_layout import Layout
+from mtdit_runtime.recording.dataset_layout import DatasetLayout
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
-layout = Layout(10, JOINTS, {"top": (48, 64), "wrist": (64, 64)})
+layout = DatasetLayout(10, JOINTS, {"top": (48, 64), "wrist": (64, 64)})
 recording = DatasetWriter(Path(sys.argv[1]), layout, resume=True, wait=True)
 for episode in range(3):
     taking = recording.begin("open the drawer")

@@ -16,7 +16,7 @@ from mtdit_robots.robot import Observation
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_runtime.control.report import Tick
 from mtdit_runtime.control.safety import Stop
-from mtdit_runtime.recording.dataset_layout import Layout
+from mtdit_runtime.recording.dataset_layout import DatasetLayout
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 from mtdit_runtime.recording.session import Session, SessionConfig
 
@@ -31,7 +31,7 @@ class Rehearsal:
         self.keys: list[str] = []
         self.said: list[str] = []
         self.recording = DatasetWriter(
-            root, Layout(FPS, JOINTS, {"top": (16, 16)}), resume=True, wait=True
+            root, DatasetLayout(FPS, JOINTS, {"top": (16, 16)}), resume=True, wait=True
         )
         self.session = Session(
             self.recording, plan, lambda: self.keys.pop(0) if self.keys else None, self.said.append
@@ -82,8 +82,8 @@ def lengths(root: Path) -> list[int]:
 
 def test_timers_alone(rehearsal: Rehearsal, tmp_path: Path) -> None:
     rehearsal.finish()
-    outcome = rehearsal.session.outcome
-    assert (outcome.kept, outcome.frames, outcome.discarded, outcome.interrupted) == (
+    stats = rehearsal.session.stats
+    assert (stats.kept, stats.frames, stats.discarded, stats.interrupted) == (
         2,
         20,
         0,
@@ -103,7 +103,7 @@ def test_nothing_is_recorded_before_the_arm_has_arrived(rehearsal: Rehearsal) ->
     rehearsal.until("RECORDING")
     assert rehearsal.ticks == 4
     rehearsal.session.close()
-    assert rehearsal.session.outcome.interrupted
+    assert rehearsal.session.stats.interrupted
 
 
 def test_a_key_ends_an_episode_and_a_pause(rehearsal: Rehearsal, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_an_episode_once_more(rehearsal: Rehearsal, tmp_path: Path, key: str) ->
     rehearsal.until("RECORDING episode 1")
     rehearsal.finish()
     assert lengths(tmp_path / "set") == [10, 10]
-    assert rehearsal.session.outcome.discarded == 1
+    assert rehearsal.session.stats.discarded == 1
 
 
 def test_the_last_episode_taken_back_in_the_pause(rehearsal: Rehearsal, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_the_last_episode_taken_back_in_the_pause(rehearsal: Rehearsal, tmp_path
     rehearsal.until("pause before episode 1")
     rehearsal.finish()
     assert lengths(tmp_path / "set") == [10, 10]
-    assert (rehearsal.session.outcome.kept, rehearsal.session.outcome.discarded) == (2, 1)
+    assert (rehearsal.session.stats.kept, rehearsal.session.stats.discarded) == (2, 1)
 
 
 def test_enough_keeps_the_episode_under_way(rehearsal: Rehearsal, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_old_pictures_are_told(rehearsal: Rehearsal) -> None:
     rehearsal.until("RECORDING episode 1")
     rehearsal.tick(3, fresh=False)
     rehearsal.finish()
-    assert rehearsal.session.outcome.stale_frames == 3
+    assert rehearsal.session.stats.stale_frames == 3
     assert any("3 frames were stale" in line for line in rehearsal.said)
 
 
@@ -192,7 +192,7 @@ def test_a_loop_that_is_too_slow_is_told(rehearsal: Rehearsal) -> None:
         rehearsal.tick()
         rehearsal.ticks += 1  # the next one comes a period late
     rehearsal.finish()
-    assert rehearsal.session.outcome.slow_episodes == 1
+    assert rehearsal.session.stats.slow_episodes == 1
     (line,) = (line for line in rehearsal.said if "the loop ran at" in line)
     assert "the loop ran at 6.3 Hz instead of 10 Hz" in line
 

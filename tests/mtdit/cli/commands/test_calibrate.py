@@ -59,10 +59,10 @@ def test_calibrate_in_a_terminal(arm: Arm, terminal: Start, tmp_path: Path) -> N
     screen.expect("220 of 220 degrees  ✓")
     screen.send("x" + ENTER)
     screen.expect("shoulder_lift moved only 0 of 200 degrees: move it from stop to stop")
-    for beyond in (1200, 2200):  # its horn slips, and the travel runs over the seam
+    for beyond in (1200, 2200):  # its horn slips, and the travel runs over tick 0
         arm.pose({"elbow_flex": CENTRE["elbow_flex"] + beyond})
         arm.await_reads(2)
-    screen.expect("crossed the seam")
+    screen.expect("crossed tick 0")
     arm.pose(CENTRE)
     arm.await_reads(2)
     screen.send("c")

@@ -122,7 +122,7 @@ def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
             "open the drawer",
             "--episodes",
             "1",
-            "--max-s",
+            "--max-seconds",
             "1",
             "--json",
             f"{name}.json",
