@@ -12,9 +12,9 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.twin.client import Twin
 from mtdit_runtime.record import RecordOptions, record
-from mtdit_runtime.recording.dataset_reader import read_episode
+from mtdit_runtime.recording.dataset_reader import RecordedEpisode, read_episode
 from mtdit_runtime.replay import replay
-from mtdit_runtime.teleoperate import DriveOptions, LiveStatus
+from mtdit_runtime.teleoperate import DriveOptions, LiveStatus, teleoperate
 
 TASK = "open the drawer"
 OPTIONS = RecordOptions(episodes=2, episode_s=0.5, reset_s=0.1, lockstep=True, home_s=0.0)
@@ -81,3 +81,34 @@ def test_a_session_that_cannot_be_recorded(
             record(twin.robot(), leader, tmp_path / "set", task, options)
     assert leader.closed
     assert not (tmp_path / "set").exists()
+
+
+class Unplugged(Nodding):
+    def connect(self) -> None:
+        raise UserError("the leader does not answer")
+
+
+def test_both_arms_are_closed_when_the_leader_cannot_be_connected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The follower's cameras have been open since it was made."""
+    leader, closed = Unplugged(), []
+    with Twin(image_size=(64, 64), clock="lockstep") as twin:
+        robot = twin.robot()
+        monkeypatch.setattr(robot, "close", lambda: closed.append(robot))
+        with pytest.raises(UserError, match="does not answer"):
+            teleoperate(robot, leader, DriveOptions(lockstep=True))
+    assert leader.closed
+    assert closed == [robot]
+
+
+def test_an_episode_that_cannot_be_replayed_closes_the_robot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    episode, closed = RecordedEpisode(30, JOINTS, TASK, *np.zeros((2, 1, 6))), []
+    with Twin(image_size=(64, 64), clock="lockstep") as twin:
+        robot = twin.robot()
+        monkeypatch.setattr(robot, "close", lambda: closed.append(robot))
+        with pytest.raises(UserError, match="made at 30 Hz"):
+            replay(robot, episode, DriveOptions(fps=20, lockstep=True))
+    assert closed == [robot]
