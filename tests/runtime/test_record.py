@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,12 @@ def test_an_episode_that_cannot_be_replayed_closes_the_robot(
         with pytest.raises(UserError, match="made at 30 Hz"):
             replay(robot, episode, DriveOptions(fps=20, lockstep=True))
     assert closed == [robot]
+
+
+def test_a_recorded_arm_is_no_faster_than_max_speed(tmp_path: Path) -> None:
+    """Nodding asks for 0.5 degrees per tick."""
+    options = replace(OPTIONS, episodes=1, max_speed=6.0)
+    with Twin(image_size=(64, 64), clock="lockstep") as twin:
+        record(twin.robot(), Nodding(), tmp_path / "set", TASK, options)
+    steps = np.abs(np.diff(read_episode(tmp_path / "set", 0).actions, axis=0))
+    assert 0.0 < steps.max() <= 6.0 / 30 + 0.1  # a servo's tick is 0.09 degrees
