@@ -169,7 +169,7 @@ if not TYPE_CHECKING:  # for mypy every name would exist
 
         home, _, attribute = _HOMES.get(name, "").partition(":")
         if not home:
-            raise AttributeError(_unknown(name))
+            raise AttributeError(_unknown(name), name=name)  # without name, Python adds a hint too
         try:
             value = getattr(import_module(home), attribute or name)
         except ModuleNotFoundError as error:

@@ -4,12 +4,14 @@ found.
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 import mtdit_robots
 import mtdit_runtime
@@ -72,3 +74,19 @@ def test_demonstrations_are_recorded_where_torch_is_absent(tmp_path: Path) -> No
 
 def test_the_wall_stands() -> None:
     assert "reached torch" in run_behind_wall("import torch\n").stderr
+
+
+def test_the_contracts_see_every_file() -> None:
+    """import-linter skips a folder without __init__.py, and finds no circle of a package and its
+    own modules: each folder has the file, and only the entry points have code in it.
+    """
+    packages = [ROOT / "mtdit", *(Path(p.__path__[0]) for p in (mtdit_runtime, mtdit_robots))]
+    packages.append(ROOT / "export/mtdit_export")
+    files = [file for package in packages for file in package.rglob("*.py")]
+    assert {file.parent for file in files if not (file.parent / "__init__.py").exists()} == set()
+    with_code = {
+        file.parent.relative_to(ROOT).as_posix()
+        for file in files
+        if file.name == "__init__.py" and len(ast.parse(file.read_text()).body) > 1
+    }
+    assert with_code == {"mtdit", "mtdit/cli"}

@@ -7,6 +7,7 @@ actions. Every command passes the guards of `safety`. The caller finds the arm.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,15 @@ def replay(
         report = mtdit.replay(arm, episode)
     """
     options = options or DriveOptions(fps=episode.fps)
+    with closing(robot):
+        _check(episode, robot, options)
+        lead_in = round((options.safety.ramp_s + SETTLE_S) * options.fps)
+        trace = _Trace()
+        report = drive(robot, EpisodeSource(episode, lead_in), options, on_tick=trace, say=say)
+    return _report(episode, trace, report)
+
+
+def _check(episode: RecordedEpisode, robot: So101Arm, options: DriveOptions) -> None:
     if episode.joints != robot.joints:
         raise UserError(
             f"the recording has joints {', '.join(episode.joints)}, this arm has "
@@ -96,10 +106,6 @@ def replay(
         )
     if episode.fps != options.fps:
         raise UserError(f"the recording was made at {episode.fps} Hz: use --fps {episode.fps}")
-    lead_in = round((options.safety.ramp_s + SETTLE_S) * options.fps)
-    trace = _Trace()
-    report = drive(robot, EpisodeSource(episode, lead_in), options, on_tick=trace, say=say)
-    return _report(episode, trace, report)
 
 
 def _report(episode: RecordedEpisode, trace: _Trace, report: RunReport) -> ReplayReport:

@@ -71,7 +71,7 @@ def check_installed() -> None:
 
 
 def simulate(
-    tasks: Sequence[str],
+    tasks: str | Sequence[str],
     episodes: int,
     out: Path | str,
     seed: int = 0,
@@ -89,7 +89,8 @@ def simulate(
 
         mtdit.simulate(["open the drawer"], episodes=50, out="my-dataset")
     """
-    wanted, out = [find_task(task).name for task in tasks], Path(out)
+    names = [tasks] if isinstance(tasks, str) else tasks
+    wanted, out = [find_task(name).name for name in names], Path(out)
     _check(wanted, episodes, out, image_size)
     report = SimulateReport(out, dict.fromkeys(wanted, 0), dict.fromkeys(wanted, 0))
     began = monotonic()

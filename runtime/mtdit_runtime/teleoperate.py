@@ -59,7 +59,7 @@ class Leader(Protocol):
         ...
 
     def close(self) -> None:
-        """Called once, after the follower has been released."""
+        """Called in the end, after the follower has been released; more than once does no harm."""
 
 
 class LeaderSource(ActionSource):
@@ -153,7 +153,7 @@ def teleoperate(
     each command. say: called with each message for the user. UserError for what the user must fix;
     every other failure is the reason in the report.
     """
-    with graceful_exit(), closing(leader):
+    with graceful_exit(), closing(robot), closing(leader):
         leader.connect()  # first: an error of the leader shows before the follower has torque
         source = LeaderSource(leader, cameras)
         report = drive(robot, source, options, on_tick=on_tick, say=say)

@@ -7,6 +7,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import traceback
 import zipfile
 from importlib import import_module
 from pathlib import Path
@@ -94,6 +95,9 @@ def test_dir_lists_the_names() -> None:
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'laod': did you mean 'load'\?"):
         mtdit.laod  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError) as said:
+        mtdit.evaluat  # type: ignore[attr-defined]  # noqa: B018
+    assert "".join(traceback.format_exception_only(said.value)).count("'evaluate'") == 1
     with pytest.raises(AttributeError, match=r"`dir\(mtdit\)` lists"):
         mtdit.qqqq  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(ImportError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.twin.client import Twin
 from mtdit_runtime.record import RecordOptions, record
-from mtdit_runtime.recording.dataset_reader import read_episode
+from mtdit_runtime.recording.dataset_reader import RecordedEpisode, read_episode
 from mtdit_runtime.replay import replay
-from mtdit_runtime.teleoperate import DriveOptions, LiveStatus
+from mtdit_runtime.teleoperate import DriveOptions, LiveStatus, teleoperate
 
 TASK = "open the drawer"
 OPTIONS = RecordOptions(episodes=2, episode_s=0.5, reset_s=0.1, lockstep=True, home_s=0.0)
@@ -81,3 +82,43 @@ def test_a_session_that_cannot_be_recorded(
             record(twin.robot(), leader, tmp_path / "set", task, options)
     assert leader.closed
     assert not (tmp_path / "set").exists()
+
+
+class Unplugged(Nodding):
+    def connect(self) -> None:
+        raise UserError("the leader does not answer")
+
+
+def test_both_arms_are_closed_when_the_leader_cannot_be_connected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The follower's cameras have been open since it was made."""
+    leader, closed = Unplugged(), []
+    with Twin(image_size=(64, 64), clock="lockstep") as twin:
+        robot = twin.robot()
+        monkeypatch.setattr(robot, "close", lambda: closed.append(robot))
+        with pytest.raises(UserError, match="does not answer"):
+            teleoperate(robot, leader, DriveOptions(lockstep=True))
+    assert leader.closed
+    assert closed == [robot]
+
+
+def test_an_episode_that_cannot_be_replayed_closes_the_robot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    episode, closed = RecordedEpisode(30, JOINTS, TASK, *np.zeros((2, 1, 6))), []
+    with Twin(image_size=(64, 64), clock="lockstep") as twin:
+        robot = twin.robot()
+        monkeypatch.setattr(robot, "close", lambda: closed.append(robot))
+        with pytest.raises(UserError, match="made at 30 Hz"):
+            replay(robot, episode, DriveOptions(fps=20, lockstep=True))
+    assert closed == [robot]
+
+
+def test_a_recorded_arm_is_no_faster_than_max_speed(tmp_path: Path) -> None:
+    """Nodding asks for 0.5 degrees per tick."""
+    options = replace(OPTIONS, episodes=1, max_speed=6.0)
+    with Twin(image_size=(64, 64), clock="lockstep") as twin:
+        record(twin.robot(), Nodding(), tmp_path / "set", TASK, options)
+    steps = np.abs(np.diff(read_episode(tmp_path / "set", 0).actions, axis=0))
+    assert 0.0 < steps.max() <= 6.0 / 30 + 0.1  # a servo's tick is 0.09 degrees

@@ -144,6 +144,7 @@ def test_a_missing_package_is_named_before_an_earlier_dataset_is_replaced(
     ("arguments", "message"),
     [
         ({"tasks": ["open drawer"]}, "did you mean 'open the drawer'"),
+        ({"tasks": "open drawer"}, "did you mean 'open the drawer'"),
         ({"tasks": []}, "name at least one"),
         ({"tasks": ["open the drawer"] * 2}, "named twice"),
         ({"episodes": 0}, "episodes must be at least 1, got 0"),

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from command_line import mtdit
 from driven_arms import (
     EPISODE_S,
@@ -25,8 +26,11 @@ from driven_arms import (
 )
 from repository import EXAMPLE
 
+from mtdit.cli import main
+from mtdit_robots.errors import UserError
 from mtdit_robots.so101.calibration import Calibration, load
 from mtdit_runtime.recording.video_encoder import CODECS, VideoSink
+from mtdit_runtime.teleoperate import DriveOptions
 
 if TYPE_CHECKING:
     from servo_chain import Waving
@@ -252,3 +256,22 @@ def test_the_twin_is_recorded_and_replayed(
     assert "open the drawer" in refused(
         "record", "--out", str(out), "--task", "open the drawr", *twin, *leading
     )
+
+
+def test_the_options_of_replay_reach_the_loop(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Teleoperation makes its options in the same place."""
+    seen = []
+
+    def driven(_robot: Any, _episode: Any, options: DriveOptions, **_: Any) -> None:
+        seen.append(options)
+        raise UserError("seen")
+
+    monkeypatch.setattr("mtdit_runtime.replay.replay", driven)
+    words = ("--dataset", str(run_folder / "dataset"), "--robot", "twin", "--clock", "lockstep")
+    given = ("--max-speed", "40", "--home-seconds", "1.5")
+    monkeypatch.setattr(sys, "argv", ["mtdit", "replay", *words, *given])
+    with pytest.raises(SystemExit):
+        main()
+    assert seen == [DriveOptions(30, lockstep=True, max_speed=40.0, home_s=1.5)]
