@@ -1,4 +1,4 @@
-"""Whatever is in a manifest, the bundle opens or a UserError says why not: nothing else is raised."""
+"""Whatever is in a manifest, the bundle opens or a UserError says why not: never anything else."""
 
 from __future__ import annotations
 
