@@ -23,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-from hardware import cpu_name
+from mtdit_runtime.bench import cpu_name
 
 TARGET_S = {"mtdit --help": 0.3}
 TARGET_OF_COMMANDS_S = 0.5

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import training
+import training_logs
+import training_report
+import training_runs
 
 # Printed by lerobot-train 0.6.1 behind its progress bar; in the third figures are changed to those
 # of a bad end.
@@ -24,7 +27,7 @@ INFO 2026-11-21 05:05:00 ot_train.py:770 End of training
 
 
 def test_lerobots_progress_lines_are_told_from_the_rest() -> None:
-    found = [training.lerobot_figures(line) for line in LEROBOT_LOG.splitlines()]
+    found = [training_logs.lerobot_figures(line) for line in LEROBOT_LOG.splitlines()]
     assert found[0] is None
     assert found[4] is None
     assert found[1] == {"loss": 1.047, "updt_s": 3.565, "data_s": 71.833}
@@ -34,8 +37,12 @@ def test_lerobots_progress_lines_are_told_from_the_rest() -> None:
 
 
 def test_lerobots_log_becomes_a_run() -> None:
-    run = training.read_lerobot(iter(LEROBOT_LOG.splitlines()), Path(), began=0.0)
-    assert run.steps == [training.LOG_EVERY, 2 * training.LOG_EVERY, 3 * training.LOG_EVERY]
+    run = training_logs.read_lerobot(iter(LEROBOT_LOG.splitlines()), Path(), began=0.0)
+    assert run.steps == [
+        training_logs.LOG_EVERY,
+        2 * training_logs.LOG_EVERY,
+        3 * training_logs.LOG_EVERY,
+    ]
     assert run.loss[:2] == [1.047, 1.051]
     assert run.at_s[0] == 0.0
     assert run.at_s == sorted(run.at_s)
@@ -46,7 +53,7 @@ def test_lerobots_log_becomes_a_run() -> None:
 def test_a_tool_without_figures_is_an_error() -> None:
     nothing: Iterator[str] = iter(["Traceback (most recent call last):"])
     with pytest.raises(RuntimeError, match="no figures"):
-        training.read_lerobot(nothing, Path(), began=0.0)
+        training_logs.read_lerobot(nothing, Path(), began=0.0)
 
 
 def report(step: int, elapsed_s: float) -> str:
@@ -68,7 +75,7 @@ def test_our_log_becomes_a_run() -> None:
         report(10, 4.0),
         report(15, 5.5),
     ]
-    run = training.mtdit_run(log, written_s=20.0, total_s=21.0)
+    run = training_logs.mtdit_run(log, written_s=20.0, total_s=21.0)
     assert run.steps == [5, 10, 15]
     assert run.at_s == [0.0, 1.0, 2.5]
     assert run.first_step_s == 17.5  # the last line was written at 20 s, 2.5 s after the first
@@ -76,7 +83,7 @@ def test_our_log_becomes_a_run() -> None:
 
 
 def test_the_rate_leaves_out_what_comes_before_the_skipped_step() -> None:
-    run = training.Run(
+    run = training_logs.Run(
         [5, 10, 15, 20],
         [1.0] * 4,
         [0.0, 100.0, 101.0, 103.0],
@@ -90,29 +97,39 @@ def test_the_rate_leaves_out_what_comes_before_the_skipped_step() -> None:
     )  # a short run still has a last stretch
 
 
-def run_at(rate: float, wait: float = 0.0) -> training.Run:
+def run_at(rate: float, wait: float = 0.0) -> training_logs.Run:
     """A run of that many steps per second."""
     steps = [20, 25, 30]
-    return training.Run(
+    return training_logs.Run(
         steps, [1.0] * 3, [(s - 20) / rate for s in steps], wait, first_step_s=4.0, total_s=9.0
     )
 
 
 def test_ratios_are_medians_over_the_rounds() -> None:
     taken = {
-        training.LEROBOT: [run_at(1.0, wait=0.5), run_at(2.0, wait=0.5), run_at(4.0, wait=0.5)],
-        training.AS_LEROBOT: [run_at(3.0), run_at(4.0), run_at(6.0)],  # 3, 2 and 1.5 times
-        training.BY_DEFAULT: [run_at(1.0), run_at(2.0), run_at(4.0)],
+        training_runs.LEROBOT: [
+            run_at(1.0, wait=0.5),
+            run_at(2.0, wait=0.5),
+            run_at(4.0, wait=0.5),
+        ],
+        training_runs.AS_LEROBOT: [run_at(3.0), run_at(4.0), run_at(6.0)],  # 3, 2 and 1.5 times
+        training_runs.BY_DEFAULT: [run_at(1.0), run_at(2.0), run_at(4.0)],
     }
     case = training.CPU_CASES[0]
-    made = training.summary(case, taken, workers=4)
+    made = training_report.summary(case, taken, workers=4)
     assert made["ratio_samples_per_s"] == 2.0
     assert made["ratio_with_average"] == 1.0
     assert made["ratio_without_waiting_for_data"] == 1.0
-    ours = made["sides"][training.AS_LEROBOT]
+    ours = made["sides"][training_runs.AS_LEROBOT]
     assert (ours["lowest"], ours["samples_per_s"], ours["highest"]) == (96.0, 128.0, 192.0)
-    result = {"cases": [made], "curves": None, "rounds": 3, "steps": 30, **training.machine()}
-    table = training.markdown(result)
+    result = {
+        "cases": [made],
+        "curves": None,
+        "rounds": 3,
+        "steps": 30,
+        **training_report.machine(),
+    }
+    table = training_report.markdown(result)
     assert "| mtdit | 128.0 | 96.0 .. 192.0 | 0 % | 4 | 9 |" in table
     assert "**2.00x**" in table
     assert {"hardware", "threads", "versions", "video_backend"} <= set(
@@ -121,6 +138,6 @@ def test_ratios_are_medians_over_the_rounds() -> None:
 
 
 def test_smoothed_curves_and_their_difference() -> None:
-    assert training.smoothed([2.0] * 12) == [2.0] * (12 - training.SMOOTH + 1)
-    assert training.smoothed([1.0, 3.0]) == [2.0]
-    assert training.relative_difference([1.0, 3.0], [3.0, 1.0]) == pytest.approx(1.0)
+    assert training_report.smoothed([2.0] * 12) == [2.0] * (12 - training_report.SMOOTH + 1)
+    assert training_report.smoothed([1.0, 3.0]) == [2.0]
+    assert training_report.relative_difference([1.0, 3.0], [3.0, 1.0]) == pytest.approx(1.0)

@@ -38,6 +38,9 @@ SMALL: dict[str, Any] = {
     "dropout": 0.0,
     "num_train_timesteps": 30,
 }
+# of pictures for the CLIP whose towers take 32 x 32
+SIZES = {"image_resize_shape": (38, 36), "image_crop_shape": (32, 32)}
+DDIM = {"objective": "diffusion", "noise_scheduler_type": "DDIM", "num_inference_steps": 6}
 
 
 def lerobot_policy(clip: Path, cameras: int, **options: Any) -> MultiTaskDiTPolicy:
@@ -149,3 +152,10 @@ def save_as_lerobot(policy: Any, folder: Path) -> None:
     policy.save_pretrained(folder)
     for processor in make_pre_post_processors(policy.config, dataset_stats=stats):
         processor.save_pretrained(folder)
+
+
+def assert_close(
+    what: str, mine: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-5
+) -> None:
+    error = float((mine - theirs).detach().abs().max())
+    assert error <= tolerance, f"{what}: max error {error:.2e} > {tolerance}"

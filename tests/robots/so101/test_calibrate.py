@@ -4,9 +4,7 @@ is put back.
 
 from __future__ import annotations
 
-import dataclasses
 import random
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,12 +26,12 @@ from mtdit_robots.so101.calibrate import (
     write,
 )
 from mtdit_robots.so101.calibration import Calibration, JointCalibration, load, save
-from mtdit_robots.so101.calibration_check import inspect, judge
 from mtdit_robots.so101.joints import IDS, JOINTS
 from mtdit_robots.twin.registers import ServoRegisters
 
 if TYPE_CHECKING:
     from servo_chain import Chain
+
 
 PATIENT_S = 2.0
 ATTEMPTS = 4
@@ -331,69 +329,6 @@ def test_every_centre_pose_but_one_has_an_offset(seed: int) -> None:
     assert all(abs(offset) <= 2047 for offset in homing_offsets(ticks).values())
     with pytest.raises(PoseError, match="gripper is at encoder tick 4095"):
         homing_offsets({**ticks, "gripper": 4095})
-
-
-def test_inspect_finds_a_good_arm_good_and_writes_nothing(
-    chain: Chain, calibration: Calibration
-) -> None:
-    for servo in chain.servos.values():
-        servo.set("Torque_Enable", 1)
-    with opened(chain.port, PATIENT_S) as bus:
-        findings = inspect(bus, calibration)
-    assert [(finding.joint, finding.status) for finding in findings] == [
-        (joint, "ok") for joint in JOINTS
-    ]
-    assert all(servo.torque_enabled for servo in chain.servos.values())
-    assert {frame.code for frame in chain.log} <= {1, 2, 0x82}
-
-
-GOOD = JointCalibration(3, 0, 10, 941, 3145)
-
-
-@pytest.mark.parametrize(
-    ("held", "present", "file", "status", "words"),
-    [
-        (GOOD, 2047, GOOD, "ok", r"194 degrees \(941\.\.3145\), now at 2047"),
-        (GOOD, 2047, None, "ok", "194 degrees"),
-        (GOOD, 2047, dataclasses.replace(GOOD, id=5, drive_mode=1), "ok", "194 degrees"),
-        (
-            GOOD,
-            2047,
-            dataclasses.replace(GOOD, homing_offset=0),
-            "fail",
-            "servo holds homing_offset 10, file 0",
-        ),
-        (GOOD, 3300, GOOD, "fail", r"is at 3300, outside 941\.\.3145"),
-        (GOOD, 800, GOOD, "fail", "is at 800, outside"),
-        (dataclasses.replace(GOOD, range_max=900), 900, None, "fail", r"range 941\.\.900 is empty"),
-        (
-            dataclasses.replace(GOOD, range_max=1900),
-            1000,
-            None,
-            "warn",
-            "84 degrees .*; an SO-101 has 194 degrees",
-        ),
-        (
-            dataclasses.replace(GOOD, range_max=4095),
-            1000,
-            None,
-            "warn",
-            "277 degrees .*; an SO-101 has 194 degrees",
-        ),
-    ],
-)
-def test_judge(
-    held: JointCalibration, present: int, file: JointCalibration | None, status: str, words: str
-) -> None:
-    finding = judge("elbow_flex", held, present, file)
-    assert finding.status == status
-    assert re.search(words, finding.finding)
-    assert bool(finding.remedy) == (status != "ok")
-
-
-def test_a_swept_wrist_roll_is_pointed_out() -> None:
-    assert judge("wrist_roll", JointCalibration(5, 0, 0, 0, 4095), 9).status == "ok"
-    assert judge("wrist_roll", JointCalibration(5, 0, 0, 100, 3900), 200).status == "warn"
 
 
 def test_write_takes_torque_away_and_lasts(factory_chain: Chain, calibration: Calibration) -> None:

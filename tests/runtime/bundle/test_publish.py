@@ -22,12 +22,6 @@ from mtdit_runtime.bundle.manifest import ENGINES, MANIFEST
 from mtdit_runtime.bundle.publish import new_bundle
 
 
-@pytest.fixture
-def copy(bundle_folder: Path, tmp_path: Path) -> Path:
-    """A bundle that may be spoilt."""
-    return Path(shutil.copytree(bundle_folder, tmp_path / "copy.mtdit"))
-
-
 def publish(folder: Path, content: str = "new") -> list[str]:
     told: list[str] = []
     with new_bundle(folder, told.append) as scratch:

@@ -1,0 +1,152 @@
+"""A run that goes on: exact, with its own options, and from a checkpoint that is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import Watcher, config_for, run
+
+from mtdit.checkpoint.names import LIVE, PRETRAINED, TRAIN_CONFIG, TRAINING_STATE
+from mtdit.checkpoint.tensors import read_tensors
+from mtdit.training.checkpoints import output_dir_lock
+from mtdit.training.config import TrainConfig
+from mtdit.training.metrics import LOG
+from mtdit.training.run import resumed_config, train
+from mtdit_robots.errors import UserError
+
+
+def test_resume_is_exact(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """Losses, weights and averages of a run that stopped half-way equal those of one that did not.
+    Dropout is on.
+    """
+    policy = {"dropout": 0.2}
+    whole = config_for(frames, tmp_path / "whole", clip_folder, policy=policy, noise_samples=2)
+    straight, losses = run(whole)
+    halves = replace(whole, output_dir=tmp_path / "halves")
+    _, first = run(replace(halves, steps=6, max_minutes=None, save_every=3))
+    for name in ("000006", "last"):
+        link = tmp_path / "halves/checkpoints" / name
+        link.unlink() if link.is_symlink() else link.rename(tmp_path / name)
+    resumed, second = run(replace(halves, resume=True))
+    assert first == losses
+    assert second == losses[3:]
+    for file in (f"{PRETRAINED}/model.safetensors", f"{TRAINING_STATE}/{LIVE}"):
+        expected, found = read_tensors(straight / file), read_tensors(resumed / file)
+        assert all(torch.equal(found[k], v) for k, v in expected.items()), file
+    logged = [
+        json.loads(line)["step"] for line in (tmp_path / "halves" / LOG).read_text().splitlines()
+    ]
+    assert logged == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_best_is_remembered_when_a_run_goes_on(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    """And it outlives pruning, however long ago it was."""
+    options = {"val_split": 0.3, "val_every": 1, "save_every": 1, "keep_checkpoints": 2}
+    config = config_for(frames, tmp_path, clip_folder, steps=2, **options)
+    run(config)
+    state = tmp_path / "checkpoints/000002" / TRAINING_STATE / "training_step.json"
+    state.write_text(
+        json.dumps({**json.loads(state.read_text()), "best": {"step": 1, "loss": 1e-9}})
+    )
+    watcher = Watcher()
+    train(replace(config, resume=True, steps=5), watcher)
+    assert [v.best for v in watcher.validations] == [False] * 3, "nothing is better than 1e-9"
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["000001", "000004", "000005", "best", "last"]
+    assert os.readlink(tmp_path / "checkpoints/best") == "000001"
+    assert os.readlink(tmp_path / "checkpoints/last") == "000005"
+
+
+@contextmanager
+def disk() -> Iterator[Callable[[], None]]:
+    """Once called, the kernel refuses files of more than 200 kB: to a program the same as a disk
+    that is full.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    config = config_for(frames, tmp_path, clip_folder, steps=6, save_every=2)
+    with (
+        disk() as fill,
+        pytest.raises(UserError, match=r"cannot write .*000004.*the previous checkpoint is intact"),
+    ):
+        train(config, Watcher(lambda step: fill() if step == 3 else None))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["000002", "last"]
+    _, losses = run(replace(config, resume=True))
+    assert len(losses) == 4, "and it can be gone on from"
+
+
+def test_resuming_takes_the_runs_own_options(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    """Who types only --dataset, --out and --resume gets the run that was interrupted, not the
+    defaults.
+    """
+    began = config_for(
+        frames, tmp_path / "run", clip_folder, steps=2, noise_samples=3, random_brightness=0.05
+    )
+    run(began)
+    bare = TrainConfig(str(frames), tmp_path / "run", resume=True, steps=5)
+    assert resumed_config(bare, ["steps"]) == replace(began, resume=True, steps=5)
+    assert resumed_config(bare, []).steps == 2
+
+
+def test_a_run_can_be_resumed_from_another_folder(
+    frames: Path, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was given as a relative path is kept as an absolute one; the cache of the frames is
+    found again.
+    """
+    monkeypatch.chdir(frames.parent)
+    clip = {
+        "vision_encoder_name": os.path.relpath(clip_folder),
+        "text_encoder_name": os.path.relpath(clip_folder),
+    }
+    options = {"steps": 1, "cache_dir": Path("elsewhere"), "policy": clip}
+    run(config_for(Path(frames.name), tmp_path / "run", clip_folder, **options))
+    kept = json.loads((tmp_path / "run/checkpoints/last" / PRETRAINED / TRAIN_CONFIG).read_text())
+    assert kept["dataset"] == str(frames)
+    again = resumed_config(TrainConfig(str(frames), tmp_path / "run", resume=True), [])
+    assert again.cache_dir == frames.parent / "elsewhere"
+    kept_clip = again.policy["vision_encoder_name"]
+    assert os.path.isabs(kept_clip)
+    assert Path(kept_clip).samefile(clip_folder)
+
+
+def test_two_trainings_in_one_folder(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    config = config_for(frames, tmp_path, clip_folder, steps=1)
+    with output_dir_lock(tmp_path), pytest.raises(UserError, match="another training"):
+        run(config)
+    run(config)
+
+
+def test_what_resuming_has_to_say(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    config = config_for(frames, tmp_path, clip_folder, steps=2, policy={"optimizer_betas": [0, 0]})
+    run(config)
+    watcher = Watcher()
+    train(replace(config, resume=True, steps=1, val_split=0.2), watcher)
+    told = " ".join(watcher.lines)
+    assert "raise --steps to continue" in told
+    assert "episodes this run has trained on" in told
+
+
+def test_nothing_to_resume(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint"):
+        run(config_for(frames, tmp_path / "new", clip_folder, resume=True))
