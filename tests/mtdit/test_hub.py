@@ -109,12 +109,12 @@ def check(path: Path) -> None:
     check_policy_type(read_json(path), str(path))
 
 
-def test_only_what_a_checkpoint_needs_comes(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_what_a_checkpoint_needs_comes(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     folder = fetch("some/policy", check, hub)
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert found == set(FILES) - {"README.md", "checkpoints/001000/model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == b"weights"
-    assert "looking for it on the Hugging Face Hub" in capsys.readouterr().out
+    assert "looking for it on the Hugging Face Hub" in caplog.text
     asked = len(Answering.asked)
     assert fetch("some/policy", check, hub) == folder
     assert len(Answering.asked) == asked, "asked once per process"
