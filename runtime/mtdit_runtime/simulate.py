@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import require
 from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.twin.expert import demonstrate
@@ -64,7 +65,8 @@ class SimulateReport:
 
 
 def check_installed() -> None:
-    """UserError when a package is missing that `simulate` needs."""
+    """UserError that names all packages that `simulate` needs and that are not installed."""
+    require("simulate", "mujoco", "pyarrow", "av")
     load_mujoco()
     find_codec("h264")
     import_parquet()
@@ -92,6 +94,7 @@ def simulate(
     names = [tasks] if isinstance(tasks, str) else tasks
     wanted, out = [find_task(name).name for name in names], Path(out)
     _check(wanted, episodes, out, image_size)
+    check_installed()
     report = SimulateReport(out, dict.fromkeys(wanted, 0), dict.fromkeys(wanted, 0))
     began = monotonic()
     layout = DatasetLayout(FPS, JOINTS, dict.fromkeys(CAMERAS, image_size))

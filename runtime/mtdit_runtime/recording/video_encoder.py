@@ -22,7 +22,6 @@ from mtdit_robots.robot import Frame
 from mtdit_runtime.recording.dataset_stats import Counts, pixel_counts
 
 WAITING = 90  # most frames in the queue: three seconds, 80 MB of a 640x480 camera
-RECORDING = "datasets and videos need pyarrow and PyAV"
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ def find_codec(name: str, crf: int | None = None) -> Codec:
     try:
         import av
     except ImportError as error:
-        raise missing("av", RECORDING) from error
+        raise missing("av", "videos need PyAV") from error
     codec = CODECS[name]
     if codec.encoder not in av.codecs_available:
         others = " or ".join(other for other in CODECS if other != name)
