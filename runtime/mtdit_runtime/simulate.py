@@ -8,15 +8,15 @@ written by `mtdit_runtime.recording.dataset_writer`, without torch or LeRobot.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.extras import require
+from mtdit_robots.files import new_folder
 from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.twin.expert import demonstrate
@@ -99,7 +99,7 @@ def simulate(
     began = monotonic()
     layout = DatasetLayout(FPS, JOINTS, dict.fromkeys(CAMERAS, image_size))
     with (
-        _new_folder(out) as partial,
+        new_folder(out.absolute(), replace=False) as partial,
         closing(DatasetWriter(partial, layout, crf=CRF, wait=True)) as dataset,
         closing(World(find_task("open the drawer"))) as world,
     ):
@@ -112,18 +112,6 @@ def simulate(
             on_progress(sum(report.kept.values()), episodes * len(wanted))
     report.seconds = monotonic() - began
     return report
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder that is renamed to `out` when the block succeeds, and removed otherwise."""
-    partial = out.absolute().with_name(f".{out.absolute().name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        yield partial
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def record(world: World, noise_rad: float, image_size: tuple[int, int]) -> Iterator[Moment]:
