@@ -158,13 +158,13 @@ def _record_success(
 
 def _check(tasks: Sequence[str], episodes: int, out: Path, image_size: tuple[int, int]) -> None:
     if not tasks:
-        raise UserError("no task to record: name at least one, e.g. --task 'open the drawer'")
+        raise UserError("no task to record: name at least one, e.g. 'open the drawer'")
     if len(set(tasks)) < len(tasks):
         raise UserError("a task is named twice: name each one once and ask for more episodes")
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out} exists already: choose another --out or remove it")
+        raise UserError(f"{out} exists already: choose another folder or remove it")
     if any(side < 16 or side % 2 for side in image_size):
         raise UserError(
             f"image size {image_size[0]}x{image_size[1]} cannot be encoded: "

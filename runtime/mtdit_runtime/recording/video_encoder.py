@@ -220,6 +220,6 @@ def find_codec(name: str, crf: int | None = None) -> Codec:
         others = " or ".join(other for other in CODECS if other != name)
         raise UserError(
             f"this PyAV cannot encode {name}: run `pip install --force-reinstall av`, or record "
-            f"with --codec {others}"
+            f"with the codec {others}"
         )
     return codec if crf is None else replace(codec, crf=crf)
