@@ -173,16 +173,12 @@ if not TYPE_CHECKING:  # for mypy every name would exist
         try:
             value = getattr(import_module(home), attribute or name)
         except ModuleNotFoundError as error:
-            from mtdit_robots.errors import UserError
-            from mtdit_robots.extras import extra_of, install
+            from mtdit_robots.extras import extra_of, missing
 
-            extra = extra_of(error.name or "")
-            if extra is None:
+            if extra_of(error.name or "") is None:
                 raise
-            extra = "export" if home.startswith("mtdit_export.") else extra  # it includes "train"
-            raise UserError(
-                f"mtdit.{name} needs {error.name}, which is not installed: {install(extra)}"
-            ) from error
+            extra = "export" if home.startswith("mtdit_export.") else ""  # it includes "train"
+            raise missing(error.name or "", f"mtdit.{name} needs {error.name}", extra) from error
         globals()[name] = value
         return value
 

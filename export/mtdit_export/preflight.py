@@ -45,13 +45,13 @@ def choose_sampler(config: PolicyConfig, sampler: str | None, steps: int) -> Pol
     chosen = standard if sampler is None else sampler
     if chosen not in fitting:
         raise UserError(
-            f"--sampler {chosen or repr(chosen)} does not fit a {config.objective} policy: "
+            f"sampler {chosen or repr(chosen)} does not fit a {config.objective} policy: "
             f"use {' or '.join(fitting)}"
         )
     is_flow = config.objective == "flow_matching"
     most = MAX_FLOW_CALLS // CALLS_PER_STEP[chosen] if is_flow else config.num_train_timesteps
     if not 1 <= steps <= most:
-        raise UserError(f"--steps {steps} is out of range: this policy takes 1 to {most}")
+        raise UserError(f"steps {steps} is out of range: this policy takes 1 to {most}")
     return with_sampler(config, chosen, steps)
 
 

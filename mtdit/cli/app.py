@@ -111,7 +111,8 @@ def main() -> None:
 
         if extra_of(error.name or "") is None:
             raise
-        _fail(str(missing(error.name or "", f"this command needs {error.name}")))
+        extra = "export" if sys.argv[1] in ("export", "verify") else ""  # it includes "train"
+        _fail(str(missing(error.name or "", f"this command needs {error.name}", extra)))
 
 
 def _translated(words: list[str]) -> list[str]:

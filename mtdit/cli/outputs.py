@@ -12,8 +12,8 @@ from mtdit_robots.errors import UserError
 DATASET_PARTS, DATASET_PROOF = {"meta", "data", "videos", "images"}, "meta/info.json"
 RUN_PROOF = "checkpoints"
 RUN_CACHES = {
-    ".lock", "clip-tiny", "frames", ".frames.part", "train_log.jsonl", "tensorboard",
-    "curves.png", ".curves.png.part", "wandb", "wandb_run.json",
+    ".lock", "clip-tiny", "frames", ".frames.part", ".frames.earlier.part", "train_log.jsonl",
+    "tensorboard", "curves.png", ".curves.png.part", "wandb", "wandb_run.json",
 }  # fmt: skip
 
 
@@ -28,13 +28,14 @@ def clear_output(
     """Delete an earlier result in `out` if `overwrite` is set. UserError if it is not set, or if
     `out` is not an earlier result: it lacks `proof`, or holds more than `parts` and `caches`.
 
-    A folder with nothing but `caches` is a run that never started: it is used as it is. check: is
-    called right before the deletion and may raise.
+    A folder with nothing but `caches` is a run that never started: it is used as it is. check:
+    called when `out` can be used, before the deletion; it may raise.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is not a folder: choose another --out")
     found = {path.name for path in out.iterdir()} if out.exists() else set()
     if not found or found <= caches:
+        check()
         return
     if not overwrite:
         raise UserError(f"{out} exists: add --overwrite to replace it, or choose another --out")

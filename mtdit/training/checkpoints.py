@@ -61,7 +61,7 @@ class TrainState:
 def output_dir_lock(folder: Path) -> Iterator[None]:
     """Locks the output folder inside the block. UserError when another training has locked it."""
     folder.mkdir(parents=True, exist_ok=True)
-    busy = f"another training is writing to {folder}: stop it, or choose another --out"
+    busy = f"another training is writing to {folder}: stop it, or choose another folder"
     with locked(folder / LOCK, busy):
         yield
 

@@ -4,6 +4,7 @@ installs an extra for the way in which mtdit was installed here.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -30,12 +31,24 @@ def extra_of(module: str) -> str | None:
     return next((extra for extra, modules in EXTRAS.items() if package in modules), None)
 
 
-def missing(module: str, needed: str = "") -> UserError:
+def missing(module: str, needed: str = "", extra: str = "") -> UserError:
     """The error for a module that is not installed. needed: what needs it, e.g. "cameras need
-    OpenCV"; without it, the error names the module alone.
+    OpenCV"; without it, the error names the module alone. extra: the extra to install; default:
+    the one of the module.
     """
     subject = f"{needed}, which is not installed" if needed else f"{module} is not installed"
-    return UserError(f"{subject}: {install(extra_of(module) or 'runtime')}")
+    return UserError(f"{subject}: {install(extra or extra_of(module) or 'runtime')}")
+
+
+def require(who: str, *modules: str) -> None:
+    """UserError that names all those of the modules that are not installed, and their extras."""
+    absent = [module for module in modules if importlib.util.find_spec(module) is None]
+    if not absent:
+        return
+    extras = ",".join(dict.fromkeys(extra_of(module) or "runtime" for module in absent))
+    *first, last = absent
+    names = f"{', '.join(first)} and {last}, which are" if first else f"{last}, which is"
+    raise UserError(f"{who} needs {names} not installed: {install(extras)}")
 
 
 def install(extra: str, options: str = "") -> str:

@@ -29,11 +29,12 @@ def new_file(path: Path, sync: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path, sync: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, sync: bool = False, replace: bool = True) -> Iterator[Path]:
     """An empty folder beside `path` for the block to fill, which then takes the place of `path`.
 
     After an error it is removed, and an earlier folder at `path` is still there. sync: flush every
-    file to the disk before the rename.
+    file to the disk before the rename. replace: False raises OSError at the end if `path` exists
+    by then and is not an empty folder.
     """
     part = part_of(path)
     shutil.rmtree(part, ignore_errors=True)
@@ -43,10 +44,27 @@ def new_folder(path: Path, sync: bool = False) -> Iterator[Path]:
         if sync:
             for file in filter(Path.is_file, part.rglob("*")):
                 flush_to_disk(file)
-        shutil.rmtree(path, ignore_errors=True)
-        part.rename(path)
+        if replace:
+            _replace(path, part)
+        else:
+            part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _replace(path: Path, part: Path) -> None:
+    """Rename `part` to `path`. An earlier folder is deleted after that; an error puts it back."""
+    earlier = path.with_name(f".{path.name}.earlier.part")
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(earlier, ignore_errors=True)
+            path.rename(earlier)
+        part.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            earlier.rename(path)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def part_of(path: Path) -> Path:

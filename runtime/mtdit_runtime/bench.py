@@ -44,7 +44,7 @@ def bench(
     over the stage's median; it is missing on a GPU, which the probe does not measure.
     """
     if repeats < 2:
-        raise UserError(f"--repeats {repeats} is too few: use at least 2")
+        raise UserError(f"repeats must be at least 2, got {repeats}")
     began = time.perf_counter()
     bundle = as_bundle(bundle)
     opened = time.perf_counter()

@@ -130,7 +130,7 @@ def evaluate(
             print(mtdit.evaluate(policy, twin, "open the drawer", mtdit.EvalOptions(episodes=50)))
     """
     if not 1 <= options.episodes <= SEED_STRIDE:
-        raise UserError(f"--episodes {options.episodes}: choose 1 to {SEED_STRIDE}")
+        raise UserError(f"episodes must be 1 to {SEED_STRIDE}, got {options.episodes}")
     check_lockstep(policy.fps)
     began = time.monotonic()
     robot = twin.robot()

@@ -105,7 +105,10 @@ def _check(episode: RecordedEpisode, robot: So101Arm, options: DriveOptions) -> 
             f"{', '.join(robot.joints)}: replay it on the kind of arm that recorded it"
         )
     if episode.fps != options.fps:
-        raise UserError(f"the recording was made at {episode.fps} Hz: use --fps {episode.fps}")
+        raise UserError(
+            f"fps is {options.fps}, but the recording was made at {episode.fps} Hz: "
+            f"use {episode.fps}"
+        )
 
 
 def _report(episode: RecordedEpisode, trace: _Trace, report: RunReport) -> ReplayReport:

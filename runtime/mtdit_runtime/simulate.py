@@ -8,14 +8,15 @@ written by `mtdit_runtime.recording.dataset_writer`, without torch or LeRobot.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import require
+from mtdit_robots.files import new_folder
 from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.twin.expert import demonstrate
@@ -64,7 +65,8 @@ class SimulateReport:
 
 
 def check_installed() -> None:
-    """UserError when a package is missing that `simulate` needs."""
+    """UserError that names all packages that `simulate` needs and that are not installed."""
+    require("simulate", "mujoco", "pyarrow", "av")
     load_mujoco()
     find_codec("h264")
     import_parquet()
@@ -92,11 +94,12 @@ def simulate(
     names = [tasks] if isinstance(tasks, str) else tasks
     wanted, out = [find_task(name).name for name in names], Path(out)
     _check(wanted, episodes, out, image_size)
+    check_installed()
     report = SimulateReport(out, dict.fromkeys(wanted, 0), dict.fromkeys(wanted, 0))
     began = monotonic()
     layout = DatasetLayout(FPS, JOINTS, dict.fromkeys(CAMERAS, image_size))
     with (
-        _new_folder(out) as partial,
+        new_folder(out.absolute(), replace=False) as partial,
         closing(DatasetWriter(partial, layout, crf=CRF, wait=True)) as dataset,
         closing(World(find_task("open the drawer"))) as world,
     ):
@@ -109,18 +112,6 @@ def simulate(
             on_progress(sum(report.kept.values()), episodes * len(wanted))
     report.seconds = monotonic() - began
     return report
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder that is renamed to `out` when the block succeeds, and removed otherwise."""
-    partial = out.absolute().with_name(f".{out.absolute().name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        yield partial
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def record(world: World, noise_rad: float, image_size: tuple[int, int]) -> Iterator[Moment]:
@@ -167,13 +158,13 @@ def _record_success(
 
 def _check(tasks: Sequence[str], episodes: int, out: Path, image_size: tuple[int, int]) -> None:
     if not tasks:
-        raise UserError("no task to record: name at least one, e.g. --task 'open the drawer'")
+        raise UserError("no task to record: name at least one, e.g. 'open the drawer'")
     if len(set(tasks)) < len(tasks):
         raise UserError("a task is named twice: name each one once and ask for more episodes")
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out} exists already: choose another --out or remove it")
+        raise UserError(f"{out} exists already: choose another folder or remove it")
     if any(side < 16 or side % 2 for side in image_size):
         raise UserError(
             f"image size {image_size[0]}x{image_size[1]} cannot be encoded: "

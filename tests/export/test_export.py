@@ -98,7 +98,7 @@ def test_export_into_the_folder_one_is_in(bundle: Path, checkpoint: Path, tmp_pa
     copy = shutil.copytree(bundle, tmp_path / "copy.mtdit")
     done = mtdit("export", checkpoint, "--out", ".", cwd=copy)
     assert_one_line(
-        done, "copy.mtdit contains the current directory: leave it first, or choose another --out"
+        done, "copy.mtdit contains the current directory: leave it first, or choose another folder"
     )
     open_bundle(copy)
 
@@ -109,7 +109,9 @@ def test_places_that_take_no_bundle_are_one_line(
 ) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "holiday").mkdir()
-    assert_one_line(mtdit("export", checkpoint, "--out", out, cwd=tmp_path), "choose another --out")
+    assert_one_line(
+        mtdit("export", checkpoint, "--out", out, cwd=tmp_path), "choose another folder"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "holiday"]
 
 
@@ -192,7 +194,7 @@ def test_tokenizer_without_a_clip_folder_is_the_common_one(
 @pytest.mark.parametrize("steps", [0, -1, 101])
 def test_steps_out_of_range(checkpoint: Path, tmp_path: Path, steps: int) -> None:
     with pytest.raises(
-        UserError, match=rf"--steps {steps} is out of range: this policy takes 1 to 100"
+        UserError, match=rf"^steps {steps} is out of range: this policy takes 1 to 100"
     ):
         export(checkpoint, tmp_path / "p.mtdit", ExportOptions(steps=steps))
 
@@ -203,7 +205,7 @@ def test_steps_out_of_range(checkpoint: Path, tmp_path: Path, steps: int) -> Non
 )
 def test_sampler_must_fit_the_objective(workshop: Any, objective: str, sampler: str) -> None:
     with pytest.raises(
-        UserError, match=f"--sampler {sampler} does not fit a {objective} policy: use"
+        UserError, match=rf"^sampler {sampler} does not fit a {objective} policy: use"
     ):
         choose_sampler(workshop.config(objective=objective), sampler, 4)
 
@@ -215,7 +217,7 @@ def test_flow_takes_a_hundred_calls_of_the_network_at_most(
     config = workshop.config(objective="flow_matching")
     assert choose_sampler(config, sampler, most).num_integration_steps == most
     with pytest.raises(
-        UserError, match=rf"--steps {most + 1} is out of range: this policy takes 1 to {most}"
+        UserError, match=rf"^steps {most + 1} is out of range: this policy takes 1 to {most}"
     ):
         choose_sampler(config, sampler, most + 1)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from mtdit_robots.extras import EXTRAS, extra_of, install, missing
+from mtdit_robots.errors import UserError
+from mtdit_robots.extras import EXTRAS, extra_of, install, missing, require
 
 
 class Installed:
@@ -66,8 +68,30 @@ def test_a_missing_module_is_named_with_its_extra() -> None:
     assert str(missing("av")) == f"av is not installed: {install('record')}"
     said = str(missing("cv2", "cameras need OpenCV"))
     assert said == f"cameras need OpenCV, which is not installed: {install('runtime')}"
+    said = str(missing("torch", "export needs torch", "export"))
+    assert said == f"export needs torch, which is not installed: {install('export')}"
     assert extra_of("pyarrow.parquet") == "record"
     assert extra_of("numpy") is None
+
+
+@pytest.mark.parametrize(
+    ("absent", "said"),
+    [
+        ("mujoco", ("mujoco, which is", "twin")),
+        ("pyarrow av", ("pyarrow and av, which are", "record")),
+        ("av mujoco pyarrow", ("mujoco, pyarrow and av, which are", "twin,record")),
+    ],
+)
+def test_all_missing_modules_are_named_at_once(
+    absent: str, said: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = ("mujoco", "pyarrow", "av")
+    require("simulate", *modules)
+    for module in absent.split():
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError) as raised:
+        require("simulate", *modules)
+    assert str(raised.value) == f"simulate needs {said[0]} not installed: {install(said[1])}"
 
 
 def test_every_extra_is_one_of_the_project() -> None:

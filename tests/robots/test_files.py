@@ -43,9 +43,39 @@ def test_a_folder_takes_the_place_of_the_earlier_one(tmp_path: Path, sync: bool)
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_an_earlier_folder_is_put_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = tmp_path / "set", Path.rename
+    (path / "earlier").mkdir(parents=True)
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name == ".set.part":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(KeyboardInterrupt), new_folder(path) as part:
+        (part / "new").mkdir()
+    assert [child.name for child in path.iterdir()] == ["earlier"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_must_not_be_replaced_stays(tmp_path: Path) -> None:
+    path = tmp_path / "set"
+    path.mkdir()
+    with new_folder(path, replace=False) as part:
+        (part / "first").mkdir()
+    with pytest.raises(OSError, match="not empty"), new_folder(path, replace=False) as part:
+        (part / "second").mkdir()
+    assert [child.name for child in path.iterdir()] == ["first"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_a_killed_program_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".set.part").mkdir()
     (tmp_path / ".set.part/half").write_text("")
+    (tmp_path / ".set.earlier.part").mkdir()
     with new_folder(tmp_path / "set") as part:
         assert list(part.iterdir()) == []
     (tmp_path / ".link.part").symlink_to("nowhere")

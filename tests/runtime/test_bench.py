@@ -81,5 +81,5 @@ def test_power_mode_is_a_jetsons(tmp_path: Path) -> None:
 
 
 def test_one_repeat_cannot_be_halved(bundle_folder: Path) -> None:
-    with pytest.raises(UserError, match="--repeats 1 is too few"):
+    with pytest.raises(UserError, match="repeats must be at least 2, got 1"):
         bench(bundle_folder, "onnx", repeats=1)

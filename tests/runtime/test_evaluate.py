@@ -151,7 +151,7 @@ def test_a_dead_twin_is_no_failure_of_the_policy(policy: BundlePolicy, twin: Scr
 def test_impossible_numbers_of_episodes(
     policy: BundlePolicy, twin: ScriptedTwin, episodes: int
 ) -> None:
-    with pytest.raises(UserError, match="--episodes"):
+    with pytest.raises(UserError, match=rf"^episodes must be 1 to {SEED_STRIDE}, got {episodes}$"):
         evaluate(policy, twin, TASK, EvalOptions(episodes))
 
 

@@ -70,7 +70,7 @@ def test_record_and_play_from_python(tmp_path: Path, capfd: Any) -> None:
     ("task", "options", "message"),
     [
         (" ", OPTIONS, "the task is empty"),
-        (TASK, RecordOptions(episode_s=0.1), "use --episode-seconds 0.3 or more"),
+        (TASK, RecordOptions(episode_s=0.1), "use 0.3 s or more"),
     ],
 )
 def test_a_session_that_cannot_be_recorded(
@@ -110,7 +110,9 @@ def test_an_episode_that_cannot_be_replayed_closes_the_robot(
     with Twin(image_size=(64, 64), clock="lockstep") as twin:
         robot = twin.robot()
         monkeypatch.setattr(robot, "close", lambda: closed.append(robot))
-        with pytest.raises(UserError, match="made at 30 Hz"):
+        with pytest.raises(
+            UserError, match="fps is 20, but the recording was made at 30 Hz: use 30"
+        ):
             replay(robot, episode, DriveOptions(fps=20, lockstep=True))
     assert closed == [robot]
 

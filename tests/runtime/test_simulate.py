@@ -140,6 +140,20 @@ def test_a_missing_package_is_named_before_an_earlier_dataset_is_replaced(
     assert (out / "meta/info.json").is_file()
 
 
+def test_missing_packages_are_named_together_and_before_the_progress_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    for module in ("mujoco", "pyarrow", "av"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("mtdit.cli.commands.simulate.progress", None)  # not to be called
+    line = refused("simulate", "--task", TASKS[0], "--out", str(tmp_path / "set"))
+    said = "simulate needs mujoco, pyarrow and av, which are not installed"
+    assert line == f"mtdit: {said}: {install('twin,record')}"
+    with pytest.raises(UserError, match=said):
+        simulate(TASKS[0], 1, tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

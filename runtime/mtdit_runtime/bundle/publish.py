@@ -20,7 +20,7 @@ from mtdit_runtime.files import locked
 
 NEW, OLD, LOCK = "new", "old", "lock"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # such an error does not name its file
-ELSEWHERE = "choose another --out"
+ELSEWHERE = "choose another folder"
 
 
 @contextmanager
@@ -55,9 +55,9 @@ def bundle_place(out: Path) -> Path:
         str(place).encode()  # the manifest names the bundle after its folder
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: until Python 3.12
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--out {out}: {reason}: {ELSEWHERE}") from None
+        raise UserError(f"{out}: {reason}: {ELSEWHERE}") from None
     if not place.name:
-        raise UserError(f"--out {place} cannot be the name of a bundle: {ELSEWHERE}")
+        raise UserError(f"{place} cannot be the name of a bundle: {ELSEWHERE}")
     return place
 
 
@@ -168,7 +168,7 @@ def _put(new: Path, place: Path, old: Path) -> list[str]:
 
 @contextmanager
 def _disk_errors_named(place: Path) -> Iterator[None]:
-    """Turn an OSError about the scratch folder into a UserError that names `--out` instead."""
+    """Turn an OSError about the scratch folder into a UserError that names `place` instead."""
     try:
         yield
     except OSError as error:
@@ -179,5 +179,5 @@ def _disk_errors_named(place: Path) -> Iterator[None]:
             raise
         why = error.strerror or str(error)
         raise UserError(
-            f"--out {place} cannot be written ({why}): {ELSEWHERE}, or make room there"
+            f"{place} cannot be written ({why}): {ELSEWHERE}, or make room there"
         ) from error

@@ -89,7 +89,7 @@ class ChunkQueue(ActionSource):
     def __init__(self, policy: Policy, prefetch_ticks: int = 0, wait: bool = True) -> None:
         if not 0 <= prefetch_ticks <= policy.n_action_steps // 2:
             raise UserError(
-                f"--prefetch {prefetch_ticks}: choose 0 to {policy.n_action_steps // 2} "
+                f"prefetch must be 0 to {policy.n_action_steps // 2} ticks, got {prefetch_ticks} "
                 f"(the policy executes {policy.n_action_steps} actions per chunk)"
             )
         self.policy, self.prefetch_ticks, self.wait = policy, prefetch_ticks, wait

@@ -60,7 +60,7 @@ class DatasetLayout:
     def check(self) -> None:
         """Raise UserError for features that cannot be recorded."""
         if self.fps < 1:
-            raise UserError(f"--fps {self.fps} is too low: use --fps 30")
+            raise UserError(f"fps must be at least 1, got {self.fps}: use 30")
         for camera, (height, width) in self.cameras.items():
             if "/" in camera or not camera:
                 raise UserError(

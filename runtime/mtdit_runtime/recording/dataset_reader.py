@@ -28,7 +28,6 @@ from mtdit_runtime.recording.dataset_consistency import (
     joint_names,
 )
 from mtdit_runtime.recording.dataset_layout import INFO, STATS, TASKS, VIDEO_PATH
-from mtdit_runtime.recording.video_encoder import RECORDING
 from mtdit_runtime.text import first_line
 
 COLUMNS = (STATE, ACTION, "timestamp", "index", "episode_index", "task_index")  # those of data/
@@ -333,5 +332,5 @@ def import_parquet() -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise missing("pyarrow", RECORDING) from error
+        raise missing("pyarrow", "datasets need pyarrow") from error
     return pq

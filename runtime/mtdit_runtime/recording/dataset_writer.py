@@ -279,23 +279,25 @@ def _locked(root: Path) -> Iterator[None]:
     process holds the lock.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with locked(root, f"another program records into {root}: wait for it, or choose another --out"):
+    with locked(
+        root, f"another program records into {root}: wait for it, or choose another folder"
+    ):
         yield
 
 
 def _check_folder(root: Path, resume: bool) -> None:
     """Raise UserError for a folder that holds something else, or a dataset without `resume`."""
     if root.exists() and not root.is_dir():
-        raise UserError(f"{root} is not a folder: choose another --out")
+        raise UserError(f"{root} is not a folder: choose another folder")
     found = {path.name for path in root.iterdir()} - {ASIDE} if root.is_dir() else set()
     if found and not (root / INFO).is_file():
         raise UserError(
-            f"{root} contains {sorted(found)[0]} but is not a dataset: choose another --out"
+            f"{root} contains {sorted(found)[0]} but is not a dataset: choose another folder"
         )
     if found and not resume:
         raise UserError(
-            f"{root} already contains a dataset: add --resume to continue it, "
-            "or choose another --out"
+            f"{root} already contains a dataset: add --resume (resume=True in Python) "
+            "to continue it, or choose another folder"
         )
 
 
@@ -305,7 +307,7 @@ def _check_same(info: Mapping[str, Any], layout: DatasetLayout, root: Path) -> N
     for name in ("fps", "robot_type"):
         if info.get(name) != asked[name]:
             raise UserError(
-                f"{root} has {name} {info.get(name)}, not {asked[name]}: choose another --out"
+                f"{root} has {name} {info.get(name)}, not {asked[name]}: choose another folder"
             )
     for key in dict.fromkeys([*asked["features"], *info["features"]]):
         ours, theirs = (
@@ -313,7 +315,7 @@ def _check_same(info: Mapping[str, Any], layout: DatasetLayout, root: Path) -> N
         )
         if ours != theirs:
             raise UserError(
-                f"{root} has {key} as {theirs}, this arm gives {ours}: choose another --out"
+                f"{root} has {key} as {theirs}, this arm gives {ours}: choose another folder"
             )
 
 

@@ -47,13 +47,11 @@ class SessionConfig:
     def check(self, fps: int) -> None:
         """Raise UserError for an empty task, and for episodes too short to be saved."""
         if not self.task.strip():
-            raise UserError(
-                'the task is empty: describe the demonstration, e.g. --task "open the drawer"'
-            )
+            raise UserError('the task is empty: describe the demonstration, e.g. "open the drawer"')
         if round(self.episode_s * fps) < self.fewest_frames(fps):
             raise UserError(
                 f"an episode of {self.episode_s:g} s at {fps} Hz is too short: "
-                f"use --episode-seconds {self.fewest_frames(fps) / fps:g} or more"
+                f"use {self.fewest_frames(fps) / fps:g} s or more"
             )
 
 
@@ -82,12 +80,12 @@ class SessionStats:
         for camera, n in self.repeated.items():
             lines.append(
                 f"{n} frames of {camera} repeat the previous picture because the encoder was too "
-                "slow: use a smaller --width and --height"
+                "slow: use smaller frames"
             )
         if self.slow_episodes:
             lines.append(
-                f"{self.slow_episodes} episodes were recorded more slowly than --fps: "
-                "use a lower --fps, or smaller frames"
+                f"{self.slow_episodes} episodes were recorded more slowly than their fps: "
+                "use a lower fps, or smaller frames"
             )
         if self.stale_frames:
             lines.append(

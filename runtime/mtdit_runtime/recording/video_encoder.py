@@ -22,7 +22,6 @@ from mtdit_robots.robot import Frame
 from mtdit_runtime.recording.dataset_stats import Counts, pixel_counts
 
 WAITING = 90  # most frames in the queue: three seconds, 80 MB of a 640x480 camera
-RECORDING = "datasets and videos need pyarrow and PyAV"
 
 
 @dataclass(frozen=True)
@@ -215,12 +214,12 @@ def find_codec(name: str, crf: int | None = None) -> Codec:
     try:
         import av
     except ImportError as error:
-        raise missing("av", RECORDING) from error
+        raise missing("av", "videos need PyAV") from error
     codec = CODECS[name]
     if codec.encoder not in av.codecs_available:
         others = " or ".join(other for other in CODECS if other != name)
         raise UserError(
             f"this PyAV cannot encode {name}: run `pip install --force-reinstall av`, or record "
-            f"with --codec {others}"
+            f"with the codec {others}"
         )
     return codec if crf is None else replace(codec, crf=crf)

@@ -98,6 +98,20 @@ def test_a_missing_extra_of_training(run_folder: Path) -> None:
         assert_one_line(done, name, install("train"))
 
 
+@pytest.mark.parametrize("words", ["export train", "verify policy.mtdit --checkpoint train"])
+def test_a_missing_extra_of_export(words: str, run_folder: Path) -> None:
+    """As on the robot computer, where the train extra is not installed either."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        f"sys.argv = ['mtdit', *{words!r}.split()]\n"
+        "from mtdit.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=run_folder
+    )
+    assert_one_line(done, "this command needs torch", install("export"))
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

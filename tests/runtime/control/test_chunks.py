@@ -277,7 +277,7 @@ def test_actions_are_the_callers() -> None:
 
 @pytest.mark.parametrize("k", [-1, 4])
 def test_impossible_prefetch_is_refused(k: int) -> None:
-    with pytest.raises(UserError, match="choose 0 to 3"):
+    with pytest.raises(UserError, match=rf"^prefetch must be 0 to 3 ticks, got {k} "):
         ChunkQueue(CountingPolicy(), k)
 
 

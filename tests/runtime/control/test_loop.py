@@ -265,6 +265,20 @@ def test_a_second_ctrl_c_ends_the_ride_home(drive: Any, robot: Any) -> None:
     assert robot.observed == 21
 
 
+def test_a_second_ctrl_c_before_the_return_to_the_start_pose_prevents_it(
+    drive: Any, robot: Any
+) -> None:
+    def press(tick: int) -> None:
+        for _ in range(2 * (tick == 10)):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    robot.on_observe = press
+    report = drive(LoopConfig(FPS, home_s=5.0))
+    assert (report.reason, report.ticks) == ("interrupted", 11)
+    assert robot.observed == len(robot.commands) == 11
+    assert robot.holds == 1
+
+
 class SlowClock:
     """Time in which chosen work takes longer than its tick."""
 
@@ -320,6 +334,17 @@ def test_a_source_needs_one_method_and_without_an_action_the_arm_holds(robot: An
     np.testing.assert_array_equal(robot.commands[3:], [[20.0, 0.0, 50.0]] * 3)
     assert {(t.chunk, t.row, t.requested) for t in ticks} == {(-1, -1, -1)}
     assert report.to_dict()["seam_jump"] == {}
+
+
+def test_a_source_prepares_once_per_tick_after_the_command(robot: Any) -> None:
+    class Preparing(Pointing):
+        def prepare(self) -> None:
+            commands_sent.append(len(robot.commands))
+
+    commands_sent: list[int] = []  # at each call of `prepare`
+    source, safety = Preparing(), Safety(robot.joints, Limits.none(3))
+    run_loop(robot, source, safety, LoopConfig(FPS, duration_s=0.2), LockstepClock())
+    assert commands_sent == [1, 2, 3, 4, 5, 6]
 
 
 def test_servo_errors_of_robots_that_count_them(drive: Any, robot: Any) -> None:

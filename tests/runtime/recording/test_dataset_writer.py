@@ -66,7 +66,7 @@ def files_below(root: Path) -> set[Path]:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (DatasetLayout(30, JOINTS, CAMERAS), "has fps 10, not 30: choose another --out"),
+        (DatasetLayout(30, JOINTS, CAMERAS), "has fps 10, not 30: choose another folder"),
         (
             DatasetLayout(FPS, JOINTS, {"top": (48, 64)}),
             "wrist as video 64x64x3, this arm gives nothing",
@@ -94,14 +94,16 @@ def test_folders_that_are_not_ours(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.txt").write_text("years of work")
     with pytest.raises(
-        UserError, match=r"contains chapter.txt but is not a dataset: choose another --out"
+        UserError, match=r"contains chapter.txt but is not a dataset: choose another folder"
     ):
         DatasetWriter(tmp_path / "thesis", layout(), resume=True)
     write(tmp_path / "set", lengths=(3,))
-    with pytest.raises(UserError, match="add --resume to continue it"):
+    with pytest.raises(UserError, match=r"add --resume \(resume=True in Python\) to continue it"):
         DatasetWriter(tmp_path / "set", layout())
     with pytest.raises(UserError, match="video needs an even width and height"):
         DatasetWriter(tmp_path / "odd", DatasetLayout(FPS, JOINTS, {"top": (47, 64)}))
+    with pytest.raises(UserError, match="fps must be at least 1, got 0: use 30"):
+        DatasetWriter(tmp_path / "still", DatasetLayout(0, JOINTS, CAMERAS))
 
 
 def test_a_session_without_an_episode_leaves_nothing(tmp_path: Path) -> None:

@@ -170,9 +170,9 @@ def test_old_pictures_are_told(rehearsal: Rehearsal) -> None:
         (SessionConfig("  ", 1), "the task is empty"),
         (
             SessionConfig("open", 1, episode_s=0.2),
-            "an episode of 0.2 s at 10 Hz is too short: use --episode-seconds 0.3",
+            "an episode of 0.2 s at 10 Hz is too short: use 0.3 s or more",
         ),
-        (SessionConfig("open", 1, episode_s=0.0), "--episode-seconds 0.3 or more"),
+        (SessionConfig("open", 1, episode_s=0.0), "use 0.3 s or more"),
     ],
 )
 def test_a_plan_that_keeps_nothing_is_refused(
