@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
@@ -67,7 +68,8 @@ class PlansAhead:
         stalled = threading.Timer(PATIENCE_S, process.kill)
         stalled.start()
         try:
-            print(file, file=process.stdin, flush=True)
+            with suppress(BrokenPipeError):  # it crashed already: the loop below ends at once
+                print(file, file=process.stdin, flush=True)
             for line in process.stdout:
                 if line.startswith('{"end": '):
                     end: int | str = json.loads(line)["end"]
