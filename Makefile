@@ -14,8 +14,8 @@ PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv prefix 3.12 2>/dev/null)/bin/
 .PHONY: demo check test test-slow setup lint types contracts dist bare clean help
 help:
 	@echo "make demo   record, train, export and run a policy on the simulated arm (no GPU, no robot)"
-	@echo "make check  lint, types, import contracts and the quick tests, in less than two minutes"
-	@echo "make test   lint, types, import contracts and every test, in less than ten minutes"
+	@echo "make check  lint, types, import contracts and the quick tests, a few minutes on two cores"
+	@echo "make test   lint, types, import contracts and every test, about a quarter of an hour on two cores"
 	@echo "make test-slow  what repeats a test in full size"
 	@echo "make setup  only the environment, in $(VENV)"
 	@echo "make dist   a wheel in dist/, to install on a robot computer"
