@@ -192,7 +192,7 @@ def test_unknown_backend(prepared: Any) -> None:
 
 
 def test_impossible_prefetch(prepared: Any) -> None:
-    with pytest.raises(UserError, match="choose 0 to 3"):
+    with pytest.raises(UserError, match="must be 0 to 3"):
         prepared(prefetch_ticks=9)()
 
 
