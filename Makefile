@@ -3,9 +3,8 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# Two workers of one thread each; a worker that has nothing left takes over from the other. Bytecode is
-# kept: tests start many processes, and each would compile torch and its friends again.
-PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+# Two workers of one thread each; a worker that has nothing left takes over from the other.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 # The robot side, which needs no training and no export.
 QUICK := tests/robots tests/runtime tests/benchmarks tests/test_boundaries.py
 PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv prefix 3.12 2>/dev/null)/bin/python3.12"; do \
