@@ -154,22 +154,17 @@ def check_semantics(columns: dict[str, np.ndarray], calibration: Calibration) ->
     assert (action[:, 5] <= 100).all()
 
 
+def recording(terminal: Start, words: Words, out: Path, *times: str) -> Any:
+    """`mtdit record` into `out` in a terminal of its own."""
+    record = ("record", "--out", str(out), "--task", TASK)
+    return terminal("-m", "mtdit.cli", *record, *words.arms(), *words.camera(), *times)
+
+
 def test_record_by_keys(words: Words, terminal: Start, tmp_path: Path) -> None:
     """Ended early, thrown away, taken back, enough: what is kept is what the person meant."""
     out = tmp_path / "set"
     times = ("--episodes", "5", "--episode-seconds", "500", "--reset-seconds", "500")
-    screen = terminal(
-        "-m",
-        "mtdit.cli",
-        "record",
-        "--out",
-        str(out),
-        "--task",
-        TASK,
-        *words.arms(),
-        *words.camera(),
-        *times,
-    )
+    screen = recording(terminal, words, out, *times)
     screen.expect("RECORDING episode 1 of 5")
     time.sleep(EPISODE_S)
     screen.send("\x1b[C")  # right: keep it
@@ -202,18 +197,7 @@ def test_ctrl_c_in_an_episode_keeps_the_finished_ones(
 ) -> None:
     out = tmp_path / "set"
     times = ("--episodes", "5", "--episode-seconds", "500", "--reset-seconds", "0")
-    screen = terminal(
-        "-m",
-        "mtdit.cli",
-        "record",
-        "--out",
-        str(out),
-        "--task",
-        TASK,
-        *words.arms(),
-        *words.camera(),
-        *times,
-    )
+    screen = recording(terminal, words, out, *times)
     screen.expect("RECORDING episode 1 of 5")
     time.sleep(EPISODE_S)
     screen.send("n")
