@@ -20,9 +20,6 @@ import pytest
 from command_line import mtdit
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each worker, before anything loads torch
-# Some tests limit the size of files: bytecode written meanwhile would be cut off.
-os.environ.setdefault("PYTHONDONTWRITEBYTECODE", "1")
-sys.dont_write_bytecode = True
 PATIENCE_S = 90.0  # a loaded computer may take long to start an interpreter
 _CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 # The terminal becomes the session's own, so that Ctrl-C typed into it is a signal. Signals mean

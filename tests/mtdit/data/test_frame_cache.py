@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from full_disk import LIMIT
 from small_dataset import write_dataset
 
 from mtdit.data.frame_cache import StoredDataset, frame_cache, free_memory, open_cache
@@ -106,12 +107,12 @@ def test_no_room(dataset_folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-FILL_UP = """
-import resource, sys
+FILL_UP = f"""
+import sys
 from pathlib import Path
 from mtdit.data.frame_cache import frame_cache
 from mtdit_robots.errors import UserError
-resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+{LIMIT.format(bytes=300_000)}
 try:
     frame_cache(sys.argv[1], Path(sys.argv[2]), None)
 except UserError as error:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import disk
 from small_run import Watcher, config_for, run
 
 from mtdit.checkpoint.names import LIVE, PRETRAINED, TRAIN_CONFIG, TRAINING_STATE
@@ -67,24 +65,12 @@ def test_the_best_is_remembered_when_a_run_goes_on(
     assert os.readlink(tmp_path / "checkpoints/last") == "000005"
 
 
-@contextmanager
-def disk() -> Iterator[Callable[[], None]]:
-    """Once called, the kernel refuses files of more than 200 kB: to a program the same as a disk
-    that is full.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_leaves_the_checkpoint_before(
     frames: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
     config = config_for(frames, tmp_path, clip_folder, steps=6, save_every=2)
     with (
-        disk() as fill,
+        disk(200_000) as fill,
         pytest.raises(UserError, match=r"cannot write .*000004.*the previous checkpoint is intact"),
     ):
         train(config, Watcher(lambda step: fill() if step == 3 else None))

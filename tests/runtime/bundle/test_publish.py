@@ -5,16 +5,15 @@ nothing is left behind.
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from full_disk import disk
 
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.bundle import open_bundle
@@ -159,27 +158,13 @@ def test_places_that_take_no_bundle(tmp_path: Path, place: Callable[[Path], Path
     assert "\n" not in str(refusal.value)
 
 
-@contextmanager
-def small_files() -> Iterator[None]:
-    """A limit on the size of files stands for a full disk; neither names the file that was being
-    written.
-    """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_names_the_place(tmp_path: Path) -> None:
-    with (
-        pytest.raises(
+    with disk(100) as fill:
+        fill()
+        with pytest.raises(
             UserError, match=r"^/.*/x\.mtdit cannot be written \(File too large\): choose"
-        ),
-        small_files(),
-    ):
-        publish(tmp_path / "x.mtdit", "x" * 1000)
+        ):
+            publish(tmp_path / "x.mtdit", "x" * 1000)
     assert list(tmp_path.iterdir()) == []
 
 

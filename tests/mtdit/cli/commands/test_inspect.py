@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command_line import assert_one_line, mtdit
+from full_disk import LIMIT
 
 from mtdit_runtime.bundle.bundle import open_bundle
 from mtdit_runtime.bundle.manifest import write_manifest
@@ -32,13 +33,7 @@ def python(code: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_full_disk_is_one_line(bundle: Path, tmp_path: Path) -> None:
-    """A limit on the file's size stands for the disk; neither names the file that was being
-    written.
-    """
-    limit = (
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
-        "from mtdit.cli import main; main()"
-    )
+    limit = LIMIT.format(bytes=100) + "from mtdit.cli import main; main()"
     done = python(limit, "inspect", bundle, "--json", tmp_path / "about.json")
     assert_one_line(done, "the disk: File too large: choose another place, or make room there")
 

@@ -24,6 +24,7 @@ from driven_arms import (
     Words,
     assert_limp,
 )
+from full_disk import LIMIT
 from repository import EXAMPLE
 
 from mtdit.cli import main
@@ -36,10 +37,9 @@ if TYPE_CHECKING:
     from servo_chain import Waving
 
 
-SMALL_DISK = """
-import resource, runpy, signal, sys
+SMALL_DISK = f"""{LIMIT.format(bytes=100_000)}
+import runpy, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 runpy.run_module("mtdit.cli", run_name="__main__")
 """
 
