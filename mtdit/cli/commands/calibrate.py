@@ -76,12 +76,14 @@ class Arm:
 
 def calibrate(options: prompts.CalibrateOptions) -> None:
     """Run the procedure; Exit(1) if the person quits."""
+    before = _readable(options.place)
     made = prompts.calibrate(options)
     if made is None:
         console.print("stopped; nothing was saved")
         raise typer.Exit(1)
     console.print(calibration_table(made))
     console.print(f"saved to {options.place} and to the servos")
+    _say_lost(before, made, options.place)
     if not options.leader:
         console.print(
             f"next: mtdit run --robot so101 --port {options.port} --calibration {options.place} ..."
@@ -96,6 +98,8 @@ def check(arm: Arm, json_out: Path | None) -> bool:
     console.print(joint_findings_table(findings))
     if file is None:
         console.print("no file was compared: add --id or --file to compare one")
+    else:
+        console.print(calibrations.not_compared(file))
     healthy = all(finding.status != "fail" for finding in findings)
     write_json(json_out, {"healthy": healthy, "joints": [asdict(finding) for finding in findings]})
     return healthy
@@ -114,8 +118,10 @@ def export_file(arm: Arm, file: Path) -> None:
         servos.handshake(bus)
         held = servos.read_calibration(bus)
     calibrations.check(held)
+    before = _readable(file)
     calibrations.save(held, file)
     console.print(f"saved the servos' calibration to {file}")
+    _say_lost(before, held, file)
 
 
 def diff(arm: Arm, file: Path) -> bool:
@@ -126,12 +132,14 @@ def diff(arm: Arm, file: Path) -> bool:
     if arm.port is not None:
         with arm.opened() as bus:
             servos.handshake(bus)
-            theirs: Calibration = servos.read_calibration(bus)
-        other = "servo"
+            held = servos.read_calibration(bus)
+        wrong = calibrations.servo_differences(ours, held, str(file))
+        notes = [calibrations.not_compared(ours)]
     else:
-        other, theirs = str(arm.place()), calibrations.load(arm.place())
-    wrong = calibrations.differences(ours, theirs, (str(file), other))
-    console.print("\n".join(wrong) if wrong else "no difference")
+        other = arm.place()
+        wrong = calibrations.differences(ours, calibrations.load(other), (str(file), str(other)))
+        notes = []
+    console.print("\n".join((wrong or ["no difference"]) + notes))
     return not wrong
 
 
@@ -158,6 +166,21 @@ def restore(arm: Arm, number: int, yes: bool) -> None:
     console.print(f"restored {place} as of {version.replaced:%Y-%m-%d %H:%M:%S} UTC")
     if arm.port is None:
         console.print(f"next: mtdit calibrate --port PORT --import {place}")
+
+
+def _readable(place: Path) -> Calibration | None:
+    """The calibration that will be replaced; None if there is none or it is damaged."""
+    try:
+        return calibrations.load(place)
+    except UserError:
+        return None
+
+
+def _say_lost(before: Calibration | None, after: Calibration, place: Path) -> None:
+    """Name what a person had set in the file that was replaced and what no servo holds."""
+    lines = calibrations.lost(before, after) if before is not None else []
+    if lines:
+        console.print(f"{'; '.join(lines)}: no servo holds it; set it in {place} if it still holds")
 
 
 def _write(arm: Arm, calibration: Calibration, yes: bool) -> None:

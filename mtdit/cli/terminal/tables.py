@@ -98,9 +98,10 @@ def joint_findings_table(findings: Iterable[Any]) -> Table:
 def calibration_table(calibration: Calibration) -> Table:
     """One row per joint, in encoder ticks."""
     rows = [
-        (joint, c.id, c.homing_offset, c.range_min, c.range_max) for joint, c in calibration.items()
+        (joint, c.id, c.drive_mode, c.homing_offset, c.range_min, c.range_max)
+        for joint, c in calibration.items()
     ]
-    return table("", ["joint", "id", "homing offset", "min", "max"], rows)
+    return table("", ["joint", "id", "drive mode", "homing offset", "min", "max"], rows)
 
 
 def sweep_bars(sweep: Sweep, min_share: float, advice: str) -> Text:

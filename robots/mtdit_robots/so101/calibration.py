@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -51,8 +51,11 @@ class JointCalibration:
 
 Calibration = Mapping[str, JointCalibration]  # one entry per joint of so101.JOINTS
 
+KEYS = tuple(field.name for field in fields(JointCalibration))
+FILE_KEYS = ("drive_mode",)  # no register of a servo holds it; LeRobot too has it in the file only
+HELD_KEYS = tuple(key for key in KEYS if key not in FILE_KEYS)
+
 _STAMP = "%Y%m%dT%H%M%S.%fZ"  # sorts by time
-_KEYS = tuple(field.name for field in fields(JointCalibration))
 
 
 def load(path: str | Path) -> dict[str, JointCalibration]:
@@ -195,18 +198,44 @@ def find(robot_id: str, leader: bool = False) -> Path:
 
 
 def differences(
-    calibration: Calibration, servos: Calibration, names: tuple[str, str] = ("file", "servo")
+    one: Calibration, other: Calibration, names: tuple[str, str], keys: Sequence[str] = KEYS
 ) -> list[str]:
     """The differences between two calibrations, one line per joint and key; empty when they agree.
 
-    As in LeRobot, ids and drive modes are not compared. names: what the lines call the two sides.
+    names: what the lines call the two sides. keys: what is compared, by default all that a file
+    holds.
     """
     return [
-        f"{joint} {key}: {names[0]} {expected}, {names[1]} {held}"
+        f"{joint} {key}: {names[0]} {first}, {names[1]} {second}"
         for joint in JOINTS
-        for key in ("homing_offset", "range_min", "range_max")
-        if (expected := getattr(calibration[joint], key)) != (held := getattr(servos[joint], key))
+        for key in keys
+        if (first := getattr(one[joint], key)) != (second := getattr(other[joint], key))
     ]
+
+
+def servo_differences(file: Calibration, held: Calibration, name: str = "file") -> list[str]:
+    """The differences between a file and what the servos hold, as `differences`, in every key that
+    a servo has a register for. name: what the lines call the file.
+    """
+    return differences(file, held, (name, "servo"), HELD_KEYS)
+
+
+def not_compared(file: Calibration) -> str:
+    """What a comparison of this file with servos leaves out, in a line, and what the file says."""
+    said = [f"{joint} {key} {value}" for joint, key, value in _unheld(file) if value]
+    values = f"the file says {', '.join(said)}" if said else "it is 0 in the file"
+    return f"not compared: {', '.join(FILE_KEYS)}, which no servo holds; {values}"
+
+
+def lost(before: Calibration, after: Calibration) -> list[str]:
+    """What a file knew and servos cannot hold, and that its successor says otherwise: one line per
+    joint and key.
+    """
+    return differences(before, after, ("was", "is now"), FILE_KEYS)
+
+
+def _unheld(file: Calibration) -> list[tuple[str, str, int]]:
+    return [(joint, key, getattr(file[joint], key)) for joint in JOINTS for key in FILE_KEYS]
 
 
 def check(calibration: Calibration) -> None:
@@ -248,11 +277,10 @@ def _parse(content: object) -> dict[str, JointCalibration]:
 def _parse_joint(joint: str, entry: object) -> JointCalibration:
     if not isinstance(entry, dict):
         raise ValueError(
-            f"{joint} is not an object with the keys {', '.join(_KEYS)}; "
-            "run `mtdit calibrate` again"
+            f"{joint} is not an object with the keys {', '.join(KEYS)}; run `mtdit calibrate` again"
         )
-    _check_names(entry, _KEYS, f"key of {joint}")
-    for key in _KEYS:
+    _check_names(entry, KEYS, f"key of {joint}")
+    for key in KEYS:
         if type(entry[key]) is not int:
             raise ValueError(
                 f"{joint} {key} is {entry[key]!r}, must be an integer; run `mtdit calibrate` again"

@@ -14,6 +14,7 @@ from mtdit_robots.so101.calibrate import (
     NOMINAL_TRAVEL_DEG,
 )
 from mtdit_robots.so101.calibration import (
+    HELD_KEYS,
     MAX_TICK,
     Calibration,
     JointCalibration,
@@ -77,10 +78,9 @@ def judge(
 
 
 def _mismatch(held: JointCalibration, file: JointCalibration) -> str:
-    keys = ("homing_offset", "range_min", "range_max")
     wrong = [
         f"{key} {getattr(held, key)}, file {getattr(file, key)}"
-        for key in keys
+        for key in HELD_KEYS
         if getattr(held, key) != getattr(file, key)
     ]
     return f"servo holds {'; '.join(wrong)}" if wrong else ""

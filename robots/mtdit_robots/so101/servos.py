@@ -13,7 +13,12 @@ from collections.abc import Collection, Mapping, Sequence
 from mtdit_robots.bus.feetech import Bus, BusError
 from mtdit_robots.bus.sts3215 import MODEL_NUMBER
 from mtdit_robots.errors import UserError
-from mtdit_robots.so101.calibration import Calibration, JointCalibration, differences
+from mtdit_robots.so101.calibration import (
+    Calibration,
+    JointCalibration,
+    not_compared,
+    servo_differences,
+)
 from mtdit_robots.so101.joints import IDS, JOINTS
 
 SERVOS = tuple(IDS.values())
@@ -156,13 +161,14 @@ def check_calibration(bus: Bus, calibration: Calibration, leader: bool = False) 
     """UserError unless the servos hold the same values as the calibration: with the file of another
     arm, this one would move to wrong positions.
     """
-    wrong = differences(calibration, read_calibration(bus))
+    wrong = servo_differences(calibration, read_calibration(bus))
     if wrong:
         more = [f"and {len(wrong) - LISTED} more"] if len(wrong) > LISTED else []
         raise UserError(
             f"the servos do not hold this calibration ({'; '.join(wrong[:LISTED] + more)}): "
             "pass the file made with this arm, or write this one to the servos: "
-            f"mtdit calibrate --port {bus.port}{' --leader' if leader else ''} --import FILE"
+            f"mtdit calibrate --port {bus.port}{' --leader' if leader else ''} --import FILE; "
+            f"{not_compared(calibration)}"
         )
 
 

@@ -203,15 +203,18 @@ def _check_calibration(bus: Bus, path: Path | None) -> Check:
         wanted = calibrations.load(path)
     except UserError as error:
         return Check("calibration", FAIL, f"cannot use {path}", str(error))
-    wrong = calibrations.differences(wanted, stored)
+    wrong = calibrations.servo_differences(wanted, stored)
     if wrong:
         finding = f"{len(wrong)} values differ: {'; '.join(wrong[: servos.LISTED])}"
+        finding = f"{finding}; {calibrations.not_compared(wanted)}"
         remedy = f"pass the file of this arm, or: mtdit calibrate --port {bus.port} --import {path}"
         return Check("calibration", FAIL, finding, remedy)
     ticks = servos.read(bus, "Present_Position")
     outside = [joint for joint in JOINTS if not wanted[joint].allows(ticks[IDS[joint]])]
     if not outside:
         finding = "file and servos agree, every joint is inside its range"
+        if calibrations.lost(wanted, stored):
+            finding = f"{finding}; {calibrations.not_compared(wanted)}"
         return Check("calibration", OK, finding)
     remedy = "move it into its range by hand; if that is not possible, calibrate again"
     return Check("calibration", FAIL, f"outside the calibrated range: {', '.join(outside)}", remedy)

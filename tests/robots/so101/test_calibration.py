@@ -23,10 +23,12 @@ from mtdit_robots.so101.calibration import (
     find,
     history,
     load,
+    not_compared,
     place_of,
     ranges,
     restore,
     save,
+    servo_differences,
 )
 from mtdit_robots.so101.joints import IDS, JOINTS, Ranges
 
@@ -277,11 +279,36 @@ def test_a_file_lerobot_wrote_gives_its_positions_for_10000_random_ticks(
 
 
 def test_differences_name_joint_and_field(calibration: Calibration) -> None:
-    assert differences(calibration, calibration) == []
+    assert differences(calibration, calibration, ("one", "other")) == []
     held = dataclasses.replace(
         calibration["gripper"], homing_offset=0, range_min=1, id=3, drive_mode=1
     )
-    assert differences(calibration, {**calibration, "gripper": held}) == [
-        "gripper homing_offset: file 1163, servo 0",
-        "gripper range_min: file 2021, servo 1",
+    other = {**calibration, "gripper": held}
+    assert differences(calibration, other, ("one", "other")) == [
+        "gripper id: one 6, other 3",
+        "gripper drive_mode: one 0, other 1",
+        "gripper homing_offset: one 1163, other 0",
+        "gripper range_min: one 2021, other 1",
     ]
+
+
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(JointCalibration)])
+def test_every_field_of_every_joint_is_compared(calibration: Calibration, key: str) -> None:
+    """Files in all that LeRobot's class holds; file and servos in all that LeRobot's bus reads."""
+    for joint, values in calibration.items():
+        changed = dataclasses.replace(values, **{key: getattr(values, key) + 1})
+        other = {**calibration, joint: changed}
+        assert len(differences(calibration, other, ("a", "b"))) == 1
+        seen = servo_differences(calibration, other)
+        assert [line.split(":")[0] for line in seen] == (
+            [] if key == "drive_mode" else [f"{joint} {key}"]
+        )
+
+
+def test_what_no_servo_holds_is_said(calibration: Calibration) -> None:
+    mirrored = dataclasses.replace(calibration["gripper"], drive_mode=1)
+    said = not_compared({**calibration, "gripper": mirrored})
+    assert (
+        said == "not compared: drive_mode, which no servo holds; the file says gripper drive_mode 1"
+    )
+    assert not_compared(calibration).endswith("it is 0 in the file")

@@ -39,7 +39,8 @@ GOOD = JointCalibration(3, 0, 10, 941, 3145)
     [
         (GOOD, 2047, GOOD, "ok", r"194 degrees \(941\.\.3145\), now at 2047"),
         (GOOD, 2047, None, "ok", "194 degrees"),
-        (GOOD, 2047, dataclasses.replace(GOOD, id=5, drive_mode=1), "ok", "194 degrees"),
+        (GOOD, 2047, dataclasses.replace(GOOD, drive_mode=1), "ok", "194 degrees"),
+        (GOOD, 2047, dataclasses.replace(GOOD, id=5), "fail", "servo holds id 3, file 5"),
         (
             GOOD,
             2047,

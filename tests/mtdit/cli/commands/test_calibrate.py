@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import assert_one_line, mtdit
-from hand_moved_arm import CENTRE, REACH, WANTED, Arm, Refused, values
+from hand_moved_arm import CENTRE, QUICKLY, REACH, WANTED, Arm, Refused, values
 from repository import EXAMPLE
 
 from mtdit_robots.so101.calibrate import SWEPT
@@ -241,3 +241,43 @@ def test_import_check_diff_export(arm: Arm, tmp_path: Path) -> None:
     assert out.read_bytes() == EXAMPLE.read_bytes()
     done = mtdit("calibrate", "--file", str(out), "--diff", str(EXAMPLE))
     assert (done.returncode, done.stdout) == (0, "no difference\n")
+
+
+def test_a_gripper_that_is_turned_round_is_a_difference(arm: Arm, tmp_path: Path) -> None:
+    """Between files drive_mode is compared; the servos cannot hold it, and every comparison with
+    them says so.
+    """
+    mirrored = tmp_path / "mirrored.json"
+    turned = load(EXAMPLE)
+    save({**turned, "gripper": replace(turned["gripper"], drive_mode=1)}, mirrored)
+    done = mtdit("calibrate", "--file", EXAMPLE, "--diff", mirrored)
+    assert (done.returncode, done.stdout) == (
+        1,
+        f"gripper drive_mode: {mirrored} 1, {EXAMPLE} 0\n",
+    )
+    assert mtdit("calibrate", "--port", arm.port, "--import", EXAMPLE, "--yes").returncode == 0
+    arm.pose({joint: 2047 + c.homing_offset for joint, c in turned.items()})
+    said = "not compared: drive_mode, which no servo holds; the file says gripper drive_mode 1"
+    port = ("calibrate", "--port", arm.port)
+    done = mtdit(*port, "--diff", mirrored)
+    assert (done.returncode, done.stdout) == (0, f"no difference\n{said}\n")
+    assert said in mtdit(*port, "--check", "--file", mirrored).stdout
+    doctor = mtdit(
+        "doctor",
+        "--port",
+        arm.port,
+        "--calibration",
+        mirrored,
+        "--robot",
+        "so101",
+        *QUICKLY,
+        "--cycles",
+        "2",
+        "--json",
+        "-",
+    )
+    checks = {check["id"]: check["finding"] for check in json.loads(doctor.stdout)["checks"]}
+    assert said in checks["calibration"]
+    done = mtdit(*port, "--export", mirrored)
+    assert "gripper drive_mode: was 1, is now 0: no servo holds it" in done.stdout
+    assert load(mirrored) == load(EXAMPLE)
