@@ -18,16 +18,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mtdit.config import Feature
+from mtdit.data.hub_dataset import fetch_dataset
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import ACTION, STATE
-from mtdit_runtime.recording.dataset_layout import INFO
 from mtdit_runtime.recording.dataset_reader import (
     RecordedDataset,
     check_folder,
     read_dataset,
     read_stats,
 )
-from mtdit_runtime.text import first_line
 
 
 @dataclass(frozen=True)
@@ -89,23 +88,7 @@ def find_dataset(name: str) -> Path:
             f"there is no dataset at {folder}; check the path, or record one with "
             f"`mtdit simulate --out {folder}`"
         )
-    return _from_hub(name)
-
-
-def _from_hub(repo_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from lerobot.utils.constants import HF_LEROBOT_HOME
-
-    local = Path(HF_LEROBOT_HOME) / repo_id
-    if (local / INFO).is_file():
-        return local
-    try:
-        return Path(snapshot_download(repo_id, repo_type="dataset", local_dir=local))
-    except Exception as error:
-        raise UserError(
-            f"there is no dataset {repo_id!r}, neither as a folder nor on the Hub "
-            f"({first_line(error)}); check the name"
-        ) from None
+    return fetch_dataset(name)
 
 
 # --- frames

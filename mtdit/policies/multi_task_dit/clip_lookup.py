@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mtdit.config import MAX_LAYERS
-from mtdit.hub import Hub
+from mtdit.hub import Hub, client_errors
 from mtdit.policies.multi_task_dit.clip import LEGACY_EOS, ClipShape, TextShape, VisionShape
 from mtdit.policies.multi_task_dit.config import OPENAI_B16, PolicyConfig
 from mtdit.policies.multi_task_dit.observation_encoder import ObservationEncoder, VisionEncoder
@@ -69,7 +69,7 @@ def shape_of(
         return ClipShape(vision_shape(weights), text_shape(weights))
     try:
         return _shape_from_json(Hub().file(name, "config.json"))
-    except (OSError, ValueError) as error:  # huggingface_hub's errors are subclasses of these
+    except client_errors() as error:
         raise _no_clip(name, error, beside) from None
 
 

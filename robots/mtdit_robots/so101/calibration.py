@@ -156,14 +156,21 @@ def former(path: str | Path, number: int = 1) -> Version:
     return versions[number - 1]
 
 
+def lerobot_home() -> Path:
+    """The folder in which LeRobot keeps datasets and calibrations. Follows the HF_* environment
+    variables.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    home = Path(os.environ.get("HF_HOME", cache / "huggingface"))
+    return Path(os.environ.get("HF_LEROBOT_HOME", home / "lerobot")).expanduser()
+
+
 def search_directories(leader: bool = False) -> tuple[Path, ...]:
     """Where LeRobot keeps follower or leader calibrations, under its present and its earlier
     directory name. Follows the HF_* environment variables.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
-    home = Path(os.environ.get("HF_HOME", cache / "huggingface"))
-    lerobot = Path(os.environ.get("HF_LEROBOT_HOME", home / "lerobot"))
-    root = Path(os.environ.get("HF_LEROBOT_CALIBRATION", lerobot / "calibration")).expanduser()
+    places = os.environ.get("HF_LEROBOT_CALIBRATION", lerobot_home() / "calibration")
+    root = Path(places).expanduser()
     if leader:
         return tuple(root / "teleoperators" / name for name in LEADER_DIRECTORIES)
     return tuple(root / "robots" / name for name in DIRECTORIES)
