@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtdit.config import PolicyFeatures
 from mtdit_robots.errors import UserError
-from mtdit_runtime.files import MAX_DIM
+from mtdit_robots.units import ARM_UNITS, RADIANS, UNKNOWN
+from mtdit_runtime.files import MAX_DIM, build
 from mtdit_runtime.normalize import Stats
 
 EPS = 1e-8  # LeRobot's; it is added to the standard deviation
@@ -30,6 +33,7 @@ class DatasetFacts:
     tasks: tuple[str, ...]
     max_speed: tuple[float, ...]  # 99.9th percentile of the commanded speed per joint, units/s
     robot_type: str = ""
+    units: str = UNKNOWN  # of the body joints, see mtdit_robots.units
 
 
 def feature_stats(config: PolicyFeatures, stats: DatasetStats, key: str) -> Stats:
@@ -59,6 +63,15 @@ def image_scaling(
     return s.low + half, half
 
 
+def facts_from_json(path: Path, raw: Any, fix: str) -> DatasetFacts:
+    """The facts in a JSON file of this or an earlier mtdit. UserError names what is wrong and
+    `fix`.
+    """
+    known = {"units": UNKNOWN, **raw} if isinstance(raw, dict) else raw
+    facts: DatasetFacts = build(path, DatasetFacts, known, "facts", fix)
+    return facts
+
+
 def validate_facts(facts: DatasetFacts) -> DatasetFacts:
     """Returns the facts unchanged. ValueError when a bundle could not have such numbers."""
     if not 1 <= facts.fps <= MAX_DIM:
@@ -69,6 +82,8 @@ def validate_facts(facts: DatasetFacts) -> DatasetFacts:
         )
     if not all(0 <= speed < math.inf for speed in facts.max_speed):
         raise ValueError("facts.max_speed contains NaN, infinite or negative numbers")
+    if facts.units not in (*ARM_UNITS, RADIANS, UNKNOWN):
+        raise ValueError(f"facts.units is {facts.units[:20]!r}")
     return facts
 
 

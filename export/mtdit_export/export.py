@@ -38,6 +38,7 @@ from mtdit_export.preflight import (
     checked_tokenizer,
     choose_sampler,
     joints_of,
+    known_units,
     matching_dataset,
     robot_facts,
 )
@@ -131,6 +132,7 @@ def export(
         else matching_dataset(options.dataset, opened.config, opened.facts)
     )
     facts = robot_facts(opened, dataset)
+    facts = replace(facts, units=known_units(opened, facts, dataset, options.units, say))
     joints = joints_of(opened, facts)
     check_calibration(options.precision, opened.config, dataset)
     with new_bundle(place, say) as folder, opened.tokenizer_folder() as tokenizer:

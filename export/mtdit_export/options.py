@@ -30,6 +30,8 @@ class ExportOptions:
     # checkpoint of LeRobot lacks joints, rate and tasks, which are then read from it.
     dataset: str | Path | None = None
     rtc: bool = False  # also export the guided denoiser of real-time chunking
+    # Unit of the policy's body joints, "degrees" or "normalized"; None: as in training, else judged
+    units: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

@@ -6,6 +6,7 @@ tasks that a bundle must state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from mtdit.stats import DatasetFacts, validate_facts
 from mtdit_export.fold.denoiser import with_sampler
 from mtdit_export.options import INT8
 from mtdit_robots.errors import UserError
-from mtdit_robots.features import ACTION
+from mtdit_robots.features import ACTION, STATE
+from mtdit_robots.units import UNKNOWN, joint_unit
 from mtdit_runtime.bundle.manifest import TOKENIZER, Joint
 from mtdit_runtime.policy.tokens import load_tokens
+from mtdit_runtime.recording.dataset_units import dataset_units
+from mtdit_runtime.units import Judged, Vector, advice, judge, settled
 
 # objective -> samplers; the first is the default
 SAMPLERS = {"diffusion": ("ddim", "ddpm"), "flow_matching": ("euler", "rk4")}
@@ -107,6 +111,41 @@ def robot_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts
         ) from None
 
 
+def known_units(
+    checkpoint: Checkpoint,
+    facts: DatasetFacts,
+    dataset: Dataset | None,
+    said: str | None,
+    say: Callable[[str], None],
+) -> str:
+    """The unit that the bundle will state: `said`, else what is known; a line when it is not
+    degrees.
+    """
+    judged = policy_units(checkpoint, facts, dataset)
+    if said is None:
+        for line in advice(judged):
+            say(line)
+    return settled(judged, said, str(checkpoint.folder))
+
+
+def policy_units(checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset | None) -> Judged:
+    """The unit of the policy's positions: as its training knew it, else judged from the dataset or
+    from the ranges in the checkpoint's statistics.
+    """
+    vectors = []
+    for key, what in ((STATE, "state"), (ACTION, "action")):
+        stats = checkpoint.dataset_stats[key]
+        ends = [np.ravel(stats[name]) for name in ("min", "max") if name in stats]
+        rows = np.stack(ends) if ends else np.zeros((1, len(facts.joints)))
+        vectors.append(Vector(what, facts.joints, rows))
+    judged = judge(*vectors)
+    if facts.units == UNKNOWN:
+        return judged if dataset is None or judged.is_certain else dataset_units(dataset)
+    if facts.units == judged.units:
+        return judged
+    return Judged(facts.units, "its training says so")
+
+
 def with_distinct_joints(facts: DatasetFacts, source: str) -> DatasetFacts:
     """The same facts. UserError when two joints have the same name; `source` is the file or folder
     to correct.
@@ -168,6 +207,6 @@ def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
         facts.joints, stats["min"].tolist(), stats["max"].tolist(), facts.max_speed, strict=True
     )
     return tuple(
-        Joint(name, "percent" if name == "gripper" else "degrees", low, high, speed)
+        Joint(name, joint_unit(name, facts.units), low, high, speed)
         for name, low, high, speed in rows
     )

@@ -54,13 +54,14 @@ from mtdit.policies.multi_task_dit.tiny_clip import write_tokenizer
 from mtdit.stats import (
     DatasetFacts,
     DatasetStats,
+    facts_from_json,
     feature_stats,
     image_scaling,
     validate_facts,
 )
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import ACTION, STATE
-from mtdit_runtime.files import load, read_json
+from mtdit_runtime.files import read_json
 from mtdit_runtime.normalize import Stats
 
 MAX_STAT = 1e30  # of a statistic: the difference of two statistics still fits into float32
@@ -311,7 +312,7 @@ def _wrong(name: str, known: Mapping[str, NDArray[np.float32]], count: int) -> s
 
 def _read_facts(path: Path) -> DatasetFacts:
     fix = "correct it, or delete it and export with --dataset"
-    facts: DatasetFacts = load(path, DatasetFacts, "facts", fix)
+    facts = facts_from_json(path, read_json(path, fix), fix)
     try:
         return validate_facts(facts)
     except ValueError as error:

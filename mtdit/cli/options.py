@@ -48,6 +48,11 @@ class BusKind(str, Enum):
     sdk = "sdk"
 
 
+class UnitKind(str, Enum):
+    degrees = "degrees"
+    normalized = "normalized"
+
+
 # -- the policy
 
 BundleArgument = Annotated[
@@ -64,6 +69,16 @@ BackendOption = Annotated[
         "Backend that computes the policy: onnx, cuda, tensorrt, or auto (the fastest one that "
         "works here).",
         "--backend",
+    ),
+]
+
+Units = Annotated[
+    UnitKind | None,
+    option(
+        "Robot",
+        "Unit of the body joints: degrees, or normalized (-100..100, LeRobot's "
+        "use_degrees=false); default: what the bundle or dataset says; needed where it says none.",
+        "--units",
     ),
 ]
 

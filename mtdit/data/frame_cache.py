@@ -26,11 +26,12 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize  # ty
 from mtdit.config import Feature
 from mtdit.data.lerobot_dataset import Dataset, find_dataset, open_dataset
 from mtdit.data.video_frames import SeekingFrames
-from mtdit.stats import DatasetFacts, DatasetStats
+from mtdit.stats import DatasetFacts, DatasetStats, facts_from_json
 from mtdit_robots.errors import UserError
 from mtdit_robots.files import new_folder
-from mtdit_runtime.files import build, read_json
-from mtdit_runtime.recording.dataset_layout import INFO, STATS
+from mtdit_runtime.files import read_json
+from mtdit_runtime.recording.dataset_layout import INFO, RECORDER, STATS
+from mtdit_runtime.recording.dataset_units import dataset_units
 
 CACHE, STATS_FILE = "frames.json", "stats.json"
 ARRAYS = ("state", "action", "task", "episode_ends")
@@ -172,6 +173,7 @@ def fingerprint(root: Path, size: tuple[int, int] | None) -> str:
     digest = hashlib.sha256(repr(size).encode())
     for path in [
         root / INFO,
+        root / RECORDER,
         root / STATS,
         *sorted((root / "meta/episodes").rglob("*.parquet")),
     ]:
@@ -187,7 +189,7 @@ def open_cache(folder: Path) -> FrameCache:
         for side in ("input_features", "output_features")
     }
     info = CacheInfo(
-        build(folder / CACHE, DatasetFacts, raw["facts"], "facts", "remove it and train again"),
+        facts_from_json(folder / CACHE, raw["facts"], "remove it and train again"),
         **features,
         image_keys=raw["image_keys"],
         fingerprint=raw["fingerprint"],
@@ -266,6 +268,7 @@ def dataset_facts(dataset: Dataset) -> DatasetFacts:
         tasks=dataset.tasks,
         max_speed=dataset.max_speed,
         robot_type=dataset.robot_type,
+        units=dataset_units(dataset).units,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from mtdit.policies.multi_task_dit.presets import PRESETS
 from mtdit_robots.errors import UserError
+from mtdit_robots.units import ARM_UNITS
 
 FRAMES = ("disk", "memory", "video")
 MAX_VALUE = 65_536  # batch_size, grad_accumulation, noise_samples: more than any computer can use
@@ -179,6 +180,14 @@ class TrainConfig:
         ),
     ] = field(default_factory=dict)
 
+    units: Annotated[
+        str | None,
+        Help(
+            "Data",
+            "Unit of the dataset's body joints: degrees, or normalized (-100..100, LeRobot's "
+            "use_degrees=false); default: as recorded, else judged from the numbers.",
+        ),
+    ] = None
     val_split: Annotated[
         float,
         Help("Data", "Fraction of each task's episodes (the last) held out for validation."),
@@ -252,6 +261,10 @@ def _check_train(c: TrainConfig) -> None:
         (c.preset in PRESETS, f"preset must be one of {', '.join(PRESETS)}, got {c.preset!r}"),
         (c.amp in ("no", "bf16", "fp16"), f"amp must be one of no, bf16, fp16, got {c.amp!r}"),
         (c.frames in FRAMES, f"frames must be one of {', '.join(FRAMES)}, got {c.frames!r}"),
+        (
+            c.units in (None, *ARM_UNITS),
+            f"units must be one of {', '.join(ARM_UNITS)}, got {c.units!r}",
+        ),
         (
             c.max_minutes is None or c.max_minutes > 0,
             f"max_minutes must be positive, got {c.max_minutes}",

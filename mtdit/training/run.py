@@ -46,6 +46,7 @@ from mtdit.training.new_policy import (
 )
 from mtdit.training.reporters import LineReporter, Reporter, Silent
 from mtdit.training.trackers import tracked
+from mtdit.training.units import facts_with_units
 from mtdit_robots.errors import UserError
 from mtdit_runtime.files import read_json
 from mtdit_runtime.text import first_line
@@ -111,10 +112,10 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
     text = policy.pooled_text(ids.to(group.device))
     loader = Loader(cache, policy_config, config, stats, text)
     warnings = dataset_warnings(config, policy_config, cache, group.world, stats)
-    for line in (*loader.summary(), *warnings):
+    facts, unit_lines = facts_with_units(cache, config.units)
+    for line in (*loader.summary(), *unit_lines, *warnings):
         reporter.say(line)
 
-    facts = cache.info.facts
     files = PretrainedFiles(policy, {}, stats, facts, tokenizer, train_config_json(config))
     state, checkpoints = new_train_state(config, policy), CheckpointManager(config, group, files)
     if resumed is not None:

@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from mtdit.cli.flags import option
-from mtdit.cli.options import BUNDLE, OUTPUTS, Backend, BackendOption, BundleArgument, Json
+from mtdit.cli.options import (
+    BUNDLE,
+    OUTPUTS,
+    Backend,
+    BackendOption,
+    BundleArgument,
+    Json,
+    Units,
+)
 from mtdit.cli.terminal.console import console, graph_progress, write_json
 from mtdit_robots.errors import UserError
 
@@ -57,6 +65,7 @@ def export(
             "--rtc",
         ),
     ] = False,
+    units: Units = None,
     build: Annotated[
         bool,
         option(
@@ -82,6 +91,7 @@ def export(
         sampler=sampler,
         dataset=dataset,
         rtc=rtc,
+        units=None if units is None else units.value,
     )
     with graceful_exit():
         with console.rich.status("export") as status:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.units import PERCENT
 from mtdit_runtime.bundle.manifest import (
     ACTIONS,
     EARLIER_FEATURES,
@@ -118,6 +119,8 @@ def _fact_problems(m: Manifest) -> Iterator[str]:
         )
     if not m.joints:
         yield "it has no joints"
+    if len({j.unit for j in m.joints} - {PERCENT}) > 1:
+        yield "its joints are in different units"
     if m.n_obs_steps - 1 + m.n_action_steps > m.horizon:
         yield "n_obs_steps - 1 + n_action_steps exceeds horizon"
 

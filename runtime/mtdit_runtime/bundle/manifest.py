@@ -10,9 +10,11 @@ from typing import Any
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.files import new_file
+from mtdit_robots.units import DEGREES, NORMALIZED, PERCENT, RADIANS, UNKNOWN
 from mtdit_runtime.files import build, read_json, sha256
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+READABLE = (3, SCHEMA_VERSION)
 SUFFIX = ".mtdit"
 
 MANIFEST = "manifest.json"
@@ -46,7 +48,7 @@ ACTIONS = "actions"  # (1, horizon, A) float32, normalised
 MAX_COST = 1 << 60  # the same for the operations and bytes of one chunk
 SAMPLERS = ("ddim", "ddpm", "euler", "rk4")
 PRECISIONS = ("fp32", "fp16", "int8")  # int8: vision and text towers; the denoiser stays fp32
-UNITS = ("degrees", "percent")
+UNITS = (DEGREES, NORMALIZED, PERCENT, RADIANS, UNKNOWN)
 # Ticks between two observations, in bundles of earlier versions; it was always 1.
 OBS_SPACING = "obs_spacing_ticks"
 
@@ -136,6 +138,12 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
     digest: str = ""  # sha256 of all of the above: an edit of a limit by hand does not go unnoticed
 
+    @property
+    def units(self) -> str:
+        """The unit of the arm's body joints; `unknown` in bundles before schema 4."""
+        found = {joint.unit for joint in self.joints} - {PERCENT} or {DEGREES}
+        return found.pop() if len(found) == 1 else UNKNOWN
+
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Hash every file of `folder` except engines, write manifest.json, and return the manifest with
@@ -164,12 +172,14 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     path, fix = folder / MANIFEST, "re-run `mtdit export`"
     data = read_json(path, "copy the bundle again")
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version not in READABLE:
         raise UserError(
-            f"{path} has schema version {repr(version)[:40]}, "
-            f"this mtdit reads {SCHEMA_VERSION}: export again or install the matching mtdit"
+            f"{path} has schema version {repr(version)[:40]}, this mtdit reads "
+            f"{' and '.join(map(str, READABLE))}: export again or install the matching mtdit"
         )
     digest = digest_of(data)
+    if version < SCHEMA_VERSION:
+        _forget_units(data)
     spacing = data.pop(OBS_SPACING, 1)
     if type(spacing) is not int or spacing != 1:
         raise UserError(f"{path}: {OBS_SPACING} is {spacing!r}, this mtdit reads only 1: {fix}")
@@ -179,3 +189,11 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     versions = manifest.provenance.get("versions", {})
     build(path, dict[str, str], versions, "manifest.provenance.versions", fix)
     return manifest, digest
+
+
+def _forget_units(data: dict[str, Any]) -> None:
+    """A bundle before schema 4 called all body joints degrees without knowing it."""
+    joints = data.get("joints")
+    for joint in joints if isinstance(joints, list) else []:
+        if isinstance(joint, dict) and joint.get("unit") == DEGREES:
+            joint["unit"] = UNKNOWN

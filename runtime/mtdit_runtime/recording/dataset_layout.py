@@ -8,9 +8,11 @@ from typing import Any
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import ACTION, IMAGES, STATE
+from mtdit_robots.units import DEGREES
 
 ROBOT_TYPE = "so_follower"  # LeRobot's name for an SO-100 or SO-101 follower
 INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
+RECORDER = "meta/mtdit.json"  # ours, LeRobot ignores it: the unit of the positions
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -39,6 +41,7 @@ class DatasetLayout:
     cameras: Mapping[str, tuple[int, int]]  # name -> (height, width)
     video: bool = True  # False: PNG images in the tables, lossless and 20 times larger
     robot_type: str = ROBOT_TYPE
+    units: str = DEGREES  # of the body joints: degrees or normalized
 
     def features(self) -> dict[str, dict[str, Any]]:
         """The features as in info.json, in the order that LeRobot's recorder writes."""

@@ -29,6 +29,7 @@ from mtdit_runtime.recording.dataset_layout import (
     EPISODES_PATH,
     FEWEST_FRAMES,
     INFO,
+    RECORDER,
     STATS,
     TASKS,
     VIDEO_PATH,
@@ -211,9 +212,11 @@ class DatasetWriter:
         merged = dataset_stats.to_lists(merged_stats([*self._stats, stats]))
         (staging / "stats.json").write_text(write_json(merged))
         (staging / "info.json").write_text(write_json(info))
+        (staging / "mtdit.json").write_text(write_json({"units": self.layout.units}))
         moves = [
             *((f"{key.removeprefix(IMAGES)}.mp4", self._path(VIDEO_PATH, row, f"videos/{key}"))
               for key in self._video_keys()),
+            ("mtdit.json", self.root / RECORDER),
             ("tasks.parquet", self.root / TASKS),
             ("data.parquet", self._path(DATA_PATH, row, "data")),
             ("episode.parquet", self._path(EPISODES_PATH, row, "meta/episodes")),

@@ -50,6 +50,27 @@ def test_a_bundle_of_an_earlier_version_opens(edited: Any, bundle: Bundle, copy:
     assert replace(opened.manifest, digest="") == replace(bundle.manifest, digest="")
 
 
+def as_schema_3(m: dict[str, Any]) -> None:
+    """As an export wrote it before units were known: body joints are degrees, whatever they are."""
+    m["schema_version"] = 3
+    signed_as_before(m, 1)
+
+
+def test_a_bundle_of_schema_3_opens_without_a_unit(edited: Any) -> None:
+    m = open_bundle(edited(as_schema_3)).manifest
+    assert (m.schema_version, m.units) == (3, "unknown")
+    assert [joint.unit for joint in m.joints] == ["unknown", "unknown", "percent"]
+
+
+def test_a_bundle_of_schema_3_is_not_edited_unnoticed(edited: Any) -> None:
+    with pytest.raises(UserError, match="was changed after the export"):
+        open_bundle(edited(lambda m: (as_schema_3(m), m["joints"][0].update(high=1e3))))
+
+
+def test_a_bundle_of_today_says_its_unit(bundle: Bundle) -> None:
+    assert (bundle.manifest.schema_version, bundle.manifest.units) == (4, "degrees")
+
+
 @pytest.mark.parametrize("spacing", [2, 0, True, "1", None, 1.0])
 def test_another_spacing_of_observations_is_refused(edited: Any, spacing: Any) -> None:
     with pytest.raises(
@@ -66,7 +87,7 @@ def test_a_bundle_of_an_earlier_version_is_not_edited_unnoticed(edited: Any) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=1), "schema version 1, this mtdit reads 3"),
+        (lambda m: m.update(schema_version=1), "schema version 1, this mtdit reads 3 and 4"),
         (lambda m: m.pop("schema_version"), "schema version None"),
         (lambda m: m.update(surprise=1), "surprise is unknown"),
         (lambda m: m.pop("fps"), "fps is missing"),
@@ -89,9 +110,14 @@ def test_a_bundle_of_an_earlier_version_is_not_edited_unnoticed(edited: Any) -> 
             "joint 'lift' has an invalid unit, range or speed",
         ),
         (
-            lambda m: m["joints"][2].update(unit="radians"),
+            lambda m: m["joints"][2].update(unit="furlongs"),
             "joint 'grip' has an invalid unit, range or speed",
         ),
+        (
+            lambda m: m["joints"][0].update(unit="normalized"),
+            "its joints are in different units",
+        ),
+        (lambda m: m.update(schema_version=True), "schema version True"),
         (lambda m: m["cameras"][0].update(resize=[1, 2, 3]), r"resize must have 2 entries"),
         (lambda m: m["graphs"].pop("denoiser"), "graph 'denoiser' is missing"),
         (lambda m: m["graphs"].pop("vision"), "graph 'vision' is missing"),

@@ -32,7 +32,7 @@ def test_every_half_done_commit_reads_and_goes_on(tmp_path: Path) -> None:
             return super()._staged(*details)[: self.steps]
 
     write(tmp_path / "first", lengths=LENGTHS[:2])
-    n_moves = len(CAMERAS) + 5
+    n_moves = len(CAMERAS) + 6
     for steps in range(n_moves + 1):
         root = tmp_path / f"killed-{steps}"
         shutil.copytree(tmp_path / "first", root)

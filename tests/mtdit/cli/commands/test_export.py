@@ -205,7 +205,7 @@ def edit(**changes: Any) -> Callable[[Path], None]:
         ),
         (
             edit(schema_version=1),
-            ("schema version 1, this mtdit reads 3", "install the matching mtdit"),
+            ("schema version 1, this mtdit reads 3 and 4", "install the matching mtdit"),
         ),
         (edit(files={"../secret": "0" * 64}), ("no checksum",)),
         (

@@ -1,0 +1,23 @@
+"""The unit of the positions that a policy is trained on, which its checkpoint states."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mtdit.data.frame_cache import FrameCache
+from mtdit.stats import DatasetFacts
+from mtdit_robots.units import UNKNOWN
+from mtdit_runtime.units import Judged, Vector, advice, judge, settled
+
+
+def facts_with_units(cache: FrameCache, said: str | None) -> tuple[DatasetFacts, list[str]]:
+    """The dataset's facts with the unit that holds for this training, and a line for the user when
+    it is not degrees. said: what --units says. UserError when that cannot be right.
+    """
+    facts = cache.info.facts
+    state = Vector("state", facts.joints, cache.state)
+    judged = judge(state, Vector("action", facts.joints, cache.action))
+    if judged.units != facts.units and facts.units != UNKNOWN:  # its recorder wrote it down
+        judged = Judged(facts.units, "its recorder says so", is_certain=True)
+    lines = advice(judged) if said is None else []
+    return replace(facts, units=settled(judged, said, facts.dataset)), lines
