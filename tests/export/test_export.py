@@ -45,7 +45,7 @@ def test_bundle_opens_and_says_what_the_policy_is(bundle: Path) -> None:
     )
     assert m.sampler.clip_range == 1.0
     assert tuple(joint.name for joint in m.joints) == JOINTS
-    assert [joint.unit for joint in m.joints] == ["unknown"] * 5 + ["percent"]
+    assert [joint.unit for joint in m.joints] == ["degrees"] * 5 + ["percent"]
     assert (m.joints[0].low, m.joints[0].high, m.joints[0].max_speed) == (-40.0, 20.0, 90.0)
     assert [(c.name, c.height, c.width, c.resize, c.crop) for c in m.cameras] == [
         ("top", 60, 80, (41, 47), (32, 32)),

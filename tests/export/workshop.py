@@ -91,7 +91,7 @@ class Workshop:
     def checkpoint(self, folder: Path, config: PolicyConfig, span: float = 40.0) -> Path:
         """A pretrained_model folder as training writes it."""
         policy = self.policy(config)
-        facts = DatasetFacts("demo", 30, JOINTS, TASKS, (90.0,) * 6, "so_follower")
+        facts = DatasetFacts("demo", 30, JOINTS, TASKS, (90.0,) * 6, "so_follower", units="degrees")
         tokenizer = load_tokenizer(config.text_encoder_name)
         stats = self.stats(config, span)
         save_pretrained(
