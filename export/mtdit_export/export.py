@@ -124,7 +124,9 @@ def export(
     """
     say, on_stage = say or log.info, on_stage or (lambda stage: None)
     began, place = time.perf_counter(), bundle_place(Path(out))
-    opened = open_checkpoint(Path(checkpoint))
+    opened = open_checkpoint(Path(checkpoint), options.rename_map)
+    for note in opened.notes:
+        say(note)
     opened = replace(opened, config=choose_sampler(opened.config, options.sampler, options.steps))
     dataset = (
         None

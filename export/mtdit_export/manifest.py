@@ -89,6 +89,7 @@ def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
         "weights_sha256": files.sha256(checkpoint.folder / WEIGHTS),
         "dataset": facts.dataset,
         "robot_type": facts.robot_type,
+        "rename_map": dict(checkpoint.rename_map),
         "versions": {package: importlib.metadata.version(package) for package in VERSIONS_OF},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -4,6 +4,7 @@ start-up.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,8 @@ class ExportOptions:
     # Folder or Hub repo id. The bundle is verified on its frames, else on synthetic ones; a
     # checkpoint of LeRobot lacks joints, rate and tasks, which are then read from it.
     dataset: str | Path | None = None
+    # name on the robot -> name in the policy; None: as the checkpoint's preprocessor has it
+    rename_map: Mapping[str, str] | None = None
     rtc: bool = False  # also export the guided denoiser of real-time chunking
     # Unit of the policy's body joints, "degrees" or "normalized"; None: as in training, else judged
     units: str | None = None

@@ -70,7 +70,8 @@ def matching_dataset(
         if camera not in dataset.cameras:
             raise UserError(
                 f"{name}: the dataset has no camera {camera!r} with frames of {shape}, "
-                f"which the policy needs: {fix}"
+                f"which the policy needs: {fix}; or add --rename-map NAME={camera}, with the name "
+                f"that it has there ({', '.join(dataset.cameras) or 'there is none'})"
             )
         if (found := dataset.cameras[camera]) != shape:
             raise UserError(

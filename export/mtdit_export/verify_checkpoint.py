@@ -36,7 +36,9 @@ def verify_checkpoint(
     from another robot.
     """
     bundle = as_bundle(bundle)
-    opened, m = open_checkpoint(Path(checkpoint)), bundle.manifest
+    m = bundle.manifest
+    names = m.provenance.get("rename_map")  # as the export was told
+    opened = open_checkpoint(Path(checkpoint), names if isinstance(names, dict) else None)
     _check_weights(bundle, opened)
     opened = replace(opened, config=choose_sampler(opened.config, m.sampler.kind, m.sampler.steps))
     _check_config(bundle, opened)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mtdit.checkpoint import brysonjones
+from mtdit.checkpoint import adapters, brysonjones
 from mtdit.checkpoint.names import CHECKPOINTS, CONFIG, LAST, PRETRAINED, WEIGHTS
 from mtdit.hub import fetch, is_repo_id
 from mtdit.policies.multi_task_dit.config_json import check_policy_type
@@ -25,6 +25,8 @@ def find_pretrained(path: Path) -> Path:
     for candidate in (*inside, *brysonjones.checkpoints(path)):
         if (candidate / CONFIG).is_file() and not (candidate / CHECKPOINTS).is_dir():
             return candidate
+    if adapters.is_adapter(path):
+        raise adapters.refusal(path)
     if path.is_file():
         raise UserError(
             f"{path} is a file: give its folder, {path.parent}, which must also contain {CONFIG}"

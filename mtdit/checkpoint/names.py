@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 CONFIG, WEIGHTS, TRAIN_CONFIG = "config.json", "model.safetensors", "train_config.json"
+ADAPTER = "adapter_config.json"  # of PEFT, beside adapter_model.safetensors
 STEP, OPTIMIZER = "training_step.json", "optimizer_state.safetensors"
 LIVE = "live_weights.safetensors"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"

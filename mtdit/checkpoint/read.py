@@ -25,7 +25,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtdit.checkpoint import brysonjones
+from mtdit.checkpoint import adapters, brysonjones
 from mtdit.checkpoint.find import find_pretrained
-from mtdit.checkpoint.names import CLIP, CONFIG, FACTS, PREPROCESSOR, WEIGHTS
-from mtdit.checkpoint.tensors import check_finite, check_fit, fill, read_tensors
+from mtdit.checkpoint.names import CLIP, CONFIG, FACTS, WEIGHTS
+from mtdit.checkpoint.processors import read_processors, same_actions
+from mtdit.checkpoint.rename_map import RenameMap, robot_names
+from mtdit.checkpoint.tensors import check_finite, check_fit, fill, read_tensors, read_weights
 from mtdit.policies.multi_task_dit.clip import ClipShape
 from mtdit.policies.multi_task_dit.clip_lookup import (
     TOKENIZER,
@@ -46,7 +48,10 @@ from mtdit.policies.multi_task_dit.clip_lookup import (
     shape_of,
 )
 from mtdit.policies.multi_task_dit.config import PolicyConfig
-from mtdit.policies.multi_task_dit.config_json import policy_config_from_json
+from mtdit.policies.multi_task_dit.config_json import (
+    fields_of_newer_lerobot,
+    policy_config_from_json,
+)
 from mtdit.policies.multi_task_dit.denoiser import Denoiser
 from mtdit.policies.multi_task_dit.observation_encoder import ObservationEncoder
 from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
@@ -74,20 +79,20 @@ class Checkpoint:
     """An opened checkpoint. Weights and tokenizer are read when they are needed.
 
     folder: the pretrained_model folder. config: the policy's configuration, with LeRobot's field
-    names. dataset_stats: feature -> statistic -> values. facts: joints, fps and tasks of the
-    dataset; None for a checkpoint of another program.
+    names; its cameras have the names of the robot. dataset_stats: feature -> statistic -> values.
+    facts: joints, fps and tasks of the dataset; None for a checkpoint of another program.
+    stats_file: where the statistics come from. rename_map: name on the robot -> name in the files
+    of the policy.
     """
 
     folder: Path
     config: PolicyConfig
     dataset_stats: DatasetStats
     facts: DatasetFacts | None
+    stats_file: Path
+    rename_map: RenameMap = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what a user should know about the files, one line each
     trainable: bool = True  # whether LeRobot's format can store the policy after more training
-
-    @property
-    def stats_file(self) -> Path:
-        """The file that the statistics come from."""
-        return normalizer_file(self.folder)
 
     @property
     def state_stats(self) -> Stats:
@@ -117,7 +122,7 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights, under LeRobot's names."""
-        return read_tensors(self.folder / WEIGHTS)
+        return read_weights(self.folder / WEIGHTS)
 
     def clip_shape(self, weights: Mapping[str, Tensor]) -> ClipShape:
         """The sizes of the CLIP towers."""
@@ -149,10 +154,6 @@ class BrysonJonesCheckpoint(Checkpoint):
 
     trainable: bool = False
 
-    @property
-    def stats_file(self) -> Path:
-        return self.folder / brysonjones.STATS
-
     def weights(self) -> dict[str, Tensor]:
         return brysonjones.renamed(super().weights(), self.config)
 
@@ -161,28 +162,28 @@ class BrysonJonesCheckpoint(Checkpoint):
         return ClipShape(brysonjones.tower_shape(self.config, weights), text)
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
+def open_checkpoint(path: Path | str, rename_map: RenameMap | None = None) -> Checkpoint:
     """Opens a checkpoint of mtdit, of LeRobot or of brysonjones/multitask_dit_policy.
 
     path: a run (its last checkpoint is opened), a checkpoint or its pretrained_model folder, or a
-    Hub repo id. UserError when there is no such policy or it is damaged. Weights and tokenizer are
-    checked when they are read, everything else now.
+    Hub repo id. rename_map: LeRobot's, name on the robot -> name in the policy; None takes the one
+    that the checkpoint's preprocessor has. UserError when there is no such policy or it is damaged,
+    and for a step of its processors that mtdit cannot apply. Weights and tokenizer are checked when
+    they are read, everything else now.
 
         checkpoint = mtdit.open_checkpoint("outputs/train")
         network = checkpoint.policy("cuda")  # a torch module, in eval mode
     """
     folder = find_pretrained(Path(path))
     raw = read_json(folder / CONFIG)
+    if adapters.is_adapter(folder) and (raw.get("use_peft") or not (folder / WEIGHTS).is_file()):
+        raise adapters.refusal(folder)
     facts = _read_facts(folder / FACTS) if (folder / FACTS).is_file() else None
     if brysonjones.is_config(raw):
-        config = brysonjones.policy_config(raw, str(folder / CONFIG))
-        opened: Checkpoint = BrysonJonesCheckpoint(
-            folder, config, brysonjones.dataset_stats(folder), facts
-        )
+        opened = _brysonjones(folder, raw, facts, rename_map or {})
     else:
-        config = policy_config_from_json(folder / CONFIG)
-        opened = Checkpoint(folder, config, read_stats(normalizer_file(folder)), facts)
-    if not config.input_features:
+        opened = _lerobots(folder, raw, facts, rename_map)
+    if not opened.config.input_features:
         raise UserError(
             f"{folder / CONFIG} lists no features; copy the checkpoint again, or train a policy"
         )
@@ -190,9 +191,44 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     return opened
 
 
-def open_to_train(path: Path) -> Checkpoint:
+def _brysonjones(
+    folder: Path, raw: Mapping[str, Any], facts: DatasetFacts | None, rename_map: RenameMap
+) -> Checkpoint:
+    config = brysonjones.policy_config(raw, str(folder / CONFIG))
+    stats = brysonjones.dataset_stats(folder)
+    named = robot_names(config, stats, rename_map, str(folder))
+    return BrysonJonesCheckpoint(folder, *named, facts, folder / brysonjones.STATS, rename_map)
+
+
+def _lerobots(
+    folder: Path, raw: Mapping[str, Any], facts: DatasetFacts | None, rename_map: RenameMap | None
+) -> Checkpoint:
+    """What LeRobot's own processors compute: positions and frames are normalised by the statistics
+    of the preprocessor, actions come back by those of the postprocessor.
+    """
+    config = policy_config_from_json(folder / CONFIG)
+    processors = read_processors(folder, config)
+    config = processors.applied(config, str(processors.normalizer.parent))
+    stats, undone = read_stats(processors.normalizer), read_stats(processors.unnormalizer)
+    needed = NEEDED[config.normalization_mapping.get("ACTION", "IDENTITY")]
+    if not same_actions(stats, undone, needed):
+        raise UserError(
+            f"{folder}: {processors.normalizer.name} and {processors.unnormalizer.name} have "
+            "different statistics of actions; use the files of one training"
+        )
+    stats = {key: value for key, value in stats.items() if key != ACTION}
+    stats |= {ACTION: undone[ACTION]} if ACTION in undone else {}
+    used = processors.rename_map if rename_map is None else rename_map
+    named = robot_names(config, stats, used, str(folder))
+    newer = fields_of_newer_lerobot(raw, str(folder / CONFIG))
+    note = f"{folder / CONFIG}: ignored {', '.join(newer)}, of a newer LeRobot and switched off"
+    notes = (note,) if newer else ()
+    return Checkpoint(folder, *named, facts, processors.normalizer, used, notes)
+
+
+def open_to_train(path: Path, rename_map: RenameMap | None = None) -> Checkpoint:
     """Opens a checkpoint to start training from. UserError when its policy cannot be trained."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, rename_map)
     if not checkpoint.trainable:
         raise UserError(
             f"{path} is a policy of brysonjones/multitask_dit_policy, whose image features "
@@ -223,42 +259,6 @@ def _outline(config: PolicyConfig, shape: ClipShape, path: Path) -> dict[str, Te
         ) from None
     parts = torch.nn.ModuleDict({"observation_encoder": encoder, "noise_predictor": denoiser})
     return parts.state_dict()
-
-
-def normalizer_file(folder: Path) -> Path:
-    """The file of statistics that the preprocessor's normalizer names.
-
-    UserError when none is named, or when it is not in `folder`.
-    """
-    path = folder / PREPROCESSOR
-    if not path.is_file():
-        raise UserError(
-            f"{folder} has no {PREPROCESSOR}, which names the file of statistics; "
-            "copy the whole checkpoint folder"
-        )
-    raw = read_json(path)
-    steps = raw.get("steps") if isinstance(raw, dict) else None
-    known = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
-    names = [
-        s["state_file"]
-        for s in known
-        if s.get("registry_name") == "normalizer_processor" and "state_file" in s
-    ]
-    if not names:
-        raise UserError(
-            f"{path} does not name the normalizer's file of statistics; "
-            "save the policy together with its processors"
-        )
-    if (
-        not isinstance(names[0], str)
-        or Path(names[0]).name != names[0]
-        or not os.path.isfile(folder / names[0])
-    ):
-        raise UserError(
-            f"{path} names {str(names[0])[:80]!r} as file of statistics, but there is no such file "
-            "in that folder; copy the whole checkpoint folder"
-        )
-    return folder / names[0]
 
 
 def read_stats(path: Path) -> DatasetStats:

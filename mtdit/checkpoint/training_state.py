@@ -18,7 +18,7 @@ from mtdit.checkpoint.names import (
     TRAINING_STATE,
     WEIGHTS,
 )
-from mtdit.checkpoint.tensors import read_tensors
+from mtdit.checkpoint.tensors import read_tensors, read_weights
 from mtdit_robots.errors import UserError
 from mtdit_runtime.files import read_json
 
@@ -46,9 +46,9 @@ def read_training_state(checkpoint: Path) -> TrainingState:
     numbers = _read_step(folder / STEP)
     adam = _by_parameter(read_tensors(folder / OPTIMIZER), folder / OPTIMIZER)
     ours, averaged = (folder / LIVE).is_file(), checkpoint / PRETRAINED_EMA / WEIGHTS
-    weights = read_tensors(folder / LIVE if ours else used)
+    weights = read_weights(folder / LIVE if ours else used)
     average = (
-        read_tensors(used) if ours else read_tensors(averaged) if averaged.is_file() else weights
+        read_weights(used) if ours else read_weights(averaged) if averaged.is_file() else weights
     )
     return TrainingState(
         numbers["step"], adam, weights, average, float(numbers.get("elapsed_s", 0.0)), numbers

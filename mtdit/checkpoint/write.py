@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from mtdit.checkpoint.names import (
     TRAINING_STATE,
     WEIGHTS,
 )
+from mtdit.checkpoint.rename_map import RenameMap, policy_names
 from mtdit.policies.multi_task_dit.clip_lookup import save_tokenizer
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.policies.multi_task_dit.config_json import policy_config_to_dict
@@ -80,6 +81,7 @@ class PretrainedFiles:
     facts: DatasetFacts
     tokenizer: Any
     train_config: Mapping[str, Any]
+    rename_map: RenameMap = field(default_factory=dict)  # the dataset's names -> the policy's
 
 
 def save_pretrained(folder: Path, files: PretrainedFiles) -> None:
@@ -87,7 +89,7 @@ def save_pretrained(folder: Path, files: PretrainedFiles) -> None:
     clip/.
     """
     (folder / CLIP).mkdir(parents=True)
-    config = files.policy.config
+    config, stats = policy_names(files.policy.config, files.dataset_stats, files.rename_map)
     _write_json(folder / CONFIG, policy_config_to_dict(config))
     _write_json(folder / TRAIN_CONFIG, files.train_config)
     _write_json(folder / FACTS, asdict(files.facts))
@@ -99,16 +101,16 @@ def save_pretrained(folder: Path, files: PretrainedFiles) -> None:
         {"format": "pt"},
     )
     for name, steps in (
-        (PREPROCESSOR, preprocessor_steps(config)),
+        (PREPROCESSOR, preprocessor_steps(config, files.rename_map)),
         (POSTPROCESSOR, postprocessor_steps(config)),
     ):
         for step in steps:
             if "state_file" in step:
-                save_file(_flat_stats(files.dataset_stats), folder / step["state_file"])
+                save_file(_flat_stats(stats), folder / step["state_file"])
         _write_json(folder / name, {"name": name.removesuffix(".json"), "steps": steps})
 
 
-def preprocessor_steps(config: PolicyConfig) -> list[dict[str, Any]]:
+def preprocessor_steps(config: PolicyConfig, rename_map: RenameMap) -> list[dict[str, Any]]:
     """LeRobot's processing of an observation before the policy, for policy_preprocessor.json."""
     tokenizer = {
         "max_length": config.tokenizer_max_length,
@@ -120,7 +122,10 @@ def preprocessor_steps(config: PolicyConfig) -> list[dict[str, Any]]:
     }
     features = {**config.input_features, **config.output_features}
     return [
-        {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
+        {
+            "registry_name": "rename_observations_processor",
+            "config": {"rename_map": dict(rename_map)},
+        },
         {"registry_name": "to_batch_processor", "config": {}},
         {"registry_name": "tokenizer_processor", "config": tokenizer},
         {

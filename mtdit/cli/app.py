@@ -116,14 +116,21 @@ def main() -> None:
 
 
 def _translated(words: list[str]) -> list[str]:
-    """The command line with `mtdit` options only: lerobot-train's flags are translated."""
+    """The command line with `mtdit` options only: lerobot-train's flags are translated, and other
+    commands take LeRobot's spelling of an option, with underscores.
+    """
     if words[:1] != ["train"]:
-        return words or ["--help"]
+        return [_hyphens(word) for word in words] or ["--help"]
     said = translate(words[1:])
     if rank() == 0:
         for note in said.notes:
             console.print(note)
     return ["train", *said.words]
+
+
+def _hyphens(word: str) -> str:
+    name, sign, value = word.partition("=")
+    return f"{name.replace('_', '-')}{sign}{value}" if word.startswith("--") else word
 
 
 def _fail(message: str, code: int = 2) -> None:

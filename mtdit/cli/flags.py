@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.features import IMAGES
 
 # Fields of TrainConfig and of the options of calls (RunOptions, ...) whose flag has another name.
 FLAGS = {
@@ -129,3 +130,28 @@ def pairs(flag: str, words: Iterable[str], example: str) -> dict[str, str]:
             raise UserError(f"{flag} {name} is given twice: give every name once")
         found[name] = value
     return found
+
+
+def read_rename_map(word: str) -> dict[str, str]:
+    """LeRobot's rename_map: A=B words with commas, or JSON; old name -> new name.
+
+    A name without a dot is a camera's. UserError for a word of another form. Quotes may be of any
+    kind or missing, as LeRobot accepts them: a shell may have taken them away.
+    """
+    inside = word.strip()
+    sign = ":" if inside.startswith("{") and inside.endswith("}") else "="
+    parts = [part for part in inside.strip("{}").split(",") if part.strip()]
+    names: dict[str, str] = {}
+    for part in parts:
+        old, found, new = (piece.strip().strip("\"'").strip() for piece in part.partition(sign))
+        if not (old and found and new) or old in names:
+            raise UserError(
+                f"--rename-map {word!r} does not map names to names: "
+                "write --rename-map top=camera1,wrist=camera2"
+            )
+        names[_full_name(old)] = _full_name(new)
+    return names
+
+
+def _full_name(name: str) -> str:
+    return name if "." in name else f"{IMAGES}{name}"

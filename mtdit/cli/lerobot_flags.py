@@ -32,6 +32,7 @@ SAME = {
     "policy.pretrained_path": "--init-from",
     "dataset.eval_split": "--val-split",
     "accelerator.mixed_precision": "--amp",
+    "rename_map": "--rename-map",
 }
 SWITCHES = {  # flag -> option for true, option for false
     "dataset.use_imagenet_stats": ("--imagenet-stats", "--dataset-stats"),
@@ -86,7 +87,6 @@ REFUSED = {  # flag, or the group it belongs to -> what to do instead
     "scheduler": "set --policy.scheduler_name and --policy.scheduler_warmup_steps",
     "sample_weighting": "use --balance-tasks or --task-weight",
     "reward_model": "only policies can be trained; leave it out",
-    "rename_map": "rename the dataset's features with `lerobot-edit-dataset`",
     "checkpoint_path": "use --config_path with --resume=true, or --init-from",
     "policy.input_features": "the features come from the dataset; leave it out",
     "policy.output_features": "the features come from the dataset; leave it out",

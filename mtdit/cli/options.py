@@ -82,6 +82,16 @@ Units = Annotated[
     ),
 ]
 
+RenameMap = Annotated[
+    str | None,
+    option(
+        "Cameras",
+        "Names of the robot's cameras in the policy, as LeRobot's rename_map: "
+        "ROBOT_NAME=POLICY_NAME, comma-separated, or JSON; default: the names are the same.",
+        "--rename-map",
+    ),
+]
+
 # -- the arm
 
 Port = Annotated[

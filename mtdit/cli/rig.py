@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mtdit.cli.options import ArmOptions, RobotKind, camera_sources
 from mtdit_robots.errors import UserError
+from mtdit_robots.features import IMAGES, STATE
 
 if TYPE_CHECKING:
     from mtdit_robots.robot import Frame
@@ -44,15 +45,19 @@ def open_rig(
     size: Size | Mapping[str, Size] = (480, 640),
     fps: int = 30,
     task: str | None = None,
+    rename_map: Mapping[str, str] | None = None,
 ) -> Iterator[Rig]:
     """The robot that the options describe; the twin runs as long as the block. UserError names the
     option that is missing or wrong.
 
     cameras: NAME=SOURCE words. size: (height, width) of every camera that is named, or of each
     camera that the policy needs. task: the twin's scene; None: that of its first task.
+    rename_map: the robot's name of a camera -> the policy's, where they differ.
     """
+    names = rename_map or {}
     if arm.robot is RobotKind.so101:
-        yield _real(arm, camera_sources(cameras), size, fps)
+        sources = camera_sources(cameras)
+        yield _real(arm, {names.get(c, c): source for c, source in sources.items()}, size, fps)
         return
     real = {"--port": arm.port, "--calibration": arm.calibration, "--camera": cameras}
     for flag in (flag for flag, value in real.items() if value):
@@ -64,7 +69,7 @@ def open_rig(
     one = size if isinstance(size, tuple) else _one_size(size)
     with Twin(image_size=one, clock=arm.clock.value) as twin:
         twin.reset(scene, arm.seed)
-        yield Rig(twin.robot(arm.bus.value), twin)
+        yield Rig(twin.robot(arm.bus.value, names), twin)
 
 
 def _real(
@@ -88,6 +93,28 @@ def _real(
     open_bus(bus, arm.port).close()  # report a wrong port before the cameras take seconds to open
     opened = [open_camera(name, sources[name], *sizes[name], fps) for name in sizes]
     return Rig(So101Arm(arm.port, calibration, opened, timeout_s=arm.bus_timeout, bus=bus))
+
+
+def cameras_renamed(rename_map: Mapping[str, str], policys: Sequence[str]) -> dict[str, str]:
+    """The robot's name of a camera -> the policy's, of the entries of a rename_map that concern a
+    policy with these cameras.
+
+    A bundle has the robot's names already if its checkpoint was trained with the map: an entry
+    whose first name it has, and not its second, is done. UserError for an entry that fits neither
+    way.
+    """
+    named = {
+        old.removeprefix(IMAGES): new.removeprefix(IMAGES)
+        for old, new in rename_map.items()
+        if new != STATE
+    }
+    for old, new in named.items():
+        if new not in policys and old not in policys:
+            raise UserError(
+                f"--rename-map {old}={new}: the policy has no camera {new!r}, it has "
+                f"{', '.join(policys) or 'none'}; give one of those as the second name"
+            )
+    return {old: new for old, new in named.items() if new in policys}
 
 
 def _one_size(sizes: Mapping[str, Size]) -> Size:

@@ -139,6 +139,14 @@ class TrainConfig:
     cache_dir: Annotated[
         Path | None, Help("Data", "Folder for the decoded frames; default: OUT/frames.")
     ] = None
+    rename_map: Annotated[
+        Mapping[str, str],
+        Help(
+            "Data",
+            "Names that the policy gives the dataset's cameras, as LeRobot's rename_map: "
+            "DATASET_NAME=POLICY_NAME, comma-separated, or JSON; default: the dataset's names.",
+        ),
+    ] = field(default_factory=dict)
     workers: Annotated[
         int, Help("Data", "Number of threads that prepare batches ahead.", low=1)
     ] = 2

@@ -13,7 +13,9 @@ import torch
 
 from mtdit.checkpoint.names import CLIP, LIVE, TRAINING_STATE
 from mtdit.checkpoint.read import Checkpoint, open_to_train
+from mtdit.checkpoint.rename_map import RenameMap, check_rename_map, policy_names
 from mtdit.checkpoint.tensors import load_weights
+from mtdit.config import Feature
 from mtdit.data.frame_cache import FrameCache
 from mtdit.policies.multi_task_dit.clip_lookup import clip_shapes, load_tokenizer
 from mtdit.policies.multi_task_dit.config import PolicyConfig
@@ -40,7 +42,7 @@ def initial_config(config: TrainConfig, resumed: Path | None) -> PolicyConfig:
         standard = dict.fromkeys(ENCODERS, "tiny") if tiny else {}
         options = _with_clip_folders({**standard, **config.policy}, config)
         return with_features(options, config.preset, {}, {})
-    checkpoint = open_to_train(earlier)
+    checkpoint = open_to_train(earlier, config.rename_map or None)
     fields = {k: v for k, v in policy_config_to_dict(checkpoint.config).items() if k != "type"}
     return policy_config_from_dict(
         {
@@ -96,7 +98,7 @@ def with_dataset(config: PolicyConfig, cache: FrameCache, device: torch.device) 
     ):
         raise UserError(
             f"the checkpoint was trained on {_listed(config.input_features)}, but the dataset has "
-            f"{_listed(inputs)}; record with the same joints and cameras, or train from scratch"
+            f"{_listed(inputs)}; {_remedy(config.input_features, inputs)}"
         )
     return replace(
         config,
@@ -118,13 +120,37 @@ def initial_policy(
         stats = with_imagenet_stats(cache.stats, cameras) if config.imagenet_stats else cache.stats
         tokenizer = load_tokenizer(policy_config.text_encoder_name)
         return MultiTaskDiT.pretrained(policy_config), stats, tokenizer
-    checkpoint = open_to_train(earlier)
+    checkpoint = open_to_train(earlier, config.rename_map or None)
     policy = replace(checkpoint, config=policy_config).policy()
     if resumed is not None:
         raw_weights = resumed / TRAINING_STATE / LIVE
         if raw_weights.is_file():  # not in LeRobot's checkpoints: their model.safetensors is live
             load_weights(policy, raw_weights)
     return policy, checkpoint.dataset_stats, checkpoint.tokenizer()
+
+
+def rename_map_of(
+    config: TrainConfig, policy_config: PolicyConfig, cache: FrameCache, resumed: Path | None
+) -> RenameMap:
+    """The names that the policy's files give the dataset's cameras: the config's, else those of
+    the earlier checkpoint. UserError when they do not fit the dataset.
+    """
+    earlier = resumed or config.init_from
+    if not config.rename_map and earlier is not None:
+        return open_to_train(earlier).rename_map
+    check_rename_map(config.rename_map, cache.info.input_features)
+    policy_names(policy_config, {}, config.rename_map)  # a name that a camera cannot have
+    return config.rename_map
+
+
+def _remedy(theirs: Mapping[str, Feature], ours: Mapping[str, Feature]) -> str:
+    """What to do about a checkpoint's inputs that are not the dataset's."""
+    new = [key for key in theirs if key not in ours]
+    old = [key for key in ours if key not in theirs]
+    if len(new) == len(old) and [theirs[k] for k in new] == [ours[k] for k in old]:
+        pairs = ",".join(f"{a}={b}" for a, b in zip(old, new, strict=True))
+        return f"if they are the same cameras, add --rename-map {pairs}"
+    return "record with the same joints and cameras, or train without --init-from"
 
 
 def _listed(features: Mapping[str, Any]) -> str:

@@ -42,6 +42,7 @@ from mtdit.training.new_policy import (
     from_anywhere,
     initial_config,
     initial_policy,
+    rename_map_of,
     with_dataset,
 )
 from mtdit.training.reporters import LineReporter, Reporter, Silent
@@ -103,6 +104,7 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
         config.frames,
     )
     policy_config = with_dataset(policy_config, cache, group.device)
+    names = rename_map_of(config, policy_config, cache, resumed)
     policy, stats, tokenizer = initial_policy(config, policy_config, cache, resumed)
     policy.to(group.device)
     reporter.say(_summary(config, policy, cache, group.world))
@@ -116,7 +118,7 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
     for line in (*loader.summary(), *unit_lines, *warnings):
         reporter.say(line)
 
-    files = PretrainedFiles(policy, {}, stats, facts, tokenizer, train_config_json(config))
+    files = PretrainedFiles(policy, {}, stats, facts, tokenizer, train_config_json(config), names)
     state, checkpoints = new_train_state(config, policy), CheckpointManager(config, group, files)
     if resumed is not None:
         resume(state, checkpoints, resumed, reporter.say)
@@ -162,6 +164,7 @@ def _from_lerobot(raw: Any) -> dict[str, Any]:
     return {
         **{name: value for name, value in known.items() if value is not None and value > 0},
         "ema": bool(ema.get("enable")),
+        "rename_map": raw.get("rename_map") or {},
         "imagenet_stats": bool(dataset.get("use_imagenet_stats", True)),
         "image_transforms": transforms if transforms.get("enable") else None,
     }

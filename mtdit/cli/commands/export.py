@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mtdit.cli.flags import option
+from mtdit.cli.flags import option, read_rename_map
 from mtdit.cli.options import (
     BUNDLE,
     OUTPUTS,
@@ -16,6 +16,7 @@ from mtdit.cli.options import (
     BackendOption,
     BundleArgument,
     Json,
+    RenameMap,
     Units,
 )
 from mtdit.cli.terminal.console import console, graph_progress, write_json
@@ -56,6 +57,7 @@ def export(
         Path | None,
         option("Checks", "Check the bundle on this dataset's frames; default: random frames."),
     ] = None,
+    rename_map: RenameMap = None,
     rtc: Annotated[
         bool,
         option(
@@ -90,6 +92,7 @@ def export(
         steps=steps,
         sampler=sampler,
         dataset=dataset,
+        rename_map=None if rename_map is None else read_rename_map(rename_map),
         rtc=rtc,
         units=None if units is None else units.value,
     )

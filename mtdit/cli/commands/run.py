@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mtdit.cli.flags import option
+from mtdit.cli.flags import option, read_rename_map
 from mtdit.cli.options import (
     BUNDLE,
     HOME_LIMITS,
@@ -27,6 +27,7 @@ from mtdit.cli.options import (
     Duration,
     Json,
     Port,
+    RenameMap,
     RobotKind,
     Seed,
 )
@@ -69,6 +70,7 @@ def run(
     bus_timeout: BusTimeout = 0.05,
     clock: Clock = ClockKind.real,
     camera: CameraList = None,
+    rename_map: RenameMap = None,
     max_speed: Annotated[
         float | None,
         option(
@@ -113,7 +115,7 @@ def run(
     json_out: Json = None,
 ) -> None:
     """Run a bundle's policy on a real arm or on the twin, without torch."""
-    from mtdit.cli.rig import open_rig
+    from mtdit.cli.rig import cameras_renamed, open_rig
     from mtdit.cli.terminal.tables import report_table
     from mtdit_runtime.bundle.bundle import open_bundle
     from mtdit_runtime.control.safety import SafetyConfig
@@ -130,7 +132,8 @@ def run(
     check_task(manifest, task, new_task)  # a wrong task is an error before cameras are opened
     arm = ArmOptions(kind, port, calibration, bus, bus_timeout, clock, seed)
     sizes = {c.name: (c.height, c.width) for c in manifest.cameras}
-    with open_rig(arm, camera, sizes, manifest.fps, task) as rig:
+    names = cameras_renamed(read_rename_map(rename_map or ""), list(sizes))
+    with open_rig(arm, camera, sizes, manifest.fps, task, names) as rig:
         options = RunOptions(
             backend=backend.value,
             duration_s=duration,

@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
 
-from mtdit.cli.flags import option, options_from, pairs
+from mtdit.cli.flags import option, options_from, pairs, read_rename_map
 from mtdit.cli.options import RUN, Overwrite
 from mtdit.cli.outputs import RUN_CACHES, RUN_PROOF, clear_output
 from mtdit.cli.terminal.console import console
@@ -20,7 +20,12 @@ from mtdit_runtime.files import read_json
 
 
 @options_from(
-    TrainConfig, field_help, policy=list[str], task_weights=list[str], image_transforms=str
+    TrainConfig,
+    field_help,
+    policy=list[str],
+    task_weights=list[str],
+    image_transforms=str,
+    rename_map=str,
 )
 def train(
     vision_encoder: Annotated[
@@ -83,7 +88,12 @@ def train_config(
 
     shortcuts: policy fields that have an option of their own; --policy goes before them.
     """
-    read = {"task_weights": _weights, "image_transforms": _image_transforms, "policy": _policy}
+    read = {
+        "task_weights": _weights,
+        "image_transforms": _image_transforms,
+        "policy": _policy,
+        "rename_map": read_rename_map,
+    }
     options = {name: read.get(name, _as_is)(value) for name, value in given.items()}
     chosen = set(options)
     options["policy"] = {**shortcuts, **options.get("policy", {})}
@@ -112,7 +122,7 @@ def _check_sources(config: TrainConfig) -> None:
         pass
     check_dataset(config.dataset)
     if config.init_from is not None:
-        open_to_train(config.init_from)
+        open_to_train(config.init_from, config.rename_map or None)
     for flag, place in (
         ("--dataset", Path(config.dataset).expanduser()),
         ("--init-from", config.init_from),

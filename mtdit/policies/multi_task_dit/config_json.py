@@ -33,7 +33,29 @@ def policy_config_from_json(path: Path) -> PolicyConfig:
     """Reads LeRobot's config.json. UserError: missing, damaged, invalid or of another policy."""
     raw = read_json(path)
     check_policy_type(raw, str(path))
-    return policy_config_from_dict({k: v for k, v in raw.items() if k != "type"}, source=str(path))
+    newer = fields_of_newer_lerobot(raw, str(path))
+    own = {k: v for k, v in raw.items() if k != "type" and k not in newer}
+    return policy_config_from_dict(own, source=str(path))
+
+
+def fields_of_newer_lerobot(raw: Mapping[str, Any], source: str) -> list[str]:
+    """The fields that a newer LeRobot has added and left off: null, false or empty.
+
+    UserError for one that is on: it may change what the policy computes.
+    """
+    known = {f.name for f in fields(PolicyConfig)} | _UNUSED_KEYS | {"type"}
+    unknown = sorted(set(raw) - known)
+    for name in unknown:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        if near:  # more likely a typing error than a new field
+            raise UserError(f"{source}: unknown field {name!r}; did you mean {near[0]!r}?")
+        if raw[name] not in (None, False, "", [], {}):
+            raise UserError(
+                f"{source}: unknown field {name!r} = {repr(raw[name])[:60]}; it is of a newer "
+                "LeRobot than mtdit knows and may change what the policy computes: run the policy "
+                "with `lerobot-rollout`, or delete the field if it does not"
+            )
+    return unknown
 
 
 def check_policy_type(raw: Any, source: str) -> None:
@@ -62,16 +84,17 @@ def policy_config_from_dict(raw: Mapping[str, Any], source: str = "policy option
     known = {f.name: f for f in fields(PolicyConfig)}
     unknown = sorted(set(raw) - set(known) - _UNUSED_KEYS)
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(sorted(known))}"
-        )
-        raise UserError(f"{source}: unknown field {unknown[0]!r}; {hint}")
+        raise UserError(f"{source}: unknown field {unknown[0]!r}; {_hint(unknown[0], known)}")
     try:
         return PolicyConfig(**{k: _from_json(k, v) for k, v in raw.items() if k in known})
     except UserError as error:
         short = str(error)[:300]  # it may end in a value of any length
         raise UserError(f"{source}: {short}") from None
+
+
+def _hint(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(sorted(known))}"
 
 
 def policy_config_to_dict(config: PolicyConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -85,13 +86,17 @@ class Twin:
         self.port: str = hello["port"]
         self.renderer: str = hello["renderer"]["name"]
 
-    def robot(self, bus: str = "own") -> So101Arm:
+    def robot(self, bus: str = "own", names: Mapping[str, str] | None = None) -> So101Arm:
         """The driver on the twin's port, with the twin's cameras, not connected yet.
 
-        After closing it, make a new one. bus: as for `So101Arm`.
+        After closing it, make a new one. bus: as for `So101Arm`. names: other names for the twin's
+        cameras in observations, e.g. {"top": "camera1"}.
         """
         lockstep = self.clock == "lockstep"
-        cameras = [TwinCamera(name, self._frames, lockstep) for name in CAMERAS]
+        called = names or {}
+        cameras = [
+            TwinCamera(name, self._frames, lockstep, called.get(name, name)) for name in CAMERAS
+        ]
         timeout_s = LOCKSTEP_BUS_TIMEOUT_S if lockstep else BUS_TIMEOUT_S
         return So101Arm(self.port, self.calibration, cameras, timeout_s=timeout_s, bus=bus)
 

@@ -71,16 +71,18 @@ class SharedFrames:
 
 class TwinCamera:
     """A `Camera` that reads shared frames. In lock-step the age is 0, because the simulation waits
-    for the client.
+    for the client. called: the camera's name in observations; None: its own.
     """
 
-    def __init__(self, name: str, frames: SharedFrames, lockstep: bool) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, frames: SharedFrames, lockstep: bool, called: str | None = None
+    ) -> None:
+        self.name, self._source = called or name, name
         self.height, self.width = frames.image_size
         self._frames, self._lockstep = frames, lockstep
 
     def read(self) -> tuple[Frame, float]:
-        pixels, _, time_s = self._frames.read(self.name)
+        pixels, _, time_s = self._frames.read(self._source)
         return pixels, 0.0 if self._lockstep else time.monotonic() - time_s
 
     def close(self) -> None:
