@@ -40,7 +40,6 @@ SETTINGS: dict[str, set[str]] = {  # step that mtdit knows -> the settings that 
     "absolute_actions_processor": {"enabled"},
     IDENTITY: set(),
 }
-ONCE = (RENAME, TOKENIZER, NORMALIZER, UNNORMALIZER)
 NOT_AFTER = (RENAME, TOKENIZER, NORMALIZER)  # have no meaning for an action
 FLOAT32 = (None, "float32", "float")
 PADDING = {"max_length": 512, "padding": "max_length", "padding_side": "right", "truncation": True}

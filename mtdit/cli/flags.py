@@ -144,7 +144,7 @@ def read_rename_map(word: str) -> dict[str, str]:
     names: dict[str, str] = {}
     for part in parts:
         old, found, new = (piece.strip().strip("\"'").strip() for piece in part.partition(sign))
-        if not (old and found and new) or old in names:
+        if not (old and found and new) or _full_name(old) in names:
             raise UserError(
                 f"--rename-map {word!r} does not map names to names: "
                 "write --rename-map top=camera1,wrist=camera2"

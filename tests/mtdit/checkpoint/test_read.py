@@ -149,3 +149,18 @@ def test_statistics_that_are_not_there(saved: Path) -> None:
     )
     with pytest.raises(UserError, match="statistics lack 'min', which MIN_MAX needs"):
         _ = bare.action_stats
+
+
+def test_fields_of_a_newer_lerobot(saved: Path) -> None:
+    """One that is off is ignored and named; one that is on may change what the policy computes."""
+    path = saved / PRETRAINED / "config.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({**raw, "use_memory": False, "tool": None}))
+    assert "ignored tool, use_memory" in open_checkpoint(saved).notes[0]
+    for field, says in (
+        ({"use_memory": True}, "'use_memory' = True; it is of a newer LeRobot"),
+        ({"clip_sampel": False}, "did you mean 'clip_sample'"),
+    ):
+        path.write_text(json.dumps({**raw, **field}))
+        with pytest.raises(UserError, match=says):
+            open_checkpoint(saved)

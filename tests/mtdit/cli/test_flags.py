@@ -8,7 +8,7 @@ from typing import Annotated
 
 import pytest
 
-from mtdit.cli.flags import grouped, option, pairs
+from mtdit.cli.flags import grouped, option, pairs, read_rename_map
 from mtdit.cli.options import camera_sources
 from mtdit_robots.errors import UserError
 
@@ -51,3 +51,23 @@ def test_grouped_options_reach_the_command_as_one_dataclass() -> None:
     assert [one.default for one in parameters.values()][1:] == [48, 64, 3]
     command(name="a", height=1, width=2, count=4)
     assert seen == [("a", Size(1, 2), 4)]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        '{"observation.images.top": "observation.images.camera1"}',
+        "{'observation.images.top': 'observation.images.camera1',}",
+        "{observation.images.top: observation.images.camera1}",
+        "observation.images.top=observation.images.camera1",
+        "top=camera1",
+    ],
+)
+def test_a_rename_map_in_any_quotes(word: str) -> None:
+    assert read_rename_map(word) == {"observation.images.top": "observation.images.camera1"}
+
+
+@pytest.mark.parametrize("word", ["top", "{top: }", "top=a,top=b", '{"top" "a"}'])
+def test_a_rename_map_that_maps_nothing(word: str) -> None:
+    with pytest.raises(UserError, match="write --rename-map top=camera1"):
+        read_rename_map(word)
