@@ -41,7 +41,7 @@ def test_two_policies_in_one_file_are_refused(saved: Path) -> None:
     weights = load_file(folder / WEIGHTS)
     both = {**weights, **{f"ema.{k}": v.clone() for k, v in weights.items()}}
     save_file(both, folder / WEIGHTS)
-    with pytest.raises(UserError, match="twice, as .* so it holds two policies"):
+    with pytest.raises(UserError, match=r"twice, as .* so it holds two policies"):
         open_checkpoint(folder).policy()
 
 
@@ -52,7 +52,7 @@ def test_an_adapter_saved_before_the_merge_is_named(saved: Path) -> None:
     weights[f"{name}.base_layer.weight"] = weights.pop(f"{name}.weight")
     weights[f"{name}.lora_A.default.weight"] = torch.zeros(4, 6)
     save_file({f"base_model.model.{k}": v for k, v in weights.items()}, folder / WEIGHTS)
-    with pytest.raises(UserError, match="adapter .*lora_A.* before the merge"):
+    with pytest.raises(UserError, match=r"adapter .*lora_A.* before the merge"):
         open_checkpoint(folder).policy()
 
 
