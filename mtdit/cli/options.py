@@ -92,6 +92,18 @@ RenameMap = Annotated[
     ),
 ]
 
+ChunkTimeout = Annotated[
+    float | None,
+    option(
+        "Policy",
+        "Seconds after which a chunk of actions that is not computed ends the run; default: 10 "
+        "times the measured latency, at least 3.",
+        "--chunk-timeout",
+        min=0.1,
+        max=3600.0,
+    ),
+]
+
 # -- the arm
 
 Port = Annotated[

@@ -106,6 +106,8 @@ class EvalOptions:
     # given to the policy instead of the task, as a control: the success rate should then be low
     instruction: str | None = None
     prefetch_ticks: int = 0
+    # Seconds after which a chunk hangs; None: 10 times the latency so far, at least 3.
+    chunk_timeout_s: float | None = None
     success_ticks: int = 3
     joints: Sequence[Joint] | None = None  # apply their limits, as on a robot; None: no limits
 
@@ -124,7 +126,8 @@ def evaluate(
     policy: as `mtdit.load` opens it, or another `Policy`. twin: with the clock "lockstep" and the
     policy's image_size. on_episode(episode, index) is called after each episode, on_tick after each
     command. UserError for a bad number of episodes, a policy whose rate is not the twin's, a
-    missing joint or camera, or an unknown task; OSError if the twin stops answering.
+    missing joint or camera, or an unknown task; OSError if the twin stops answering
+    or the policy hangs.
 
         with mtdit.Twin(clock="lockstep") as twin:
             print(mtdit.evaluate(policy, twin, "open the drawer", mtdit.EvalOptions(episodes=50)))
@@ -144,7 +147,8 @@ def evaluate(
             seed = episode_seed(options.seed, index)
             twin.reset(task, seed)
             safety, clock = _safety(policy, options.joints), LockstepClock()
-            with closing(ChunkQueue(policy, options.prefetch_ticks)) as queue:
+            queue = ChunkQueue(policy, options.prefetch_ticks, timeout_s=options.chunk_timeout_s)
+            with closing(queue):
                 queue.reset(instruction, seed)
                 report = run_loop(robot, queue, safety, config, clock, twin.success, on_tick)
             each.append(_outcome(report, seed))
@@ -173,6 +177,8 @@ def _outcome(report: RunReport, seed: int) -> EvalEpisode:
         raise OSError(
             f"the twin stopped answering in the episode with seed {seed}: {report.detail}"
         )
+    if report.reason == "chunk timeout":
+        raise TimeoutError(f"the policy hangs in the episode with seed {seed}: {report.detail}")
     if report.reason == "policy error":
         raise UserError(
             f"the policy failed in the episode with seed {seed} ({report.detail}): check the export"

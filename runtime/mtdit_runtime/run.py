@@ -20,7 +20,7 @@ from mtdit_robots.robot import Frame, Robot
 from mtdit_robots.signals import graceful_exit
 from mtdit_runtime.bundle.bundle import Bundle, as_bundle
 from mtdit_runtime.bundle.manifest import Manifest
-from mtdit_runtime.control.chunks import ChunkQueue, auto_prefetch
+from mtdit_runtime.control.chunks import ChunkQueue, auto_prefetch, chunk_timeout_s
 from mtdit_runtime.control.clock import Clock, LockstepClock, RealClock, check_lockstep
 from mtdit_runtime.control.loop import LoopConfig, run_loop
 from mtdit_runtime.control.report import RunReport, Tick
@@ -32,6 +32,7 @@ from mtdit_runtime.policy.policy import check_robot
 from mtdit_runtime.recording.film import Film, check_film
 from mtdit_runtime.recording.run_log import Recorder
 from mtdit_runtime.text import printable
+from mtdit_runtime.worker import START_S, within
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ class RunOptions:
     duration_s: float | None = None  # None: until success or Ctrl-C
     seed: int = 0
     prefetch_ticks: int | None = None  # None: chosen from the measured latency
+    # Seconds after which a chunk hangs and the run ends; None: 10 times the latency measured before
+    # the run, at least 3.
+    chunk_timeout_s: float | None = None
     lockstep: bool = False  # use the twin's lock-step clock
     new_task: bool = False  # allow an instruction that is not in the training data
     # Seconds for the return to the start pose; 0: the arm stays where it is and loses torque there.
@@ -76,8 +80,9 @@ def run(
     the run. overview: called once per tick, name -> (H, W, 3) uint8 RGB: more pictures for the
     video. say: called with each message for the user.
 
-    UserError for what the user must fix: bundle, task, backend, joints, cameras or port. What goes
-    wrong later ends the run and is the `reason` of the report.
+    UserError for what the user must fix: bundle, task, backend, joints, cameras or port.
+    TimeoutError when the policy hangs before the arm has torque. What goes wrong later ends the run
+    and is the `reason` of the report.
 
         with mtdit.Twin(clock="lockstep") as twin:
             options = mtdit.RunOptions(duration_s=10, lockstep=True)
@@ -97,14 +102,19 @@ def run(
         tell(f"backend {engines.reason}")
         policy = BundlePolicy(opened, engines)
         check_robot(policy, robot.joints, robot.cameras)
-        queue = ChunkQueue(policy, _prefetch(opened, engines, options, say), options.lockstep)
+        latency_s = warm_up_s(opened, engines)
+        prefetch_ticks = _prefetch(opened.manifest, latency_s, options, say)
+        timeout_s = options.chunk_timeout_s or chunk_timeout_s(latency_s)
+        queue = ChunkQueue(policy, prefetch_ticks, options.lockstep, timeout_s)
         # After the arm is released: closing the queue may have to wait for a chunk.
         after_release.callback(queue.close)
         queue.reset(task, options.seed)
         robot.connect()
         tell(f"running {printable(opened.manifest.name)}: {task!r} (Ctrl-C to stop)")
-        with _recorded(opened.manifest, task, options, overview, tell) as on_tick:
-            return _loop(opened.manifest, robot, queue, options, success, on_tick)
+        # Also after the arm is released: a disk may keep the files waiting.
+        recorded = _recorded(opened.manifest, task, options, overview, tell)
+        on_tick = after_release.enter_context(recorded)
+        return _loop(opened.manifest, robot, queue, options, success, on_tick)
 
 
 def check_task(manifest: Manifest, task: str, allow_new: bool) -> None:
@@ -124,7 +134,13 @@ def check_task(manifest: Manifest, task: str, allow_new: bool) -> None:
 
 
 def warm_up_s(bundle: Bundle, engines: Engines) -> float:
-    """Compute a few chunks from blank observations: seconds of the slowest, except the first."""
+    """Compute a few chunks from blank observations: seconds of the slowest, except the first; it is
+    the 95th percentile of so few. TimeoutError when it hangs.
+    """
+    return within(START_S, "computing the first chunks", lambda: _warm_up_s(bundle, engines))
+
+
+def _warm_up_s(bundle: Bundle, engines: Engines) -> float:
     m = bundle.manifest
     policy = BundlePolicy(bundle, engines)  # a second policy on the same engines
     frames = {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in m.cameras}
@@ -141,10 +157,8 @@ def warm_up_s(bundle: Bundle, engines: Engines) -> float:
 
 
 def _prefetch(
-    bundle: Bundle, engines: Engines, options: RunOptions, say: Callable[[str], None] | None
+    m: Manifest, latency_s: float, options: RunOptions, say: Callable[[str], None] | None
 ) -> int:
-    m = bundle.manifest
-    latency_s = warm_up_s(bundle, engines)
     chosen = auto_prefetch(latency_s, m.fps, m.n_action_steps)
     ticks = chosen if options.prefetch_ticks is None else options.prefetch_ticks
     (say or log.info)(

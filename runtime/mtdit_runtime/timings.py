@@ -31,6 +31,11 @@ class Timings:
         """The kept durations of a stage in seconds, oldest first."""
         return list(self._durations_s[stage])
 
+    def percentile(self, stage: str, percent: float) -> float | None:
+        """A percentile of a stage's durations in seconds; None while there is none."""
+        durations_s = self._durations_s.get(stage)
+        return float(np.percentile(list(durations_s), percent)) if durations_s else None
+
     def clear(self) -> None:
         self._durations_s.clear()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,6 +145,16 @@ def test_a_dead_twin_is_no_failure_of_the_policy(policy: BundlePolicy, twin: Scr
     twin.arm.failing = frozenset(range(5, 1000))
     with pytest.raises(OSError, match="the twin stopped answering"):
         evaluate(policy, twin, TASK, EvalOptions(2))
+    assert not twin.arm.connected
+
+
+def test_a_policy_that_hangs_ends_the_evaluation(policy: BundlePolicy, twin: ScriptedTwin) -> None:
+    go = threading.Event()
+    policy.request = lambda: lambda: go.wait(60)  # type: ignore[assignment, method-assign]
+    options = EvalOptions(2, chunk_timeout_s=0.1)
+    with pytest.raises(TimeoutError, match="hangs in the episode with seed 1000000: a chunk was"):
+        evaluate(policy, twin, TASK, options)
+    go.set()
     assert not twin.arm.connected
 
 

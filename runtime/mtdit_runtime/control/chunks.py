@@ -14,6 +14,9 @@ after its executed part: they are the policy's own plan, and following it is smo
 stop. At most as many rows are used as were executed; after them the last action is held. A late
 chunk takes over at the row of the current tick. A chunk that was requested while the arm held its
 pose starts at its first row.
+
+All computing happens in one worker thread, and each piece has a deadline: one that hangs ends the
+run in order instead of stalling it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,8 +33,10 @@ from numpy.typing import NDArray
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
 from mtdit_runtime.control.loop import NONE, Action, ActionSource
+from mtdit_runtime.control.safety import Stop
 from mtdit_runtime.policy.policy import Chunk, Policy
 from mtdit_runtime.timings import Timings
+from mtdit_runtime.worker import START_S, Job, Worker
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,9 @@ T = TypeVar("T")
 # A chunk that takes less than this part of a tick is computed within the tick that needs it.
 INLINE_SHARE = 0.25
 HEADROOM = 1.25  # factor on the measured latency
+# A chunk that takes longer than both hangs: other programs slow a computer down by less.
+LEAST_TIMEOUT_S = 3.0
+TIMEOUT_FACTOR = 10.0  # on the 95th percentile of the measured latency
 
 
 def auto_prefetch(latency_s: float, fps: float, n_action_steps: int) -> int:
@@ -51,6 +58,11 @@ def auto_prefetch(latency_s: float, fps: float, n_action_steps: int) -> int:
     if latency_s * fps <= INLINE_SHARE:
         return 0
     return min(math.ceil(latency_s * fps * HEADROOM), n_action_steps // 2)
+
+
+def chunk_timeout_s(p95_s: float) -> float:
+    """The longest that a chunk may take, from the 95th percentile of what chunks took before."""
+    return max(LEAST_TIMEOUT_S, TIMEOUT_FACTOR * p95_s)
 
 
 @dataclass(frozen=True)
@@ -71,53 +83,66 @@ class _Request:
     tick: int  # of the observation
     due: int
     from_rest: bool  # the arm holds its pose from the request to the answer
-    answer: Future[Chunk]
+    job: Job[Chunk]
 
 
 class ChunkQueue(ActionSource):
     """Turns a Policy into one action per tick.
 
-    prefetch_ticks: 0 computes a chunk in the tick that needs it; a larger number computes it that
-    many ticks ahead, in one worker thread. wait: in the tick in which a chunk is due, wait for it
-    (lock-step) instead of continuing without it (real time). Raises UserError when prefetch_ticks
-    is more than half of n_action_steps.
+    prefetch_ticks: 0 computes a chunk in the tick that needs it, which waits for it; a larger
+    number computes it that many ticks ahead. wait: in the tick in which a chunk is due, wait for it
+    (lock-step) instead of continuing without it (real time). timeout_s: seconds after which a chunk
+    hangs; None: from the chunks before it, and START_S for the first. Raises UserError when
+    prefetch_ticks is more than half of n_action_steps.
 
     Until the first chunk has come there is no action; an action whose row is NONE is the last one
     again, because no chunk was available.
     """
 
-    def __init__(self, policy: Policy, prefetch_ticks: int = 0, wait: bool = True) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        prefetch_ticks: int = 0,
+        wait: bool = True,
+        timeout_s: float | None = None,
+    ) -> None:
         if not 0 <= prefetch_ticks <= policy.n_action_steps // 2:
             raise UserError(
                 f"prefetch must be 0 to {policy.n_action_steps // 2} ticks, got {prefetch_ticks} "
                 f"(the policy executes {policy.n_action_steps} actions per chunk)"
             )
         self.policy, self.prefetch_ticks, self.wait = policy, prefetch_ticks, wait
+        self.timeout_s = timeout_s
         self.cameras = policy.cameras
         self.timings = Timings()
         self.adopted = self.stalls = self.continued = self.discarded = self.seams = 0
         # (J,) largest |new chunk - old chunk| at the same tick
         self.seam_jump = np.zeros(len(policy.joints))
-        self._worker = ThreadPoolExecutor(1, "chunk") if prefetch_ticks else None
+        self._worker = Worker("chunk")
         self._plan: _Plan | None = None
         self._request: _Request | None = None
-        self._ahead: Future[None] | None = None
+        self._ahead: Job[None] | None = None
         self._held: Positions | None = None  # (J,) the last action
         self._begin()
 
     def reset(self, task: str, seed: int) -> None:
-        """Start `task` from the beginning. Counters and durations are kept over resets."""
-        waiting = [self._ahead, self._request.answer if self._request else None]
+        """Start `task` from the beginning. Counters and durations are kept over resets.
+
+        Raises what the computation of an earlier chunk raised, and TimeoutError when a chunk or the
+        encoding of the task hangs.
+        """
+        waiting = [self._ahead, self._request.job if self._request else None]
         self._begin()  # first, or the error of a failed chunk would be raised by every later reset
-        for future in waiting:
-            if future is not None:
-                future.result()
-        self.policy.reset(task, seed)
+        for job in waiting:
+            if job is not None:
+                job.result()
+        self._worker.submit(lambda: self.policy.reset(task, seed), START_S).result()
 
     def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Action:
         """Observe and return the action of this tick. Raises what the computation of a chunk
-        raised.
+        raised, and Stop("chunk timeout") when one hangs.
         """
+        self._check_deadlines()
         self.policy.observe(positions, frames)
         requested = NONE
         self._take_answer()
@@ -132,13 +157,14 @@ class ChunkQueue(ActionSource):
         """Use the time after a command: if the next tick requests a chunk, compute now what does
         not depend on the observation of that tick.
         """
+        self._check_deadlines()  # in ticks with stale frames there is no `step`
         if self._request is None and self._remaining() <= self.prefetch_ticks:
             self._ahead = self._submit(self.policy.prepare())
 
     @property
     def is_computing(self) -> bool:
         """Whether a requested chunk is not finished."""
-        return self._request is not None and not self._request.answer.done()
+        return self._request is not None and not self._request.job.answer.done()
 
     def stats(self) -> dict[str, Any]:
         return {
@@ -152,11 +178,12 @@ class ChunkQueue(ActionSource):
         }
 
     def close(self) -> None:
-        """End the worker thread; waits for a chunk that is being computed. Safe to call twice."""
-        if self._worker is not None:
-            self._worker.shutdown(wait=True, cancel_futures=True)
-        if self._request is not None and not self._request.answer.cancelled():
-            error = self._request.answer.exception()
+        """End the worker thread. A chunk that hangs is left behind. Safe to call twice."""
+        if not self._worker.close():
+            log.warning("a chunk is still being computed: its thread is left behind")
+        if self._request is not None and self._request.job.answer.done():
+            answer = self._request.job.answer
+            error = None if answer.cancelled() else answer.exception()
             if error is not None:
                 log.warning("the chunk that was being computed at the end failed: %r", error)
         self._request = None
@@ -175,17 +202,40 @@ class ChunkQueue(ActionSource):
         compute = self.policy.request()
         from_rest = self._plan is None or not self._plan.holds(self._tick)
         due = self._tick + max(0, self._remaining())
-        answer = self._submit(lambda: self._timed(compute))
-        self._request = _Request(self._asked, self._tick, due, from_rest, answer)
+        job = self._submit(lambda: self._timed(compute))
+        self._request = _Request(self._asked, self._tick, due, from_rest, job)
         self._asked += 1
         return self._request.number
 
-    def _submit(self, job: Callable[[], T]) -> Future[T]:
-        if self._worker is not None:
-            return self._worker.submit(job)
-        done: Future[T] = Future()
-        done.set_result(job())
-        return done
+    def _submit(self, job: Callable[[], T]) -> Job[T]:
+        return self._worker.submit(job, self._limit_s())
+
+    def _limit_s(self) -> float:
+        if self.timeout_s is not None:
+            return self.timeout_s
+        p95_s = self.timings.percentile("chunk", 95)
+        return START_S if p95_s is None else chunk_timeout_s(p95_s)
+
+    def _check_deadlines(self) -> None:
+        for job in (self._ahead, self._request.job if self._request else None):
+            if job is not None and job.overdue:
+                raise self._hangs(job.limit_s)
+
+    def _hangs(self, limit_s: float) -> Stop:
+        return Stop(
+            "chunk timeout",
+            f"a chunk was not finished {limit_s:.1f} s after it was requested: the backend hangs "
+            "(mtdit bench times it, --backend chooses another), or this computer is too slow for "
+            "the limit (--chunk-timeout)",
+        )
+
+    def _chunk_of(self, job: Job[Chunk]) -> Chunk:
+        try:
+            return job.result()
+        except TimeoutError:
+            if job.answer.done():
+                raise
+            raise self._hangs(job.limit_s) from None
 
     def _timed(self, compute: Callable[[], Chunk]) -> Chunk:
         with self.timings.time("chunk"):
@@ -193,16 +243,19 @@ class ChunkQueue(ActionSource):
 
     def _take_answer(self) -> None:
         """Switch to the requested chunk if it is due and either finished or to be waited for."""
-        if self._ahead is not None and self._ahead.done():
-            self._ahead.result()  # raises what `prepare` raised in the thread
+        if self._ahead is not None and self._ahead.answer.done():
+            self._ahead.answer.result()  # raises what `prepare` raised in the thread
             self._ahead = None
         request = self._request
-        if request is None or self._tick < request.due or not (self.wait or request.answer.done()):
+        if request is None or self._tick < request.due:
+            return
+        waits = self.wait or not self.prefetch_ticks
+        if not (waits or request.job.answer.done()):
             return
         self._request = None
         first = self.policy.n_obs_steps - 1
         executed_and_continuation = slice(first, first + 2 * self.policy.n_action_steps)
-        actions = request.answer.result()[executed_and_continuation]
+        actions = self._chunk_of(request.job)[executed_and_continuation]
         start = self._tick if request.from_rest else request.tick
         plan = _Plan(request.number, start, actions)
         if not plan.holds(self._tick):

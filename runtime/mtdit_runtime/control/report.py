@@ -7,7 +7,7 @@ from typing import Any
 
 from mtdit_robots.robot import Observation, Positions
 
-# Others: "stale camera", "bus", "leader", "policy error", "blocked", "recording"
+# Others: "stale camera", "bus", "leader", "policy error", "chunk timeout", "blocked", "recording"
 GOOD_REASONS = ("duration", "success", "interrupted")
 
 

@@ -213,7 +213,7 @@ def _bundle(folder: Path | None) -> tuple[Bundle | None, list[Check]]:
         bundle = open_bundle(folder)
         engines = choose_engines(bundle)
         latency_s = warm_up_s(bundle, engines)
-    except UserError as error:
+    except (UserError, TimeoutError) as error:
         return None, [Check("bundle", FAIL, f"{folder} does not run here", str(error))]
     m = bundle.manifest
     too_slow = latency_s * m.fps > m.n_action_steps / 2

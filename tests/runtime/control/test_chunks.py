@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.control.chunks import ChunkQueue, auto_prefetch
+from mtdit_runtime.control.chunks import LEAST_TIMEOUT_S, ChunkQueue, auto_prefetch
+from mtdit_runtime.control.safety import Stop
 from mtdit_runtime.timings import Timings
+from mtdit_runtime.worker import START_S
 
 N_OBS, N_ACT = 2, 6
 
@@ -302,3 +304,49 @@ def test_a_chunk_of_nonsense_leaves_no_nan_in_the_report() -> None:
     queue.reset("", 0)
     play(queue, 3 * N_ACT)
     assert np.isfinite(queue.seam_jump).all()
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize(("k", "number"), [(0, 0), (2, 0), (0, 1), (2, 1)])
+def test_a_chunk_that_hangs_ends_the_run(k: int, number: int, wait: bool) -> None:
+    """The first one and a later one, in lock-step and in real time."""
+    gate = LateOnce(number)
+    queue = ChunkQueue(CountingPolicy(compute=gate), k, wait, timeout_s=0.1)
+    queue.reset("task", 0)
+    began = time.monotonic()
+    with pytest.raises(Stop, match=r"not finished 0\.1 s after .*--chunk-timeout") as stop:
+        play(queue, 10_000, after=lambda tick: time.sleep(1e-3))
+    assert stop.value.reason == "chunk timeout"
+    queue.close()
+    assert time.monotonic() - began < 5
+    gate.go.set()
+
+
+def for_ever(call: Callable[[], None]) -> None:
+    while True:
+        call()
+        time.sleep(1e-3)
+
+
+def test_working_ahead_that_hangs_ends_the_run_too() -> None:
+    go = threading.Event()
+
+    class Hanging(CountingPolicy):
+        def prepare(self) -> Callable[[], None]:
+            return lambda: go.wait(20) and None
+
+    queue = ChunkQueue(Hanging(), 2, wait=False, timeout_s=0.1)
+    queue.reset("task", 0)
+    with pytest.raises(Stop, match="chunk timeout"):
+        for_ever(queue.prepare)  # frames are stale: nothing else is called
+    queue.close()
+    go.set()
+
+
+def test_the_limit_comes_from_the_chunks_before() -> None:
+    queue = ChunkQueue(CountingPolicy(), 0)
+    assert queue._limit_s() == START_S
+    queue.timings.add("chunk", 0.1)
+    assert queue._limit_s() == LEAST_TIMEOUT_S
+    queue.timings.add("chunk", 2.0)
+    assert queue._limit_s() == pytest.approx(10 * (0.1 + 0.95 * 1.9))

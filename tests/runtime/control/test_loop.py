@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,6 +78,41 @@ def test_lock_step_is_deterministic_with_prefetch(
         queue.close()
         runs.append(np.array(robot.commands))
     np.testing.assert_array_equal(*runs)
+
+
+class Hanging:
+    """The toy policy; its third chunk never comes until `go` is set."""
+
+    def __init__(self, policy: BundlePolicy) -> None:
+        self._policy, self._asked, self.go = policy, 0, threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def request(self) -> Callable[[], Any]:
+        compute = self._policy.request()
+        self._asked += 1
+        if self._asked < 3:
+            return compute
+        return lambda: self.go.wait(60) and compute()
+
+
+@pytest.mark.parametrize("real_time", [False, True])
+def test_an_inference_that_hangs_ends_the_run_and_the_arm_goes_home(
+    policy: BundlePolicy, robot: Any, real_time: bool
+) -> None:
+    hanging = Hanging(policy)
+    queue = ChunkQueue(hanging, 2, wait=not real_time, timeout_s=0.3)
+    queue.reset(TASK, 0)
+    limits = replace(Limits.none(3), max_step=np.full(3, 10.0))
+    safety = Safety(policy.joints, limits, SafetyConfig(ramp_s=0))
+    clock = RealClock() if real_time else LockstepClock()
+    report = run_loop(robot, queue, safety, LoopConfig(FPS, home_s=0.5), clock)
+    queue.close()
+    hanging.go.set()
+    assert (report.reason, report.ok) == ("chunk timeout", False)
+    assert "--chunk-timeout" in report.detail
+    np.testing.assert_allclose(robot.commands[-1], robot.start, atol=1e-9)
 
 
 def test_success_must_last(drive: Any) -> None:
