@@ -21,7 +21,6 @@ FLAGS = {
     "resume": "--resume",
     "duration_s": "--duration",
     "prefetch_ticks": "--prefetch",
-    "chunk_timeout_s": "--chunk-timeout",
     "log_frames_mb": "--log-frames",
     "lockstep": "--clock",
     "safety": "--max-speed",

@@ -107,7 +107,7 @@ class EvalOptions:
     instruction: str | None = None
     prefetch_ticks: int = 0
     # Seconds after which a chunk hangs; None: 10 times the latency so far, at least 3.
-    chunk_timeout_s: float | None = None
+    chunk_timeout: float | None = None
     success_ticks: int = 3
     joints: Sequence[Joint] | None = None  # apply their limits, as on a robot; None: no limits
 
@@ -147,7 +147,7 @@ def evaluate(
             seed = episode_seed(options.seed, index)
             twin.reset(task, seed)
             safety, clock = _safety(policy, options.joints), LockstepClock()
-            queue = ChunkQueue(policy, options.prefetch_ticks, timeout_s=options.chunk_timeout_s)
+            queue = ChunkQueue(policy, options.prefetch_ticks, timeout_s=options.chunk_timeout)
             with closing(queue):
                 queue.reset(instruction, seed)
                 report = run_loop(robot, queue, safety, config, clock, twin.success, on_tick)

@@ -51,7 +51,7 @@ class RunOptions:
     prefetch_ticks: int | None = None  # None: chosen from the measured latency
     # Seconds after which a chunk hangs and the run ends; None: 10 times the latency measured before
     # the run, at least 3.
-    chunk_timeout_s: float | None = None
+    chunk_timeout: float | None = None
     lockstep: bool = False  # use the twin's lock-step clock
     new_task: bool = False  # allow an instruction that is not in the training data
     # Seconds for the return to the start pose; 0: the arm stays where it is and loses torque there.
@@ -104,7 +104,7 @@ def run(
         check_robot(policy, robot.joints, robot.cameras)
         latency_s = warm_up_s(opened, engines)
         prefetch_ticks = _prefetch(opened.manifest, latency_s, options, say)
-        timeout_s = options.chunk_timeout_s or chunk_timeout_s(latency_s)
+        timeout_s = options.chunk_timeout or chunk_timeout_s(latency_s)
         queue = ChunkQueue(policy, prefetch_ticks, options.lockstep, timeout_s)
         # After the arm is released: closing the queue may have to wait for a chunk.
         after_release.callback(queue.close)

@@ -151,7 +151,7 @@ def test_a_dead_twin_is_no_failure_of_the_policy(policy: BundlePolicy, twin: Scr
 def test_a_policy_that_hangs_ends_the_evaluation(policy: BundlePolicy, twin: ScriptedTwin) -> None:
     go = threading.Event()
     policy.request = lambda: lambda: go.wait(60)  # type: ignore[assignment, method-assign]
-    options = EvalOptions(2, chunk_timeout_s=0.1)
+    options = EvalOptions(2, chunk_timeout=0.1)
     with pytest.raises(TimeoutError, match="hangs in the episode with seed 1000000: a chunk was"):
         evaluate(policy, twin, TASK, options)
     go.set()

@@ -141,7 +141,7 @@ def run(
             duration_s=duration,
             seed=seed,
             prefetch_ticks=prefetch,
-            chunk_timeout_s=chunk_timeout,
+            chunk_timeout=chunk_timeout,
             lockstep=arm.lockstep,
             new_task=True,  # it has been checked
             home_s=(0.0 if is_twin else RunOptions.home_s) if home_s is None else home_s,
@@ -230,7 +230,7 @@ def evaluate(
         raise UserError("--bundle and --checkpoint exclude each other: give only one of them")
     tasks = [find_task(name).name for name in task]
     policy = load(checkpoint or bundle or BUNDLE, backend.value)
-    options = EvalOptions(episodes, seed, max_s, instruction, chunk_timeout_s=chunk_timeout)
+    options = EvalOptions(episodes, seed, max_s, instruction, chunk_timeout=chunk_timeout)
     reports = []
     arm = ArmOptions(RobotKind.twin, clock=ClockKind.lockstep)
     with open_rig(arm, size=policy.frame_sizes) as rig, progress() as bars:
