@@ -80,7 +80,10 @@ HARMLESS = {  # flag -> the only value that is supported, and what to do instead
     ),
 }
 REFUSED = {  # flag, or the group it belongs to -> what to do instead
-    "dataset.episodes": "make a dataset of these episodes with `lerobot-edit-dataset`",
+    "dataset.episodes": (
+        "make a dataset without the others with "
+        "`lerobot-edit-dataset --operation.type delete_episodes`"
+    ),
     "dataset.revision": "download that revision and pass its folder as --dataset.root",
     "peft": "adapters are not supported; leave it out to train all weights",
     "optimizer": "use --policy.optimizer_lr, _betas, _eps and _weight_decay, and --grad-clip-norm",

@@ -302,6 +302,14 @@ class Loader:
             lines.append(
                 f"{episodes} of {len(self.ends)} episodes are held out for the validation loss"
             )
+            numbers, counts = np.unique(self.task[self.ends - 1], return_counts=True)
+            single = [self.cache.info.facts.tasks[t] for t in numbers[counts == 1]]
+            if single:
+                more = f" and {len(single) - 3} more" if len(single) > 3 else ""
+                lines.append(
+                    f"trained on and not held out, because they are a task's only episode: "
+                    f"{', '.join(map(repr, single[:3]))}{more}"
+                )
         return lines
 
     def describe_rows(self, rows: Sequence[int] | Rows, most: int = 8) -> str:

@@ -74,19 +74,25 @@ def usable_rows(ends: Rows, drop_n_last_frames: int) -> Rows:
 def held_out_episodes(episode_tasks: Sequence[int], tasks: Sequence[str], split: float) -> Rows:
     """Numbers of the held-out episodes: the last ceil(n * split) of each task's n episodes.
 
-    This is LeRobot's eval_split. episode_tasks: (E,) index into `tasks`. UserError when a task
-    would have no training episode left (LeRobot allows it).
+    This is LeRobot's eval_split, except that a task with a single episode is left out of it, since
+    nothing would be left to train on. episode_tasks: (E,) index into `tasks`. UserError when
+    another task would have no training episode left, or when no task has a second episode.
     """
     held: list[int] = []
     for task in sorted(set(episode_tasks)) if split else ():
         episodes = [e for e, t in enumerate(episode_tasks) if t == task]
-        count = math.ceil(len(episodes) * split)
+        count = math.ceil(len(episodes) * split) if len(episodes) > 1 else 0
         if count == len(episodes):
             raise UserError(
                 f"val_split {split:g} leaves no training episode of {tasks[task]!r}, which has "
-                f"{len(episodes)}; lower val_split or record more"
+                f"{len(episodes)}; lower --val-split or record more"
             )
         held += episodes[len(episodes) - count :]
+    if split and not held:
+        raise UserError(
+            "val_split needs a task with at least two episodes, but every task has one; record "
+            "more, or train without --val-split"
+        )
     return np.array(sorted(held), np.int64)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mtdit.checkpoint.names import CHECKPOINTS, LIVE, OPTIMIZER, PRETRAINED, TRAIN_CONFIG
+from mtdit.checkpoint.names import CHECKPOINTS, FACTS, LIVE, OPTIMIZER, PRETRAINED, TRAIN_CONFIG
 from mtdit.checkpoint.training_state import read_training_state
 from mtdit.checkpoint.write import PretrainedFiles, point_at, save_checkpoint
 from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
@@ -36,6 +36,14 @@ class Best:
 
     step: int
     loss: float
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The size of the dataset that a run trains on, to notice that it has changed."""
+
+    episodes: int
+    frames: int
 
 
 @dataclass
@@ -82,6 +90,7 @@ class CheckpointManager:
     config: TrainConfig
     group: ProcessGroup
     files: PretrainedFiles
+    data: TrainedOn | None = None
     saved: tuple[Path, int, Best | None] | None = None  # newest checkpoint: folder, step, best
 
     def save(self, state: TrainState, elapsed_s: float) -> Path:
@@ -126,6 +135,7 @@ class CheckpointManager:
             "elapsed_s": elapsed_s,
             "best": asdict(state.best) if state.best else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "data": asdict(self.data) if self.data else None,
         }
 
     def _prune(self, needed: set[int]) -> None:
@@ -175,6 +185,8 @@ def resume(
     checkpoints.saved = (checkpoint, state.step, state.best)
     for line in _differences(checkpoints, checkpoint, stored.numbers):
         say(line)
+    for line in _other_data(checkpoints, checkpoint, stored.numbers):
+        say(line)
     if state.step >= checkpoints.config.steps:
         say(
             f"already trained {state.step} of {checkpoints.config.steps} steps: "
@@ -205,6 +217,33 @@ def _differences(
     )
     held_out = read_json(checkpoint / PRETRAINED / TRAIN_CONFIG).get("val_split", 0.0)
     return [changed] * (now != before) + [leaked] * (checkpoints.config.val_split > held_out)
+
+
+def _other_data(
+    checkpoints: CheckpointManager, checkpoint: Path, numbers: Mapping[str, Any]
+) -> list[str]:
+    """What holds for a run whose dataset has changed since the checkpoint, one line each."""
+    before, now = numbers.get("data"), checkpoints.data
+    facts = checkpoint / PRETRAINED / FACTS
+    earlier = read_json(facts).get("tasks", []) if facts.is_file() else None
+    tasks = checkpoints.files.facts.tasks
+    new = [] if earlier is None else [task for task in tasks if task not in earlier]
+    lines = []
+    if now is not None and isinstance(before, dict) and before != asdict(now):
+        lines.append(
+            f"the dataset has changed since the checkpoint: {now.episodes} episodes with "
+            f"{now.frames} frames, before {before.get('episodes')} with {before.get('frames')}; "
+            "all of them are trained on from here on, normalised by the statistics of the first "
+            "dataset"
+        )
+        if checkpoints.config.val_split:
+            lines.append("other episodes are held out now: compare validation losses from here on")
+    if new:
+        lines.append(
+            f"new tasks since the checkpoint: {', '.join(map(repr, new))}; the learning rate goes "
+            "on falling, so raise --steps, or start another run with --init-from and another --out"
+        )
+    return lines
 
 
 def written_by_mtdit(checkpoint: Path) -> bool:

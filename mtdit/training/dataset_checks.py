@@ -191,9 +191,23 @@ def _outside(setup: TrainingSetup) -> Iterator[str]:
         if out.any():
             yield (
                 f"{key} is outside the range of its statistics in {out.mean():.1%} of the frames: "
-                "the statistics are those of another dataset; delete meta/stats.json, and mtdit "
-                "computes them, or train without --init-from"
+                f"{_statistics_remedy(setup.train)}"
             )
+
+
+def _statistics_remedy(train: TrainConfig) -> str:
+    """Why the statistics do not cover the dataset, and what helps: they belong to the weights."""
+    if train.resume:
+        return (
+            "a resumed run keeps the statistics that it began with, and actions beyond them are "
+            "hard to learn; for the new range start another run with another --out"
+        )
+    if train.init_from is not None:
+        return (
+            "--init-from keeps the statistics that its weights were trained with; "
+            "train without it for the new range"
+        )
+    return "they are those of other data: delete meta/stats.json, and mtdit computes them"
 
 
 def _batch(setup: TrainingSetup) -> Iterator[str]:

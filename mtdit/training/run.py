@@ -27,6 +27,7 @@ from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
 from mtdit.policies.multi_task_dit.presets import PRESETS
 from mtdit.training.checkpoints import (
     CheckpointManager,
+    TrainedOn,
     new_train_state,
     output_dir_lock,
     resume,
@@ -119,7 +120,12 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
         reporter.say(line)
 
     files = PretrainedFiles(policy, {}, stats, facts, tokenizer, train_config_json(config), names)
-    state, checkpoints = new_train_state(config, policy), CheckpointManager(config, group, files)
+    state, checkpoints = (
+        new_train_state(config, policy),
+        CheckpointManager(
+            config, group, files, TrainedOn(len(cache.episode_ends), len(cache.state))
+        ),
+    )
     if resumed is not None:
         resume(state, checkpoints, resumed, reporter.say)
     return Run(state, loader, checkpoints)

@@ -19,6 +19,7 @@ import numpy as np
 from mtdit_robots.errors import UserError
 from mtdit_robots.files import new_file, part_of
 from mtdit_robots.so101.joints import IDS, JOINTS, MAX_TICK, Ranges
+from mtdit_robots.so101.other_calibrations import other_calibration
 
 MAX_HOMING_OFFSET = 2047  # 11-bit magnitude in the servo
 # 18 degrees, less than any joint can move: a smaller range means the joint was not swept
@@ -274,6 +275,8 @@ def _parse(content: object) -> dict[str, JointCalibration]:
             "it is not a JSON object with one entry per joint; use the file that "
             "`mtdit calibrate` wrote"
         )
+    if wrong := other_calibration(content, JOINTS):
+        raise ValueError(wrong)
     _check_names(content, JOINTS, "joint")
     calibration = {joint: _parse_joint(joint, content[joint]) for joint in JOINTS}
     for joint in JOINTS:
@@ -316,6 +319,8 @@ def _check_values(joint: str, values: JointCalibration) -> None:
         problem = f"homing_offset {values.homing_offset} is beyond +-{MAX_HOMING_OFFSET}"
     elif values.range_min < 0 or values.range_max > MAX_TICK:
         problem = f"{span} is not within 0..{MAX_TICK}"
+    elif values.range_max < values.range_min:
+        problem = f"{span} runs backwards: range_min is above range_max"
     elif values.range_max - values.range_min < MIN_SPAN_TICKS:
         problem = f"{span} is narrower than {MIN_SPAN_TICKS} ticks, was it moved from stop to stop?"
     else:

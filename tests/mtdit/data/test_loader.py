@@ -314,9 +314,13 @@ def test_validation_is_the_same_whoever_computes_it(long_cache: FrameCache) -> N
         assert batch.valid_actions == pytest.approx(total * len(batch.state) / 25)
 
 
-def test_a_task_with_one_episode_cannot_be_split(cache: FrameCache) -> None:
-    with pytest.raises(UserError, match=r"leaves no training episode of 'close the drawer'"):
-        make_loader(cache, 4, val_split=0.2)
+def test_a_task_with_one_episode_is_left_out_of_the_split(cache: FrameCache) -> None:
+    """It is trained on, and a line says so."""
+    loader = make_loader(cache, 4, val_split=0.2)
+    lines = "\n".join(loader.summary())
+    assert "trained on and not held out, because they are a task's only episode" in lines
+    assert "'close the drawer'" in lines
+    assert "1 of 3 episodes are held out" in lines
 
 
 # --- made ahead

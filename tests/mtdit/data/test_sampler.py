@@ -83,8 +83,15 @@ def test_held_out_episodes_are_lerobots() -> None:
             [tasks[t] for t in of], split
         )
     assert held_out_episodes(of, tasks, 0.0).tolist() == []
-    with pytest.raises(UserError, match=r"leaves no training episode of 'b', which has 1"):
-        held_out_episodes([0, 0, 0, 1], ["a", "b"], 0.1)
+    with pytest.raises(UserError, match=r"leaves no training episode of 'b', which has 2"):
+        held_out_episodes([0, 0, 0, 1, 1], ["a", "b"], 0.6)
+
+
+def test_a_task_with_one_episode_is_not_held_out() -> None:
+    """LeRobot would leave nothing of it to train on."""
+    assert held_out_episodes([0, 0, 0, 1], ["a", "b"], 0.1).tolist() == [2]
+    with pytest.raises(UserError, match="every task has one"):
+        held_out_episodes([0, 1], ["a", "b"], 0.1)
 
 
 def lerobot_eval_episodes(tasks: list[str], split: float) -> list[int]:

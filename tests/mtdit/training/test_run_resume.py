@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import small_recording
 import torch
 from full_disk import disk
 from small_run import Watcher, config_for, run
@@ -136,3 +137,23 @@ def test_what_resuming_has_to_say(frames: Path, clip_folder: Path, tmp_path: Pat
 def test_nothing_to_resume(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint"):
         run(config_for(frames, tmp_path / "new", clip_folder, resume=True))
+
+
+def test_a_dataset_that_grew(clip_folder: Path, tmp_path: Path) -> None:
+    """What the resumed run trains on is said, and the remedies named are ones that help."""
+    few, more = small_recording.LENGTHS[:1], small_recording.LENGTHS
+    began = small_recording.write(tmp_path / "few", video=False, lengths=few)
+    grown = small_recording.write(tmp_path / "grown", video=False, lengths=more)
+    options = {"steps": 1, "policy": {"drop_n_last_frames": 0}}
+    config = config_for(began, tmp_path / "run", clip_folder, **options)
+    run(config)
+    watcher = Watcher()
+    train(replace(config, dataset=str(grown), resume=True, steps=2), watcher)
+    told = "\n".join(watcher.lines)
+    assert "3 episodes with 38 frames, before 1 with 12; all of them are trained on" in told
+    assert "new tasks since the checkpoint: 'close the drawer'" in told
+    assert "a resumed run keeps the statistics that it began with" in told
+    assert "delete meta/stats.json" not in told
+    again = Watcher()
+    train(replace(config, dataset=str(grown), resume=True, steps=3), again)
+    assert not [line for line in again.lines if "since the checkpoint" in line]

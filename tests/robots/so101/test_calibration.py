@@ -75,7 +75,7 @@ def dropped(joint: str, key: str) -> Callable[[Any], Any]:
             lambda c: {j: v for j, v in c.items() if j != "gripper"},
             "missing joint: gripper; run `mtdit calibrate`",
         ),
-        (lambda c: {**c, "left_arm": c["gripper"]}, "unknown joint 'left_arm'"),
+        (lambda c: {**c, "left_arm": c["gripper"]}, "'left_arm' is not one of its joints"),
         (lambda c: list(c), "is not a JSON object with one entry per joint"),
         (lambda c: {**c, "gripper": 5}, "gripper is not an object with the keys id, drive_mode"),
         (
@@ -101,7 +101,7 @@ def dropped(joint: str, key: str) -> Callable[[Any], Any]:
         (changed("gripper", range_max=4096), "gripper range 2021..4096 is not within 0..4095"),
         (changed("gripper", range_min=-1), "gripper range -1..3487 is not within 0..4095"),
         (changed("gripper", range_min=3400), "gripper range 3400..3487 is narrower than 200 ticks"),
-        (changed("gripper", range_min=3500), "gripper range 3500..3487 is narrower than 200 ticks"),
+        (changed("gripper", range_min=3500), "gripper range 3500..3487 runs backwards"),
     ],
 )
 def test_a_damaged_file_is_refused_by_name(
@@ -312,3 +312,44 @@ def test_what_no_servo_holds_is_said(calibration: Calibration) -> None:
         said == "not compared: drive_mode, which no servo holds; the file says gripper drive_mode 1"
     )
     assert not_compared(calibration).endswith("it is 0 in the file")
+
+
+OLD = {"homing_offset": [1], "drive_mode": [0], "motor_names": ["gripper"], "calib_mode": ["X"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda good: OLD, "lists of a LeRobot before 0.2"),
+        (lambda good: {f"main_{k}": v for k, v in good.items()}, "name of a LeRobot before 0.2"),
+        (lambda good: {**good, "wrist_yaw": good["gripper"]}, "7 motors, and an SO-101 has 6"),
+        (lambda good: {f"left_{k}": v for k, v in good.items()}, "of another arm, with the motors"),
+        (
+            lambda good: {
+                **good,
+                "gripper": good["gripper"] | {"range_min": 3000, "range_max": 9},
+            },
+            "range 3000..9 runs backwards",
+        ),
+    ],
+)
+def test_calibrations_of_another_arm_or_time(change: Any, says: str, tmp_path: Path) -> None:
+    """Called what they are, with no name offered that would make them pass."""
+    good = {
+        joint: {
+            "id": number,
+            "drive_mode": 0,
+            "homing_offset": 0,
+            "range_min": 900,
+            "range_max": 3000,
+        }
+        for number, joint in enumerate(JOINTS, start=1)
+    }
+    path = tmp_path / "arm.json"
+    path.write_text(json.dumps(good))
+    load(path)
+    path.write_text(json.dumps(change(good)))
+    with pytest.raises(UserError, match=re.escape(says)) as refused:
+        load(path)
+    assert "mtdit calibrate" in str(refused.value)
+    assert "did you mean" not in str(refused.value)
