@@ -36,8 +36,8 @@ def check_info(root: Path, info: Any) -> None:
         if key not in info["features"]:
             raise UserError(
                 f"{root} has no feature {key!r}, it has {', '.join(info['features'])[:300]}: it is "
-                "of another robot or program; convert it with that program's converter to LeRobot's "
-                f"names, one vector {STATE} and one {ACTION}, or record with `mtdit record`"
+                "of another robot or program; convert it with that program's converter, to "
+                f"LeRobot's names: one vector {STATE} and one {ACTION}, or record with `mtdit record`"
             )
     if type(info.get("fps")) is not int or info["fps"] <= 0:
         raise UserError(f"{root}/{INFO}: fps must be a positive integer, got {info.get('fps')!r}")
