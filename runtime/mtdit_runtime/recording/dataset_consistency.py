@@ -37,7 +37,7 @@ def check_info(root: Path, info: Any) -> None:
             raise UserError(
                 f"{root} has no feature {key!r}, it has {', '.join(info['features'])[:300]}: it is "
                 "of another robot or program; convert it with that program's converter, to "
-                f"LeRobot's names: one vector {STATE} and one {ACTION}, or record with `mtdit record`"
+                f"LeRobot's names (one vector {STATE}, one {ACTION}), or use `mtdit record`"
             )
     if type(info.get("fps")) is not int or info["fps"] <= 0:
         raise UserError(f"{root}/{INFO}: fps must be a positive integer, got {info.get('fps')!r}")
