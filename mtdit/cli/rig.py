@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtdit.cli.options import ArmOptions, RobotKind, camera_sources
+from mtdit.cli.terminal.console import console
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import IMAGES, STATE
 
@@ -70,6 +72,24 @@ def open_rig(
     with Twin(image_size=one, clock=arm.clock.value) as twin:
         twin.reset(scene, arm.seed)
         yield Rig(twin.robot(arm.bus.value, names), twin)
+
+
+def scene_for(task: str, given: str | None) -> str:
+    """The twin's task whose scene and success an instruction gets: the one that was given, its own,
+    or the nearest, which is said. UserError for a given one that the twin does not have.
+    """
+    from mtdit_robots.twin.tasks import TASKS, find_task
+
+    if given is not None:
+        return find_task(given).name
+    if task in TASKS:
+        return task
+    scene = next(iter(difflib.get_close_matches(task, TASKS, n=1, cutoff=0.0)), next(iter(TASKS)))
+    console.print(
+        f"the twin has no task {task!r}: its scene and its success are those of {scene!r} "
+        "(--scene chooses another)"
+    )
+    return scene
 
 
 def _real(

@@ -71,6 +71,14 @@ def run(
     bus: Bus = BusKind.own,
     bus_timeout: BusTimeout = 0.05,
     clock: Clock = ClockKind.real,
+    scene: Annotated[
+        str | None,
+        option(
+            "Robot",
+            "Task of the twin whose scene is set up and whose success ends the run; default: "
+            "--task, or the nearest to it.",
+        ),
+    ] = None,
     camera: CameraList = None,
     rename_map: RenameMap = None,
     max_speed: Annotated[
@@ -117,7 +125,7 @@ def run(
     json_out: Json = None,
 ) -> None:
     """Run a bundle's policy on a real arm or on the twin, without torch."""
-    from mtdit.cli.rig import cameras_renamed, open_rig
+    from mtdit.cli.rig import cameras_renamed, open_rig, scene_for
     from mtdit.cli.terminal.tables import report_table
     from mtdit_runtime.bundle.bundle import open_bundle
     from mtdit_runtime.control.safety import SafetyConfig
@@ -135,7 +143,10 @@ def run(
     arm = ArmOptions(kind, port, calibration, bus, bus_timeout, clock, seed)
     sizes = {c.name: (c.height, c.width) for c in manifest.cameras}
     names = cameras_renamed(read_rename_map(rename_map or ""), list(sizes))
-    with open_rig(arm, camera, sizes, manifest.fps, task, names) as rig:
+    if scene is not None and not is_twin:
+        raise UserError("--scene is for the twin: leave it out, or use --robot twin")
+    set_up = scene_for(task, scene) if is_twin else None
+    with open_rig(arm, camera, sizes, manifest.fps, set_up, names) as rig:
         options = RunOptions(
             backend=backend.value,
             duration_s=duration,

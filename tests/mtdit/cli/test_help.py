@@ -37,7 +37,7 @@ LEADER = {"leader_port", "leader_calibration", "height", "width", "seed"}
 # The options of each call, and what the command takes besides: what runs, on which robot, where the
 # result goes.
 CALLS = {
-    "run": (RunOptions, {"bundle", "task", "rename_map", *ARM, "json_out"}),
+    "run": (RunOptions, {"bundle", "task", "scene", "rename_map", *ARM, "json_out"}),
     "export": (ExportOptions, {"checkpoint", "out", "int8", "build", "json_out"}),
     "eval": (EvalOptions, {"bundle", "checkpoint", "robot", "task", "backend", "json_out"}),
     "build": (BuildOptions, {"bundle"}),

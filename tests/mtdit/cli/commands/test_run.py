@@ -28,6 +28,22 @@ def test_run_of_an_unknown_task_suggests_the_nearest(run_folder: Path) -> None:
     assert_one_line(done, "did you mean 'open the drawer'?")
 
 
+def test_a_new_task_runs_in_the_scene_that_is_nearest_or_given(run_folder: Path) -> None:
+    words = ("run", "--bundle", "policy.mtdit", "--new-task", "--duration", "0.1")
+    twin = (*words, "--clock", "lockstep", "--backend", "onnx")
+    done = mtdit(*twin, "--task", "pull the drawer open", cwd=run_folder)
+    assert done.returncode == 0, done.stderr
+    said = "the twin has no task 'pull the drawer open': its scene and its success are those of "
+    assert f"{said}'open the drawer' (--scene" in " ".join(done.stdout.split())
+    scene = ("--scene", "put the red cube in the bowl")
+    done = mtdit(*twin, "--task", "bowl it", *scene, cwd=run_folder)
+    assert (done.returncode, "has no task" in done.stdout) == (0, False), done.stderr
+    done = mtdit(*twin, "--task", "bowl it", "--scene", "put it in the bowl", cwd=run_folder)
+    assert_one_line(done, "the twin has no task 'put it in the bowl': did you mean")
+    done = mtdit(*words, "--task", "bowl it", "--port", "/dev/none", *scene, cwd=run_folder)
+    assert_one_line(done, "--scene is for the twin")
+
+
 def so101(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     cameras = ("--camera", "top=/dev/video90", "--camera", "wrist=/dev/video91")
     words = (
