@@ -69,7 +69,7 @@ def open_rig(
 
     scene = find_task(next(iter(TASKS)) if task is None else task).name
     one = size if isinstance(size, tuple) else _one_size(size)
-    with Twin(image_size=one, clock=arm.clock.value) as twin:
+    with Twin(image_size=one, clock=arm.clock.value, fps=fps) as twin:
         twin.reset(scene, arm.seed)
         yield Rig(twin.robot(arm.bus.value, names), twin)
 

@@ -124,8 +124,9 @@ def evaluate(
     """Measure how often a policy solves `task` in new scenes of the twin.
 
     policy: as `mtdit.load` opens it, or another `Policy`. twin: with the clock "lockstep" and the
-    policy's image_size. on_episode(episode, index) is called after each episode, on_tick after each
-    command. UserError for a bad number of episodes, a policy whose rate is not the twin's, a
+    policy's image_size and fps. on_episode(episode, index) is called after each episode,
+    on_tick after each command. UserError for a bad number of episodes, a policy whose rate is
+    not the twin's, a
     missing joint or camera, or an unknown task; OSError if the twin stops answering
     or the policy hangs.
 
@@ -134,9 +135,9 @@ def evaluate(
     """
     if not 1 <= options.episodes <= SEED_STRIDE:
         raise UserError(f"episodes must be 1 to {SEED_STRIDE}, got {options.episodes}")
-    check_lockstep(policy.fps)
     began = time.monotonic()
     robot = twin.robot()
+    check_lockstep(policy.fps, robot)
     check_robot(policy, robot.joints, robot.cameras)
     robot.connect()
     instruction = options.instruction or task

@@ -95,7 +95,7 @@ def run(
         if options.video is not None:
             check_film(Path(options.video))
         if options.lockstep:
-            check_lockstep(opened.manifest.fps)
+            check_lockstep(opened.manifest.fps, robot)
         engines = choose_engines(opened, options.backend)
         for engine in engines.per_chunk:
             tell(engine.describe())

@@ -124,7 +124,7 @@ def drive(
     Raises UserError for what the user must fix; every other failure is the reason in the report.
     """
     if options.lockstep:
-        check_lockstep(options.fps)
+        check_lockstep(options.fps, robot)
     clock: Clock = LockstepClock() if options.lockstep else RealClock()
     limits = arm_limits(robot.calibration, options.fps, options.max_speed)
     safety = Safety(robot.joints, limits, options.safety)

@@ -95,3 +95,19 @@ def test_real_time_run_ends_at_home() -> None:
     assert report.exit_errors == ()
     assert report.chunks >= 2
     np.testing.assert_allclose(end, start, atol=8)  # the servo sags and lags
+
+
+@pytest.mark.parametrize("fps", [15, 50])
+def test_a_policy_of_another_rate_is_evaluated_at_its_own(fps: int) -> None:
+    """A tick is 1/fps of simulated time, whatever the physics needs: servos move as far per second
+    as at 30 Hz.
+    """
+    travelled = {}
+    for rate in (30, fps):
+        policy = Wandering()
+        policy.fps = rate
+        with Twin(clock="lockstep", fps=rate) as twin:
+            report = evaluate(policy, twin, TASK, EvalOptions(1, max_s=1.0))
+            travelled[rate] = twin.status()["tick"]
+        assert report.each[0].duration_s == pytest.approx(1.0, abs=1 / rate)
+    assert travelled[fps] == pytest.approx(travelled[30] * fps / 30, abs=2)

@@ -244,7 +244,7 @@ def evaluate(
     options = EvalOptions(episodes, seed, max_s, instruction, chunk_timeout=chunk_timeout)
     reports = []
     arm = ArmOptions(RobotKind.twin, clock=ClockKind.lockstep)
-    with open_rig(arm, size=policy.frame_sizes) as rig, progress() as bars:
+    with open_rig(arm, size=policy.frame_sizes, fps=policy.fps) as rig, progress() as bars:
         assert rig.twin is not None
         for name in tasks:
             bar = bars.add_task(name, total=episodes)

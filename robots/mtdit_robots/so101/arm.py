@@ -26,6 +26,7 @@ from mtdit_robots.so101 import servos
 from mtdit_robots.so101.calibration import Calibration
 from mtdit_robots.so101.joints import IDS, JOINTS, Ticks
 from mtdit_robots.so101.servos import GAINS, JOINT_BY_ID, SERVOS
+from mtdit_robots.timing import TICK_HZ
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class So101Arm:
         self._errors: Mapping[int, Counter[str]] = {}
         self._goal: Ticks | None = None  # (6,) last goal sent
         self._energised = False
+        self.lockstep_hz: float = TICK_HZ  # of a twin whose time waits for commands
 
     @property
     def joints(self) -> tuple[str, ...]:

@@ -24,12 +24,14 @@ import numpy as np
 from mtdit_robots.errors import UserError
 from mtdit_robots.so101.arm import So101Arm
 from mtdit_robots.so101.calibration import JointCalibration
+from mtdit_robots.timing import TICK_HZ
 from mtdit_robots.twin.chain import twin_calibration
 from mtdit_robots.twin.frames import Frame, SharedFrames, TwinCamera, new_memory
 from mtdit_robots.twin.server import Control, Settings
 from mtdit_robots.twin.world import CAMERAS, OVERVIEW
 
 CLOCKS = ("real", "lockstep")
+SLOWEST_HZ, FASTEST_HZ = 1, 200
 START_TIMEOUT_S = 120.0  # the first start tries several renderers, which is slow on a busy computer
 REPLY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
@@ -40,8 +42,9 @@ LOCKSTEP_BUS_TIMEOUT_S = 10.0  # replies wait for physics and rendering
 class Twin:
     """A simulated SO-101 in its own process. Use it as a context manager, or call `close`.
 
-    clock: "real", or "lockstep" (one goal write is one tick of 1/30 s; deterministic and faster
-    than real time). image_size: (height, width) of every camera. link: path of a symbolic link to
+    clock: "real", or "lockstep" (one goal write is one tick of 1/fps s; deterministic and
+    faster than real time). fps: ticks per second, and frames in real time: the rate of the
+    policy. image_size: (height, width) of every camera. link: path of a symbolic link to
     the port, e.g. /tmp/ttySIM0. wire_time: let packets take as long as on a 1 Mbit/s wire.
 
     Attributes: port (the serial device of the simulated bus), calibration, clock, image_size, and
@@ -60,16 +63,21 @@ class Twin:
         image_size: tuple[int, int] = (64, 64),
         link: str | Path | None = None,
         wire_time: bool = False,
+        fps: float = TICK_HZ,
     ) -> None:
         if clock not in CLOCKS:
             raise UserError(f"the twin has no clock {clock!r}: use real or lockstep")
-        self.clock, self.image_size = clock, image_size
+        if not SLOWEST_HZ <= fps <= FASTEST_HZ:
+            raise UserError(
+                f"the twin runs at {SLOWEST_HZ} to {FASTEST_HZ} Hz, not {fps:g}: give another fps"
+            )
+        self.clock, self.image_size, self.fps = clock, image_size, fps
         self.calibration: dict[str, JointCalibration] = twin_calibration()
         memory = new_memory()
         self._frames = SharedFrames(memory, CAMERAS, image_size)
         ours, theirs = socket.socketpair()
         settings = Settings(
-            theirs.fileno(), memory, clock, image_size, str(link) if link else None, wire_time
+            theirs.fileno(), memory, clock, image_size, str(link) if link else None, wire_time, fps
         )
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (stderr of the process)
         self._process = _start(settings, self._errors)
@@ -98,7 +106,9 @@ class Twin:
             TwinCamera(name, self._frames, lockstep, called.get(name, name)) for name in CAMERAS
         ]
         timeout_s = LOCKSTEP_BUS_TIMEOUT_S if lockstep else BUS_TIMEOUT_S
-        return So101Arm(self.port, self.calibration, cameras, timeout_s=timeout_s, bus=bus)
+        arm = So101Arm(self.port, self.calibration, cameras, timeout_s=timeout_s, bus=bus)
+        arm.lockstep_hz = self.fps
+        return arm
 
     def reset(self, task: str, seed: int = 0) -> None:
         """Reset the scene for the instruction and put the arm in its rest pose.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import xml.etree.ElementTree as ET
 
-from mtdit_robots.timing import TICK_S
+from mtdit_robots.timing import TICK_HZ, TICK_S, physics_steps
 from mtdit_robots.twin.arm_figures import (
     ARM,
     GRIPPERFRAME_MM,
@@ -28,7 +28,7 @@ from mtdit_robots.twin.mjcf import add_element, metres, numbers, rgba
 from mtdit_robots.twin.objects import add_bowl, add_cabinet, add_cube
 from mtdit_robots.twin.servo_model import COULOMB_NM, DAMPING_NMS, ROTOR_INERTIA_KGM2, STALL_NM
 
-SUBSTEPS = 8  # physics steps per tick
+SUBSTEPS = physics_steps(TICK_HZ)  # 8
 SUBSTEP_S = TICK_S / SUBSTEPS  # 1/240 s
 
 LARGEST_PICTURE = (960, 1280)  # height, width

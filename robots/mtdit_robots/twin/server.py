@@ -2,10 +2,10 @@
 a control channel.
 
 Bus, physics, cameras and control share one thread. There are two clocks:
-- real: physics follows the wall clock in steps of 1/240 s. The bus is served between steps and
-  between images.
-- lockstep: time passes only when a goal is written while torque is on: one packet is one tick of
-  1/30 s. Cameras are drawn before anything else is answered, so equal commands give equal positions
+- real: physics follows the wall clock in steps of at most 1/240 s. The bus is served between
+  steps and between images.
+- lockstep: time passes only when a goal is written while torque is on: one packet is one tick.
+  Cameras are drawn before anything else is answered, so equal commands give equal positions
   and frames, bit for bit.
 
 Started by `client.Twin`. Ends on request, or when the control channel closes because the parent has
@@ -28,7 +28,6 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.twin.bus import VirtualBus
 from mtdit_robots.twin.frames import SharedFrames
 from mtdit_robots.twin.render import choose_renderer
-from mtdit_robots.twin.scene import SUBSTEP_S, SUBSTEPS
 from mtdit_robots.twin.tasks import TASKS, find_task
 from mtdit_robots.twin.world import CAMERAS, World
 
@@ -45,6 +44,7 @@ class Settings:
     image_size: tuple[int, int]
     link: str | None
     wire_time: bool
+    fps: float  # ticks per second
 
     @staticmethod
     def from_json(text: str) -> Settings:
@@ -57,7 +57,7 @@ class Server:
     def __init__(self, settings: Settings, control: Control) -> None:
         self._control = control
         self._lockstep = settings.clock == "lockstep"
-        self._world = World(next(iter(TASKS.values())))
+        self._world = World(next(iter(TASKS.values())), settings.fps)
         self._frames = SharedFrames(settings.frames_fd, CAMERAS, settings.image_size)
         self._bus = VirtualBus(
             self._world.registers, self._on_goal, self._world.report, settings.wire_time,
@@ -97,9 +97,9 @@ class Server:
                 self._next_step_s += behind_s
             elif behind_s >= 0:
                 self._world.step_substep()
-                self._next_step_s += SUBSTEP_S
+                self._next_step_s += self._world.substep_s
                 substep += 1
-                if substep % SUBSTEPS == 0:
+                if substep % self._world.substeps == 0:
                     self._world.end_tick()
                     to_draw = deque(CAMERAS)
             if to_draw and self._next_step_s - time.monotonic() > 0:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from mtdit_robots.twin import servo_model
 from mtdit_robots.twin.arm_figures import RANGES_RAD
-from mtdit_robots.twin.scene import SUBSTEP_S
 
 FOLLOWER_P = 16.0  # LeRobot's P_Coefficient for the follower
 GRIPPER_TORQUE = 0.5  # LeRobot's Max_Torque_Limit for the gripper, as a fraction
@@ -84,7 +83,7 @@ class Servos:
         """Move every set-point towards its goal for one physics step, at most at the firmware's
         speed. While torque is off, the set-point follows the joint.
         """
-        step = servo_model.SLEW_RAD_S * SUBSTEP_S
+        step = servo_model.SLEW_RAD_S * self._model.opt.timestep
         moved = self._data.ctrl + np.clip(self.goal_rad - self._data.ctrl, -step, step)
         self._data.ctrl[:] = np.where(self.torque_enabled, moved, self._data.qpos[self._qpos])
 

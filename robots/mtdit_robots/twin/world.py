@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from mtdit_robots.errors import UserError
 from mtdit_robots.so101 import calibration as calibrations
 from mtdit_robots.so101.joints import JOINTS, Ranges
+from mtdit_robots.timing import TICK_HZ, physics_steps
 from mtdit_robots.twin import chain, servo_model
 from mtdit_robots.twin.layout import Layout, draw_layout
 from mtdit_robots.twin.render import Renderer, load_mujoco, make_renderer
-from mtdit_robots.twin.scene import LARGEST_PICTURE, SUBSTEP_S, SUBSTEPS, build_mjcf
+from mtdit_robots.twin.scene import LARGEST_PICTURE, build_mjcf
 from mtdit_robots.twin.servos import Servos
 from mtdit_robots.twin.waypoints import Plan
 
@@ -50,12 +51,15 @@ COARSE, FINE = False, True
 class World:
     """One arm at one table. Starts as after `reset(first task, seed 0)`, with torque off.
 
-    UserError when mujoco is not installed.
+    fps: ticks per second. UserError when mujoco is not installed.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, fps: float = TICK_HZ) -> None:
         self._mujoco = load_mujoco()
+        self.substeps = physics_steps(fps)
+        self.substep_s = 1 / fps / self.substeps
         self.model = self._mujoco.MjModel.from_xml_string(build_mjcf())
+        self.model.opt.timestep = self.substep_s
         self.data = self._mujoco.MjData(self.model)
         self._scratch, self._torques = self._mujoco.MjData(self.model), np.zeros(self.model.nv)
         self.servos = Servos(self.model, self.data)
@@ -104,9 +108,9 @@ class World:
     # Time
 
     def step_tick(self) -> None:
-        """Simulate one control period (1/30 s) with the present goals."""
+        """Simulate one control period with the present goals."""
         self.carry_out()
-        for _ in range(SUBSTEPS):
+        for _ in range(self.substeps):
             self.step_substep()
         self.end_tick()
 
@@ -117,7 +121,7 @@ class World:
             self._held_rad = None
 
     def step_substep(self) -> None:
-        """1/240 s of physics."""
+        """At most 1/240 s of physics."""
         self.servos.slew()
         self._mujoco.mj_step(self.model, self.data)
         if self._held_rad is not None:
@@ -126,12 +130,12 @@ class World:
     def end_tick(self) -> None:
         """Count the tick and update temperatures, registers, protections and what is drawn."""
         self.tick += 1
-        self.servos.warm(SUBSTEP_S * SUBSTEPS)
+        self.servos.warm(self.substep_s * self.substeps)
         self._mujoco.mj_kinematics(self.model, self.data)
         self._mujoco.mj_camlight(self.model, self.data)
         self.report()
         for servo in self.registers.values():
-            servo.protect(SUBSTEP_S * SUBSTEPS)
+            servo.protect(self.substep_s * self.substeps)
 
     def report(self) -> None:
         """Update the servos' present registers."""

@@ -6,9 +6,8 @@ import time
 from typing import Protocol
 
 from mtdit_robots.errors import UserError
-from mtdit_robots.timing import TICK_S
-
-LOCKSTEP_FPS = round(1 / TICK_S)
+from mtdit_robots.robot import Robot
+from mtdit_robots.timing import TICK_HZ
 
 
 class Clock(Protocol):
@@ -40,10 +39,13 @@ class LockstepClock:
         self._now_s = max(self._now_s, time_s)
 
 
-def check_lockstep(fps: float) -> None:
-    """Raise UserError unless `fps` is the tick rate of the twin, else it moves at a wrong speed."""
-    if fps != LOCKSTEP_FPS:
+def check_lockstep(fps: float, robot: Robot) -> None:
+    """Raise UserError unless the robot's twin has the rate of what drives it in lock-step: else it
+    moves at a wrong speed.
+    """
+    twin_fps = getattr(robot, "lockstep_hz", TICK_HZ)
+    if fps != twin_fps:
         raise UserError(
-            f"the twin's lock-step clock runs at {LOCKSTEP_FPS} Hz, this runs at {fps:g} Hz: "
-            f"use --clock real (an evaluation needs a {LOCKSTEP_FPS} Hz policy)"
+            f"the twin's lock-step clock runs at {twin_fps:g} Hz, this runs at {fps:g} Hz: "
+            f"use --clock real, or start the twin at that rate, mtdit.Twin(fps={fps:g})"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from mtdit_robots.twin.expert import demonstrate
 from mtdit_robots.twin.tasks import find_task
@@ -83,3 +84,12 @@ def test_pictures_for_people_show_the_same_world(world: World) -> None:
         np.argwhere(p[..., 0].astype(int) - p[..., 1] > 120).mean(axis=0) for p in (fine, fast)
     )
     assert np.abs(red_fine - red_fast).max() < 2
+
+
+@pytest.mark.parametrize("fps", [1, 10, 15, 30, 50, 60, 200])
+def test_a_tick_lasts_as_long_as_its_rate_says(fps: int) -> None:
+    world = World(find_task("open the drawer"), fps)
+    world.step_tick()
+    assert world.data.time == pytest.approx(1 / fps)
+    assert world.substep_s <= 1 / 240 + 1e-12
+    world.close()
