@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtdit.checkpoint.read import Checkpoint
+from mtdit.data.frame_sources import frame_sources
 from mtdit.data.lerobot_dataset import Dataset
 from mtdit.data.sampler import episode_bounds
 from mtdit.policies.images import normalized_images
@@ -101,13 +102,15 @@ def calibration_frames(dataset: Dataset, cameras: Sequence[str]) -> list[list[ND
 
 
 def read_frames(dataset: Dataset, camera: str, rows: set[int]) -> dict[int, NDArray[np.uint8]]:
-    """Row -> frame (H, W, 3). Stops reading after the last row."""
+    """Row -> frame (H, W, 3), the nearest to the row's time. Stops reading after the last row."""
     found: dict[int, NDArray[np.uint8]] = {}
-    for row, frame in dataset.frames(camera):
-        if row in rows:
-            found[row] = frame
-        if len(found) == len(rows):
-            break
+    for source in frame_sources(dataset, camera, tolerance_s=0.5 / dataset.fps):
+        wanted = rows.intersection(source.rows.tolist())
+        for row, frame in source.frames() if wanted else ():
+            if row in wanted:
+                found[row] = frame
+            if wanted <= found.keys():
+                break
     return found
 
 

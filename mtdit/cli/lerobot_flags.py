@@ -31,6 +31,7 @@ SAME = {
     "policy.path": "--init-from",
     "policy.pretrained_path": "--init-from",
     "dataset.eval_split": "--val-split",
+    "tolerance_s": "--tolerance-s",
     "accelerator.mixed_precision": "--amp",
     "rename_map": "--rename-map",
 }
@@ -60,7 +61,6 @@ IGNORED = {  # flag, or the group it belongs to -> why it is ignored
     "persistent_workers": SPEED_ONLY,
     "dataloader_multiprocessing_context": "threads load the data, not processes",
     "cudnn_deterministic": "every step has its own random seed",
-    "tolerance_s": "frames are looked up by number, not by time",
     "max_eval_samples": "the validation loss uses all held-out samples",
     "wandb.entity": "set WANDB_ENTITY instead",
     "wandb.notes": "set WANDB_NOTES instead",

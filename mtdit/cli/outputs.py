@@ -12,8 +12,8 @@ from mtdit_robots.errors import UserError
 DATASET_PARTS, DATASET_PROOF = {"meta", "data", "videos", "images"}, "meta/info.json"
 RUN_PROOF = "checkpoints"
 RUN_CACHES = {
-    ".lock", "clip-tiny", "frames", ".frames.part", ".frames.earlier.part", "train_log.jsonl",
-    "tensorboard", "curves.png", ".curves.png.part", "wandb", "wandb_run.json",
+    ".lock", "clip-tiny", "frames", ".frames.part", ".frames.earlier.part", ".frames.lock",
+    "train_log.jsonl", "tensorboard", "curves.png", ".curves.png.part", "wandb", "wandb_run.json",
 }  # fmt: skip
 
 

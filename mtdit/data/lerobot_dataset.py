@@ -1,20 +1,16 @@
-"""A LeRobotDataset v3 for training: float32 arrays, policy features, decoded frames, the Hub.
+"""A LeRobotDataset v3 for training: float32 arrays, policy features, the Hub.
 
-The files are read and checked by `mtdit_runtime.recording.dataset_reader`. Each video is decoded
-once from front to back, which is far cheaper than seeking to single frames. Windows and batches
-are made in `mtdit.data.loader`.
+The files are read and checked by `mtdit_runtime.recording.dataset_reader`. Its frames are in
+`mtdit.data.frame_sources`; windows and batches are made in `mtdit.data.loader`.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mtdit.config import Feature
@@ -59,9 +55,15 @@ class Dataset(RecordedDataset):
             else (0.0,) * len(self.joints)
         )
 
-    def frames(self, camera: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Every (row, frame (H, W, 3) RGB) of a camera. UserError when a video lacks frames."""
-        return _video_frames(self, camera) if self.is_video(camera) else _png_frames(self, camera)
+    def place(self, row: int) -> tuple[int, int]:
+        """The number of the row's episode, and which of the episode's frames the row is."""
+        position = int(np.searchsorted(self.episode_ends, row, side="right"))
+        first = int(self.episode_ends[position - 1]) if position else 0
+        return int(self.episodes[position]["episode_index"]), row - first
+
+    def describe(self, row: int) -> str:
+        """A row as text: "episode 3 frame 17"."""
+        return "episode {} frame {}".format(*self.place(int(row)))
 
 
 def open_dataset(name: str) -> Dataset:
@@ -89,54 +91,3 @@ def find_dataset(name: str) -> Path:
             f"`mtdit simulate --out {folder}`"
         )
     return fetch_dataset(name)
-
-
-# --- frames
-
-
-def _video_frames(dataset: Dataset, camera: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    for path, rows in dataset.video_places(camera).items():
-        yield from _decode(dataset.root / path, rows, dataset.fps)
-
-
-def _decode(path: Path, rows: dict[int, int], fps: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Frame numbers come from the time stamps, so a dropped frame is noticed."""
-    import av
-
-    left = dict(rows)
-    try:
-        with av.open(str(path)) as video:
-            for frame in video.decode(video=0):
-                row = left.pop(round(float(frame.time) * fps), None)
-                if row is not None:
-                    yield row, np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-    except (av.error.FFmpegError, OSError, IndexError) as error:
-        raise UserError(f"{path} cannot be decoded ({error}); copy the dataset again") from None
-    if left:
-        raise UserError(
-            f"{path} lacks {len(left)} of {len(rows)} frames (first: {min(left)}); "
-            "copy the dataset again"
-        )
-
-
-def _png_frames(dataset: Dataset, camera: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    key = dataset.image_keys[camera]
-    for file in dataset.data_files:
-        opened = pq.ParquetFile(file)
-        for group in range(opened.num_row_groups):
-            table = opened.read_row_group(group, columns=["index", key])
-            for row, image in zip(table["index"].to_pylist(), table[key].to_pylist(), strict=True):
-                if row < len(dataset.state):
-                    yield row, picture(file, image)
-
-
-def picture(file: Path, image: Any) -> NDArray[np.uint8]:
-    """An image of a parquet file, {"bytes": PNG}, as (H, W, 3). UserError when it is damaged."""
-    from PIL import Image
-
-    try:
-        return np.array(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
-    except (OSError, TypeError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{file} contains an image that cannot be decoded ({error}); copy the dataset again"
-        ) from None

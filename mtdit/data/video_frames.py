@@ -7,10 +7,10 @@ threads may read at once.
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mtdit.data.lerobot_dataset import Dataset, picture
+from mtdit.data.frame_times import not_decodable
 from mtdit_robots.errors import UserError
 
 Frame = NDArray[np.uint8]
@@ -37,33 +37,30 @@ class Opened(Protocol):
     def close(self) -> None: ...
 
 
+# How to open a video or row group, the rows it holds, and the numbers of their frames in it.
+Part = tuple[Callable[[], Opened], NDArray[np.int64], NDArray[np.int64]]
+
+
 class SeekingFrames:
     """The frames of one camera, (N, *size, 3).
 
-    finish: brings a decoded frame to `size`. UserError when a row has no frame.
+    parts: hold each row's frame once. finish: brings a decoded frame to `size`.
     """
 
     def __init__(
-        self, dataset: Dataset, camera: str, size: tuple[int, int], finish: Callable[[Frame], Frame]
+        self,
+        n_rows: int,
+        size: tuple[int, int],
+        parts: Iterable[Part],
+        finish: Callable[[Frame], Frame],
     ) -> None:
-        self.shape = (len(dataset.state), *size, 3)
+        self.shape = (n_rows, *size, 3)
         self.finish = finish
-        is_video = dataset.is_video(camera)
-        places = _in_videos(dataset, camera) if is_video else _in_parquet(dataset, camera)
         self.openers: list[Callable[[], Opened]] = []
-        self.where = np.full((len(dataset.state), 2), -1, np.int64)  # row -> opener, number there
-        for opener, rows, numbers in places:
-            used = rows < len(dataset.state)  # an unfinished episode may follow the last row
-            self.where[rows[used]] = np.stack(
-                [np.full(used.sum(), len(self.openers)), numbers[used]], axis=1
-            )
+        self.where = np.full((n_rows, 2), -1, np.int64)  # row -> opener, number there
+        for opener, rows, numbers in parts:
+            self.where[rows, 0], self.where[rows, 1] = len(self.openers), numbers
             self.openers.append(opener)
-        if (self.where < 0).any():
-            missing = int(np.argmax((self.where < 0).any(axis=1)))
-            raise UserError(
-                f"{dataset.root}: camera {camera!r} has no frame for row {missing}; "
-                "copy the dataset again"
-            )
         self.own = threading.local()
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Frame:
@@ -75,8 +72,18 @@ class SeekingFrames:
             out[i] = self.finish(self._opened(opener).frame(number))
         return out[back.reshape(np.shape(rows))]
 
-    def _opened(self, number: int) -> Opened:
+    def close(self) -> None:
+        """Close the files that this thread has open; they are opened again when needed."""
+        while self._kept:
+            self._kept.popitem()[1].close()
+
+    @property
+    def _kept(self) -> OrderedDict[int, Opened]:
         kept: OrderedDict[int, Opened] = self.own.__dict__.setdefault("kept", OrderedDict())
+        return kept
+
+    def _opened(self, number: int) -> Opened:
+        kept = self._kept
         if number not in kept:
             kept[number] = self.openers[number]()
         kept.move_to_end(number)
@@ -85,77 +92,63 @@ class SeekingFrames:
         return kept[number]
 
 
-# How to open a video or row group, the rows it holds, and their frame numbers in it.
-Place = tuple[Callable[[], Opened], NDArray[np.int64], NDArray[np.int64]]
-
-
-def _in_videos(dataset: Dataset, camera: str) -> Iterator[Place]:
-    for name, rows in dataset.video_places(camera).items():
-        path = dataset.root / name
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; copy the whole dataset")
-        yield partial(Video, path, dataset.fps), np.array(list(rows.values())), np.array(list(rows))
-
-
-def _in_parquet(dataset: Dataset, camera: str) -> Iterator[Place]:
-    key = dataset.image_keys[camera]
-    for file in dataset.data_files:
-        opened = pq.ParquetFile(file)
-        for group in range(opened.num_row_groups):
-            rows = opened.read_row_group(group, columns=["index"])["index"].to_numpy()
-            yield partial(PngRowGroup, file, group, key), rows, np.arange(len(rows))
-
-
 class Video:
-    """An open video. It seeks to a frame, or decodes on when the frame is at most SKIP ahead."""
+    """An open video. It seeks to a frame, or decodes on when the frame is at most `near` ahead.
 
-    def __init__(self, path: Path, fps: int) -> None:
+    Frames are numbered by their time stamps, in the ticks of the file's clock, and so is `near`.
+    """
+
+    def __init__(self, path: Path, near: float) -> None:
         import av
 
-        self.path, self.fps = path, fps
-        self.number = -1  # of the last decoded frame
+        self.path, self.near = path, near
+        self.number = UNKNOWN  # of the last decoded frame
         self.newest: Frame = np.empty(0, np.uint8)
         try:
             self.file = av.open(str(path))
             self.stream = self.file.streams.video[0]
         except (av.error.FFmpegError, OSError, IndexError) as error:
-            raise _broken(path, error) from None
+            raise not_decodable(path, error) from None
         # One decoding thread: the loader's threads read several videos at once.
         self.stream.codec_context.thread_count = 1
         self.frames = self.file.decode(self.stream)
 
     def frame(self, number: int) -> Frame:
-        """The frame (H, W, 3) whose time stamp is nearest to number / fps."""
+        """The frame (H, W, 3) with this time stamp."""
         import av
 
         if number == self.number:
             return self.newest
         try:
-            if not 0 < number - self.number <= SKIP:
-                assert self.stream.time_base is not None
-                self.file.seek(
-                    round(number / self.fps / float(self.stream.time_base)), stream=self.stream
-                )
-                self.frames = self.file.decode(self.stream)
-            for frame in self.frames:
-                self.number = round(float(frame.time) * self.fps)
-                if self.number >= number:
-                    break
+            if not 0 < number - self.number <= self.near or not self._reached(number):
+                self._seek(number)
+                if not self._reached(number):
+                    self._seek(0)  # the index of some files leads behind the frame
+                    self._reached(number)
         except (av.error.FFmpegError, OSError) as error:
             self.number = UNKNOWN
-            raise _broken(self.path, error) from None
+            raise not_decodable(self.path, error) from None
         if self.number != number:
             self.number = UNKNOWN
-            raise UserError(f"{self.path} lacks frame {number}; copy the dataset again")
-        self.newest = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+            raise UserError(f"{self.path} has changed since training began; start it again")
         return self.newest
+
+    def _seek(self, number: int) -> None:
+        self.file.seek(number, stream=self.stream)
+        self.frames = self.file.decode(self.stream)
+
+    def _reached(self, number: int) -> bool:
+        """Decode until a frame is at or after `number`; whether it is that frame."""
+        for frame in self.frames:
+            if frame.pts is not None and frame.pts >= number:
+                self.number = frame.pts
+                self.newest = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+                return self.number == number
+        self.number = UNKNOWN
+        return False
 
     def close(self) -> None:
         self.file.close()
-
-
-def _broken(path: Path, error: Any) -> UserError:
-    return UserError(f"{path} cannot be decoded ({error}); copy the dataset again")
 
 
 class PngRowGroup:
@@ -170,3 +163,15 @@ class PngRowGroup:
 
     def close(self) -> None:
         self.pictures = []
+
+
+def picture(file: Path, image: Any) -> Frame:
+    """An image of a parquet file, {"bytes": PNG}, as (H, W, 3). UserError when it is damaged."""
+    from PIL import Image
+
+    try:
+        return np.array(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
+    except (OSError, TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{file} contains an image that cannot be decoded ({error}); copy the dataset again"
+        ) from None

@@ -147,6 +147,14 @@ class TrainConfig:
             "DATASET_NAME=POLICY_NAME, comma-separated, or JSON; default: the dataset's names.",
         ),
     ] = field(default_factory=dict)
+    # LeRobot's default and name
+    tolerance_s: Annotated[
+        float,
+        Help("Data", "How many seconds a frame of a video may be away from its row's timestamp."),
+    ] = 1e-4
+    check_frames: Annotated[
+        bool, Help("Data", "Compare some frames of each camera with the dataset's statistics.")
+    ] = True
     workers: Annotated[
         int, Help("Data", "Number of threads that prepare batches ahead.", low=1)
     ] = 2
@@ -272,6 +280,10 @@ def _check_train(c: TrainConfig) -> None:
         (
             c.units in (None, *ARM_UNITS),
             f"units must be one of {', '.join(ARM_UNITS)}, got {c.units!r}",
+        ),
+        (
+            0 <= c.tolerance_s < 1,
+            f"tolerance_s must be at least 0 and less than 1, got {c.tolerance_s}",
         ),
         (
             c.max_minutes is None or c.max_minutes > 0,

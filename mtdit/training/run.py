@@ -20,7 +20,8 @@ import torch
 from mtdit.checkpoint.find import find_last_checkpoint
 from mtdit.checkpoint.names import PRETRAINED, TRAIN_CONFIG
 from mtdit.checkpoint.write import PretrainedFiles
-from mtdit.data.frame_cache import FrameCache, check_dataset, frame_cache
+from mtdit.data.frame_cache import FrameCache
+from mtdit.data.frames import check_dataset, frame_cache
 from mtdit.data.loader import Loader
 from mtdit.policies.multi_task_dit.clip_lookup import tokenize
 from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
@@ -103,6 +104,8 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
         reporter.on_decode,
         reporter.say,
         config.frames,
+        config.tolerance_s,
+        config.check_frames,
     )
     policy_config = with_dataset(policy_config, cache, group.device)
     names = rename_map_of(config, policy_config, cache, resumed)
@@ -166,6 +169,7 @@ def _from_lerobot(raw: Any) -> dict[str, Any]:
         "val_every": raw.get("eval_steps"),
         "grad_clip_norm": optimizer.get("grad_clip_norm"),
         "val_split": dataset.get("eval_split"),
+        "tolerance_s": raw.get("tolerance_s"),
     }
     return {
         **{name: value for name, value in known.items() if value is not None and value > 0},

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mtdit.data.cache_record import FORMAT
+
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 TASKS = ("open the drawer", "close the drawer")
 LENGTHS = (24, 31, 18, 22, 20, 26)  # of the episodes, which take the tasks in turn
@@ -71,5 +73,6 @@ def _info() -> dict:
         },
         "output_features": {"action": {"type": "ACTION", **vector}},
         "image_keys": keys,
-        "fingerprint": "by hand",
+        "format": FORMAT,
+        "frames": {},
     }

@@ -115,7 +115,7 @@ def _check_sources(config: TrainConfig) -> None:
     --overwrite would delete them, or if another run is writing to --out.
     """
     from mtdit.checkpoint.read import open_to_train
-    from mtdit.data.frame_cache import check_dataset
+    from mtdit.data.frames import check_dataset
     from mtdit.training.checkpoints import output_dir_lock
 
     with output_dir_lock(config.output_dir):

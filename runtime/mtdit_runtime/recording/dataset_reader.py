@@ -47,6 +47,7 @@ class RecordedDataset:
     state: NDArray[Any]  # (N, J), as stored
     action: NDArray[Any]  # (N, A), as stored
     task: NDArray[np.int64]  # (N,) index into tasks
+    timestamp: NDArray[Any]  # (N,) seconds since the start of the episode's piece of video
     episode_ends: NDArray[np.int64]  # (E,) exclusive
     episodes: Sequence[Mapping[str, Any]]  # the rows of meta/episodes, without statistics
 
@@ -66,23 +67,25 @@ class RecordedDataset:
         """Whether a camera is stored as video; otherwise its PNGs are in the data files."""
         return bool(self.info["features"][self.image_keys[camera]]["dtype"] == "video")
 
-    def video_places(self, camera: str) -> dict[str, dict[int, int]]:
-        """Video path (relative to the root) -> frame number in the video -> row.
+    def video_places(self, camera: str) -> dict[str, dict[int, float]]:
+        """Video path (relative to the root) -> row -> time of its frame in the video, s.
 
-        UserError when meta/episodes lacks the columns that say so.
+        The time is LeRobot's: where the episode's piece begins, and the row's own timestamp. Rows
+        may be cut out of the tables while the videos stay whole. UserError when meta/episodes lacks
+        the columns that say so.
         """
         key = self.image_keys[camera]
-        columns = ["dataset_from_index", "length"]
-        columns += [f"videos/{key}/{n}" for n in ("chunk_index", "file_index", "from_timestamp")]
+        columns = [f"videos/{key}/{n}" for n in ("chunk_index", "file_index", "from_timestamp")]
         pattern = self.info.get("video_path") or VIDEO_PATH
-        places: dict[str, dict[int, int]] = {}
-        for episode in self.episodes:
+        places: dict[str, dict[int, float]] = {}
+        row = 0
+        for episode, end in zip(self.episodes, self.episode_ends.tolist(), strict=True):
             missing = [column for column in columns if episode.get(column) is None]
             if missing:
                 raise UserError(
                     f"{self.root}/{EPISODES} has no column {missing[0]!r}; copy the dataset again"
                 )
-            row, length, chunk, file, start = (episode[column] for column in columns)
+            chunk, file, start = (episode[column] for column in columns)
             try:
                 path = pattern.format(video_key=key, chunk_index=chunk, file_index=file)
             except (KeyError, IndexError, ValueError, AttributeError):
@@ -90,8 +93,9 @@ class RecordedDataset:
                     f"{self.root}/{INFO}: video_path {pattern!r} is not a valid pattern; "
                     f"LeRobot's is {VIDEO_PATH!r}"
                 ) from None
-            first = round(start * self.fps)
-            places.setdefault(path, {}).update({first + i: row + i for i in range(length)})
+            times = float(start) + self.timestamp[row:end].astype(np.float64)
+            places.setdefault(path, {}).update(zip(range(row, end), times.tolist(), strict=True))
+            row = end
         return places
 
 
@@ -131,6 +135,7 @@ def read_dataset(root: Path) -> RecordedDataset:
             state=state,
             action=action,
             task=columns["task_index"].astype(np.int64),
+            timestamp=columns["timestamp"].reshape(-1),
             episode_ends=np.append(
                 np.flatnonzero(np.diff(columns["episode_index"])) + 1, len(state)
             ).astype(np.int64),

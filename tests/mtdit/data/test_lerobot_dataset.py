@@ -16,14 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 from small_dataset import JOINTS, LENGTHS, SIZE, TASKS, write_dataset
 
+from mtdit.data.frame_cache import StoredDataset
 from mtdit.data.lerobot_dataset import open_dataset
 from mtdit_robots.errors import UserError
 
 
 def test_png_datasets_read_like_videos(dataset_folder: Path, tmp_path: Path) -> None:
-    stills = open_dataset(str(write_dataset(tmp_path / "png", use_videos=False)))
-    video = open_dataset(str(dataset_folder))
-    pairs = zip(sorted(stills.frames("top"), key=lambda p: p[0]), video.frames("top"), strict=True)
+    stills, video = (
+        StoredDataset(open_dataset(str(folder)), None)
+        for folder in (write_dataset(tmp_path / "png", use_videos=False), dataset_folder)
+    )
+    pairs = zip(stills.decoded("top"), video.decoded("top"), strict=True)
     errors = [np.abs(a.astype(int) - b).mean() for (_, a), (_, b) in pairs]
     assert max(errors) < 8, "only the video's compression may differ"
 
@@ -55,9 +58,9 @@ def refuses(folder: Path | str, says: str) -> None:
 
 
 def read_all(folder: Path | str) -> None:
-    dataset = open_dataset(str(folder))
-    for camera in dataset.cameras:
-        list(dataset.frames(camera))
+    stored = StoredDataset(open_dataset(str(folder)), None)
+    for camera in stored.dataset.cameras:
+        list(stored.decoded(camera))
 
 
 def edit_info(folder: Path, **changes: object) -> None:
@@ -242,7 +245,7 @@ def test_fewer_frames_than_rows(broken: Path) -> None:
             )
         out.mux(stream.encode())
     short.replace(path)
-    refuses(broken, r"file-000.mp4 lacks 23 of 73 frames \(first: 50\)")
+    refuses(broken, r"file-000.mp4 lacks 23 of 73 frames \(first: episode 1 frame 26, at 5 s\)")
 
 
 def test_garbage_video(broken: Path) -> None:

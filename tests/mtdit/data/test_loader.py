@@ -15,7 +15,8 @@ import torch
 from batches import batch_of
 from small_dataset import TASKS
 
-from mtdit.data.frame_cache import FrameCache, frame_cache
+from mtdit.data.frame_cache import FrameCache
+from mtdit.data.frames import frame_cache
 from mtdit.data.loader import Loader
 from mtdit.data.prefetch import Prefetcher
 from mtdit.data.sampler import Shard

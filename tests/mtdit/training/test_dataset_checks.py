@@ -40,7 +40,7 @@ def clean(
     }
     facts = DatasetFacts("clean", FPS, JOINTS, tasks, (100.0,) * 3, "so_follower")
     info = CacheInfo(
-        facts, inputs, {ACTION: Feature("ACTION", (3,))}, {"top": "observation.images.top"}, ""
+        facts, inputs, {ACTION: Feature("ACTION", (3,))}, {"top": "observation.images.top"}
     )
     return with_actions(
         FrameCache(Path(), info, {}, {}, action, action, task, np.cumsum(lengths)), action

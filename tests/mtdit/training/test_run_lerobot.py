@@ -25,7 +25,7 @@ from small_cache import CAMERAS, TASKS, write_cache
 
 from mtdit.checkpoint.names import LIVE, PRETRAINED, TRAINING_STATE, WEIGHTS
 from mtdit.checkpoint.tensors import read_tensors
-from mtdit.data.frame_cache import open_cache
+from mtdit.data.cache_folder import open_cache
 from mtdit.data.loader import Loader
 from mtdit.policies.multi_task_dit.clip_lookup import load_tokenizer, tokenize
 from mtdit.policies.multi_task_dit.config import PolicyConfig
