@@ -24,12 +24,13 @@ def clear_output(
     parts: Set[str],
     caches: Set[str] = frozenset(),
     check: Callable[[], None] = lambda: None,
+    kept: Set[str] = frozenset(),
 ) -> None:
     """Delete an earlier result in `out` if `overwrite` is set. UserError if it is not set, or if
     `out` is not an earlier result: it lacks `proof`, or holds more than `parts` and `caches`.
 
     A folder with nothing but `caches` is a run that never started: it is used as it is. check:
-    called when `out` can be used, before the deletion; it may raise.
+    called when `out` can be used, before the deletion; it may raise. kept: what is not deleted.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is not a folder: choose another --out")
@@ -52,4 +53,10 @@ def clear_output(
             f"you are in {out}, so it cannot be replaced: leave it, or choose another --out"
         )
     check()
-    shutil.rmtree(out)
+    for path in [path for path in out.iterdir() if path.name not in kept]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if not any(out.iterdir()):
+        out.rmdir()

@@ -64,6 +64,8 @@ def train(
             {RUN_PROOF},
             RUN_CACHES,
             partial(_check_sources, config),
+            # its frames are compared with the dataset, and what is the same is not decoded again
+            kept={"frames"} if config.frames == "disk" and config.cache_dir is None else set(),
         )
     from mtdit.training.reporters import console_reporter
     from mtdit.training.run import resumed_config
