@@ -31,7 +31,7 @@ SAME = {
     "policy.path": "--init-from",
     "policy.pretrained_path": "--init-from",
     "dataset.eval_split": "--val-split",
-    "tolerance_s": "--tolerance-s",
+    "tolerance_s": "--tolerance-seconds",
     "accelerator.mixed_precision": "--amp",
     "rename_map": "--rename-map",
 }

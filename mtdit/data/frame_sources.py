@@ -194,7 +194,9 @@ class VideoSource:
             return self._lacks(self.rows[gone])
         first, most_s = off[0], float(found.away_s[off].max())
         apart = len(np.unique(found.number)) == len(found.number)
-        nearest = f"take the nearest frames with --tolerance-s {math.ceil(most_s * 1e3) / 1e3:g}"
+        nearest = (
+            f"take the nearest frames with --tolerance-seconds {math.ceil(most_s * 1e3) / 1e3:g}"
+        )
         return UserError(
             f"{self.path} has no frame at the time of {len(off)} of {len(self.rows)} rows: "
             f"{self.dataset.describe(self.rows[first])} is at {self.wanted[first]:.5g} s, the "

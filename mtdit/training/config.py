@@ -147,8 +147,8 @@ class TrainConfig:
             "DATASET_NAME=POLICY_NAME, comma-separated, or JSON; default: the dataset's names.",
         ),
     ] = field(default_factory=dict)
-    # LeRobot's default and name
-    tolerance_s: Annotated[
+    # LeRobot's tolerance_s
+    tolerance_seconds: Annotated[
         float,
         Help("Data", "How many seconds a frame of a video may be away from its row's timestamp."),
     ] = 1e-4
@@ -282,8 +282,8 @@ def _check_train(c: TrainConfig) -> None:
             f"units must be one of {', '.join(ARM_UNITS)}, got {c.units!r}",
         ),
         (
-            0 <= c.tolerance_s < 1,
-            f"tolerance_s must be at least 0 and less than 1, got {c.tolerance_s}",
+            0 <= c.tolerance_seconds < 1,
+            f"tolerance_seconds must be at least 0 and less than 1, got {c.tolerance_seconds}",
         ),
         (
             c.max_minutes is None or c.max_minutes > 0,

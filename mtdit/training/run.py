@@ -104,7 +104,7 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
         reporter.on_decode,
         reporter.say,
         config.frames,
-        config.tolerance_s,
+        config.tolerance_seconds,
         config.check_frames,
     )
     policy_config = with_dataset(policy_config, cache, group.device)
@@ -169,7 +169,7 @@ def _from_lerobot(raw: Any) -> dict[str, Any]:
         "val_every": raw.get("eval_steps"),
         "grad_clip_norm": optimizer.get("grad_clip_norm"),
         "val_split": dataset.get("eval_split"),
-        "tolerance_s": raw.get("tolerance_s"),
+        "tolerance_seconds": raw.get("tolerance_s"),
     }
     return {
         **{name: value for name, value in known.items() if value is not None and value > 0},

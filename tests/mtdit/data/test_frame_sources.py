@@ -161,7 +161,7 @@ def test_a_time_that_is_in_an_episode_twice(root: Path) -> None:
 def test_a_row_between_two_frames(root: Path) -> None:
     edit_times(root, 1, lambda t: np.r_[t[:8], t[8] + 0.012, t[9:]])
     says = r"no frame at the time of 1 of 17 rows: episode 1 frame 8 is at 0.812 s.*12 ms away"
-    refused(root, says + ".*--tolerance-s 0.013")
+    refused(root, says + ".*--tolerance-seconds 0.013")
     nearest = opened(root, "memory", tolerance_s=0.013)
     seen = nearest.frames["top"][LENGTHS[0] + 8]
     assert np.abs(seen.astype(int) - picture("top", 1, 8)).mean() < 4
