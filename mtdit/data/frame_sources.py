@@ -181,7 +181,7 @@ class VideoSource:
             fix = "correct the column timestamp in data/"
         else:
             who = f"episodes {_listed(episodes)} claim the same"
-            fix = f"merge its sources again, or {self._without(episodes)}"
+            fix = f"merge its sources again, or {_without(episodes)}"
         times = " to ".join(f"{clock.times[n]:.4g} s" for n in (shared[0], shared[-1]))
         raise UserError(f"{self.path}: {who} {frames}, {times} of the video; {fix}")
 
@@ -211,14 +211,7 @@ class VideoSource:
         return UserError(
             f"{self.path} lacks {len(rows)} of {len(self.rows)} frames (first: "
             f"{self.dataset.describe(first)}, at {at_s:.5g} s); copy the dataset again, or "
-            f"{self._without(episodes)}"
-        )
-
-    def _without(self, episodes: Sequence[int]) -> str:
-        root = self.dataset.root
-        return (
-            f"remove episodes with `lerobot-edit-dataset --repo_id local/{root.name} --root {root} "
-            f'--operation.type delete_episodes --operation.episode_indices "{list(episodes)}"`'
+            f"{_without(episodes)}"
         )
 
     def _need_file(self) -> None:
@@ -281,4 +274,12 @@ def _listed(numbers: Sequence[int], most: int = 8) -> str:
     shown = [str(n) for n in numbers[:most]]
     more = len(numbers) - len(shown)
     tail = f"{more} more" if more else shown.pop()
-    return f"{', '.join(shown)} and {tail}"
+    return f"{', '.join(shown)} and {tail}" if shown else tail
+
+
+def _without(episodes: Sequence[int]) -> str:
+    noun = "episode" if len(episodes) == 1 else "episodes"
+    return (
+        f"remove {noun} {_listed(episodes)} with "
+        "`lerobot-edit-dataset --operation.type delete_episodes`"
+    )
