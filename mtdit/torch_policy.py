@@ -19,6 +19,7 @@ from mtdit.policies.images import normalized_images
 from mtdit.policies.multi_task_dit.clip_lookup import tokenize
 from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.so101.joints import JOINTS
+from mtdit_robots.units import UNKNOWN
 from mtdit_runtime.bundle.manifest import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE
 from mtdit_runtime.policy.history import History, Moment, check_observation
 from mtdit_runtime.policy.policy import (
@@ -45,6 +46,7 @@ class TorchPolicy:
         self.cameras = tuple(config.cameras)
         self.frame_sizes = {name: shape[:2] for name, shape in config.cameras.items()}
         self.fps = checkpoint.facts.fps if checkpoint.facts else DEFAULT_FPS
+        self.units = checkpoint.facts.units if checkpoint.facts else UNKNOWN
         self.n_obs_steps, self.horizon, self.n_action_steps = (
             config.n_obs_steps,
             config.horizon,

@@ -190,6 +190,7 @@ class ArmOptions:
     bus_timeout: BusTimeout = 0.05
     clock: Clock = ClockKind.real
     seed: Seed = 0
+    units: Units = None
     max_speed: Annotated[
         float,
         option(
@@ -207,6 +208,11 @@ class ArmOptions:
             **HOME_LIMITS,
         ),
     ] = 3.0
+
+    @property
+    def said_units(self) -> str | None:
+        """The unit that a person said; None: nobody did."""
+        return None if self.units is None else self.units.value
 
     @property
     def lockstep(self) -> bool:

@@ -14,6 +14,7 @@ from mtdit.cli.options import ArmOptions, RobotKind, camera_sources
 from mtdit.cli.terminal.console import console
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import IMAGES, STATE
+from mtdit_robots.units import DEGREES
 
 if TYPE_CHECKING:
     from mtdit_robots.robot import Frame
@@ -147,9 +148,11 @@ def _one_size(sizes: Mapping[str, Size]) -> Size:
     return next(iter(sizes.values()), (64, 64))
 
 
-def leader_arm(port: str | None, calibration: str | None, follower: ArmOptions) -> So101Leader:
-    """The leader arm that the options describe; not connected yet. UserError names the option that
-    is missing or wrong.
+def leader_arm(
+    port: str | None, calibration: str | None, follower: ArmOptions, units: str = DEGREES
+) -> So101Leader:
+    """The leader arm that the options describe, which reads in `units`; not connected yet.
+    UserError names the option that is missing or wrong.
     """
     from mtdit_robots.so101.leader import So101Leader
 
@@ -164,7 +167,9 @@ def leader_arm(port: str | None, calibration: str | None, follower: ArmOptions) 
             "see `mtdit find-port`"
         )
     loaded = load_calibration("--leader-calibration", calibration, leader=True)
-    return So101Leader(port, loaded, timeout_s=follower.bus_timeout, bus=follower.bus.value)
+    is_degrees = units == DEGREES
+    timeout_s, bus = follower.bus_timeout, follower.bus.value
+    return So101Leader(port, loaded, is_degrees, timeout_s=timeout_s, bus=bus)
 
 
 def load_calibration(flag: str, name: str | None, leader: bool = False) -> Calibration:

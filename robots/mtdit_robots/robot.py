@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Positions = NDArray[np.float64]  # (J,) degrees, gripper 0..100, in joint order
+# (J,) degrees, or -100..100 of the calibrated range; gripper 0..100; in joint order
+Positions = NDArray[np.float64]
 Frame = NDArray[np.uint8]  # (H, W, 3) RGB
 
 
@@ -20,7 +21,7 @@ Frame = NDArray[np.uint8]  # (H, W, 3) RGB
 class Observation:
     """The robot's state as it was read at one instant.
 
-    positions: (J,) degrees (gripper 0..100), in the robot's joint order.
+    positions: (J,) in the unit of `Robot.use_units`, in the robot's joint order.
     frames: camera name -> (H, W, 3) uint8 RGB, the latest one of each camera.
     frame_age_s: camera name -> seconds between capture and this observation.
     time_s: `time.monotonic()` when the positions were read.
@@ -40,6 +41,17 @@ class Robot(Protocol):
     @property
     def joints(self) -> tuple[str, ...]:
         """Joint names, in the order of all positions."""
+        ...
+
+    @property
+    def is_real(self) -> bool:
+        """Whether a wrong movement could do harm; False for a simulated arm."""
+        return True
+
+    def use_units(self, units: str) -> Positions:
+        """Before `connect`: give and take body joints in these units, "normalized" (-100..100 over
+        the calibrated range) or else degrees. Returns (J,), how many units a degree is.
+        """
         ...
 
     @property

@@ -14,7 +14,7 @@ from statistics import NormalDist
 from typing import Any, Protocol
 
 from mtdit_robots.errors import UserError
-from mtdit_robots.robot import Robot
+from mtdit_robots.robot import Positions, Robot
 from mtdit_runtime.bundle.manifest import Joint
 from mtdit_runtime.control.chunks import ChunkQueue
 from mtdit_runtime.control.clock import LockstepClock, check_lockstep
@@ -139,6 +139,7 @@ def evaluate(
     robot = twin.robot()
     check_lockstep(policy.fps, robot)
     check_robot(policy, robot.joints, robot.cameras)
+    per_degree = robot.use_units(policy.units)
     robot.connect()
     instruction = options.instruction or task
     config = LoopConfig(policy.fps, options.max_s, success_ticks=options.success_ticks)
@@ -147,7 +148,8 @@ def evaluate(
         for index in range(options.episodes):
             seed = episode_seed(options.seed, index)
             twin.reset(task, seed)
-            safety, clock = _safety(policy, options.joints), LockstepClock()
+            safety = _safety(policy, options.joints, per_degree)
+            clock = LockstepClock()
             queue = ChunkQueue(policy, options.prefetch_ticks, timeout_s=options.chunk_timeout)
             with closing(queue):
                 queue.reset(instruction, seed)
@@ -162,13 +164,13 @@ def evaluate(
     return _report(task, instruction, each, time.monotonic() - began)
 
 
-def _safety(policy: Policy, joints: Sequence[Joint] | None) -> Safety:
+def _safety(policy: Policy, joints: Sequence[Joint] | None, per_degree: Positions) -> Safety:
     # In lock-step every frame is from the current tick, so none is stale.
     config = SafetyConfig(ramp_s=0.0, stale_hold_s=math.inf)
     if joints is None:
         limits = Limits.none(len(policy.joints))
     else:
-        limits = Limits.of(joints, policy.fps, config)
+        limits = Limits.of(joints, policy.fps, config, per_degree)
     return Safety(policy.joints, limits, config)
 
 

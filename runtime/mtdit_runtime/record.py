@@ -12,12 +12,16 @@ from pathlib import Path
 
 from mtdit_robots.signals import graceful_exit
 from mtdit_robots.so101.arm import So101Arm
+from mtdit_robots.units import DEGREES, check_arm_units
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import SafetyConfig
-from mtdit_runtime.recording.dataset_layout import DatasetLayout
+from mtdit_runtime.recording.dataset_layout import INFO, DatasetLayout
+from mtdit_runtime.recording.dataset_reader import DATA, read_dataset, table_files
+from mtdit_runtime.recording.dataset_units import dataset_units
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 from mtdit_runtime.recording.session import Session, SessionConfig, SessionStats
 from mtdit_runtime.teleoperate import BY_HAND, MAX_SPEED, DriveOptions, Leader, teleoperate
+from mtdit_runtime.units import settled
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,8 @@ class RecordOptions:
     # Seconds for the return to the start pose; 0: the arm stays where it is and loses torque there.
     home_s: float = 3.0
     safety: SafetyConfig = field(default_factory=lambda: BY_HAND)
+    # Unit of the body joints, "degrees" or "normalized"; None: that of the dataset, or degrees
+    units: str | None = None
 
     def session(self, task: str) -> SessionConfig:
         """The session. UserError for an empty task, and for episodes too short to be saved."""
@@ -68,7 +74,10 @@ def record(
     """
     with graceful_exit(), closing(robot), closing(leader):
         config, root = options.session(task), Path(out)
-        layout = DatasetLayout(options.fps, robot.joints, robot.frame_sizes, options.video)
+        units = recording_units(root, options.resume, options.units)
+        robot.use_units(units)
+        sizes = robot.frame_sizes
+        layout = DatasetLayout(options.fps, robot.joints, sizes, options.video, units=units)
         dataset = DatasetWriter(root, layout, options.resume, options.codec, wait=options.lockstep)
         session = Session(dataset, config, keys or (lambda: None), say)
 
@@ -83,6 +92,7 @@ def record(
             max_speed=options.max_speed,
             home_s=options.home_s,
             safety=options.safety,
+            units=units,
         )
         try:
             report = teleoperate(
@@ -95,3 +105,12 @@ def record(
             for problem in problems:
                 (say or log.warning)(problem)
     return report, session.stats
+
+
+def recording_units(root: Path, resume: bool, said: str | None) -> str:
+    """The unit in which to record into `root`: that of the dataset to which episodes are added,
+    else `said`, else degrees. UserError when they differ, or nobody knows the dataset's.
+    """
+    if not resume or not (root / INFO).is_file() or not table_files(root, DATA):
+        return check_arm_units(DEGREES if said is None else said)
+    return check_arm_units(settled(dataset_units(read_dataset(root)), said, str(root)))

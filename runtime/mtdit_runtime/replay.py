@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Stop
 from mtdit_runtime.recording.dataset_reader import RecordedEpisode
 from mtdit_runtime.teleoperate import DriveOptions, Say, drive
+from mtdit_runtime.units import settled
 
 SETTLE_S = 0.5  # at the first action, after the ramp
 
@@ -44,7 +45,7 @@ class EpisodeSource(ActionSource):
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """Errors in degrees (gripper: percent) as joint -> {mean, max}, and the report of the run.
+    """Errors in the recording's unit as joint -> {mean, max}, and the report of the run.
 
     tracking: position one tick after an action, minus that action. recorded: position minus the
     position in the recording at the same frame; 0 means the same movement. limited: action sent
@@ -84,7 +85,8 @@ def replay(
     """Play the actions of a recorded episode on an arm, and measure how well the arm follows.
 
     The robot is not connected yet; it is closed in the end. say: called with each message for the
-    user. UserError when the joints of the arm or `options.fps` are not those of the recording.
+    user. UserError when the joints of the arm, `options.fps` or `options.units` are not those of
+    the recording, and when nobody knows its unit and the arm is real.
 
         episode = mtdit.read_episode("my-dataset", 0)
         report = mtdit.replay(arm, episode)
@@ -92,6 +94,7 @@ def replay(
     options = options or DriveOptions(fps=episode.fps)
     with closing(robot):
         _check(episode, robot, options)
+        options = replace(options, units=settled(episode.units, options.units, "the recording"))
         lead_in = round((options.safety.ramp_s + SETTLE_S) * options.fps)
         trace = _Trace()
         report = drive(robot, EpisodeSource(episode, lead_in), options, on_tick=trace, say=say)

@@ -18,6 +18,7 @@ import numpy as np
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Robot
 from mtdit_robots.signals import graceful_exit
+from mtdit_robots.units import ARM_UNITS, check_arm_units
 from mtdit_runtime.bundle.bundle import Bundle, as_bundle
 from mtdit_runtime.bundle.manifest import Manifest
 from mtdit_runtime.control.chunks import ChunkQueue, auto_prefetch, chunk_timeout_s
@@ -25,6 +26,7 @@ from mtdit_runtime.control.clock import Clock, LockstepClock, RealClock, check_l
 from mtdit_runtime.control.loop import LoopConfig, run_loop
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig
+from mtdit_runtime.control.start import TrainedRange
 from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.engines.engine import Engines
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
@@ -32,6 +34,7 @@ from mtdit_runtime.policy.policy import check_robot
 from mtdit_runtime.recording.film import Film, check_film
 from mtdit_runtime.recording.run_log import Recorder
 from mtdit_runtime.text import printable
+from mtdit_runtime.units import Judged, settled
 from mtdit_runtime.worker import START_S, within
 
 log = logging.getLogger(__name__)
@@ -53,6 +56,9 @@ class RunOptions:
     # the run, at least 3.
     chunk_timeout: float | None = None
     lockstep: bool = False  # use the twin's lock-step clock
+    # Unit of the body joints, "degrees" or "normalized"; None: as the bundle says. A real arm needs
+    # it for a bundle that does not say it.
+    units: str | None = None
     new_task: bool = False  # allow an instruction that is not in the training data
     # Seconds for the return to the start pose; 0: the arm stays where it is and loses torque there.
     home_s: float = 3.0
@@ -80,9 +86,10 @@ def run(
     the run. overview: called once per tick, name -> (H, W, 3) uint8 RGB: more pictures for the
     video. say: called with each message for the user.
 
-    UserError for what the user must fix: bundle, task, backend, joints, cameras or port.
-    TimeoutError when the policy hangs before the arm has torque. What goes wrong later ends the run
-    and is the `reason` of the report.
+    UserError for what the user must fix: bundle, task, unit, backend, joints, cameras or port, and
+    for a real arm that starts far outside the poses seen in training. TimeoutError when the policy
+    hangs before the arm has torque. What goes wrong later ends the run and is the `reason` of the
+    report.
 
         with mtdit.Twin(clock="lockstep") as twin:
             options = mtdit.RunOptions(duration_s=10, lockstep=True)
@@ -96,6 +103,7 @@ def run(
             check_film(Path(options.video))
         if options.lockstep:
             check_lockstep(opened.manifest.fps, robot)
+        per_degree = robot.use_units(run_units(opened.manifest, options.units, robot.is_real))
         engines = choose_engines(opened, options.backend)
         for engine in engines.per_chunk:
             tell(engine.describe())
@@ -114,7 +122,10 @@ def run(
         # Also after the arm is released: a disk may keep the files waiting.
         recorded = _recorded(opened.manifest, task, options, overview, tell)
         on_tick = after_release.enter_context(recorded)
-        return _loop(opened.manifest, robot, queue, options, success, on_tick)
+        trained = TrainedRange.of(opened, per_degree) if robot.is_real else None
+        limits = Limits.of(opened.manifest.joints, policy.fps, options.safety, per_degree)
+        safety = Safety(policy.joints, limits, options.safety, trained)
+        return _loop(opened.manifest, robot, queue, safety, options, success, on_tick)
 
 
 def check_task(manifest: Manifest, task: str, allow_new: bool) -> None:
@@ -131,6 +142,15 @@ def check_task(manifest: Manifest, task: str, allow_new: bool) -> None:
         f"{printable(manifest.name)} was not trained on {task!r}: {hint} "
         "(--new-task runs it anyway)"
     )
+
+
+def run_units(manifest: Manifest, said: str | None, is_real: bool) -> str:
+    """The unit in which a robot runs a bundle: as the bundle says, else as a person says. UserError
+    when they differ, and for a real arm when nobody says it.
+    """
+    known = Judged(manifest.units, "its export says so", is_certain=manifest.units in ARM_UNITS)
+    units = settled(known, said, printable(manifest.name))
+    return check_arm_units(units) if is_real else units
 
 
 def warm_up_s(bundle: Bundle, engines: Engines) -> float:
@@ -176,12 +196,11 @@ def _loop(
     m: Manifest,
     robot: Robot,
     queue: ChunkQueue,
+    safety: Safety,
     options: RunOptions,
     success: Callable[[], bool] | None,
     on_tick: Callable[[Tick], None] | None,
 ) -> RunReport:
-    limits = Limits.of(m.joints, m.fps, options.safety)
-    safety = Safety(queue.policy.joints, limits, options.safety)
     config = LoopConfig(m.fps, duration_s=options.duration_s, home_s=options.home_s)
     clock: Clock = LockstepClock() if options.lockstep else RealClock()
     return run_loop(robot, queue, safety, config, clock, success, on_tick)

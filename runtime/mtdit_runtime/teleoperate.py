@@ -16,11 +16,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.signals import graceful_exit
 from mtdit_robots.so101 import calibration as calibrations
 from mtdit_robots.so101.arm import So101Arm
 from mtdit_robots.so101.calibration import Calibration
+from mtdit_robots.so101.joints import JOINTS
+from mtdit_robots.so101.leader import So101Leader
+from mtdit_robots.units import DEGREES, GRIPPER, NORMALIZED, check_arm_units
 from mtdit_runtime.control.clock import Clock, LockstepClock, RealClock, check_lockstep
 from mtdit_runtime.control.loop import Action, ActionSource, LoopConfig, run_loop
 from mtdit_runtime.control.report import RunReport, Tick
@@ -53,8 +57,8 @@ class Leader(Protocol):
         """Called once, before the follower has torque."""
 
     def read(self) -> Positions:
-        """Where the follower should be, (J,) in degrees, gripper 0..100. Called at every tick;
-        OSError when there is no answer.
+        """Where the follower should be, (J,) in the unit of the options, gripper 0..100. Called at
+        every tick; OSError when there is no answer.
         """
         ...
 
@@ -89,13 +93,17 @@ class LeaderSource(ActionSource):
         return {"stages": self._timings.summary()}
 
 
-def arm_limits(calibration: Calibration, fps: float, max_speed: float = MAX_SPEED) -> Limits:
-    """The limits of a follower without a policy: its calibrated ranges in degrees, and a speed in
+def arm_limits(
+    calibration: Calibration, fps: float, max_speed: float = MAX_SPEED, units: str = DEGREES
+) -> Limits:
+    """The limits of a follower without a policy: its calibrated ranges in `units`, and a speed in
     degrees per second.
     """
-    low, high = calibrations.ranges(calibration).bounds()
-    step = np.full(len(low), max_speed / fps)
-    return Limits(low, high, step, np.array([joint != "gripper" for joint in calibration]))
+    ranges = calibrations.ranges(calibration, units != NORMALIZED)
+    low, high = ranges.bounds()
+    scale = ranges.per_degree()
+    tracked = np.array([joint != GRIPPER for joint in JOINTS])
+    return Limits(low, high, max_speed / fps * scale, tracked, scale)
 
 
 @dataclass(frozen=True)
@@ -105,10 +113,12 @@ class DriveOptions:
     fps: int = 30
     duration_s: float | None = None
     lockstep: bool = False
-    max_speed: float = MAX_SPEED
+    max_speed: float = MAX_SPEED  # degrees or percent per second, in either unit of the arms
     # Seconds for the return to the start pose; 0: the arm stays where it is and loses torque there.
     home_s: float = 3.0
     safety: SafetyConfig = field(default_factory=lambda: BY_HAND)
+    # Unit of the body joints, "degrees" or "normalized"; None: that of the recording, or degrees
+    units: str | None = None
 
 
 def drive(
@@ -126,7 +136,11 @@ def drive(
     if options.lockstep:
         check_lockstep(options.fps, robot)
     clock: Clock = LockstepClock() if options.lockstep else RealClock()
-    limits = arm_limits(robot.calibration, options.fps, options.max_speed)
+    units = DEGREES if options.units is None else options.units
+    if robot.is_real:
+        check_arm_units(units)
+    robot.use_units(units)
+    limits = arm_limits(robot.calibration, options.fps, options.max_speed, units)
     safety = Safety(robot.joints, limits, options.safety)
     config = LoopConfig(options.fps, options.duration_s, home_s=options.home_s)
     with graceful_exit(), closing(robot):
@@ -154,12 +168,24 @@ def teleoperate(
     every other failure is the reason in the report.
     """
     with graceful_exit(), closing(robot), closing(leader):
+        _check_leader(leader, DEGREES if options.units is None else options.units)
         leader.connect()  # first: an error of the leader shows before the follower has torque
         source = LeaderSource(leader, cameras)
         report = drive(robot, source, options, on_tick=on_tick, say=say)
     if source.lost:
         (say or log.warning)(f"the leader did not answer in {source.lost} ticks: check its cable")
     return report
+
+
+def _check_leader(leader: Leader, units: str) -> None:
+    """UserError for a leader arm that reads in another unit: the follower would move by wrong
+    amounts. A program gives its positions in `units`.
+    """
+    if isinstance(leader, So101Leader) and leader.units != units:
+        raise UserError(
+            f"the leader reads in {leader.units}, but the follower takes {units}: make it with "
+            f"So101Leader(..., use_degrees={units == DEGREES})"
+        )
 
 
 class Rate:

@@ -50,6 +50,9 @@ class Judged:
     is_certain: bool = False
 
 
+NOT_SAID = Judged(UNKNOWN, "nobody has said it")
+
+
 @dataclass(frozen=True)
 class Vector:
     """The states or the actions of a dataset: names of the dimensions, and (N, D) numbers."""
@@ -60,7 +63,8 @@ class Vector:
 
     def columns(self) -> Iterator[tuple[str, NDArray[np.float64]]]:
         """(joint, its different values) of each body joint."""
-        for joint, column in zip(self.joints, np.asarray(self.rows).T, strict=True):
+        # a state may hold more than the positions of the joints, behind them
+        for joint, column in zip(self.joints, np.asarray(self.rows).T, strict=False):
             if joint != GRIPPER:
                 yield joint, np.unique(column).astype(np.float64)
 

@@ -327,6 +327,13 @@ class ScriptedRobot:
     holds: int = 0
     errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
+    is_real: bool = True
+    units: str = "degrees"
+
+    def use_units(self, units: str) -> NDArray[np.float64]:
+        self.units = units
+        return np.ones(len(self.joints))
+
     def connect(self) -> None:
         self.connected = True
         self.pose = self.goal = self.start.copy()

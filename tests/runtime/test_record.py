@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from repository import EXAMPLE
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.so101.calibration import load
 from mtdit_robots.so101.joints import JOINTS
+from mtdit_robots.so101.leader import So101Leader
 from mtdit_robots.twin.client import Twin
 from mtdit_runtime.record import RecordOptions, record
+from mtdit_runtime.recording.dataset_layout import RECORDER
 from mtdit_runtime.recording.dataset_reader import RecordedEpisode, read_episode
 from mtdit_runtime.replay import replay
 from mtdit_runtime.teleoperate import DriveOptions, LiveStatus, teleoperate
@@ -64,6 +69,44 @@ def test_record_and_play_from_python(tmp_path: Path, capfd: Any) -> None:
     assert replayed.ticks == 15
     assert max(error["max"] for error in replayed.limited.values()) < 1e-4
     assert capfd.readouterr() == ("", "")
+
+
+class NoddingInPercent(Nodding):
+    def connect(self) -> None:
+        self.pose = np.array([0.0, -70.0, 60.0, 50.0, 0.0, 20.0])
+
+
+def test_record_and_play_normalized(tmp_path: Path) -> None:
+    """As a LeRobot with use_degrees=false: the dataset says so, is played in that unit, and goes on
+    in it.
+    """
+    options = replace(OPTIONS, episodes=1, units="normalized")
+    root, again = tmp_path / "set", replace(options, resume=True, units=None)
+    with Twin(image_size=(64, 64), clock="lockstep") as twin:
+        twin.reset(TASK, 3)
+        record(twin.robot(), NoddingInPercent(), root, TASK, options)
+        assert json.loads((root / RECORDER).read_text()) == {"units": "normalized"}
+        twin.reset(TASK, 3)
+        played = replay(
+            twin.robot(), read_episode(root, 0), DriveOptions(lockstep=True, home_s=0.0)
+        )
+        with pytest.raises(UserError, match=r"the recording is in normalized .*, not degrees"):
+            replay(twin.robot(), read_episode(root, 0), DriveOptions(units="degrees"))
+        with pytest.raises(UserError, match=r"is in normalized .*, not degrees: leave"):
+            record(twin.robot(), NoddingInPercent(), root, TASK, replace(again, units="degrees"))
+        _, session = record(twin.robot(), NoddingInPercent(), root, TASK, again)
+    assert session.kept == 1
+    assert played.ticks == 15
+    assert max(error["max"] for error in played.limited.values()) < 1e-4
+    assert max(error["mean"] for error in played.recorded.values()) < 2.0
+
+
+def test_a_leader_arm_in_another_unit_is_refused(tmp_path: Path) -> None:
+    leader = So101Leader("/dev/null", load(EXAMPLE))
+    with Twin(image_size=(64, 64), clock="lockstep") as twin:
+        options = replace(OPTIONS, units="normalized")
+        with pytest.raises(UserError, match=r"leader reads in degrees.*use_degrees=False"):
+            record(twin.robot(), leader, tmp_path / "set", TASK, options)
 
 
 @pytest.mark.parametrize(

@@ -110,3 +110,8 @@ def test_a_person_may_say_what_numbers_leave_open() -> None:
 def test_no_arm_moves_in_a_unit_that_nobody_knows(units: str) -> None:
     with pytest.raises(UserError, match=r"add --units degrees.* or --units normalized"):
         check_arm_units(units)
+
+
+def test_a_state_may_hold_more_than_positions() -> None:
+    more = np.concatenate([clamped(100.0), smooth(500.0)], axis=1)
+    assert judged(more, clamped(100.0)).units == "normalized"

@@ -16,6 +16,7 @@ from mtdit.cli.options import (
     CalibrationName,
     CameraList,
     Json,
+    Units,
     camera_sources,
 )
 from mtdit.cli.terminal.console import console, write_json
@@ -42,6 +43,7 @@ def doctor(
         Path | None,
         option("Checks", "Bundle to compare the computer, arm and cameras with, NAME.mtdit."),
     ] = None,
+    units: Units = None,
     servo_volts: Annotated[
         float | None,
         option("Checks", "Rated voltage of the servos, 7.4 or 12; default: not compared."),
@@ -65,6 +67,7 @@ def doctor(
             calibration_file(calibration),
             camera_sources(camera),
             bundle,
+            units=None if units is None else units.value,
             servo_volts=servo_volts,
             cycles=cycles,
             bus_timeout_s=bus_timeout,

@@ -5,14 +5,16 @@ They need no torch and ask no questions: a key only ends a phase earlier than it
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 from mtdit.cli.flags import grouped, option
-from mtdit.cli.options import ArmOptions, Duration, Json, LeaderOptions
+from mtdit.cli.options import ArmOptions, Duration, Json, LeaderOptions, RobotKind
 from mtdit.cli.terminal.console import console, write_json
+from mtdit_robots.units import DEGREES, check_arm_units
 
 if TYPE_CHECKING:
     from mtdit_runtime.teleoperate import DriveOptions
@@ -34,7 +36,8 @@ def teleoperate(
     from mtdit_runtime.teleoperate import LiveStatus
     from mtdit_runtime.teleoperate import teleoperate as drive
 
-    leading = leader_arm(leader.leader_port, leader.leader_calibration, arm)
+    units = arm.said_units or DEGREES
+    leading = leader_arm(leader.leader_port, leader.leader_calibration, arm, units)
     status = LiveStatus(JOINTS)
     with (
         open_rig(arm, leader.camera, (leader.height, leader.width), leader.fps) as rig,
@@ -109,7 +112,7 @@ def record(
     from mtdit.cli.rig import leader_arm, open_rig
     from mtdit.cli.terminal import live, tables
     from mtdit_robots.so101.joints import JOINTS
-    from mtdit_runtime.record import RecordOptions
+    from mtdit_runtime.record import RecordOptions, recording_units
     from mtdit_runtime.record import record as drive
     from mtdit_runtime.recording.session import KEYS
     from mtdit_runtime.teleoperate import LiveStatus
@@ -125,9 +128,11 @@ def record(
         lockstep=arm.lockstep,
         max_speed=arm.max_speed,
         home_s=arm.home_s,
+        units=arm.said_units,
     )
     options.session(task)  # a wrong option is an error before cameras are opened
-    leading = leader_arm(leader.leader_port, leader.leader_calibration, arm)
+    units = recording_units(out, resume, arm.said_units)
+    leading = leader_arm(leader.leader_port, leader.leader_calibration, arm, units)
     status, size = LiveStatus(JOINTS), (leader.height, leader.width)
     with (
         open_rig(arm, leader.camera, size, leader.fps, task) as rig,
@@ -160,8 +165,12 @@ def replay(
     from mtdit_robots.twin.tasks import TASKS
     from mtdit_runtime.recording.dataset_reader import read_episode
     from mtdit_runtime.replay import replay as drive
+    from mtdit_runtime.units import settled
 
     recorded = read_episode(dataset, episode)
+    units = settled(recorded.units, arm.said_units, str(dataset))
+    if arm.robot is RobotKind.so101:
+        check_arm_units(units)  # before cameras are opened
     console.print(
         f"episode {episode}: {recorded.task!r}, {len(recorded.actions) / recorded.fps:.1f} s"
     )
@@ -179,4 +188,5 @@ def replay(
 def _drive_options(arm: ArmOptions, fps: int, duration_s: float | None = None) -> DriveOptions:
     from mtdit_runtime.teleoperate import DriveOptions
 
-    return DriveOptions(fps, duration_s, arm.lockstep, arm.max_speed, arm.home_s)
+    options = DriveOptions(fps, duration_s, arm.lockstep, arm.max_speed, arm.home_s)
+    return replace(options, units=arm.said_units)

@@ -31,6 +31,7 @@ from mtdit.cli.options import (
     RenameMap,
     RobotKind,
     Seed,
+    Units,
 )
 from mtdit.cli.terminal.console import console, progress, write_json
 from mtdit_robots.errors import UserError
@@ -79,6 +80,7 @@ def run(
             "--task, or the nearest to it.",
         ),
     ] = None,
+    units: Units = None,
     camera: CameraList = None,
     rename_map: RenameMap = None,
     max_speed: Annotated[
@@ -129,7 +131,7 @@ def run(
     from mtdit.cli.terminal.tables import report_table
     from mtdit_runtime.bundle.bundle import open_bundle
     from mtdit_runtime.control.safety import SafetyConfig
-    from mtdit_runtime.run import RunOptions, check_task
+    from mtdit_runtime.run import RunOptions, check_task, run_units
     from mtdit_runtime.run import run as drive
 
     if log_frames and log is None:
@@ -140,6 +142,8 @@ def run(
     opened = open_bundle(bundle)
     manifest = opened.manifest
     check_task(manifest, task, new_task)  # a wrong task is an error before cameras are opened
+    said_units = None if units is None else units.value
+    run_units(manifest, said_units, is_real=not is_twin)  # so is an unknown unit
     arm = ArmOptions(kind, port, calibration, bus, bus_timeout, clock, seed)
     sizes = {c.name: (c.height, c.width) for c in manifest.cameras}
     names = cameras_renamed(read_rename_map(rename_map or ""), list(sizes))
@@ -154,6 +158,7 @@ def run(
             prefetch_ticks=prefetch,
             chunk_timeout=chunk_timeout,
             lockstep=arm.lockstep,
+            units=said_units,
             new_task=True,  # it has been checked
             home_s=(0.0 if is_twin else RunOptions.home_s) if home_s is None else home_s,
             safety=SafetyConfig() if max_speed is None else SafetyConfig(max_speed=max_speed),

@@ -27,6 +27,7 @@ from mtdit_robots.so101.calibration import Calibration
 from mtdit_robots.so101.joints import IDS, JOINTS, Ticks
 from mtdit_robots.so101.servos import GAINS, JOINT_BY_ID, SERVOS
 from mtdit_robots.timing import TICK_HZ
+from mtdit_robots.units import DEGREES, NORMALIZED
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ class So101Arm:
 
     port: the arm's serial device. calibration: joint -> JointCalibration, as LeRobot made it
     (`load_calibration` reads it). cameras: open cameras; `close` closes them. use_degrees: body
-    joints in degrees, else -100..100, as the policy was trained. timeout_s, retries: for each bus
+    joints in degrees, else -100..100; `run` and the other calls switch to the unit of their bundle
+    or dataset. timeout_s, retries: for each bus
     exchange. p_gain, i_gain, d_gain: of the servos' position loop; defaults are LeRobot's. bus:
     "own" for our driver, "sdk" for Feetech's SDK; both behave alike.
     """
@@ -69,8 +71,7 @@ class So101Arm:
         self.calibration = dict(calibration)
         self._cameras = tuple(cameras)
         self._gains = {"P_Coefficient": p_gain, "I_Coefficient": i_gain, "D_Coefficient": d_gain}
-        self._ranges = calibrations.ranges(calibration, use_degrees)
-        self._bounds = self._ranges.bounds()  # (2, 6) lowest and highest position
+        self.use_units(DEGREES if use_degrees else NORMALIZED)
         self._bus: Bus | None = None
         self._errors: Mapping[int, Counter[str]] = {}
         self._goal: Ticks | None = None  # (6,) last goal sent
@@ -80,6 +81,18 @@ class So101Arm:
     @property
     def joints(self) -> tuple[str, ...]:
         return JOINTS
+
+    @property
+    def is_real(self) -> bool:
+        return True
+
+    def use_units(self, units: str) -> Positions:
+        """From now on give and take body joints in these units: "normalized", anything else means
+        degrees. Returns (6,), how many units a degree is.
+        """
+        self._ranges = calibrations.ranges(self.calibration, units != NORMALIZED)
+        self._bounds = self._ranges.bounds()  # (2, 6) lowest and highest position
+        return self._ranges.per_degree()
 
     @property
     def cameras(self) -> tuple[str, ...]:

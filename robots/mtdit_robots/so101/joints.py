@@ -89,6 +89,16 @@ class Ranges:
         """(2, 6): the lowest and the highest position of each joint."""
         return np.sort([self.positions(self.low), self.positions(self.high)], axis=0)
 
+    def per_degree(self) -> Values:
+        """(6,): how many units a degree is, so that a limit in degrees holds in either unit. The
+        gripper's limits are in percent in both.
+        """
+        body = np.ones(len(JOINTS)) if self.use_degrees else self._percent_per_degree()
+        return np.where(_IS_GRIPPER, 1.0, body)
+
+    def _percent_per_degree(self) -> Values:
+        return 200 / ((self.high - self.low) * 360 / MAX_TICK)
+
     def positions(self, ticks: ArrayLike) -> Values:
         """Positions (..., 6) for raw ticks (..., 6)."""
         if self.use_degrees:

@@ -19,6 +19,7 @@ from mtdit_robots.so101 import servos
 from mtdit_robots.so101.calibration import Calibration
 from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.so101.servos import JOINT_BY_ID, SERVOS
+from mtdit_robots.units import DEGREES, NORMALIZED
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class So101Leader:
         self._bus_kind = bus
         self._calibration = dict(calibration)
         self._ranges = calibrations.ranges(calibration, use_degrees)
+        self.units = DEGREES if use_degrees else NORMALIZED
         self._bus: Bus | None = None
 
     @property
@@ -85,7 +87,7 @@ class So101Leader:
             raise
 
     def read(self) -> Positions:
-        """Positions (6,) in degrees, gripper 0..100, in one bus exchange.
+        """Positions (6,) in `units`, gripper 0..100, in one bus exchange.
 
         OSError when a servo does not answer.
         """

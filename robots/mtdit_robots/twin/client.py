@@ -39,6 +39,14 @@ BUS_TIMEOUT_S = 0.5  # a busy computer delays the simulated servos
 LOCKSTEP_BUS_TIMEOUT_S = 10.0  # replies wait for physics and rendering
 
 
+class TwinArm(So101Arm):
+    """The driver of the simulated arm, which nothing can harm."""
+
+    @property
+    def is_real(self) -> bool:
+        return False
+
+
 class Twin:
     """A simulated SO-101 in its own process. Use it as a context manager, or call `close`.
 
@@ -106,7 +114,7 @@ class Twin:
             TwinCamera(name, self._frames, lockstep, called.get(name, name)) for name in CAMERAS
         ]
         timeout_s = LOCKSTEP_BUS_TIMEOUT_S if lockstep else BUS_TIMEOUT_S
-        arm = So101Arm(self.port, self.calibration, cameras, timeout_s=timeout_s, bus=bus)
+        arm = TwinArm(self.port, self.calibration, cameras, timeout_s=timeout_s, bus=bus)
         arm.lockstep_hz = self.fps
         return arm
 

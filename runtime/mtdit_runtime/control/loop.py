@@ -185,6 +185,7 @@ class _Loop:
         with self.timings.time("observe"):
             observation = self.robot.observe()
         if self.start_pose is None:
+            safety.check_start(observation.positions)  # before the first command
             self.start_pose = observation.positions.copy()
             safety.begin(self.start_pose)
         self._check_success()

@@ -8,13 +8,15 @@ joint. The class is pure: it reads no clock, no bus and no policy; its caller pa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mtdit_robots.robot import Positions
+from mtdit_robots.units import GRIPPER, PERCENT
 from mtdit_runtime.bundle.manifest import Joint
+from mtdit_runtime.control.start import TrainedRange
 
 GUARDS = ("not finite", "range", "speed")
 
@@ -29,7 +31,7 @@ class Stop(Exception):  # noqa: N818, most runs do not end with an error
 
 @dataclass(frozen=True)
 class SafetyConfig:
-    """The settings of the guards."""
+    """The settings of the guards, in degrees also for joints in other units."""
 
     range_margin: float = 0.1  # added on either side, as a part of the joint's range in training
     min_margin: float = 5.0  # degrees or percent, for joints that hardly moved in training
@@ -48,23 +50,34 @@ class SafetyConfig:
 class Limits:
     """The limits of commands, per joint, in joint order."""
 
-    low: NDArray[np.float64]  # (J,) degrees, gripper 0..100
+    low: NDArray[np.float64]  # (J,) in the joint's unit
     high: NDArray[np.float64]
     max_step: NDArray[np.float64]  # (J,) largest change per tick
     tracked: NDArray[np.bool_]  # (J,) False for a gripper: it may be blocked by what it holds
+    # (J,) or (1,): units in a degree, by which the numbers of SafetyConfig are multiplied
+    per_degree: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
 
     @classmethod
-    def of(cls, joints: Sequence[Joint], fps: float, config: SafetyConfig) -> Limits:
-        """The ranges and speeds of the training data, widened by the margins in `config`."""
+    def of(
+        cls,
+        joints: Sequence[Joint],
+        fps: float,
+        config: SafetyConfig,
+        per_degree: ArrayLike = 1.0,
+    ) -> Limits:
+        """The ranges and speeds of the training data, widened by the margins in `config`.
+
+        per_degree: (J,), how many of the joint's units a degree is.
+        """
+        scale = np.broadcast_to(np.asarray(per_degree, np.float64), len(joints))
         low, high, speed = (
             np.array([getattr(j, name) for j in joints]) for name in ("low", "high", "max_speed")
         )
-        margin = np.maximum(config.range_margin * (high - low), config.min_margin)
-        speed = np.maximum(speed * config.speed_factor, config.min_speed)
-        max_step = np.minimum(speed, config.max_speed) / fps
-        return cls(
-            low - margin, high + margin, max_step, np.array([j.unit == "degrees" for j in joints])
-        )
+        margin = np.maximum(config.range_margin * (high - low), config.min_margin * scale)
+        speed = np.maximum(speed * config.speed_factor, config.min_speed * scale)
+        max_step = np.minimum(speed, config.max_speed * scale) / fps
+        tracked = np.array([j.unit != PERCENT and j.name != GRIPPER for j in joints])
+        return cls(low - margin, high + margin, max_step, tracked, scale)
 
     @classmethod
     def none(cls, n_joints: int) -> Limits:
@@ -81,12 +94,21 @@ class Safety:
     """
 
     def __init__(
-        self, joints: Sequence[str], limits: Limits, config: SafetyConfig | None = None
+        self,
+        joints: Sequence[str],
+        limits: Limits,
+        config: SafetyConfig | None = None,
+        trained: TrainedRange | None = None,
     ) -> None:
         self.joints, self.limits, self.config = tuple(joints), limits, config or SafetyConfig()
         self.interventions = {guard: np.zeros(len(self.joints), np.int64) for guard in GUARDS}
-        self.stale_ticks = 0
+        self.stale_ticks, self._trained = 0, trained
         self.begin(np.zeros(len(self.joints)))
+
+    def check_start(self, positions: Positions) -> None:
+        """UserError when the arm was found, at (J,), far outside what the policy was trained on."""
+        if self._trained is not None:
+            self._trained.check(self.joints, positions)
 
     def begin(self, positions: Positions) -> None:
         """Start from this pose, (J,). The ramp starts with the first command."""
@@ -141,7 +163,8 @@ class Safety:
 
     def check_tracking(self, measured: Positions, now_s: float) -> None:
         """Raises Stop("blocked") when a joint stays far from its command."""
-        off = (np.abs(self._last - measured) > self.config.tracking_error) & self.limits.tracked
+        allowed = self.config.tracking_error * self.limits.per_degree
+        off = (np.abs(self._last - measured) > allowed) & self.limits.tracked
         for i, lasting in enumerate(self._off_track):
             lasting.update(bool(off[i]), now_s)
             if lasting.for_s > self.config.tracking_end_s:

@@ -15,6 +15,7 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.so101 import calibration as calibrations
 from mtdit_robots.so101 import servos
 from mtdit_robots.so101.joints import IDS, JOINTS
+from mtdit_robots.units import ARM_UNITS, DEGREES
 from mtdit_runtime.bundle.manifest import Manifest
 from mtdit_runtime.check import FAIL, OK, WARN, Check, judged
 
@@ -36,11 +37,12 @@ def check_arm(
     cycles: int = 1000,
     bus_timeout_s: float = 0.05,
     kind: str = "own",
+    units: str | None = None,
 ) -> Iterator[Check]:
     """All checks of the arm at `port`.
 
     cycles: bus reads in which lost replies are counted. bus_timeout_s: timeout of a reply. kind:
-    the bus implementation, own or sdk.
+    the bus implementation, own or sdk. units: of the policy, if its bundle does not say it.
     """
     try:
         bus = open_bus(kind, port, timeout_s=bus_timeout_s)
@@ -50,7 +52,7 @@ def check_arm(
     with bus:
         yield Check("port", OK, f"{port} at 1 Mbit/s")
         try:
-            yield from _check_bus(bus, calibration, manifest, servo_volts, cycles)
+            yield from _check_bus(bus, calibration, manifest, servo_volts, cycles, units)
         except BusError as error:
             yield Check("bus", FAIL, str(error), "check the arm's cables, then try again")
             return
@@ -65,6 +67,7 @@ def _check_bus(
     manifest: Manifest | None,
     servo_volts: float | None,
     cycles: int,
+    units: str | None,
 ) -> Iterator[Check]:
     ids = [servo for servo in IDS.values() if servos.answers(bus, servo)]
     for joint, servo in IDS.items():
@@ -82,7 +85,7 @@ def _check_bus(
     if len(ids) == len(IDS):
         yield _check_calibration(bus, calibration)
         if manifest is not None:
-            yield _check_reach(bus, manifest)
+            yield _check_reach(bus, manifest, units or manifest.units)
 
 
 def _check_servo(bus: Bus, joint: str, servo: int) -> Check:
@@ -220,10 +223,14 @@ def _check_calibration(bus: Bus, path: Path | None) -> Check:
     return Check("calibration", FAIL, f"outside the calibrated range: {', '.join(outside)}", remedy)
 
 
-def _check_reach(bus: Bus, manifest: Manifest) -> Check:
+def _check_reach(bus: Bus, manifest: Manifest, units: str) -> Check:
     """Whether the arm's calibrated ranges contain the joint ranges of the training data."""
+    if units not in ARM_UNITS:
+        remedy = "add --units degrees or --units normalized"
+        return Check("reach", WARN, f"not compared, the unit of the policy is {units}", remedy)
     try:
-        low, high = calibrations.ranges(servos.read_calibration(bus)).bounds()
+        stored = servos.read_calibration(bus)
+        low, high = calibrations.ranges(stored, units == DEGREES).bounds()
     except UserError as error:
         return Check("reach", WARN, "not compared, the servos are not calibrated", str(error))
     reach = {joint: (low[i], high[i]) for i, joint in enumerate(JOINTS)}

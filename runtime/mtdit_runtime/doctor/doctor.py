@@ -30,6 +30,7 @@ from mtdit_runtime.check import FAIL, OK, WARN, Check, judged
 from mtdit_runtime.doctor import arm
 from mtdit_runtime.doctor import cameras as doctor_cameras
 from mtdit_runtime.jetson import check_jetson
+from mtdit_runtime.run import run_units
 from mtdit_runtime.text import first_line, printable
 
 MIN_FREE_GB = 2.0
@@ -53,6 +54,7 @@ class DoctorOptions:
     calibration: Path | None = None
     cameras: Mapping[str, str] = field(default_factory=dict)
     bundle: Path | None = None
+    units: str | None = None  # degrees or normalized, for a bundle that does not say it
     servo_volts: float | None = None  # 7.4 or 12, as printed on the servos
     cycles: int = 1000  # bus reads in which lost replies are counted
     camera_s: float = 3.0  # how long each camera is watched
@@ -74,6 +76,8 @@ def doctor(options: DoctorOptions = DoctorOptions()) -> list[Check]:
     bundle, found = _bundle(options.bundle)
     checks += found
     manifest = bundle.manifest if bundle else None
+    if manifest is not None:
+        checks.append(check_units(manifest, options.units))
     if options.robot != "so101":
         checks.append(check_renderer(needed=options.robot == "twin"))
     elif options.port is None:
@@ -87,6 +91,7 @@ def doctor(options: DoctorOptions = DoctorOptions()) -> list[Check]:
             options.cycles,
             options.bus_timeout_s,
             options.bus,
+            options.units,
         )
     if options.cameras:
         checks += doctor_cameras.check_cameras(options.cameras, bundle, options.camera_s)
@@ -220,6 +225,15 @@ def _bundle(folder: Path | None) -> tuple[Bundle | None, list[Check]]:
     finding = f"{printable(m.name)}: a chunk takes {latency_s * 1e3:.0f} ms, {engines.reason}"
     remedy = f"too slow for {m.fps} Hz: export with fewer denoising steps (--steps)"
     return bundle, [judged("bundle", too_slow, finding, remedy)]
+
+
+def check_units(manifest: Manifest, said: str | None) -> Check:
+    """Whether a real arm can run the bundle in a unit that is known."""
+    try:
+        units = run_units(manifest, said, is_real=True)
+    except UserError as error:
+        return Check("units", WARN, f"the bundle's is {manifest.units}", str(error))
+    return Check("units", OK, f"the policy moves body joints in {units}, the gripper in percent")
 
 
 def check_renderer(needed: bool) -> Check:

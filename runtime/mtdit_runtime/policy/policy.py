@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
+from mtdit_robots.units import UNKNOWN
 from mtdit_runtime.bundle.manifest import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE
 from mtdit_runtime.engines.engine import Arrays
 from mtdit_runtime.text import printable
@@ -23,7 +24,7 @@ Noise = NDArray[np.float32]
 class Policy(Protocol):
     """A trained policy: observations in, action chunks out. `mtdit.load` opens one.
 
-    Positions and actions are (J,) in degrees, the gripper in 0..100, in the order of `joints`. Call
+    Positions and actions are (J,) in `units`, the gripper in 0..100, in the order of `joints`. Call
     `reset` once per episode, `observe` at every tick, and `chunk` (or `request`) whenever the
     actions of the last chunk run out. Use one object per thread.
     """
@@ -62,6 +63,11 @@ class Policy(Protocol):
     def fps(self) -> int:
         """Ticks per second of the training data, at which the policy must be run."""
         ...
+
+    @property
+    def units(self) -> str:
+        """The unit of the body joints: degrees, normalized, or unknown."""
+        return UNKNOWN
 
     @property
     def timings(self) -> Timings:

@@ -28,7 +28,9 @@ from mtdit_runtime.recording.dataset_consistency import (
     joint_names,
 )
 from mtdit_runtime.recording.dataset_layout import INFO, STATS, TASKS, VIDEO_PATH
+from mtdit_runtime.recording.dataset_units import dataset_units
 from mtdit_runtime.text import first_line
+from mtdit_runtime.units import NOT_SAID, Judged
 
 COLUMNS = (STATE, ACTION, "timestamp", "index", "episode_index", "task_index")  # those of data/
 EPISODES, DATA = "meta/episodes", "data"  # folders of tables
@@ -101,13 +103,14 @@ class RecordedDataset:
 
 @dataclass(frozen=True)
 class RecordedEpisode:
-    """One episode, without its frames. Positions and actions are in degrees, grippers in 0..100."""
+    """One episode, without its frames. units: of its body joints, as known or judged."""
 
     fps: int
     joints: tuple[str, ...]
     task: str
     states: NDArray[np.float64]  # (N, J)
     actions: NDArray[np.float64]  # (N, J)
+    units: Judged = NOT_SAID
 
 
 def read_dataset(root: Path) -> RecordedDataset:
@@ -161,6 +164,7 @@ def read_episode(root: Path | str, number: int) -> RecordedEpisode:
         dataset.tasks[int(dataset.task[rows][0])],
         dataset.state[rows].astype(np.float64),
         dataset.action[rows].astype(np.float64),
+        units=dataset_units(dataset),
     )
 
 

@@ -10,17 +10,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.units import ARM_UNITS, DEGREES, NORMALIZED
 from mtdit_runtime.files import load
 from mtdit_runtime.recording.dataset_layout import RECORDER
-from mtdit_runtime.recording.dataset_reader import RecordedDataset
 from mtdit_runtime.units import Judged, Vector, judge
 
 MOST_EPISODES = 20  # whose own unit is judged, to find a dataset merged from two units
+
+
+class Rows(Protocol):
+    """What is needed of a `RecordedDataset`."""
+
+    @property
+    def root(self) -> Path: ...
+    @property
+    def joints(self) -> tuple[str, ...]: ...
+    @property
+    def state(self) -> NDArray[Any]: ...  # (N, J)
+    @property
+    def action(self) -> NDArray[Any]: ...  # (N, J)
+    @property
+    def episode_ends(self) -> NDArray[np.int64]: ...  # (E,) exclusive
 
 
 @dataclass(frozen=True)
@@ -41,7 +57,7 @@ def recorded_units(root: Path) -> str | None:
     return facts.units
 
 
-def dataset_units(dataset: RecordedDataset) -> Judged:
+def dataset_units(dataset: Rows) -> Judged:
     """The unit of a dataset's positions. UserError when its parts are in different ones."""
     judged = judge(*_vectors(dataset, slice(None)))
     recorded = recorded_units(dataset.root)
@@ -56,14 +72,14 @@ def dataset_units(dataset: RecordedDataset) -> Judged:
 _ADDED = "episodes in another unit were added; remove them, or that file if it is wrong"
 
 
-def _vectors(dataset: RecordedDataset, rows: slice) -> tuple[Vector, Vector]:
+def _vectors(dataset: Rows, rows: slice) -> tuple[Vector, Vector]:
     return (
         Vector("state", dataset.joints, dataset.state[rows]),
         Vector("action", dataset.joints, dataset.action[rows]),
     )
 
 
-def _check_episodes(dataset: RecordedDataset, recorded: str | None) -> None:
+def _check_episodes(dataset: Rows, recorded: str | None) -> None:
     """UserError when some episodes are in degrees and others are normalized: merged datasets."""
     found = {} if recorded is None else {recorded: RECORDER}
     for episode, units in _episode_units(dataset):
@@ -76,7 +92,7 @@ def _check_episodes(dataset: RecordedDataset, recorded: str | None) -> None:
         )
 
 
-def _episode_units(dataset: RecordedDataset) -> Iterator[tuple[int, str]]:
+def _episode_units(dataset: Rows) -> Iterator[tuple[int, str]]:
     """(episode, unit) of MOST_EPISODES, evenly chosen."""
     bounds = list(pairwise(np.append(0, dataset.episode_ends).tolist()))
     for episode in range(0, len(bounds), -(-len(bounds) // MOST_EPISODES)):

@@ -54,6 +54,7 @@ from mtdit_runtime.recording.dataset_tables import (
     video_info,
     write_json,
 )
+from mtdit_runtime.recording.dataset_units import recorded_units
 from mtdit_runtime.recording.episode import Episode
 from mtdit_runtime.recording.video_encoder import (
     Codec,
@@ -312,6 +313,8 @@ def _check_same(info: Mapping[str, Any], layout: DatasetLayout, root: Path) -> N
             raise UserError(
                 f"{root} has {name} {info.get(name)}, not {asked[name]}: choose another folder"
             )
+    if (units := recorded_units(root)) not in (None, layout.units):
+        raise UserError(f"{root} is in {units}, not {layout.units}: record in {units}")
     for key in dict.fromkeys([*asked["features"], *info["features"]]):
         ours, theirs = (
             _feature_text(features.get(key)) for features in (asked["features"], info["features"])

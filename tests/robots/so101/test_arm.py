@@ -195,6 +195,27 @@ def test_signed_percent_units(chain: Chain, calibration: Calibration) -> None:
     arm.close()
 
 
+def test_an_arm_takes_the_unit_it_is_told(chain: Chain, calibration: Calibration) -> None:
+    """The pose is the same in either; a reversed joint changes its sign in -100..100 only."""
+    turned = dataclasses.replace(calibration["elbow_flex"], drive_mode=1)
+    arm = arm_on(chain, {**calibration, "elbow_flex": turned})
+    assert arm.use_units("degrees").tolist() == [1.0] * 6
+    arm.connect()
+    before = arm.observe().positions
+    scale = arm.use_units("normalized")
+    sign = np.array([1, 1, -1, 1, 1, 1])
+    np.testing.assert_allclose(
+        arm.observe().positions[:5], np.clip(before * scale * sign, -100, 100)[:5], atol=1e-6
+    )
+    arm.command(np.array([100.0, -100.0, 50.0, 0.0, 0.0, 25.0]))
+    arm.observe()  # goals have no reply: they are there once something is answered
+    lift, elbow = calibration["shoulder_lift"], calibration["elbow_flex"]
+    assert chain.servos[2].get("Goal_Position") == lift.range_min
+    quarter = elbow.range_min + (elbow.range_max - elbow.range_min) / 4
+    assert abs(chain.servos[3].get("Goal_Position") - quarter) <= 1
+    arm.close()
+
+
 def test_another_arms_calibration_is_refused(chain: Chain, calibration: Calibration) -> None:
     other = {
         **calibration,

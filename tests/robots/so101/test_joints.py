@@ -92,6 +92,18 @@ def test_bounds_are_the_positions_of_the_range_ends() -> None:
     np.testing.assert_allclose(highest, [87.912088] * 5 + [100])
 
 
+def test_a_degree_has_its_number_of_units_in_either_mode() -> None:
+    low, high, reverse = np.arange(900, 1500, 100), np.arange(3100, 2500, -100), np.zeros(6, bool)
+    assert Ranges(low, high, reverse).per_degree().tolist() == [1.0] * 6
+    scale = Ranges(low, high, reverse, use_degrees=False).per_degree()
+    middle = (low + high) // 2
+    degrees, units = (Ranges(low, high, reverse, mode).positions(middle + 100)
+                      - Ranges(low, high, reverse, mode).positions(middle)
+                      for mode in (True, False))  # fmt: skip
+    np.testing.assert_allclose(units[:5], degrees[:5] * scale[:5])
+    assert scale[5] == 1.0
+
+
 def test_an_empty_range_is_refused() -> None:
     with pytest.raises(ValueError, match=r"shoulder_pan: range 3000\.\.3000 is empty"):
         Ranges(np.full(6, 3000), np.full(6, 3000), np.zeros(6, dtype=bool))
