@@ -13,6 +13,7 @@ import pytest
 from hub import Repository, SmallHub, folder_files, serving, use, use_in_lerobot
 from small_recording import write
 
+from mtdit.data.frame_cache import StoredDataset
 from mtdit.data.hub_dataset import fetch_dataset
 from mtdit.data.lerobot_dataset import find_dataset, open_dataset
 from mtdit_robots.errors import UserError
@@ -55,7 +56,7 @@ def test_the_tag_of_the_format_comes_into_lerobots_folder(hub: SmallHub, tmp_pat
     commit = hub.datasets[NAME].commit("v3.0")
     cache = tmp_path / "hub/datasets--some--drawer"
     assert dataset.root == cache / "snapshots" / commit
-    assert sum(1 for _ in dataset.frames("top")) == len(dataset.state)
+    assert sum(1 for _ in StoredDataset(dataset, None).decoded("top")) == len(dataset.state)
     asked = len(hub.asked)
     assert find_dataset(NAME) == dataset.root
     assert len(hub.asked) == asked, "asked once per process"
