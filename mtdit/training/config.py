@@ -81,8 +81,8 @@ class TrainConfig:
         float | None,
         Help(
             "Length",
-            "Stop after this many minutes; the learning-rate schedule ends then; default: no time "
-            "limit.",
+            "Stop after this many minutes, even if steps are left; the learning-rate schedule ends "
+            "then; default: no time limit.",
         ),
     ] = None
     batch_size: Annotated[

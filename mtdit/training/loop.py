@@ -70,6 +70,10 @@ def fit(
             stopping, fraction = group.all_reduce_max(stop.requested, log.fraction)
             if fraction >= 1.0:
                 validate(run, group, log)
+                reporter.say(
+                    f"stopped after {state.step} of {config.steps} steps: the time limit of "
+                    f"{config.max_minutes:g} minutes is over"
+                )
             if stopping or fraction >= 1.0:
                 break
 

@@ -76,8 +76,9 @@ def learning_rate_factor(
 ) -> float:
     """Factor of the learning rate at `step`: linear warm-up, then half a cosine down to zero.
 
-    It reaches zero at `steps` or when `fraction`, the used share of the training time, is 1,
-    whichever is sooner. With fraction 0 it equals diffusers' get_cosine_schedule_with_warmup, which
+    It reaches zero at `steps`. If the time is used up earlier, it reaches zero then: `fraction` is
+    the used share of the training time, so about step / fraction steps fit in. As long as all steps
+    fit, it does not depend on the time and equals diffusers' get_cosine_schedule_with_warmup, which
     LeRobot uses. The config can choose a linear or a constant schedule instead.
     """
     warmup = config.scheduler_warmup_steps
@@ -85,7 +86,8 @@ def learning_rate_factor(
         return step / warmup
     if config.scheduler_name.startswith("constant"):
         return 1.0
-    done = min(1.0, max((step - warmup) / max(1, steps - warmup), fraction))
+    end = min(steps, step / fraction) if fraction else steps
+    done = min(1.0, (step - warmup) / max(1, end - warmup))
     # LeRobot's polynomial has degree 1 and ends at 1e-7
     if config.scheduler_name in ("linear", "polynomial"):
         return 1.0 - done

@@ -239,12 +239,12 @@ def _summary(config: TrainConfig, policy: MultiTaskDiT, cache: FrameCache, world
     tasks = ", ".join(repr(t) for t in cache.info.facts.tasks)
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in policy.parameters()) - trained
-    goal = f"{config.max_minutes:g} minutes" if config.max_minutes else f"{config.steps} steps"
+    limit = f" or {config.max_minutes:g} minutes" if config.max_minutes else ""
     return (
         f"{len(cache.episode_ends)} episodes, {len(cache.state)} frames, "
         f"{len(cache.frames)} cameras, tasks: {tasks}\n"
         f"{trained / 1e6:.1f} M parameters are trained, {frozen / 1e6:.1f} M are frozen; "
-        f"{goal} with {config.samples_per_step(world)} samples per step"
+        f"{config.steps} steps{limit} with {config.samples_per_step(world)} samples per step"
     )
 
 

@@ -37,6 +37,17 @@ def test_schedule_follows_the_time_when_that_is_further() -> None:
     assert learning_rate_factor(PolicyConfig(scheduler_name="constant"), 999, 1000) == 1.0
 
 
+def test_schedule_does_not_depend_on_the_time_if_all_steps_fit() -> None:
+    config = PolicyConfig(scheduler_warmup_steps=100)
+    for step in range(1, 1001, 9):
+        without = learning_rate_factor(config, step, 1000)
+        for speed in (0.99, 0.7, 0.01):  # share of the time that all steps need
+            assert learning_rate_factor(config, step, 1000, speed * step / 1000) == without
+    late = [learning_rate_factor(config, step, 1000, step / 400) for step in range(100, 401, 50)]
+    assert late == sorted(late, reverse=True)
+    assert late[-1] == pytest.approx(0.0)
+
+
 def test_average_is_short_at_first(clip_folder: Path) -> None:
     from lerobot_oracle import lerobot_policy, our_policy
 

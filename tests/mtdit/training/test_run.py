@@ -70,6 +70,7 @@ def test_time_budget_ends_the_run_and_its_schedule(
     rates = [r.lr for r in watcher.reports]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.5 * rates[0]
+    assert any("the time limit of 0.05 minutes is over" in line for line in watcher.lines)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

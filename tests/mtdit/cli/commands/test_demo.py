@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mtdit.cli.commands.demo import TASKS, DemoConfig, run_demo, stages
+from mtdit.cli.commands.demo import TASKS, DemoConfig, run_demo, stages, summary
 
-SHORT = DemoConfig(episodes=1, train_minutes=0.02, eval_episodes=1, run_seconds=0.5)
+SHORT = DemoConfig(episodes=1, train_steps=2, eval_episodes=1, run_seconds=0.5)
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +32,17 @@ def test_report_holds_every_rate_and_video(walked: tuple[DemoConfig, list[str]])
     assert set(report["stage_s"]) == {stage.name for stage in stages(config)}
     assert len(list(config.out.glob("*.mp4"))) == len(TASKS)
     assert any("report.json" in line for line in said)
+
+
+def test_a_training_that_its_time_limit_ended_is_named(
+    walked: tuple[DemoConfig, list[str]],
+) -> None:
+    config, said = walked
+    assert not any("time limit" in line for line in said)
+    report = json.loads((config.out / "report.json").read_text())
+    assert report["train_steps"] == report["planned_steps"] == SHORT.train_steps
+    summary({**report, "planned_steps": 500}, config.out, said.append)
+    assert any(f"after {SHORT.train_steps} of 500 steps" in line for line in said)
 
 
 def test_finished_stages_are_kept(walked: tuple[DemoConfig, list[str]]) -> None:
