@@ -133,18 +133,5 @@ def test_what_is_missing_or_wrong_is_named(words: Words, refused: Refused) -> No
     for option in ("--home-seconds", "--bus-timeout", "--max-speed"):
         for value in ("inf", "nan", "-1"):
             assert option in refused("teleoperate", *words.arms(), option, value)
-    twin = (
-        "--robot",
-        "twin",
-        "--clock",
-        "lockstep",
-        "--fps",
-        "20",
-        "--height",
-        "64",
-        "--width",
-        "64",
-    )
-    assert "use --clock real" in refused("teleoperate", *leading, *twin)
     assert "--port is for a real arm" in refused("teleoperate", *words.arms(), "--robot", "twin")
     assert_limp(words.leader, words.follower)
