@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from mtdit.policies.multi_task_dit.presets import PRESETS
 from mtdit_robots.errors import UserError
 from mtdit_robots.units import ARM_UNITS
+from mtdit_runtime.instructions import one_form
 
 FRAMES = ("disk", "memory", "video")
 MAX_VALUE = 65_536  # batch_size, grad_accumulation, noise_samples: more than any computer can use
@@ -243,6 +244,8 @@ class TrainConfig:
         for name in ("output_dir", "cache_dir", "init_from"):
             if isinstance(path := getattr(self, name), str):  # from Python, or from JSON
                 object.__setattr__(self, name, Path(path))
+        weights = {one_form(task): weight for task, weight in self.task_weights.items()}
+        object.__setattr__(self, "task_weights", weights)
         _check_train(self)
 
     def samples_per_step(self, processes: int) -> int:

@@ -7,8 +7,6 @@ the training; errors are raised elsewhere.
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -20,6 +18,7 @@ from mtdit.data.frame_cache import FrameCache
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.stats import DatasetStats
 from mtdit.training.config import TrainConfig
+from mtdit.training.instructions import alike
 from mtdit_robots.features import ACTION, STATE
 
 MIN_EPISODES = 50
@@ -101,24 +100,6 @@ def _tasks(setup: TrainingSetup) -> Iterator[str]:
                 f"tasks {a!r} and {b!r} look like one task with two spellings; use one wording, or "
                 "make them clearly different"
             )
-
-
-def alike(a: str, b: str) -> bool:
-    """Whether two instructions differ only in case, punctuation, articles, plurals or typos."""
-    first, second = _words(a), _words(b)
-    same = len(first) == len(second)
-    return same and all(x == y or _close(x, y) for x, y in zip(first, second, strict=True))
-
-
-def _close(a: str, b: str) -> bool:
-    plural = a.removesuffix("es").removesuffix("s") == b.removesuffix("es").removesuffix("s")
-    return plural or (
-        min(len(a), len(b)) >= 4 and difflib.SequenceMatcher(None, a, b).ratio() >= 0.8
-    )
-
-
-def _words(task: str) -> list[str]:
-    return [w for w in re.findall(r"\w+", task.casefold()) if w not in ("a", "an", "the")]
 
 
 def _imbalance(setup: TrainingSetup) -> Iterator[str]:

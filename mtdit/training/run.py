@@ -37,6 +37,7 @@ from mtdit.training.checkpoints import (
 from mtdit.training.config import TrainConfig
 from mtdit.training.dataset_checks import dataset_warnings
 from mtdit.training.distributed import ProcessGroup, init_distributed, rank0_errors, stop_requests
+from mtdit.training.instructions import token_lines
 from mtdit.training.loop import Run, fit
 from mtdit.training.new_policy import (
     ENCODERS,
@@ -114,12 +115,14 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
     reporter.say(_summary(config, policy, cache, group.world))
 
     # The frozen text tower runs only here, once for each task.
-    ids = tokenize(tokenizer, list(cache.info.facts.tasks), policy_config)
+    tasks = cache.info.facts.tasks
+    ids = tokenize(tokenizer, list(tasks), policy_config)
     text = policy.pooled_text(ids.to(group.device))
     loader = Loader(cache, policy_config, config, stats, text)
     warnings = dataset_warnings(config, policy_config, cache, group.world, stats)
     facts, unit_lines = facts_with_units(cache, config.units)
-    for line in (*loader.summary(), *unit_lines, *warnings):
+    words = token_lines(tokenizer, tasks, ids, policy_config.tokenizer_max_length)
+    for line in (*loader.summary(), *unit_lines, *words, *warnings):
         reporter.say(line)
 
     files = PretrainedFiles(policy, {}, stats, facts, tokenizer, train_config_json(config), names)

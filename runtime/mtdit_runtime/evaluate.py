@@ -21,6 +21,7 @@ from mtdit_runtime.control.clock import LockstepClock, check_lockstep
 from mtdit_runtime.control.loop import LoopConfig, run_loop
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig
+from mtdit_runtime.instructions import typed
 from mtdit_runtime.policy.policy import Policy, check_robot
 
 FIRST_SEED = 1_000_000  # demonstrations use smaller seeds: no evaluated scene is a training scene
@@ -141,7 +142,7 @@ def evaluate(
     check_robot(policy, robot.joints, robot.cameras)
     per_degree = robot.use_units(policy.units)
     robot.connect()
-    instruction = options.instruction or task
+    instruction = task if options.instruction is None else typed(options.instruction)
     config = LoopConfig(policy.fps, options.max_s, success_ticks=options.success_ticks)
     each: list[EvalEpisode] = []
     try:

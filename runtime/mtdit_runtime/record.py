@@ -15,6 +15,7 @@ from mtdit_robots.so101.arm import So101Arm
 from mtdit_robots.units import DEGREES, check_arm_units
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import SafetyConfig
+from mtdit_runtime.instructions import typed
 from mtdit_runtime.recording.dataset_layout import INFO, DatasetLayout
 from mtdit_runtime.recording.dataset_reader import DATA, read_dataset, table_files
 from mtdit_runtime.recording.dataset_units import dataset_units
@@ -46,8 +47,10 @@ class RecordOptions:
     units: str | None = None
 
     def session(self, task: str) -> SessionConfig:
-        """The session. UserError for an empty task, and for episodes too short to be saved."""
-        config = SessionConfig(task, self.episodes, self.episode_s, self.reset_s)
+        """The session. UserError for a task that is empty or has control characters, and for
+        episodes too short to be saved.
+        """
+        config = SessionConfig(typed(task), self.episodes, self.episode_s, self.reset_s)
         config.check(self.fps)
         return config
 

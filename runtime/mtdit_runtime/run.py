@@ -29,8 +29,10 @@ from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig
 from mtdit_runtime.control.start import TrainedRange
 from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.engines.engine import Engines
+from mtdit_runtime.instructions import same_task, typed
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
 from mtdit_runtime.policy.policy import check_robot
+from mtdit_runtime.policy.task_words import task_notes
 from mtdit_runtime.recording.film import Film, check_film
 from mtdit_runtime.recording.run_log import Recorder
 from mtdit_runtime.text import printable
@@ -98,7 +100,7 @@ def run(
     tell = say or log.info
     with graceful_exit(), ExitStack() as after_release, closing(robot):
         opened = as_bundle(bundle)
-        check_task(opened.manifest, task, options.new_task)
+        task = check_task(opened.manifest, task, options.new_task)
         if options.video is not None:
             check_film(Path(options.video))
         if options.lockstep:
@@ -108,6 +110,8 @@ def run(
         for engine in engines.per_chunk:
             tell(engine.describe())
         tell(f"backend {engines.reason}")
+        for line in task_notes(opened, task):
+            tell(line)
         policy = BundlePolicy(opened, engines)
         check_robot(policy, robot.joints, robot.cameras)
         latency_s = warm_up_s(opened, engines)
@@ -128,16 +132,20 @@ def run(
         return _loop(opened.manifest, robot, queue, safety, options, success, on_tick)
 
 
-def check_task(manifest: Manifest, task: str, allow_new: bool) -> None:
-    """Raise UserError if the policy was not trained on `task`, unless `allow_new`.
+def check_task(manifest: Manifest, task: str, allow_new: bool) -> str:
+    """The instruction as the policy knows it: one of its tasks, or a new one with `allow_new`.
 
-    The message names the most similar instruction of the training data.
+    UserError if the policy was not trained on it, with the most similar of its tasks; and for a new
+    one that cannot be typed.
     """
-    if task in manifest.tasks or allow_new:
-        return
+    known = same_task(task, manifest.tasks)
+    if known is not None:
+        return known
+    if allow_new:
+        return typed(task)
     near = difflib.get_close_matches(task, manifest.tasks, n=1, cutoff=0.4)
-    known = printable(", ".join(map(repr, manifest.tasks)) or "none", 1000)
-    hint = f"did you mean {near[0]!r}?" if near else f"its tasks are {known}"
+    shown = printable(", ".join(map(repr, manifest.tasks)) or "none", 1000)
+    hint = f"did you mean {near[0]!r}?" if near else f"its tasks are {shown}"
     raise UserError(
         f"{printable(manifest.name)} was not trained on {task!r}: {hint} "
         "(--new-task runs it anyway)"

@@ -113,6 +113,7 @@ def test_a_leader_arm_in_another_unit_is_refused(tmp_path: Path) -> None:
     ("task", "options", "message"),
     [
         (" ", OPTIONS, "the task is empty"),
+        ("open\x1b[2J", OPTIONS, "contains the control character"),
         (TASK, RecordOptions(episode_s=0.1), "use 0.3 s or more"),
     ],
 )
@@ -125,6 +126,13 @@ def test_a_session_that_cannot_be_recorded(
             record(twin.robot(), leader, tmp_path / "set", task, options)
     assert leader.closed
     assert not (tmp_path / "set").exists()
+
+
+def test_a_task_is_recorded_in_one_form() -> None:
+    """However the keyboard makes an accent; Persian needs its invisible joiner."""
+    for typed in ("caf\u00e9", " cafe\u0301 "):
+        assert RecordOptions().session(typed).task == "caf\u00e9"
+    assert RecordOptions().session("می\u200cروم").task == "می\u200cروم"
 
 
 class Unplugged(Nodding):

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from mtdit_robots.errors import UserError
-from mtdit_runtime.bundle.bundle import Bundle, open_bundle
-from mtdit_runtime.bundle.manifest import write_manifest
+from mtdit_runtime.bundle.bundle import Bundle, open_bundle, save_task_features
+from mtdit_runtime.bundle.manifest import TASKS, write_manifest
 from mtdit_runtime.control.report import RunReport
 from mtdit_runtime.recording.run_log import load_log
 from mtdit_runtime.run import RunOptions, run
@@ -49,6 +49,20 @@ def prepared(bundle_folder: Path, scripted_robot: Any) -> Callable[..., Prepared
             given |= {name: changes.pop(name)} if name in changes else {}
         fixed = {"backend": "onnx", "lockstep": True, "duration_s": 1.0}
         return Prepared(options=RunOptions(**{**fixed, **changes}), **given)
+
+    return make
+
+
+@pytest.fixture
+def with_tasks(bundle: Bundle, tmp_path: Path) -> Callable[..., Bundle]:
+    """The bundle as if it had been trained on these two tasks; same: both with one feature."""
+
+    def make(first: str, other: str, same: bool = False) -> Bundle:
+        copy = shutil.copytree(bundle.folder, tmp_path / "toy.mtdit", dirs_exist_ok=True)
+        features = list(bundle.task_features.values())
+        save_task_features(copy / TASKS, {first: features[0], other: features[0 if same else 1]})
+        write_manifest(copy, replace(bundle.manifest, tasks=(first, other)))
+        return open_bundle(copy)
 
     return make
 
@@ -112,6 +126,45 @@ def test_an_unknown_task_is_refused_with_the_nearest_one(
 
 def test_an_unknown_task_may_be_tried(prepared: Any) -> None:
     assert prepared(task="wave", new_task=True)().stages["text"]["count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        ("a" * 80, "is longer than the 77 tokens that CLIP reads: 'aaaaa' is not read"),
+        ("Open  The drawer", "cannot tell 'Open  The drawer' from the trained task 'open the draw"),
+    ],
+)
+def test_what_the_policy_does_not_read_is_said(prepared: Any, task: str, says: str) -> None:
+    said: list[str] = []
+    prepared(task=task, new_task=True, say=said.append, duration_s=0.1)()
+    assert [line for line in said if says in line]
+
+
+def test_one_task_in_two_forms_of_unicode(prepared: Any, with_tasks: Any) -> None:
+    """Typed composed, stored decomposed, and the other way round: the stored one is run."""
+    said: list[str] = []
+    for stored, typed in (("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9")):
+        bundle = with_tasks(stored, "close the drawer")
+        report = prepared(bundle=bundle, task=typed, say=said.append, duration_s=0.1)()
+        assert report.stages.get("text", {}).get("count", 0) == 0, "nothing is encoded anew"
+
+
+def test_trained_tasks_that_were_the_same_tokens(prepared: Any, with_tasks: Any) -> None:
+    said: list[str] = []
+    first, other = "x " * 90 + "left", "x " * 90 + "right"
+    bundle = with_tasks(first, other, same=True)
+    prepared(bundle=bundle, task=other, say=said.append, duration_s=0.1)()
+    assert [line for line in said if "in training both were the same 77 tokens" in line]
+
+
+@pytest.mark.parametrize("task", ["open\x07", "a\nb", "bytes \udcff", "\x1b[31mred"])
+def test_a_new_task_with_control_characters_is_refused(prepared: Any, task: str) -> None:
+    ride = prepared(task=task, new_task=True)
+    with pytest.raises(UserError, match="contains the control character") as refused:
+        ride()
+    assert str(refused.value).isprintable()
+    assert ride.robot.observed == 0
 
 
 def test_a_robot_that_does_not_fit_is_never_connected(prepared: Any, scripted_robot: Any) -> None:

@@ -141,9 +141,10 @@ def run(
     is_twin = kind is RobotKind.twin
     opened = open_bundle(bundle)
     manifest = opened.manifest
-    check_task(manifest, task, new_task)  # a wrong task is an error before cameras are opened
+    # a wrong task or unit is an error before cameras are opened
+    task = check_task(manifest, task, new_task)
     said_units = None if units is None else units.value
-    run_units(manifest, said_units, is_real=not is_twin)  # so is an unknown unit
+    run_units(manifest, said_units, is_real=not is_twin)
     arm = ArmOptions(kind, port, calibration, bus, bus_timeout, clock, seed)
     sizes = {c.name: (c.height, c.width) for c in manifest.cameras}
     names = cameras_renamed(read_rename_map(rename_map or ""), list(sizes))

@@ -273,3 +273,9 @@ def tokenize(tokenizer: Any, texts: list[str], config: PolicyConfig) -> Tensor:
         return_tensors="pt",
     )
     return tokens["input_ids"]
+
+
+def unread(tokenizer: Any, text: str, length: int) -> str:
+    """The end of a text that has more than `length` tokens, which is cut; "" if all is read."""
+    places = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return text[places[length - 1][0] :] if len(places) > length else ""

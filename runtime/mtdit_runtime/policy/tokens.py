@@ -37,6 +37,12 @@ class Tokens:
         ids = [self.start, *pieces] + [self.end] * (self.length - 1 - len(pieces))
         return np.array([ids], np.int64)
 
+    def unread(self, text: str) -> str:
+        """The end of a text that has more tokens than `length`; "" if all of it is read."""
+        # the places of the pieces count characters of the text before it is brought into one form
+        places = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        return text[places[self.length - 2][0] :] if len(places) > self.length - 2 else ""
+
 
 def load_tokens(path: Path, length: int = 77) -> Tokens:
     """Read a tokenizer.json. UserError when the tokenizers package or the file is missing, or when

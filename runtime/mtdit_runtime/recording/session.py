@@ -16,6 +16,7 @@ from pathlib import Path
 from mtdit_robots.errors import UserError
 from mtdit_runtime.control.report import Tick
 from mtdit_runtime.control.safety import Stop
+from mtdit_runtime.instructions import typed
 from mtdit_runtime.recording.dataset_layout import FEWEST_FRAMES
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 from mtdit_runtime.recording.episode import Episode
@@ -45,9 +46,10 @@ class SessionConfig:
         return max(FEWEST_FRAMES, math.ceil(SHORTEST_S * fps))
 
     def check(self, fps: int) -> None:
-        """Raise UserError for an empty task, and for episodes too short to be saved."""
-        if not self.task.strip():
-            raise UserError('the task is empty: describe the demonstration, e.g. "open the drawer"')
+        """Raise UserError for an empty task, or one with control characters, and for episodes too
+        short to be saved.
+        """
+        typed(self.task)
         if round(self.episode_s * fps) < self.fewest_frames(fps):
             raise UserError(
                 f"an episode of {self.episode_s:g} s at {fps} Hz is too short: "
