@@ -15,7 +15,7 @@ from mtdit_runtime.policy.policy import Policy
 TORCH_BACKENDS = ("auto", "cpu", "cuda")
 
 
-def load(source: Path | str, backend: str = "auto") -> Policy:
+def load(source: Path | str, backend: str = "auto", dataset: str | None = None) -> Policy:
     """Load a trained policy.
 
     source: a bundle folder, as `mtdit.export` writes it (no torch needed); or, with torch, a run of
@@ -25,6 +25,10 @@ def load(source: Path | str, backend: str = "auto") -> Policy:
     backend: what computes the policy. A bundle takes "onnx" (CPU), "cuda", "tensorrt" or "auto",
     the fastest of them that works on this computer; a checkpoint runs in torch and takes "cpu",
     "cuda" or "auto".
+
+    dataset: the folder or repo id of the dataset that a checkpoint of LeRobot was trained on.
+    LeRobot's checkpoints name no joints, so without it no robot is driven by one. A bundle and a
+    checkpoint of mtdit have their own names.
 
     UserError when there is no policy at `source` or it is damaged, when the backend does not work
     here, or when an extra of the package is missing.
@@ -41,10 +45,10 @@ def load(source: Path | str, backend: str = "auto") -> Policy:
             f"{source} is not a bundle, and a checkpoint has no backend {backend!r}: use one of "
             f"{', '.join(TORCH_BACKENDS)}, or export it first"
         )
-    return _load_checkpoint(path, backend)
+    return _load_checkpoint(path, backend, dataset)
 
 
-def _load_checkpoint(path: Path, backend: str) -> Policy:
+def _load_checkpoint(path: Path, backend: str, dataset: str | None) -> Policy:
     try:
         import torch
 
@@ -55,4 +59,4 @@ def _load_checkpoint(path: Path, backend: str) -> Policy:
     has_gpu = torch.cuda.is_available()
     if backend == "cuda" and not has_gpu:
         raise UserError("torch finds no CUDA GPU on this computer: use the backend auto")
-    return open_policy(path, "cuda" if has_gpu and backend != "cpu" else "cpu")
+    return open_policy(path, "cuda" if has_gpu and backend != "cpu" else "cpu", dataset)

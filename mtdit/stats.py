@@ -29,11 +29,18 @@ class DatasetFacts:
 
     dataset: str
     fps: int
-    joints: tuple[str, ...]  # in the order of state and action, without ".pos"
+    joints: tuple[str, ...]  # names of the action's dimensions in their order, without ".pos"
     tasks: tuple[str, ...]
     max_speed: tuple[float, ...]  # 99.9th percentile of the commanded speed per joint, units/s
     robot_type: str = ""
     units: str = UNKNOWN  # of the body joints, see mtdit_robots.units
+    # names of the state's dimensions in their own order; an earlier mtdit.json lacks them, and then
+    # they are the action's
+    state_joints: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.state_joints:
+            object.__setattr__(self, "state_joints", self.joints)
 
 
 def feature_stats(config: PolicyFeatures, stats: DatasetStats, key: str) -> Stats:
@@ -67,7 +74,9 @@ def facts_from_json(path: Path, raw: Any, fix: str) -> DatasetFacts:
     """The facts in a JSON file of this or an earlier mtdit. UserError names what is wrong and
     `fix`.
     """
-    known = {"units": UNKNOWN, **raw} if isinstance(raw, dict) else raw
+    known = raw
+    if isinstance(raw, dict):  # an earlier mtdit knew no unit and no names of the state's own
+        known = {"units": UNKNOWN, "state_joints": raw.get("joints"), **raw}
     facts: DatasetFacts = build(path, DatasetFacts, known, "facts", fix)
     return facts
 

@@ -8,6 +8,7 @@ without torch (`mtdit_runtime.policy.bundle_policy`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,15 @@ import torch
 from torch import Tensor
 
 from mtdit.checkpoint.read import Checkpoint, open_checkpoint
+from mtdit.data.frame_cache import dataset_facts
+from mtdit.data.lerobot_dataset import open_dataset
 from mtdit.policies.images import normalized_images
 from mtdit.policies.multi_task_dit.clip_lookup import tokenize
+from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
-from mtdit_robots.so101.joints import JOINTS
 from mtdit_robots.units import UNKNOWN
 from mtdit_runtime.bundle.manifest import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE
+from mtdit_runtime.joint_order import listed
 from mtdit_runtime.policy.history import History, Moment, check_observation
 from mtdit_runtime.policy.policy import (
     Chunk,
@@ -42,7 +46,7 @@ class TorchPolicy:
         config = checkpoint.config
         self.checkpoint, self.device = checkpoint, torch.device(device)
         self.policy = checkpoint.policy(device)
-        self.joints = joint_names(checkpoint)
+        self.joints, self.state_joints = joint_names(checkpoint)
         self.cameras = tuple(config.cameras)
         self.frame_sizes = {name: shape[:2] for name, shape in config.cameras.items()}
         self.fps = checkpoint.facts.fps if checkpoint.facts else DEFAULT_FPS
@@ -115,7 +119,7 @@ class TorchPolicy:
         given: Mapping[str, Tensor],
         held: Positions,
     ) -> Chunk:
-        state = torch.stack([moment.state for moment in steps])[None].to(self.device)  # (1, S, J)
+        state = torch.stack([moment.state for moment in steps])[None].to(self.device)  # (1, S, D)
         features = (
             torch.stack([self._feature(moment) for moment in steps])[None] if self.cameras else None
         )
@@ -147,16 +151,37 @@ class TorchPolicy:
         return draw_noise(self._rng, *sizes) if noise is None else given_noise(noise, *sizes)
 
 
-def open_policy(path: Path, device: str | torch.device = "cpu") -> TorchPolicy:
+def open_policy(
+    path: Path, device: str | torch.device = "cpu", dataset: str | None = None
+) -> TorchPolicy:
     """A TorchPolicy from a run, a checkpoint or a pretrained_model folder. UserError if there is no
     policy.
+
+    dataset: what it was trained on, for a checkpoint of LeRobot, which names no joints.
     """
-    return TorchPolicy(open_checkpoint(path), device)
+    checkpoint = open_checkpoint(path)
+    if dataset is not None and checkpoint.facts is None:
+        checkpoint = replace(checkpoint, facts=dataset_facts(open_dataset(dataset)))
+    return TorchPolicy(checkpoint, device)
 
 
-def joint_names(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The checkpoint's joint names. LeRobot does not store them: six joints are the SO-101's."""
-    if checkpoint.facts is not None:
-        return checkpoint.facts.joints
-    count = checkpoint.config.action_dim
-    return tuple(JOINTS) if count == len(JOINTS) else tuple(f"joint_{i + 1}" for i in range(count))
+def joint_names(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The joint names of action and state. A checkpoint of LeRobot has none: nobody knows which
+    joint a number belongs to, so they are numbered, and no robot has such joints.
+
+    UserError with both lists when a vector has another number of values than of names.
+    """
+    config, facts = checkpoint.config, checkpoint.facts
+    if facts is None:
+        return numbered(config.action_dim), numbered(config.state_dim)
+    if (len(facts.joints), len(facts.state_joints)) != (config.action_dim, config.state_dim):
+        raise UserError(
+            f"{checkpoint.folder} has {config.state_dim} states and {config.action_dim} actions, "
+            f"but these names: state {listed(facts.state_joints)}; action {listed(facts.joints)}: "
+            f"pass the dataset that it was trained on"
+        )
+    return facts.joints, facts.state_joints
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"unnamed_{i + 1}" for i in range(count))

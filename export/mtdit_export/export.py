@@ -60,6 +60,7 @@ from mtdit_runtime.bundle.bundle import Bundle, open_bundle, save_task_features
 from mtdit_runtime.bundle.manifest import Graph, Manifest, Sampler, write_manifest
 from mtdit_runtime.bundle.publish import bundle_place, new_bundle
 from mtdit_runtime.engines.choose import choose_engines
+from mtdit_runtime.joint_order import difference
 from mtdit_runtime.normalize import save_stats
 from mtdit_runtime.verify.fixtures import Probe, ReferenceOutputs, write_golden
 from mtdit_runtime.verify.gates import check_outputs
@@ -136,6 +137,8 @@ def export(
     facts = robot_facts(opened, dataset)
     facts = replace(facts, units=known_units(opened, facts, dataset, options.units, say))
     joints = joints_of(opened, facts)
+    if orders := difference(facts.state_joints, facts.joints):
+        say(orders)
     check_calibration(options.precision, opened.config, dataset)
     with new_bundle(place, say) as folder, opened.tokenizer_folder() as tokenizer:
         on_stage("fold")

@@ -31,6 +31,7 @@ def graph_metadata(name: str, manifest: Manifest) -> dict[str, str]:
         "precision": manifest.precision,
         "sampler": f"{sampler.kind} {sampler.steps}",
         "joints": ",".join(joint.name for joint in manifest.joints),
+        "state_joints": ",".join(manifest.state_joints),
         "cameras": ",".join(camera.name for camera in manifest.cameras),
         "tasks": json.dumps(manifest.tasks),
     }
@@ -52,6 +53,7 @@ def make_manifest(
         graphs={},
         sampler=sampler_of(config, folded.denoiser.times),
         joints=joints,
+        state_joints=facts.state_joints,
         cameras=cameras_of(config),
         n_obs_steps=config.n_obs_steps,
         horizon=config.horizon,

@@ -28,9 +28,10 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.features import ACTION, STATE
 from mtdit_robots.units import UNKNOWN, joint_unit
 from mtdit_runtime.bundle.manifest import TOKENIZER, Joint
+from mtdit_runtime.joint_order import listed, repeated
 from mtdit_runtime.policy.tokens import load_tokens
 from mtdit_runtime.recording.dataset_units import dataset_units
-from mtdit_runtime.units import Judged, Vector, advice, judge, settled
+from mtdit_runtime.units import Judged, advice, judge, settled, vectors
 
 # objective -> samplers; the first is the default
 SAMPLERS = {"diffusion": ("ddim", "ddpm"), "flow_matching": ("euler", "rk4")}
@@ -83,12 +84,18 @@ def matching_dataset(
         raise UserError(
             f"{name}: state and action have {sizes} dimensions, the policy has {wanted}: {fix}"
         )
-    if facts is not None and (dataset.joints, dataset.fps) != (facts.joints, facts.fps):
-        there, here = (
-            f"joints {', '.join(robot.joints)} at {robot.fps} Hz" for robot in (dataset, facts)
-        )
+    if facts is not None and _signature(dataset) != _signature(facts):
+        there, here = _signature(dataset), _signature(facts)
+        if facts.state_joints == facts.joints == dataset.joints and facts.fps == dataset.fps:
+            fix += f"; a {FACTS} without state_joints means the action's, add them if it is wrong"
         raise UserError(f"{name}: the dataset has {there}, the policy has {here}: {fix}")
     return dataset
+
+
+def _signature(robot: Dataset | DatasetFacts) -> str:
+    """What the numbers of a dataset's vectors are, and how often they come."""
+    state = "" if robot.state_joints == robot.joints else f", state {listed(robot.state_joints)}"
+    return f"joints {listed(robot.joints)}{state} at {robot.fps} Hz"
 
 
 def robot_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts:
@@ -96,6 +103,7 @@ def robot_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts
     which lacks them. UserError when neither has them or they are invalid.
     """
     if checkpoint.facts is not None:
+        check_counts(checkpoint, checkpoint.facts)
         return with_distinct_joints(checkpoint.facts, str(checkpoint.folder / FACTS))
     if dataset is None:
         raise UserError(
@@ -104,6 +112,7 @@ def robot_facts(checkpoint: Checkpoint, dataset: Dataset | None) -> DatasetFacts
         )
     try:
         facts = validate_facts(dataset_facts(dataset))
+        check_counts(checkpoint, facts)
         return with_distinct_joints(facts, str(dataset.root / "meta"))
     except ValueError as error:
         raise UserError(
@@ -133,13 +142,12 @@ def policy_units(checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset |
     """The unit of the policy's positions: as its training knew it, else judged from the dataset or
     from the ranges in the checkpoint's statistics.
     """
-    vectors = []
-    for key, what in ((STATE, "state"), (ACTION, "action")):
+    rows = {}
+    for key, joints in ((STATE, facts.state_joints), (ACTION, facts.joints)):
         stats = checkpoint.dataset_stats[key]
         ends = [np.ravel(stats[name]) for name in ("min", "max") if name in stats]
-        rows = np.stack(ends) if ends else np.zeros((1, len(facts.joints)))
-        vectors.append(Vector(what, facts.joints, rows))
-    judged = judge(*vectors)
+        rows[key] = np.stack(ends) if ends else np.zeros((1, len(joints)))
+    judged = judge(*vectors(facts.state_joints, rows[STATE], facts.joints, rows[ACTION]))
     if facts.units == UNKNOWN:
         return judged if dataset is None or judged.is_certain else dataset_units(dataset)
     if facts.units == judged.units:
@@ -148,13 +156,14 @@ def policy_units(checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset |
 
 
 def with_distinct_joints(facts: DatasetFacts, source: str) -> DatasetFacts:
-    """The same facts. UserError when two joints have the same name; `source` is the file or folder
-    to correct.
+    """The same facts. UserError with both lists when two joints of a vector have the same name;
+    `source` is the file or folder to correct.
     """
-    twice = [name for name in facts.joints if facts.joints.count(name) > 1]
+    twice = repeated(facts.joints) or repeated(facts.state_joints)
     if twice:
         raise UserError(
-            f"{source}: two joints are called {twice[0]!r}: give each joint its own name there"
+            f"{source}: two joints are called {twice!r} (state: {listed(facts.state_joints)}; "
+            f"action: {listed(facts.joints)}): give each joint its own name there"
         )
     return facts
 
@@ -193,15 +202,10 @@ def checked_tokenizer(folder: Path, policy: MultiTaskDiT) -> Any:
 
 
 def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
-    """The joints of a bundle. UserError when the numbers of states, actions and joints differ, or
-    when the statistics have no range of actions.
+    """The joints of a bundle. UserError as `check_counts`, and when the statistics have no range of
+    actions.
     """
-    n_state, n_action = checkpoint.config.state_dim, checkpoint.config.action_dim
-    if not n_state == n_action == len(facts.joints):
-        raise UserError(
-            f"{checkpoint.folder} has {n_state} states, {n_action} actions and {len(facts.joints)} "
-            "joints: a bundle needs one state and one action per joint, train with such a dataset"
-        )
+    check_counts(checkpoint, facts)
     need_stats(checkpoint, ACTION, ("min", "max"))
     stats = checkpoint.dataset_stats[ACTION]
     rows = zip(
@@ -211,3 +215,18 @@ def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
         Joint(name, joint_unit(name, facts.units), low, high, speed)
         for name, low, high, speed in rows
     )
+
+
+def check_counts(checkpoint: Checkpoint, facts: DatasetFacts) -> None:
+    """UserError with both lists when state or action has another number of values than of names."""
+    config = checkpoint.config
+    named = (
+        (STATE, config.state_dim, facts.state_joints),
+        (ACTION, config.action_dim, facts.joints),
+    )
+    if any(count != len(names) for _, count, names in named):
+        have = "; ".join(f"{key}: {n} values, joints {listed(names)}" for key, n, names in named)
+        raise UserError(
+            f"{checkpoint.folder} does not name every value ({have}): correct its {FACTS}, or "
+            "delete it and export with --dataset and the dataset that the policy was trained on"
+        )

@@ -72,7 +72,8 @@ def _check_config(bundle: Bundle, checkpoint: Checkpoint) -> None:
     }
     wanted |= {"cameras": cameras_of(config), "sampler": sampler_of(config, network_times(config))}
     if facts is not None:
-        wanted |= {"joints": joints_of(checkpoint, facts), "fps": facts.fps, "tasks": facts.tasks}
+        wanted |= {"joints": joints_of(checkpoint, facts), "state_joints": facts.state_joints}
+        wanted |= {"fps": facts.fps, "tasks": facts.tasks}
     for name, value in wanted.items():
         if (exported := getattr(m, name)) != value:
             there, here = printable(exported, 80), printable(value, 80)

@@ -153,4 +153,5 @@ def dataset_facts(dataset: Dataset) -> DatasetFacts:
         max_speed=dataset.max_speed,
         robot_type=dataset.robot_type,
         units=dataset_units(dataset).units,
+        state_joints=dataset.state_joints,
     )

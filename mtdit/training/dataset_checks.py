@@ -20,6 +20,7 @@ from mtdit.stats import DatasetStats
 from mtdit.training.config import TrainConfig
 from mtdit.training.instructions import alike
 from mtdit_robots.features import ACTION, STATE
+from mtdit_runtime.joint_order import difference
 
 MIN_EPISODES = 50
 MIN_SAMPLES = 64
@@ -57,6 +58,7 @@ def dataset_warnings(
     """
     setup = TrainingSetup(train, policy, cache, cache.stats if stats is None else stats, world)
     checks = (
+        _order,
         _episodes,
         _tasks,
         _imbalance,
@@ -74,6 +76,12 @@ def dataset_warnings(
 def _episode_tasks(setup: TrainingSetup) -> list[str]:
     ends = np.asarray(setup.cache.episode_ends)
     return [setup.cache.info.facts.tasks[t] for t in np.asarray(setup.cache.task)[ends - 1]]
+
+
+def _order(setup: TrainingSetup) -> Iterator[str]:
+    facts = setup.cache.info.facts
+    if note := difference(facts.state_joints, facts.joints):
+        yield note
 
 
 def _episodes(setup: TrainingSetup) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mtdit.checkpoint.names import CLIP, LIVE, TRAINING_STATE
+from mtdit.checkpoint.names import CLIP, FACTS, LIVE, TRAINING_STATE
 from mtdit.checkpoint.read import Checkpoint, open_to_train
 from mtdit.checkpoint.rename_map import RenameMap, check_rename_map, policy_names
 from mtdit.checkpoint.tensors import load_weights
@@ -23,9 +23,10 @@ from mtdit.policies.multi_task_dit.config_json import policy_config_from_dict, p
 from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
 from mtdit.policies.multi_task_dit.presets import with_features
 from mtdit.policies.multi_task_dit.tiny_clip import make_tiny_clip
-from mtdit.stats import DatasetStats, with_imagenet_stats
+from mtdit.stats import DatasetFacts, DatasetStats, with_imagenet_stats
 from mtdit.training.config import TrainConfig
 from mtdit_robots.errors import UserError
+from mtdit_runtime.joint_order import listed
 
 TINY_CLIP = "clip-tiny"
 ENCODERS = {"vision_encoder_name", "text_encoder_name"}
@@ -121,6 +122,8 @@ def initial_policy(
         tokenizer = load_tokenizer(policy_config.text_encoder_name)
         return MultiTaskDiT.pretrained(policy_config), stats, tokenizer
     checkpoint = open_to_train(earlier, config.rename_map or None)
+    if checkpoint.facts is not None:
+        _check_names(checkpoint.facts, cache.info.facts)
     policy = replace(checkpoint, config=policy_config).policy()
     if resumed is not None:
         raw_weights = resumed / TRAINING_STATE / LIVE
@@ -151,6 +154,21 @@ def _remedy(theirs: Mapping[str, Feature], ours: Mapping[str, Feature]) -> str:
         pairs = ",".join(f"{a}={b}" for a, b in zip(old, new, strict=True))
         return f"if they are the same cameras, add --rename-map {pairs}"
     return "record with the same joints and cameras, or train without --init-from"
+
+
+def _check_names(policy: DatasetFacts, dataset: DatasetFacts) -> None:
+    """UserError with both lists when a dataset's numbers would land on other joints of a policy."""
+    for what, ours, theirs in (
+        ("state", policy.state_joints, dataset.state_joints),
+        ("action", policy.joints, dataset.joints),
+    ):
+        if ours != theirs:
+            raise UserError(
+                f"the {what} of the checkpoint has joints {listed(ours)}, in this order, that of "
+                f"the dataset {listed(theirs)}: train on a dataset with the same order, or from "
+                f"scratch; a {FACTS} without state_joints means the action's, add them if it is "
+                "wrong"
+            )
 
 
 def _listed(features: Mapping[str, Any]) -> str:

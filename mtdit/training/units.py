@@ -7,7 +7,7 @@ from dataclasses import replace
 from mtdit.data.frame_cache import FrameCache
 from mtdit.stats import DatasetFacts
 from mtdit_robots.units import UNKNOWN
-from mtdit_runtime.units import Judged, Vector, advice, judge, settled
+from mtdit_runtime.units import Judged, advice, judge, settled, vectors
 
 
 def facts_with_units(cache: FrameCache, said: str | None) -> tuple[DatasetFacts, list[str]]:
@@ -15,8 +15,7 @@ def facts_with_units(cache: FrameCache, said: str | None) -> tuple[DatasetFacts,
     it is not degrees. said: what --units says. UserError when that cannot be right.
     """
     facts = cache.info.facts
-    state = Vector("state", facts.joints, cache.state)
-    judged = judge(state, Vector("action", facts.joints, cache.action))
+    judged = judge(*vectors(facts.state_joints, cache.state, facts.joints, cache.action))
     if judged.units != facts.units and facts.units != UNKNOWN:  # its recorder wrote it down
         judged = Judged(facts.units, "its recorder says so", is_certain=True)
     lines = advice(judged) if said is None else []

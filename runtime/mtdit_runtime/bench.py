@@ -164,9 +164,7 @@ class _Scene:
     def __init__(self, bundle: Bundle, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self._cameras = bundle.manifest.cameras
-        self._positions = np.array(
-            [(joint.low + joint.high) / 2 for joint in bundle.manifest.joints]
-        )
+        self._positions = np.array(bundle.manifest.usual_positions)
 
     def observe(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         frames = {

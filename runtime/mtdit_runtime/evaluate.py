@@ -22,7 +22,8 @@ from mtdit_runtime.control.loop import LoopConfig, run_loop
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig
 from mtdit_runtime.instructions import typed
-from mtdit_runtime.policy.policy import Policy, check_robot
+from mtdit_runtime.policy.by_name import check_cameras, on_robot
+from mtdit_runtime.policy.policy import Policy
 
 FIRST_SEED = 1_000_000  # demonstrations use smaller seeds: no evaluated scene is a training scene
 SEED_STRIDE = 10_000  # the most episodes of one evaluation
@@ -139,7 +140,8 @@ def evaluate(
     began = time.monotonic()
     robot = twin.robot()
     check_lockstep(policy.fps, robot)
-    check_robot(policy, robot.joints, robot.cameras)
+    policy = on_robot(policy, robot.joints)
+    check_cameras(policy, robot.cameras)
     per_degree = robot.use_units(policy.units)
     robot.connect()
     instruction = task if options.instruction is None else typed(options.instruction)
@@ -171,7 +173,7 @@ def _safety(policy: Policy, joints: Sequence[Joint] | None, per_degree: Position
     if joints is None:
         limits = Limits.none(len(policy.joints))
     else:
-        limits = Limits.of(joints, policy.fps, config, per_degree)
+        limits = Limits.by_name(policy.joints, joints, policy.fps, config, per_degree)
     return Safety(policy.joints, limits, config)
 
 

@@ -20,6 +20,7 @@ from mtdit_robots.so101.arm import So101Arm
 from mtdit_runtime.control.loop import Action, ActionSource
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Stop
+from mtdit_runtime.joint_order import Named, permutation
 from mtdit_runtime.recording.dataset_reader import RecordedEpisode
 from mtdit_runtime.teleoperate import DriveOptions, Say, drive
 from mtdit_runtime.units import settled
@@ -48,7 +49,8 @@ class ReplayReport:
     """Errors in the recording's unit as joint -> {mean, max}, and the report of the run.
 
     tracking: position one tick after an action, minus that action. recorded: position minus the
-    position in the recording at the same frame; 0 means the same movement. limited: action sent
+    position in the recording at the same frame, for the joints of its state; 0 means the same
+    movement. limited: action sent
     minus recorded action, which shows what the guards changed.
     """
 
@@ -85,15 +87,18 @@ def replay(
     """Play the actions of a recorded episode on an arm, and measure how well the arm follows.
 
     The robot is not connected yet; it is closed in the end. say: called with each message for the
-    user. UserError when the joints of the arm, `options.fps` or `options.units` are not those of
-    the recording, and when nobody knows its unit and the arm is real.
+    user. Actions and states are found by the names of their joints, whatever their order. UserError
+    with both lists when the actions are not those of this arm's joints; when `options.fps` or
+    `options.units` is not that of the recording; and when nobody knows its unit and the arm is
+    real.
 
         episode = mtdit.read_episode("my-dataset", 0)
         report = mtdit.replay(arm, episode)
     """
     options = options or DriveOptions(fps=episode.fps)
     with closing(robot):
-        _check(episode, robot, options)
+        episode = _in_order_of(robot, episode)
+        _check_fps(episode, options)
         options = replace(options, units=settled(episode.units, options.units, "the recording"))
         lead_in = round((options.safety.ramp_s + SETTLE_S) * options.fps)
         trace = _Trace()
@@ -101,12 +106,15 @@ def replay(
     return _report(episode, trace, report)
 
 
-def _check(episode: RecordedEpisode, robot: So101Arm, options: DriveOptions) -> None:
-    if episode.joints != robot.joints:
-        raise UserError(
-            f"the recording has joints {', '.join(episode.joints)}, this arm has "
-            f"{', '.join(robot.joints)}: replay it on the kind of arm that recorded it"
-        )
+def _in_order_of(robot: So101Arm, episode: RecordedEpisode) -> RecordedEpisode:
+    """The episode with its actions in the arm's order."""
+    arm, fix = Named("this arm", robot.joints), "replay it on the kind of arm that recorded it"
+    recorded = Named("the recording's action", episode.joints)
+    order = permutation(arm, recorded, fix)
+    return replace(episode, joints=robot.joints, actions=episode.actions[:, order])
+
+
+def _check_fps(episode: RecordedEpisode, options: DriveOptions) -> None:
     if episode.fps != options.fps:
         raise UserError(
             f"fps is {options.fps}, but the recording was made at {episode.fps} Hz: "
@@ -121,10 +129,14 @@ def _report(episode: RecordedEpisode, trace: _Trace, report: RunReport) -> Repla
         return ReplayReport(0, {}, {}, {}, report)
     follows = np.flatnonzero(np.diff(rows) == 1)  # ticks whose next tick was not lost
     tracking = positions[follows + 1] - sent[follows]
+    seen = [joint for joint in episode.joints if joint in episode.state_joints]
+    on_arm, in_state = (
+        [names.index(joint) for joint in seen] for names in (episode.joints, episode.state_joints)
+    )
     return ReplayReport(
         len(rows),
         tracking=_errors(episode.joints, tracking),
-        recorded=_errors(episode.joints, positions - episode.states[rows]),
+        recorded=_errors(tuple(seen), positions[:, on_arm] - episode.states[rows][:, in_state]),
         limited=_errors(episode.joints, sent - episode.actions[rows]),
         run=report,
     )

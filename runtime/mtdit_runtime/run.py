@@ -31,7 +31,7 @@ from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.engines.engine import Engines
 from mtdit_runtime.instructions import same_task, typed
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
-from mtdit_runtime.policy.policy import check_robot
+from mtdit_runtime.policy.by_name import check_cameras, on_robot
 from mtdit_runtime.policy.task_words import task_notes
 from mtdit_runtime.recording.film import Film, check_film
 from mtdit_runtime.recording.run_log import Recorder
@@ -112,8 +112,8 @@ def run(
         tell(f"backend {engines.reason}")
         for line in task_notes(opened, task):
             tell(line)
-        policy = BundlePolicy(opened, engines)
-        check_robot(policy, robot.joints, robot.cameras)
+        policy = on_robot(BundlePolicy(opened, engines), robot.joints)
+        check_cameras(policy, robot.cameras)
         latency_s = warm_up_s(opened, engines)
         prefetch_ticks = _prefetch(opened.manifest, latency_s, options, say)
         timeout_s = options.chunk_timeout or chunk_timeout_s(latency_s)
@@ -124,11 +124,12 @@ def run(
         robot.connect()
         tell(f"running {printable(opened.manifest.name)}: {task!r} (Ctrl-C to stop)")
         # Also after the arm is released: a disk may keep the files waiting.
-        recorded = _recorded(opened.manifest, task, options, overview, tell)
+        recorded = _recorded(opened.manifest, robot.joints, task, options, overview, tell)
         on_tick = after_release.enter_context(recorded)
-        trained = TrainedRange.of(opened, per_degree) if robot.is_real else None
-        limits = Limits.of(opened.manifest.joints, policy.fps, options.safety, per_degree)
-        safety = Safety(policy.joints, limits, options.safety, trained)
+        trained = TrainedRange.of(opened, robot.joints, per_degree) if robot.is_real else None
+        moved = opened.manifest.joints
+        limits = Limits.by_name(robot.joints, moved, policy.fps, options.safety, per_degree)
+        safety = Safety(robot.joints, limits, options.safety, trained)
         return _loop(opened.manifest, robot, queue, safety, options, success, on_tick)
 
 
@@ -177,7 +178,7 @@ def _warm_up_s(bundle: Bundle, engines: Engines) -> float:
     durations_s = []
     for _ in range(WARM_UPS + 1):
         policy.prepare()()
-        policy.observe(np.array([joint.low for joint in m.joints]), frames)
+        policy.observe(np.array(m.usual_positions), frames)
         began = time.perf_counter()
         policy.chunk(noise)
         durations_s.append(time.perf_counter() - began)
@@ -217,13 +218,13 @@ def _loop(
 @contextmanager
 def _recorded(
     m: Manifest,
+    joints: tuple[str, ...],
     task: str,
     options: RunOptions,
     overview: Callable[[], Mapping[str, Frame]] | None,
     tell: Callable[[str], None],
 ) -> Iterator[Callable[[Tick], None] | None]:
     """An `on_tick` for log and video, which are written at the end of the block; None: neither."""
-    joints = tuple(joint.name for joint in m.joints)
     recorder = Recorder(joints, task, options.seed, options.log_frames_mb) if options.log else None
     film = Film(Path(options.video), m.fps, wait=options.lockstep) if options.video else None
 

@@ -29,6 +29,7 @@ from mtdit_runtime.control.clock import Clock, LockstepClock, RealClock, check_l
 from mtdit_runtime.control.loop import Action, ActionSource, LoopConfig, run_loop
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig, Stop
+from mtdit_runtime.joint_order import Named, permutation
 from mtdit_runtime.timings import Timings
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Leader(Protocol):
 
     @property
     def joints(self) -> tuple[str, ...]:
-        """Joint names, as the follower's."""
+        """Joint names: the follower's, in the order of `read`."""
         ...
 
     def connect(self) -> None:
@@ -67,22 +68,27 @@ class Leader(Protocol):
 
 
 class LeaderSource(ActionSource):
-    """The leader's positions. lost: ticks in which the leader did not answer.
+    """The leader's positions, in the order of the follower's `joints`. lost: ticks in which the
+    leader did not answer. UserError with both lists when the leader has other joints.
 
     Without an answer the last positions are held, up to MAX_SILENT_TICKS; then Stop("leader") ends
     the run, and the follower can still return to its start pose.
     """
 
-    def __init__(self, leader: Leader, cameras: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, leader: Leader, joints: tuple[str, ...], cameras: tuple[str, ...] = ()
+    ) -> None:
         self.cameras, self.lost = cameras, 0
         self._leader, self._silent = leader, 0
+        follower, leading = Named("the follower", joints), Named("the leader", tuple(leader.joints))
+        self._order = permutation(follower, leading, "use a leader of the same kind of arm")
         self._last: Positions | None = None
         self._timings = Timings()
 
     def step(self, positions: Positions, frames: Mapping[str, Frame]) -> Action:
         try:
             with self._timings.time("leader"):
-                self._last, self._silent = self._leader.read(), 0
+                self._last, self._silent = self._leader.read()[self._order], 0
         except OSError as error:
             self.lost, self._silent = self.lost + 1, self._silent + 1
             if self._silent >= MAX_SILENT_TICKS:
@@ -169,8 +175,8 @@ def teleoperate(
     """
     with graceful_exit(), closing(robot), closing(leader):
         _check_leader(leader, DEGREES if options.units is None else options.units)
+        source = LeaderSource(leader, robot.joints, cameras)
         leader.connect()  # first: an error of the leader shows before the follower has torque
-        source = LeaderSource(leader, cameras)
         report = drive(robot, source, options, on_tick=on_tick, say=say)
     if source.lost:
         (say or log.warning)(f"the leader did not answer in {source.lost} ticks: check its cable")

@@ -63,8 +63,7 @@ class Vector:
 
     def columns(self) -> Iterator[tuple[str, NDArray[np.float64]]]:
         """(joint, its different values) of each body joint."""
-        # a state may hold more than the positions of the joints, behind them
-        for joint, column in zip(self.joints, np.asarray(self.rows).T, strict=False):
+        for joint, column in zip(self.joints, np.asarray(self.rows).T, strict=True):
             if joint != GRIPPER:
                 yield joint, np.unique(column).astype(np.float64)
 
@@ -72,6 +71,20 @@ class Vector:
         """The body joints' value that is farthest from 0, and its joint."""
         ends = [(max(v[0], v[-1], key=abs), joint) for joint, v in self.columns()]
         return max(ends, key=lambda end: abs(end[0]), default=(0.0, ""))
+
+
+def vectors(
+    state_joints: Sequence[str], state: Rows, joints: Sequence[str], action: Rows
+) -> tuple[Vector, Vector]:
+    """State and action for `judge`, each under its own names. A state may hold more than the
+    positions of joints that are commanded (speeds, currents): those numbers are left out.
+    """
+    places = [i for i, joint in enumerate(state_joints) if joint in joints]
+    positions = np.asarray(state)[:, places]
+    return (
+        Vector("state", [state_joints[i] for i in places], positions),
+        Vector("action", joints, action),
+    )
 
 
 def judge(state: Vector, action: Vector) -> Judged:

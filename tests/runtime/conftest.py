@@ -188,6 +188,7 @@ def _manifest() -> Manifest:
         graphs=graphs,
         sampler=Sampler("ddim", 1, (0.0,), 1.0),
         joints=joints,
+        state_joints=JOINTS,
         cameras=tuple(Camera(c, SHAPE[0], SHAPE[1], None, None) for c in CAMERAS),
         n_obs_steps=N_OBS,
         horizon=HORIZON,

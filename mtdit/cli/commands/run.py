@@ -201,6 +201,13 @@ def evaluate(
             "Evaluate the torch policy instead: a run, a checkpoint folder or a Hub repo id.",
         ),
     ] = None,
+    dataset: Annotated[
+        str | None,
+        option(
+            "Policy",
+            "With --checkpoint of LeRobot, which names no joints: the dataset it was trained on.",
+        ),
+    ] = None,
     backend: BackendOption = Backend.auto,
     episodes: Annotated[
         int, option("Evaluation", "Number of episodes per task, each in another scene.", min=1)
@@ -245,8 +252,10 @@ def evaluate(
         )
     if bundle is not None and checkpoint is not None:
         raise UserError("--bundle and --checkpoint exclude each other: give only one of them")
+    if dataset is not None and checkpoint is None:
+        raise UserError("--dataset needs --checkpoint: a bundle names its joints itself")
     tasks = [find_task(name).name for name in task]
-    policy = load(checkpoint or bundle or BUNDLE, backend.value)
+    policy = load(checkpoint or bundle or BUNDLE, backend.value, dataset)
     options = EvalOptions(episodes, seed, max_s, instruction, chunk_timeout=chunk_timeout)
     reports = []
     arm = ArmOptions(RobotKind.twin, clock=ClockKind.lockstep)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.features import ACTION, STATE
 from mtdit_runtime.bundle.checks import check_consistency, check_file, feature_width
 from mtdit_runtime.bundle.manifest import (
     MANIFEST,
@@ -44,15 +45,16 @@ class Bundle:
 
     @cached_property
     def stats(self) -> dict[str, Stats]:
-        """Feature name -> statistics, (J,) each and finite. UserError when the file holds anything
-        else.
+        """Feature name -> statistics, finite, one number per joint in the feature's own order.
+        UserError when the file holds anything else.
         """
-        path, count = self.path(STATS), len(self.manifest.joints)
+        path, m = self.path(STATS), self.manifest
+        counts = {STATE: len(m.state_joints), ACTION: len(m.joints)}
         stats = load_stats(path)
         for name, found in stats.items():
-            if found.low.shape != (count,):
+            if found.low.shape != (count := (counts.get(name, 0),)):
                 raise UserError(
-                    f"{path}: {name} has shape {found.low.shape}, not {(count,)}: "
+                    f"{path}: {name} has shape {found.low.shape}, not {count}: "
                     "re-run `mtdit export`"
                 )
             if not found.is_finite:

@@ -35,6 +35,7 @@ from mtdit_runtime.bundle.manifest import (
     frame_input,
 )
 from mtdit_runtime.files import MAX_DIM, sha256
+from mtdit_runtime.joint_order import listed
 
 
 def check_file(folder: Path, name: str, digest: str, hashed: bool) -> None:
@@ -110,15 +111,16 @@ def _fact_problems(m: Manifest) -> Iterator[str]:
         for j in m.joints
         if not _is_valid_joint(j)
     )
-    for what, things in (("joint", m.joints), ("camera", m.cameras)):
-        names = [thing.name for thing in things]
+    action, cameras = [j.name for j in m.joints], [c.name for c in m.cameras]
+    named = (("joints", action), ("joints of the state", m.state_joints), ("cameras", cameras))
+    for what, names in named:
         yield from (
-            f"two {what}s are called {name!r}"
+            f"two {what} are called {name!r}"
             for name in dict.fromkeys(names)
             if names.count(name) > 1
         )
-    if not m.joints:
-        yield "it has no joints"
+    if not m.joints or not m.state_joints:
+        yield f"it has no joints (state: {listed(m.state_joints)}; action: {listed(action)})"
     if len({j.unit for j in m.joints} - {PERCENT}) > 1:
         yield "its joints are in different units"
     if m.n_obs_steps - 1 + m.n_action_steps > m.horizon:
@@ -139,16 +141,16 @@ def _wrong_tensors(m: Manifest) -> list[str]:
 
 def _wanted_tensors(m: Manifest) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
     """Graph name -> the inputs and the outputs that it should have."""
-    joints = len(m.joints)
+    joints, state = len(m.joints), len(m.state_joints)
     actions = (1, m.horizon, joints)
     text = Tensor(TEXT_FEATURE, (1, feature_width(m.graphs["text"].outputs)), "float32")
     ids = Tensor(TOKEN_IDS, (1, feature_width(m.graphs["text"].inputs)), "int64")
     known = Tensor(HISTORY_MODULATION, (1, feature_width(m.graphs["history"].outputs)), "float32")
-    wanted, given = {"text": ([ids], [text])}, [known, Tensor(STATE, (1, joints), "float32")]
+    wanted, given = {"text": ([ids], [text])}, [known, Tensor(STATE, (1, state), "float32")]
     given += [Tensor(name, actions, "float32") for name in (NOISE, PREFIX)]
     if m.sampler.draws > 1:
         given.append(Tensor(STEP_NOISE, (1, m.sampler.draws - 1, *actions[1:]), "float32"))
-    earlier = [(EARLIER_STATE, joints)]
+    earlier = [(EARLIER_STATE, state)]
     if "vision" in m.graphs:
         width = feature_width(m.graphs["vision"].outputs)
         frames = [Tensor(frame_input(c.name), (c.height, c.width, 3), "uint8") for c in m.cameras]

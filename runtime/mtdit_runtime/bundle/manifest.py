@@ -122,7 +122,8 @@ class Manifest:
     # vision (absent for a policy without cameras), text, history, denoiser, guided (optional)
     graphs: dict[str, Graph]
     sampler: Sampler
-    joints: tuple[Joint, ...]  # in the order of state and action
+    joints: tuple[Joint, ...]  # in the order of the action
+    state_joints: tuple[str, ...]  # names of the state, in its own order
     cameras: tuple[Camera, ...]  # in the order of the feature vector
     n_obs_steps: int
     horizon: int
@@ -144,6 +145,14 @@ class Manifest:
         found = {joint.unit for joint in self.joints} - {PERCENT} or {DEGREES}
         return found.pop() if len(found) == 1 else UNKNOWN
 
+    @property
+    def usual_positions(self) -> list[float]:
+        """(S,) a state to measure latency with: each joint in the middle of its range in training,
+        one that the policy does not move at 0.
+        """
+        middles = {joint.name: (joint.low + joint.high) / 2 for joint in self.joints}
+        return [middles.get(name, 0.0) for name in self.state_joints]
+
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Hash every file of `folder` except engines, write manifest.json, and return the manifest with
@@ -157,6 +166,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     with new_file(folder / MANIFEST) as part:
         part.write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest
+
+
+def _add_state_joints(data: dict[str, Any]) -> None:
+    """A bundle of an earlier version names only the joints of the action: they are the state's."""
+    joints = data.get("joints")
+    if isinstance(joints, list) and all(isinstance(joint, dict) for joint in joints):
+        data.setdefault("state_joints", [joint.get("name") for joint in joints])
 
 
 def digest_of(data: dict[str, Any]) -> str:
@@ -180,6 +196,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     digest = digest_of(data)
     if version < SCHEMA_VERSION:
         _forget_units(data)
+        _add_state_joints(data)
     spacing = data.pop(OBS_SPACING, 1)
     if type(spacing) is not int or spacing != 1:
         raise UserError(f"{path}: {OBS_SPACING} is {spacing!r}, this mtdit reads only 1: {fix}")

@@ -17,6 +17,7 @@ from mtdit_robots.robot import Positions
 from mtdit_robots.units import GRIPPER, PERCENT
 from mtdit_runtime.bundle.manifest import Joint
 from mtdit_runtime.control.start import TrainedRange
+from mtdit_runtime.joint_order import Named, permutation
 
 GUARDS = ("not finite", "range", "speed")
 
@@ -78,6 +79,24 @@ class Limits:
         max_step = np.minimum(speed, config.max_speed * scale) / fps
         tracked = np.array([j.unit != PERCENT and j.name != GRIPPER for j in joints])
         return cls(low - margin, high + margin, max_step, tracked, scale)
+
+    @classmethod
+    def by_name(
+        cls,
+        robot: Sequence[str],
+        joints: Sequence[Joint],
+        fps: float,
+        config: SafetyConfig,
+        per_degree: ArrayLike = 1.0,
+    ) -> Limits:
+        """The limits of the policy's `joints` in the order of the robot's. UserError with both
+        lists when they are not the same joints.
+
+        per_degree: as for `of`, in the robot's order.
+        """
+        named = Named("the policy", tuple(joint.name for joint in joints))
+        order = permutation(Named("the robot", tuple(robot)), named, "use the arm it is for")
+        return cls.of([joints[i] for i in order], fps, config, per_degree)
 
     @classmethod
     def none(cls, n_joints: int) -> Limits:

@@ -33,10 +33,10 @@ class TrainedRange:
     margins: Mapping[str, float]
 
     @classmethod
-    def of(cls, bundle: Bundle, per_degree: Positions) -> TrainedRange:
+    def of(cls, bundle: Bundle, robot: Sequence[str], per_degree: Positions) -> TrainedRange:
         """From a bundle's statistics; from its actions' range where the states have none.
 
-        per_degree: (J,), how many units a degree is.
+        per_degree: how many units a degree is, for each joint of the robot, in its order.
         """
         m = bundle.manifest
         ends = {joint.name: (joint.low, joint.high) for joint in m.joints}
@@ -45,9 +45,9 @@ class TrainedRange:
             low, high = found.low, found.high
             if found.mode == "MEAN_STD":
                 low, high = low - DEVIATIONS * high, low + DEVIATIONS * high
-            names = [joint.name for joint in m.joints]
-            ends |= {n: (float(a), float(b)) for n, a, b in zip(names, low, high, strict=True)}
-        scale = dict(zip((joint.name for joint in m.joints), per_degree, strict=True))
+            seen = zip(m.state_joints, low, high, strict=True)
+            ends |= {name: (float(a), float(b)) for name, a, b in seen}
+        scale = dict(zip(robot, per_degree, strict=True))
         margins = {
             name: max(MARGIN * float(scale.get(name, 1.0)), (high - low) / 2)
             for name, (low, high) in ends.items()

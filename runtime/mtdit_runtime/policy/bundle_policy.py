@@ -70,6 +70,7 @@ class BundlePolicy:
     def __init__(self, bundle: Bundle, engines: Engines, rtc: bool = False) -> None:
         m = bundle.manifest
         self.joints = tuple(joint.name for joint in m.joints)
+        self.state_joints = m.state_joints
         self.frame_sizes = {camera.name: (camera.height, camera.width) for camera in m.cameras}
         self.cameras = tuple(self.frame_sizes)
         self.n_obs_steps, self.horizon = m.n_obs_steps, m.horizon
@@ -98,7 +99,7 @@ class BundlePolicy:
         self._text = self._texts[task]
 
     def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
-        check_observation(positions, frames, len(self.joints), self.frame_sizes)
+        check_observation(positions, frames, len(self.state_joints), self.frame_sizes)
         self._history.push(Moment(self._state_stats.normalize(positions), frames))
 
     def request(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.units import UNKNOWN
 from mtdit_runtime.bundle.manifest import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE
 from mtdit_runtime.engines.engine import Arrays
-from mtdit_runtime.text import printable
 from mtdit_runtime.timings import Timings
 
 Chunk = NDArray[np.float64]  # (horizon, J) degrees, gripper 0..100
@@ -24,15 +22,22 @@ Noise = NDArray[np.float32]
 class Policy(Protocol):
     """A trained policy: observations in, action chunks out. `mtdit.load` opens one.
 
-    Positions and actions are (J,) in `units`, the gripper in 0..100, in the order of `joints`. Call
-    `reset` once per episode, `observe` at every tick, and `chunk` (or `request`) whenever the
-    actions of the last chunk run out. Use one object per thread.
+    Positions and actions are in `units`, the gripper in 0..100. Actions are (J,) in the order of
+    `joints`, positions (S,) in the order of `state_joints`: a dataset may name its vectors in
+    different orders. `run` and `evaluate` find each value by its joint's name. Call `reset` once
+    per episode, `observe` at every tick, and `chunk` (or `request`) whenever the actions of the
+    last chunk run out. Use one object per thread.
     """
 
     @property
     def joints(self) -> tuple[str, ...]:
-        """Joint names, in the order of positions and actions."""
+        """Joint names, in the order of the actions."""
         ...
+
+    @property
+    def state_joints(self) -> tuple[str, ...]:
+        """Joint names, in the order of the positions that `observe` takes."""
+        return self.joints
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -85,7 +90,7 @@ class Policy(Protocol):
         """Add an observation. Call at every tick, also while actions remain; it is cheap. The first
         observation fills the whole history.
 
-        positions: (J,) degrees, gripper 0..100. frames: camera -> (H, W, 3) uint8 RGB, kept by
+        positions: (S,) degrees, gripper 0..100. frames: camera -> (H, W, 3) uint8 RGB, kept by
         reference; neither the policy nor the caller may write to them afterwards. UserError for a
         missing camera, and for positions or frames of another shape than in training.
         """
@@ -154,26 +159,3 @@ def prefix_inputs(actions: NDArray[np.float32], horizon: int) -> Arrays:
     mask = np.zeros((1, horizon, 1), np.float32)
     prefix[0, :count], mask[0, :count] = actions, 1.0
     return {PREFIX: prefix, PREFIX_MASK: mask}
-
-
-def check_robot(policy: Policy, joints: Sequence[str], cameras: Sequence[str]) -> None:
-    """UserError unless the robot has the policy's joints, in order, and all of its cameras."""
-    for i, (wanted, got) in enumerate(zip(policy.joints, joints, strict=False)):
-        if wanted != got:
-            raise UserError(
-                f"joint {i + 1} of the robot is {got!r}, the policy expects {wanted!r}: "
-                "use the arm it was trained on"
-            )
-    if len(policy.joints) != len(joints):
-        named = printable(", ".join(policy.joints))
-        raise UserError(
-            f"the policy moves {len(policy.joints)} joints ({named}), the robot has {len(joints)}: "
-            "use the arm it was trained on"
-        )
-    missing = [name for name in policy.cameras if name not in cameras]
-    if missing:
-        has = ", ".join(cameras) or "none"
-        raise UserError(
-            f"the policy needs camera {missing[0]!r}, the robot has {has}: "
-            "add it or rename a camera"
-        )

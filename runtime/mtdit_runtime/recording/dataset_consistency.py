@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import ACTION, STATE
+from mtdit_runtime.joint_order import repeated
 from mtdit_runtime.recording.dataset_layout import INFO
+from mtdit_runtime.text import printable
 
 
 def check_info(root: Path, info: Any) -> None:
@@ -55,18 +57,38 @@ def image_shape(root: Path, key: str, feature: Mapping[str, Any]) -> tuple[int, 
     return int(shape[0]), int(shape[1]), 3
 
 
-def joint_names(feature: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Names of a vector's dimensions without ".pos", or joint_1, joint_2 ... if it has none."""
-    names = _listed_names(feature) or [f"joint_{i + 1}" for i in range(count)]
-    return tuple(str(n).removesuffix(".pos") for n in names)
+def joint_names(root: Path, features: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """The names of a vector's dimensions in their order, without ".pos". UserError with the names
+    of state and action when the vector has none, or has one twice.
+    """
+    names = tuple(name.removesuffix(".pos") for name in _listed_names(features[key]))
+    twice, [count] = repeated(names), features[key]["shape"]
+    if len(names) == count and twice is None:
+        return names
+    what = f"has {count} dimensions but {len(names)} names"
+    if twice is not None:
+        what = f"has two dimensions called {twice!r}"
+    both = "; ".join(f"{k}: {features[k].get('names') or 'no names'}" for k in (STATE, ACTION))
+    raise UserError(
+        f"{root}/{INFO}: {key} {what} ({printable(both, 400)}): write a name for every dimension "
+        "of both there, in the order of their numbers"
+    )
 
 
-def _listed_names(feature: Mapping[str, Any]) -> list[Any]:
-    """Dimension names: a list, or in older recordings a dict that contains one list."""
+def _listed_names(feature: Mapping[str, Any]) -> list[str]:
+    """Dimension names: a list, a dict of lists ({"motors": [...]}, in older recordings), or a dict
+    of name -> place (LeRobot's gym_manipulator). Empty when there are none.
+    """
     names = feature.get("names")
     if isinstance(names, dict):
-        names = next(iter(names.values()), None)
-    return names if isinstance(names, list) else []
+        values = list(names.values())
+        if values and sorted(v if type(v) is int else -1 for v in values) == list(
+            range(len(values))
+        ):
+            return sorted(names, key=names.__getitem__)
+        names = [name for part in values if isinstance(part, list) for name in part]
+    is_named = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
+    return list(names) if is_named and names else []
 
 
 def check_rows(
@@ -114,12 +136,6 @@ def check_vectors(
         raise UserError(
             f"{root}: {key} has {values.shape[1]} numbers per frame, but {INFO} says shape "
             f"{feature['shape']}; copy the dataset again"
-        )
-    names = _listed_names(feature)
-    if names and len(names) != values.shape[1]:
-        raise UserError(
-            f"{root}/{INFO}: {key} has {values.shape[1]} dimensions but {len(names)} names; "
-            "correct the names"
         )
     with np.errstate(over="ignore"):
         bad = np.flatnonzero(~np.isfinite(values.astype(np.float32)).all(axis=1))

@@ -43,6 +43,7 @@ class RecordedDataset:
     root: Path
     info: Mapping[str, Any]  # meta/info.json
     joints: tuple[str, ...]  # names of the action's dimensions, without ".pos"
+    state_joints: tuple[str, ...]  # those of the state's, in the state's own order
     cameras: Mapping[str, tuple[int, int, int]]  # camera -> (H, W, 3), in the order of info.json
     image_keys: Mapping[str, str]  # camera -> feature key
     tasks: tuple[str, ...]
@@ -106,11 +107,16 @@ class RecordedEpisode:
     """One episode, without its frames. units: of its body joints, as known or judged."""
 
     fps: int
-    joints: tuple[str, ...]
+    joints: tuple[str, ...]  # of the actions, in their order
     task: str
-    states: NDArray[np.float64]  # (N, J)
+    states: NDArray[np.float64]  # (N, S)
     actions: NDArray[np.float64]  # (N, J)
     units: Judged = NOT_SAID
+    state_joints: tuple[str, ...] = ()  # of the states, in their order; (): the actions'
+
+    def __post_init__(self) -> None:
+        if not self.state_joints:
+            object.__setattr__(self, "state_joints", self.joints)
 
 
 def read_dataset(root: Path) -> RecordedDataset:
@@ -123,15 +129,13 @@ def read_dataset(root: Path) -> RecordedDataset:
         check_rows(root, columns, tasks, episodes, info["fps"])
         features = info["features"]
         state, action = (check_vectors(root, columns, k, features[k]) for k in (STATE, ACTION))
-        keys = {
-            key.removeprefix(IMAGES): key
-            for key, feature in features.items()
-            if feature["dtype"] in ("video", "image")
-        }
+        pictures = [key for key, f in features.items() if f["dtype"] in ("video", "image")]
+        keys = {key.removeprefix(IMAGES): key for key in pictures}
         return RecordedDataset(
             root=root,
             info=info,
-            joints=joint_names(features[ACTION], action.shape[1]),
+            joints=joint_names(root, features, ACTION),
+            state_joints=joint_names(root, features, STATE),
             cameras={c: image_shape(root, key, features[key]) for c, key in keys.items()},
             image_keys=keys,
             tasks=tasks,
@@ -165,6 +169,7 @@ def read_episode(root: Path | str, number: int) -> RecordedEpisode:
         dataset.state[rows].astype(np.float64),
         dataset.action[rows].astype(np.float64),
         units=dataset_units(dataset),
+        state_joints=dataset.state_joints,
     )
 
 

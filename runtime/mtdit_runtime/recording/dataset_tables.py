@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mtdit_robots.features import ACTION, IMAGES, STATE
 from mtdit_robots.robot import Positions
+from mtdit_runtime.joint_order import Named, permutation
 from mtdit_runtime.recording import dataset_stats
+from mtdit_runtime.recording.dataset_consistency import joint_names
 from mtdit_runtime.recording.dataset_layout import (
     CHUNKS_SIZE,
     DATA_PATH,
@@ -33,18 +36,28 @@ from mtdit_runtime.recording.video_encoder import (
 
 
 def frame_table(
-    episode: Episode, layout: DatasetLayout, row: Mapping[str, Any], task_index: int
+    episode: Episode,
+    layout: DatasetLayout,
+    row: Mapping[str, Any],
+    task_index: int,
+    orders: Mapping[str, NDArray[np.intp]],
 ) -> Any:
-    """The episode's table in data/: one row per frame, everything except the videos."""
+    """The episode's table in data/: one row per frame, everything except the videos.
+
+    orders: feature -> where each of the dataset's joints is in the episode's vectors.
+    """
     import pyarrow as pa
 
     n, first = len(episode), row["dataset_from_index"]
 
-    def vectors(rows: Sequence[Positions]) -> Any:
-        flat = np.concatenate(rows).astype(np.float32)
-        return pa.FixedSizeListArray.from_arrays(pa.array(flat), len(layout.joints))
+    def vectors(rows: Sequence[Positions], order: NDArray[np.intp]) -> Any:
+        flat = np.stack(rows)[:, order].astype(np.float32).reshape(-1)
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), len(order))
 
-    columns = {ACTION: vectors(episode.actions), STATE: vectors(episode.states)}
+    columns = {
+        ACTION: vectors(episode.actions, orders[ACTION]),
+        STATE: vectors(episode.states, orders[STATE]),
+    }
     for camera, encoding in episode.encodings.items():
         if isinstance(encoding.sink, PngSink):
             columns[IMAGES + camera] = _image_column(encoding.sink.images)
@@ -178,6 +191,23 @@ def new_info(layout: DatasetLayout) -> dict[str, Any]:
         "video_path": VIDEO_PATH if layout.video and layout.cameras else None,
         "robot_type": layout.robot_type,
         "splits": {},
+    }
+
+
+def vector_orders(
+    info: Mapping[str, Any], layout: DatasetLayout, root: Path
+) -> dict[str, NDArray[np.intp]]:
+    """Feature -> where each of the dataset's joints is in the vectors of an episode: a dataset that
+    is resumed keeps its own order. UserError with both lists when the joints are not the same.
+    """
+    arm = Named("this arm", layout.joints)
+    return {
+        key: permutation(
+            Named(f"{root}: {key}", joint_names(root, info["features"], key)),
+            arm,
+            "choose another folder",
+        )
+        for key in (ACTION, STATE)
     }
 
 

@@ -19,7 +19,7 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.units import ARM_UNITS, DEGREES, NORMALIZED
 from mtdit_runtime.files import load
 from mtdit_runtime.recording.dataset_layout import RECORDER
-from mtdit_runtime.units import Judged, Vector, judge
+from mtdit_runtime.units import Judged, Vector, judge, vectors
 
 MOST_EPISODES = 20  # whose own unit is judged, to find a dataset merged from two units
 
@@ -32,7 +32,9 @@ class Rows(Protocol):
     @property
     def joints(self) -> tuple[str, ...]: ...
     @property
-    def state(self) -> NDArray[Any]: ...  # (N, J)
+    def state_joints(self) -> tuple[str, ...]: ...
+    @property
+    def state(self) -> NDArray[Any]: ...  # (N, S)
     @property
     def action(self) -> NDArray[Any]: ...  # (N, J)
     @property
@@ -73,10 +75,8 @@ _ADDED = "episodes in another unit were added; remove them, or that file if it i
 
 
 def _vectors(dataset: Rows, rows: slice) -> tuple[Vector, Vector]:
-    return (
-        Vector("state", dataset.joints, dataset.state[rows]),
-        Vector("action", dataset.joints, dataset.action[rows]),
-    )
+    state, action = dataset.state[rows], dataset.action[rows]
+    return vectors(dataset.state_joints, state, dataset.joints, action)
 
 
 def _check_episodes(dataset: Rows, recorded: str | None) -> None:

@@ -51,6 +51,7 @@ from mtdit_runtime.recording.dataset_tables import (
     row_table,
     stats_so_far,
     task_table,
+    vector_orders,
     video_info,
     write_json,
 )
@@ -98,6 +99,7 @@ class DatasetWriter:
         self._rows: list[dict[str, Any]] = []  # of meta/episodes, without statistics
         self._stats: list[dict[str, Stats]] = []  # per episode; those before a resume are merged
         self._info = new_info(layout)
+        self._orders = vector_orders(self._info, layout, root)
         self._resumed_at = 0
         _check_folder(root, resume)
         self._staging = root / ASIDE
@@ -139,7 +141,7 @@ class DatasetWriter:
             encoding.finish()
         tasks = self.tasks if episode.task in self.tasks else [*self.tasks, episode.task]
         row = self._new_row(episode)
-        data = frame_table(episode, self.layout, row, tasks.index(episode.task))
+        data = frame_table(episode, self.layout, row, tasks.index(episode.task), self._orders)
         stats = episode_stats(episode, data)
         info = self._info_with([*self._rows, row], tasks)
         for old, new in self._staged(row, data, stats, tasks, info):
@@ -178,6 +180,7 @@ class DatasetWriter:
         stats.json and info.json may be one episode behind.
         """
         self._info = read_info(self.root)
+        self._orders = vector_orders(self._info, self.layout, self.root)
         _check_same(self._info, self.layout, self.root)
         self._rows, self.tasks = read_episodes(self.root), list(read_tasks(self.root))
         self._resumed_at = len(self._rows)
@@ -326,9 +329,9 @@ def _check_same(info: Mapping[str, Any], layout: DatasetLayout, root: Path) -> N
 
 
 def _feature_text(feature: Mapping[str, Any] | None) -> str:
-    """dtype, shape and names of a feature, for the comparison and the message."""
+    """dtype and shape of a feature, for the comparison and the message; names are compared by
+    `vector_orders`.
+    """
     if feature is None:
         return "nothing"
-    text = f"{feature['dtype']} {'x'.join(map(str, feature['shape']))}"
-    has_names = feature["dtype"] == "float32" and feature["names"]
-    return f"{text} of {', '.join(feature['names'])}" if has_names else text
+    return f"{feature['dtype']} {'x'.join(map(str, feature['shape']))}"

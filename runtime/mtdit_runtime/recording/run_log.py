@@ -21,6 +21,7 @@ from mtdit_robots.files import new_file
 from mtdit_robots.robot import Frame
 from mtdit_runtime.control.report import Tick
 from mtdit_runtime.files import read_arrays
+from mtdit_runtime.policy.by_name import on_robot
 from mtdit_runtime.policy.policy import Policy
 
 VERSION = 1
@@ -141,14 +142,11 @@ def recompute(log: RunLog, policy: Policy) -> RecomputeReport:
     """Give a policy the observations of a log and compare its actions with the logged ones.
 
     Chunks are requested and rows executed in the same ticks as in the run, so a real-time run with
-    late chunks works too. Raises UserError when the joints differ, when the log lacks the frames of
-    a camera or its first ticks, or when the policy did not act in it.
+    late chunks works too. Joints are found by name. Raises UserError when they are not the same,
+    when the log lacks the frames of a camera or its first ticks, or when the policy did not act in
+    it.
     """
-    if log.joints != policy.joints:
-        raise UserError(
-            f"the log has joints {', '.join(log.joints)}, the policy has "
-            f"{', '.join(policy.joints)}: use the bundle of that run"
-        )
+    policy = on_robot(policy, log.joints, "the log")
     n_ticks = _replayable_ticks(log, policy)
     policy.reset(log.task, log.seed)
     chunks: dict[int, NDArray[np.float64]] = {}

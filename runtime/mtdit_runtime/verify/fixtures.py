@@ -39,7 +39,7 @@ class Probe:
     """One observation history as a robot reports it, and the noise to denoise."""
 
     frames: Mapping[str, NDArray[np.uint8]]  # camera -> (n_obs, H, W, 3)
-    positions: Array  # (n_obs, J) units
+    positions: Array  # (n_obs, S) units, in the order of the state
     task: str
     noise: Array  # (T, A); DDPM: (draws, T, A)
 
@@ -49,7 +49,7 @@ class ReferenceOutputs:
     """What the torch policy computes from a probe."""
 
     features: Array | None  # (1, n_obs, n_cam * D)
-    state: Array  # (1, n_obs, J) normalised
+    state: Array  # (1, n_obs, S) normalised
     token_ids: NDArray[np.int64]  # (1, L)
     text: Array  # (1, P)
     history_modulation: Array  # (1, M), the tensor "known"
@@ -69,7 +69,7 @@ def write_golden(
     """Write `golden/0.npz` ...: observation and noise, and the result of every stage, so that the
     robot computer can check its engines.
 
-    Arrays: frame.<camera> (n_obs, H, W, 3), positions (n_obs, J), task, noise as in a probe; then
+    Arrays: frame.<camera> (n_obs, H, W, 3), positions (n_obs, S), task, noise as in a probe; then
     features (absent without cameras) and state of all observations; token_ids, text, known and
     actions as in the graphs; held and (with a guided graph) guided, shaped like actions;
     actions_units (T, A).
@@ -137,7 +137,7 @@ def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, ReferenceOut
 def _wanted_arrays(m: Manifest, rtc: bool) -> dict[str, tuple[tuple[int, ...], str]]:
     """Array name -> the shape and dtype that it must have in a fixture."""
     text, history, denoiser = (m.graphs[name] for name in ("text", "history", "denoiser"))
-    j = len(m.joints)
+    j, s = len(m.joints), len(m.state_joints)
     wanted = {
         t.name: (t.shape, t.dtype)
         for t in (*text.inputs, *text.outputs, *history.outputs, *denoiser.outputs)
@@ -149,7 +149,7 @@ def _wanted_arrays(m: Manifest, rtc: bool) -> dict[str, tuple[tuple[int, ...], s
     }
     wanted |= dict.fromkeys((PREFIXED, *([RTC] if rtc else [])), wanted[ACTIONS])
     rows = {
-        POSITIONS: (m.n_obs_steps, j),
+        POSITIONS: (m.n_obs_steps, s),
         UNITS: (m.horizon, j),
         NOISE: noise_shape(m.horizon, j, m.sampler.draws),
     }

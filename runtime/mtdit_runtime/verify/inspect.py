@@ -39,6 +39,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         **{name: getattr(m, name) for name in scalars},
         "sampler": asdict(m.sampler),
         "joints": [asdict(joint) for joint in m.joints],
+        "state_joints": m.state_joints,
         "cameras": [asdict(camera) for camera in m.cameras],
         "graphs": {name: _graph(bundle, graph) for name, graph in m.graphs.items()},
         **{name: getattr(m, name) for name in lists},

@@ -19,7 +19,7 @@ from mtdit_runtime.control.chunks import ChunkQueue
 from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
 from mtdit_runtime.policy.history import History, check_observation
-from mtdit_runtime.policy.policy import check_robot, draw_noise
+from mtdit_runtime.policy.policy import draw_noise
 
 TASK, OTHER, HORIZON, A = "open the drawer", "close the drawer", 12, 3
 
@@ -210,30 +210,6 @@ def test_missing_frame_is_named(policy: BundlePolicy) -> None:
     positions, frames = observation(0)
     with pytest.raises(UserError, match="no frame from camera 'wrist'"):
         policy.observe(positions, {"top": frames["top"]})
-
-
-@pytest.mark.parametrize(
-    ("joints", "cameras", "message"),
-    [
-        (
-            ("pan", "elbow", "grip"),
-            ("top", "wrist"),
-            "joint 2 of the robot is 'elbow', the policy expects 'lift'",
-        ),
-        (("lift", "pan", "grip"), ("top", "wrist"), "joint 1 of the robot is 'lift'"),
-        (("pan", "lift"), ("top", "wrist"), "moves 3 joints"),
-        (("pan", "lift", "grip"), ("top",), "needs camera 'wrist', the robot has top"),
-    ],
-)
-def test_a_robot_that_does_not_fit_is_refused(
-    policy: BundlePolicy, joints: Any, cameras: Any, message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        check_robot(policy, joints, cameras)
-
-
-def test_more_cameras_than_needed_are_fine(policy: BundlePolicy) -> None:
-    check_robot(policy, ("pan", "lift", "grip"), ("overview", "wrist", "top"))
 
 
 def test_without_tokenizer_a_new_task_says_so(bundle_folder: Path, policy: BundlePolicy) -> None:

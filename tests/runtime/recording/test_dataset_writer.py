@@ -77,7 +77,8 @@ def files_below(root: Path) -> set[Path]:
         ),
         (
             DatasetLayout(FPS, JOINTS[:5], CAMERAS),
-            r"action as float32 6 of shoulder_pan.pos, .*, this arm gives",
+            "action has joints shoulder_pan, .*, gripper; this arm has joints shoulder_pan, .*, "
+            "wrist_roll: this arm has no 'gripper': choose another folder",
         ),
     ],
 )
