@@ -95,6 +95,31 @@ def test_prefetch_is_deterministic_too(policy: BundlePolicy, twin: ScriptedTwin)
     assert first.each == second.each
 
 
+def test_a_twin_with_another_order_of_joints_is_evaluated_alike(
+    bundle: Bundle, policy: BundlePolicy, scripted_robot: Any
+) -> None:
+    class Turned(ScriptedTwin):
+        def reset(self, task: str, seed: int) -> None:
+            super().reset(task, seed)
+            usual = ("pan", "lift", "grip")
+            self.arm.pose = self.arm.pose[[usual.index(joint) for joint in self.arm.joints]]
+            self.arm.goal = self.arm.pose
+
+    def commands(*joints: str) -> list[dict[str, float]]:
+        sent: list[Any] = []
+        options = EvalOptions(2, max_s=0.5, joints=bundle.manifest.joints)
+        twin = Turned(scripted_robot(joints=joints), goal=1e3)
+        evaluate(policy, twin, TASK, options, on_tick=lambda tick: sent.append(tick.sent))
+        return [dict(zip(joints, row.tolist(), strict=True)) for row in sent]
+
+    wanted, got = commands("pan", "lift", "grip"), commands("grip", "pan", "lift")
+    assert len(got) == len(wanted) == 30
+    for one, other in zip(got, wanted, strict=True):
+        assert one == pytest.approx(other, abs=1e-9)
+    with pytest.raises(UserError, match="the policy's action has no 'elbow'"):
+        commands("pan", "elbow", "lift")
+
+
 def test_success_ends_an_episode_early(policy: BundlePolicy, twin: ScriptedTwin) -> None:
     twin.goal = -1e3
     report = evaluate(policy, twin, TASK, EvalOptions(2, max_s=5.0, success_ticks=4))
