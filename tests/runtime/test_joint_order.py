@@ -1,4 +1,4 @@
-"""Whatever the order in which a file names its joints, each value reaches the servo of its joint."""
+"""In whatever order a file names its joints, each value reaches the servo of its joint."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from repository import EXAMPLE
+from servo_chain import calibration, chain
 from small_recording import TASKS, lerobot, state, write
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.so101.arm import So101Arm
 from mtdit_robots.so101.calibration import Calibration, load, ranges
 from mtdit_robots.so101.joints import IDS, JOINTS
+from mtdit_robots.units import DEGREES
 from mtdit_runtime.joint_order import Named, difference, permutation, places
 from mtdit_runtime.recording.dataset_layout import DatasetLayout
 from mtdit_runtime.recording.dataset_reader import RecordedEpisode, read_dataset, read_episode
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 from mtdit_runtime.replay import replay
 from mtdit_runtime.teleoperate import DriveOptions, arm_limits, teleoperate
+from mtdit_runtime.units import Judged
 
 if TYPE_CHECKING:
     from servo_chain import Chain
+
+__all__ = ["calibration", "chain"]  # fixtures
 
 PATIENT_S = 2.0
 QUICK = DriveOptions(lockstep=True, home_s=0.0)
@@ -122,7 +127,7 @@ def test_a_leader_with_other_joints_is_refused_before_anything_is_connected(
 ) -> None:
     leader = Still({**{j: POSE[j] for j in JOINTS[:5]}, "jaw": 0.0})
     arm = So101Arm(chain.port, calibration, timeout_s=PATIENT_S)
-    with pytest.raises(UserError, match="the leader has joints shoulder_pan, .*, jaw: the leader"):
+    with pytest.raises(UserError, match=r"the leader has joints shoulder_pan, .*, jaw: the leader"):
         teleoperate(arm, leader, QUICK)
     assert not leader.is_connected
     assert chain.n_reads == 0
@@ -132,8 +137,15 @@ def moving(order: tuple[int, ...], state_order: tuple[int, ...]) -> RecordedEpis
     """An episode that ends in POSE, its vectors in these orders."""
     actions = np.linspace(0.8, 1.0, 12)[:, None] * np.array(list(POSE.values()))
     states = np.concatenate([actions[:1], actions[:-1]])
-    names = named(order), TASKS[0], actions[:, order], states[:, state_order], named(state_order)
-    return RecordedEpisode(30, *names)
+    return RecordedEpisode(
+        30,
+        named(order),
+        TASKS[0],
+        states[:, state_order],
+        actions[:, order],
+        Judged(DEGREES, "the test says so"),
+        named(state_order),
+    )
 
 
 def test_replay_finds_actions_and_states_by_name(chain: Chain, calibration: Calibration) -> None:
@@ -159,7 +171,9 @@ def test_replay_of_other_joints_is_refused_before_the_bus_is_opened(
 ) -> None:
     episode = replace(moving(GRIPPER_FIRST, GRIPPER_FIRST), joints=("jaw", *JOINTS[:5]))
     arm = So101Arm(chain.port, calibration, timeout_s=PATIENT_S)
-    with pytest.raises(UserError, match="this arm has joints shoulder_pan, .*; the recording's ac"):
+    with pytest.raises(
+        UserError, match=r"this arm has joints shoulder_pan, .*; the recording's ac"
+    ):
         replay(arm, episode, QUICK)
     assert chain.n_reads == 0
 
