@@ -10,7 +10,7 @@ from lerobot.motors.feetech import FeetechMotorsBus
 from mtdit_robots.errors import UserError
 from mtdit_robots.so101.joints import IDS, JOINTS
 from mtdit_robots.units import check_arm_units
-from mtdit_runtime.units import Judged, Vector, advice, judge, settled
+from mtdit_runtime.units import Judged, Vector, advice, judge, settled, vectors
 
 N = 200
 WAVE = np.stack([np.sin(np.arange(N) / 9 + k) for k in range(6)], axis=1)
@@ -112,6 +112,10 @@ def test_no_arm_moves_in_a_unit_that_nobody_knows(units: str) -> None:
         check_arm_units(units)
 
 
-def test_a_state_may_hold_more_than_positions() -> None:
+@pytest.mark.parametrize("shift", [0, 3, 6])
+def test_a_state_may_hold_more_than_positions(shift: int) -> None:
+    """Speeds behind, between or before the positions: each number counts by its name."""
+    names = [*JOINTS, *(f"{joint}.vel" for joint in JOINTS)]
     more = np.concatenate([clamped(100.0), smooth(500.0)], axis=1)
-    assert judged(more, clamped(100.0)).units == "normalized"
+    state = names[shift:] + names[:shift], np.roll(more, -shift, axis=1)
+    assert judge(*vectors(*state, JOINTS, clamped(100.0))).units == "normalized"

@@ -39,7 +39,10 @@ LEADER = {"leader_port", "leader_calibration", "height", "width", "seed"}
 CALLS = {
     "run": (RunOptions, {"bundle", "task", "scene", "rename_map", *ARM, "json_out"}),
     "export": (ExportOptions, {"checkpoint", "out", "int8", "build", "json_out"}),
-    "eval": (EvalOptions, {"bundle", "checkpoint", "robot", "task", "backend", "json_out"}),
+    "eval": (
+        EvalOptions,
+        {"bundle", "checkpoint", "dataset", "robot", "task", "backend", "json_out"},
+    ),
     "build": (BuildOptions, {"bundle"}),
     "teleoperate": (DriveOptions, {*ARM, *LEADER, "json_out"}),
     "record": (RecordOptions, {"out", "task", *ARM, *LEADER, "images", "json_out"}),
