@@ -30,7 +30,7 @@ from mtdit_runtime.bundle.bundle import open_bundle
         ({"joints": ["a"] * 6}, "two joints are called 'a'"),
         (
             {"joints": list("abcde"), "max_speed": [1.0] * 5},
-            "has 6 states, 6 actions and 5 joints",
+            r"observation.state: 6 values, .*; action: 6 values, joints a, b, c, d, e\)",
         ),
         ({"tasks": None}, "facts.tasks must be list, not NoneType"),
         ({"tasks": [3]}, r"facts.tasks\[0\] must be str, not int"),
@@ -85,7 +85,7 @@ def test_names_of_the_dataset_are_looked_at_too(
     folder = Path(shutil.copytree(recording, tmp_path / "drawer"))
     names = [f"{letter}.pos" for letter in "aacdef"]
     edit_json(folder / "meta/info.json", lambda raw: raw["features"]["action"].update(names=names))
-    assert "drawer/meta: two joints are called 'a'" in refusal(lerobots, dataset=folder)
+    assert "action has two dimensions called 'a'" in refusal(lerobots, dataset=folder)
 
 
 NO_JSON = (b"[" * 100_000, b"1" * 5000, b"\xff\xfe", b"", b"{", b"[]", b"3", b'{"a": "\\ud800"}')

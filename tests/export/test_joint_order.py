@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import mtdit
 from safetensors.numpy import load_file, save_file
 from workshop import CAMERA, STEPS, TASKS, Workshop
 
@@ -74,6 +75,12 @@ def test_the_bundle_states_both_orders(turned_bundle: Path) -> None:
     assert tuple(joint.name for joint in m.joints) == ACTION
     units = {joint.name: joint.unit for joint in m.joints}
     assert units == {**dict.fromkeys(JOINTS, "degrees"), "gripper": "percent"}
+
+
+def test_inspect_shows_both_orders(turned_bundle: Path, bundle: Path) -> None:
+    shown = " ".join(mtdit("inspect", str(turned_bundle)).stdout.split())
+    assert "in different orders (state: gripper, shoulder_pan, " in shown
+    assert "in different orders" not in mtdit("inspect", str(bundle)).stdout
 
 
 def test_a_robot_is_driven_as_torch_would_by_name(turned: Path, turned_bundle: Path) -> None:

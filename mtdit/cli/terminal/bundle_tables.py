@@ -55,6 +55,8 @@ def _stages(title: str, stages: Mapping[str, Mapping[str, Any]], columns: Column
 
 def inspect_parts(facts: Mapping[str, Any]) -> Iterator[Any]:
     """The facts of `mtdit_runtime.verify.inspect` as tables and lines, ready to print."""
+    from mtdit_runtime.joint_order import difference
+
     yield table(facts["bundle"], ["", ""], _overview(facts))
     joints = [
         (
@@ -66,6 +68,9 @@ def inspect_parts(facts: Mapping[str, Any]) -> Iterator[Any]:
         for j in facts["joints"]
     ]
     yield table("joints, as trained", ["joint", "range", "unit", "max speed"], joints)
+    orders = difference(facts["state_joints"], [j["name"] for j in facts["joints"]])
+    if orders is not None:
+        yield orders
     cameras = [
         (c["name"], _size((c["height"], c["width"])), _size(c["resize"]), _size(c["crop"]))
         for c in facts["cameras"]

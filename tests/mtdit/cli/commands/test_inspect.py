@@ -13,7 +13,7 @@ from command_line import assert_one_line, mtdit
 from full_disk import LIMIT
 
 from mtdit_runtime.bundle.bundle import open_bundle
-from mtdit_runtime.bundle.manifest import write_manifest
+from mtdit_runtime.bundle.manifest import SCHEMA_VERSION, write_manifest
 from mtdit_runtime.engines.cache import (
     Device,
     EngineRecord,
@@ -52,7 +52,7 @@ def test_inspect_shows_everything_without_onnxruntime(bundle: Path) -> None:
         "prefix_mask",
         "checked at export",
         "no TensorRT engines",
-        "schema 3",
+        f"schema {SCHEMA_VERSION}",
     ):
         assert words in done.stdout
 
