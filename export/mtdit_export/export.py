@@ -40,6 +40,7 @@ from mtdit_export.preflight import (
     joints_of,
     known_units,
     matching_dataset,
+    reach_notes,
     robot_facts,
 )
 from mtdit_export.quantize import quantize
@@ -140,6 +141,8 @@ def export(
     if orders := difference(facts.state_joints, facts.joints):
         say(orders)
     check_calibration(options.precision, opened.config, dataset)
+    for note in reach_notes(opened, facts):
+        say(note)
     with new_bundle(place, say) as folder, opened.tokenizer_folder() as tokenizer:
         on_stage("fold")
         policy = opened.policy()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mtdit.checkpoint.names import FACTS
+from mtdit.checkpoint.names import CONFIG, FACTS
 from mtdit.checkpoint.read import Checkpoint, need_stats
 from mtdit.data.frame_cache import dataset_facts
 from mtdit.data.lerobot_dataset import Dataset, open_dataset
@@ -21,6 +21,7 @@ from mtdit.policies.multi_task_dit.clip import LEGACY_EOS
 from mtdit.policies.multi_task_dit.clip_lookup import load_tokenizer, tokenize
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
+from mtdit.policies.multi_task_dit.reach import cut_actions
 from mtdit.stats import DatasetFacts, validate_facts
 from mtdit_export.fold.denoiser import with_sampler
 from mtdit_export.options import INT8
@@ -166,6 +167,18 @@ def with_distinct_joints(facts: DatasetFacts, source: str) -> DatasetFacts:
             f"action: {listed(facts.joints)}): give each joint its own name there"
         )
     return facts
+
+
+def reach_notes(checkpoint: Checkpoint, facts: DatasetFacts) -> list[str]:
+    """A line when the sampler cuts actions that the policy was trained on."""
+    cut = cut_actions(checkpoint.config, checkpoint.dataset_stats, facts.joints)
+    if cut is None:
+        return []
+    fix = "its program always cuts there: train a policy with MIN_MAX for actions"
+    if checkpoint.trainable:
+        place = checkpoint.folder / CONFIG
+        fix = f'write "clip_sample_range": {cut.needed:g} in {place}, and export again'
+    return [f"{cut.line}; {fix}"]
 
 
 def check_calibration(precision: str, config: PolicyConfig, dataset: Dataset | None) -> None:

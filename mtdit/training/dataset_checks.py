@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mtdit.data.frame_cache import FrameCache
 from mtdit.policies.multi_task_dit.config import PolicyConfig
+from mtdit.policies.multi_task_dit.reach import cut_actions
 from mtdit.stats import DatasetStats
 from mtdit.training.config import TrainConfig
 from mtdit.training.instructions import alike
@@ -65,6 +66,7 @@ def dataset_warnings(
         _idle,
         _constant,
         _outside,
+        _cut,
         _batch,
         _images,
         _horizon,
@@ -182,6 +184,16 @@ def _outside(setup: TrainingSetup) -> Iterator[str]:
                 f"{key} is outside the range of its statistics in {out.mean():.1%} of the frames: "
                 f"{_statistics_remedy(setup.train)}"
             )
+
+
+def _cut(setup: TrainingSetup) -> Iterator[str]:
+    cut = cut_actions(setup.policy, setup.stats, setup.cache.info.facts.joints)
+    if cut is None:
+        return
+    fix = f"add --policy clip_sample_range={cut.needed:g}"
+    if not setup.train.resume and setup.train.init_from is None:
+        fix += ", or leave normalization_mapping out: MIN_MAX, LeRobot's default, cuts nothing"
+    yield f"{cut.line}; {fix}"
 
 
 def _statistics_remedy(train: TrainConfig) -> str:

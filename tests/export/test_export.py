@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +21,13 @@ from mtdit.cli.terminal.bundle_tables import export_table
 from mtdit.config import Feature
 from mtdit_export.export import export
 from mtdit_export.options import ExportOptions
-from mtdit_export.preflight import choose_sampler, joints_of, matching_dataset, robot_facts
+from mtdit_export.preflight import (
+    choose_sampler,
+    joints_of,
+    matching_dataset,
+    reach_notes,
+    robot_facts,
+)
 from mtdit_robots.errors import UserError
 from mtdit_robots.extras import install
 from mtdit_robots.so101.joints import JOINTS
@@ -83,6 +91,23 @@ def test_stages_are_told_and_a_bundle_is_replaced_as_a_whole(
     assert told["stages"]["denoiser"]["parameters"] > 0
     assert told["stages"]["denoiser"]["latency_ms"] > 0
     assert export_table(report).row_count == len(told["stages"]) == 12
+
+
+def test_actions_that_the_sampler_cuts_are_said_with_what_helps(
+    workshop: Any, tmp_path: Path
+) -> None:
+    mapping = {"VISUAL": "MEAN_STD", "STATE": "MIN_MAX", "ACTION": "MEAN_STD"}
+    config = workshop.config(cameras=(), num_layers=1, normalization_mapping=mapping)
+    checkpoint, lines = workshop.checkpoint(tmp_path / "blind", config), list[str]()
+    export(checkpoint, tmp_path / "p.mtdit", ExportOptions(steps=1), say=lines.append)
+    (line,) = [line for line in lines if "clip_sample" in line]
+    assert "MEAN_STD" in line
+    setting, place = re.findall(r'write ("clip_sample_range": \S+) in (\S+), and', line)[0]
+    named = Path(place)
+    changed = json.loads(named.read_text()) | json.loads(f"{{{setting}}}")
+    named.write_text(json.dumps(changed))
+    opened = open_checkpoint(checkpoint)
+    assert reach_notes(opened, opened.facts) == []
 
 
 def test_statistics_that_are_not_finite_name_the_bundle(workshop: Any, tmp_path: Path) -> None:

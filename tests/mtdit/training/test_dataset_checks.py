@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mtdit.config import Feature
 from mtdit.data.frame_cache import CacheInfo, FrameCache
@@ -19,6 +20,7 @@ from mtdit_robots.features import ACTION, STATE
 TASKS = ("open the drawer", "push the red cube to the left")
 JOINTS = ("shoulder_pan", "elbow_flex", "gripper")
 LENGTH, FPS = 60, 30
+MEAN_STD = {"VISUAL": "MEAN_STD", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
 
 
 def clean(
@@ -130,10 +132,7 @@ def test_joints_that_do_not_move() -> None:
     action[:, 1] = 7.0
     stuck = with_actions(cache, action)
     only(said(stuck), "elbow_flex (0)", "MIN_MAX")
-    (line,) = said(
-        stuck,
-        {"normalization_mapping": {"VISUAL": "MEAN_STD", "STATE": "MIN_MAX", "ACTION": "MEAN_STD"}},
-    )
+    (line,) = said(stuck, {"normalization_mapping": MEAN_STD, "clip_sample": False})
     assert "MIN_MAX" not in line
     action[:, 1] += np.linspace(0, 0.2, len(action))
     assert said(with_actions(cache, action)) == []
@@ -184,3 +183,39 @@ def test_short_episodes() -> None:
         "shortest has 20",
     )
     assert said(clean([*([LENGTH] * 118), 32, 32])) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        (
+            {"normalization_mapping": MEAN_STD},
+            ("MEAN_STD", "add --policy clip_sample_range=2.3", "MIN_MAX"),
+        ),
+        (
+            {"normalization_mapping": {**MEAN_STD, "ACTION": "IDENTITY"}},
+            ("IDENTITY", "can reach only -1 to 1", "and 2 more joints"),
+        ),
+        ({"clip_sample_range": 0.5}, ("cuts normalised actions at +-0.5", "clip_sample_range=1")),
+    ],
+)
+def test_actions_that_the_sampler_cuts(policy: dict[str, Any], says: tuple[str, ...]) -> None:
+    only(said(clean(), policy), "clip_sample", *says)
+    for change in ({"clip_sample": False}, {"objective": "flow_matching"}):
+        assert said(clean(), {**policy, **change}) == []
+
+
+def test_the_remedy_for_cut_actions_helps() -> None:
+    policy = {"normalization_mapping": MEAN_STD}
+    (line,) = said(clean(), policy, resume=True)
+    name, _, needed = line.rpartition("add --policy ")[2].partition("=")
+    assert (name, said(clean(), {**policy, name: float(needed)})) == ("clip_sample_range", [])
+    assert said(clean(), {**policy, name: float(needed) - 0.2})
+
+
+def test_a_joint_that_does_not_move_is_not_cut() -> None:
+    cache = clean()
+    action = np.array(cache.action)
+    action[:, 1] = 12.3
+    policy = {"normalization_mapping": MEAN_STD, "clip_sample_range": 2.3}
+    only(said(with_actions(cache, action), policy), "hardly changes")
