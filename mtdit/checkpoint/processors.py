@@ -8,6 +8,7 @@ make a bundle act differently from the policy. Source: LeRobot `processor/*.py`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -152,7 +153,11 @@ def _state_file(steps: Sequence[Step], step: Step | None, path: Path) -> Path:
             "save the policy together with its processors"
         )
     name = step.state_file
-    if not isinstance(name, str) or Path(name).name != name or not (path.parent / name).is_file():
+    if (
+        not isinstance(name, str)
+        or Path(name).name != name
+        or not os.path.isfile(path.parent / name)
+    ):
         raise UserError(
             f"{path} names {str(name)[:80]!r} as file of statistics, but there is no such file "
             "in that folder; copy the whole checkpoint folder"
@@ -248,7 +253,7 @@ def same_actions(
     """Whether the statistics that normalise actions are those that undo it."""
     ours, theirs = before.get(ACTION, {}), after.get(ACTION, {})
     return all(
-        np.array_equal(ours[name], theirs[name])
+        np.array_equal(ours[name], theirs[name], equal_nan=True)
         for name in needed
         if name in ours and name in theirs
     )

@@ -81,8 +81,8 @@ class Checkpoint:
     folder: the pretrained_model folder. config: the policy's configuration, with LeRobot's field
     names; its cameras have the names of the robot. dataset_stats: feature -> statistic -> values.
     facts: joints, fps and tasks of the dataset; None for a checkpoint of another program.
-    stats_file: where the statistics come from. rename_map: name on the robot -> name in the files
-    of the policy.
+    stats_file: where the statistics come from, action_stats_file: those of actions, if elsewhere.
+    rename_map: name on the robot -> name in the files of the policy.
     """
 
     folder: Path
@@ -93,6 +93,7 @@ class Checkpoint:
     rename_map: RenameMap = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what a user should know about the files, one line each
     trainable: bool = True  # whether LeRobot's format can store the policy after more training
+    action_stats_file: Path | None = None
 
     @property
     def state_stats(self) -> Stats:
@@ -223,7 +224,8 @@ def _lerobots(
     newer = fields_of_newer_lerobot(raw, str(folder / CONFIG))
     note = f"{folder / CONFIG}: ignored {', '.join(newer)}, of a newer LeRobot and switched off"
     notes = (note,) if newer else ()
-    return Checkpoint(folder, *named, facts, processors.normalizer, used, notes)
+    files = processors.normalizer, processors.unnormalizer
+    return Checkpoint(folder, *named, facts, files[0], used, notes, action_stats_file=files[1])
 
 
 def open_to_train(path: Path, rename_map: RenameMap | None = None) -> Checkpoint:
@@ -291,7 +293,8 @@ def need_stats(checkpoint: Checkpoint, key: str, names: Sequence[str]) -> None:
         wrong = _wrong(name, known, feature.shape[0])
         if wrong:
             fix = "copy the checkpoint again, or train again with meta/stats.json recomputed"
-            raise UserError(f"{checkpoint.stats_file}: {name!r} of {key} {wrong}; {fix}")
+            file = checkpoint.action_stats_file if key == ACTION else None
+            raise UserError(f"{file or checkpoint.stats_file}: {name!r} of {key} {wrong}; {fix}")
 
 
 def _wrong(name: str, known: Mapping[str, NDArray[np.float32]], count: int) -> str | None:

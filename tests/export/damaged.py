@@ -20,6 +20,7 @@ STATE, ACTION, TOP = "observation.state", "action", "observation.images.top"
 NAN, INF = float("nan"), float("inf")
 HUGE = 10**400
 NORMALIZER = "policy_preprocessor_step_4_normalizer_processor.safetensors"
+UNNORMALIZER = "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
 WEIGHTS = "model.safetensors"
 FILES = ("config.json", "mtdit.json", "policy_preprocessor.json", "clip/config.json")
 

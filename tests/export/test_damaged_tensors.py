@@ -20,6 +20,7 @@ from damaged import (
     NORMALIZER,
     STATE,
     TOP,
+    UNNORMALIZER,
     WEIGHTS,
     edit_json,
     edit_tensors,
@@ -78,20 +79,22 @@ from damaged import (
     ],
 )
 def test_statistics(key: str, value: torch.Tensor | None, says: str, copy: Path) -> None:
-    edit_tensors(
-        copy / NORMALIZER, lambda t: t.pop(key) if value is None else t.update({key: value})
-    )
+    # actions come back by the postprocessor's statistics, which must be the preprocessor's
+    files = (NORMALIZER, UNNORMALIZER) if key.startswith(ACTION) else (NORMALIZER,)
+    for file in files:
+        edit_tensors(copy / file, lambda t: t.pop(key) if value is None else t.update({key: value}))
     assert re.search(
-        rf"{NORMALIZER}: {says}.*; copy the checkpoint again, or train again", refusal(copy)
+        rf"{files[-1]}: {says}.*; copy the checkpoint again, or train again", refusal(copy)
     )
 
 
 @pytest.mark.parametrize("feature", [STATE, ACTION])
 def test_statistics_of_a_whole_feature(feature: str, copy: Path) -> None:
-    edit_tensors(
-        copy / NORMALIZER,
-        lambda t: [t.pop(key) for key in list(t) if key.startswith(f"{feature}.")],
-    )
+    for file in (NORMALIZER, UNNORMALIZER):
+        edit_tensors(
+            copy / file,
+            lambda t: [t.pop(key) for key in list(t) if key.startswith(f"{feature}.")],
+        )
     assert f"'min' of {feature} is missing" in refusal(copy)
 
 
@@ -99,7 +102,7 @@ def test_the_range_of_actions_is_needed_whatever_normalises(copy: Path) -> None:
     edit_json(
         copy / "config.json", lambda raw: raw["normalization_mapping"].update(ACTION="MEAN_STD")
     )
-    edit_tensors(copy / NORMALIZER, lambda t: t.pop("action.max"))
+    edit_tensors(copy / UNNORMALIZER, lambda t: t.pop("action.max"))
     assert "'max' of action is missing" in refusal(copy)
 
 
@@ -115,7 +118,15 @@ def test_weights_that_are_no_numbers(value: float, copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ['{"steps": 3}', '{"steps": [3]}', '{"steps": {}}', "3", "[]", "null"]
+    "content",
+    [
+        '{"steps": 3}',
+        '{"steps": {}}',
+        '{"steps": [{"registry_name": "normalizer_processor", "state_file": null}]}',
+        "3",
+        "[]",
+        "null",
+    ],
 )
 def test_a_preprocessor_without_statistics(content: str, copy: Path) -> None:
     (copy / "policy_preprocessor.json").write_text(content)
@@ -124,7 +135,12 @@ def test_a_preprocessor_without_statistics(content: str, copy: Path) -> None:
     )
 
 
-ELSEWHERE = (5, None, ["a"], "", ".", "..", "../../x", "clip/config.json", "a\0b", "a" * 400, "no")
+def test_a_step_that_is_none(copy: Path) -> None:
+    (copy / "policy_preprocessor.json").write_text('{"steps": [3]}')
+    assert "policy_preprocessor.json: step 0 has no name or no settings" in refusal(copy)
+
+
+ELSEWHERE = (5, ["a"], "", ".", "..", "../../x", "clip/config.json", "a\0b", "a" * 400, "no")
 
 
 @pytest.mark.parametrize("name", ELSEWHERE, ids=lambda name: repr(name)[:10])
