@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from mtdit.data.frame_sources import Source, check_cameras_apart, frame_sources
 from mtdit.data.frame_times import TOLERANCE_S
 from mtdit.data.lerobot_dataset import Dataset
 from mtdit.data.spot_check import spot_check
-from mtdit.data.video_frames import SeekingFrames
+from mtdit.data.video_frames import Part, SeekingFrames
 from mtdit.stats import DatasetFacts, DatasetStats
 from mtdit_robots.errors import UserError
 from mtdit_runtime.recording.dataset_layout import INFO
@@ -103,11 +103,16 @@ class StoredDataset:
         statistics say: found here, before hours of decoding.
         """
         parts = [part for source in self.sources[camera] for part in source.parts()]
+        doubts: list[str] = []
+        if self.check_frames:
+            recorded = replace(self, size=None)._seeking(camera, parts)  # means need no resizing
+            doubts = spot_check(self.dataset, camera, recorded)
+            recorded.close()
+        return self._seeking(camera, parts), doubts
+
+    def _seeking(self, camera: str, parts: Sequence[Part]) -> SeekingFrames:
         n_rows, height, width, _ = self.shape(camera)
-        frames = SeekingFrames(n_rows, (height, width), parts, partial(self.finish, camera))
-        doubts = spot_check(self.dataset, camera, frames) if self.check_frames else []
-        frames.close()
-        return frames, doubts
+        return SeekingFrames(n_rows, (height, width), parts, partial(self.finish, camera))
 
     def decoded(self, camera: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Every (row, frame in the stored size) of a camera, each video from front to back."""
