@@ -55,6 +55,7 @@ from mtdit_export.rtc import unroll_guided
 from mtdit_export.trace import trace, write
 from mtdit_export.unroll import unroll
 from mtdit_robots.errors import ExportError
+from mtdit_robots.extras import require
 from mtdit_robots.features import ACTION, STATE
 from mtdit_runtime.bundle import manifest as names
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle, save_task_features
@@ -124,6 +125,7 @@ def export(
 
         mtdit.export("outputs/train", "policy.mtdit", mtdit.ExportOptions(precision="fp16"))
     """
+    require("mtdit export", "onnxruntime")  # it verifies the graphs, minutes later
     say, on_stage = say or log.info, on_stage or (lambda stage: None)
     began, place = time.perf_counter(), bundle_place(Path(out))
     opened = open_checkpoint(Path(checkpoint), options.rename_map)

@@ -123,7 +123,7 @@ def _translated(words: list[str]) -> list[str]:
         return [_hyphens(word) for word in words] or ["--help"]
     said = translate(words[1:])
     if rank() == 0:
-        for note in said.notes:
+        for note in (*said.notes, *filter(None, [said.unlike])):
             console.print(note)
     return ["train", *said.words]
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from mtdit.cli.lerobot_defaults import unlike_lerobot
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit_robots.errors import UserError
 
@@ -131,10 +133,13 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Translation:
-    """The options of `mtdit train`, and notes about flags that were ignored or changed."""
+    """The options of `mtdit train`, and what to say: notes about flags that were ignored or changed,
+    a line about defaults that are unlike LeRobot's.
+    """
 
     words: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unlike: str = ""
 
 
 def translate(words: Sequence[str]) -> Translation:
@@ -148,7 +153,19 @@ def translate(words: Sequence[str]) -> Translation:
             _one(name, value, out)
     for together in (_policy_type, _dataset, _resume, _amp, _workers, _wandb, _transforms):
         together(flags, out)
-    return out
+    return replace(out, unlike=_unlike(flags, out.words))
+
+
+def _unlike(flags: Mapping[str, str], words: Sequence[str]) -> str:
+    """The line about defaults: for a new training in LeRobot's words, without a preset by name."""
+    names = {word.partition("=")[0] for word in words if word.startswith("--")}
+    if not flags or names & {"--preset", "--resume"}:
+        return ""
+    ours = {"--steps": "steps", "--ema": "ema.enable", "--no-ema": "ema.enable"}
+    ours |= {option: flag for flag, option in SAME.items()}
+    policy = {f"policy.{w.partition('=')[0]}" for o, w in pairwise(words) if o == "--policy"}
+    given = {*flags, *policy, *(ours[name] for name in names & ours.keys())}
+    return unlike_lerobot(given, has_weights="--init-from" in names)
 
 
 def _read(words: Sequence[str], out: Translation) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from mtdit_robots.errors import UserError
@@ -25,6 +26,17 @@ EXTRAS = {
 }  # fmt: skip
 
 
+# Wheels that put a package `onnxruntime` into one folder and overwrite each other's files.
+ONNXRUNTIMES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnxruntime-training",
+    "onnxruntime-rocm",
+    "onnxruntime-migraphx",
+)
+
+
 def extra_of(module: str) -> str | None:
     """The extra that installs a module, e.g. "runtime" for "tokenizers"; None if there is none."""
     package = module.partition(".")[0]
@@ -37,7 +49,7 @@ def missing(module: str, needed: str = "", extra: str = "") -> UserError:
     the one of the module.
     """
     subject = f"{needed}, which is not installed" if needed else f"{module} is not installed"
-    return UserError(f"{subject}: {install(extra or extra_of(module) or 'runtime')}")
+    return UserError(f"{subject}: {install(fitting(extra or extra_of(module) or 'runtime'))}")
 
 
 def require(who: str, *modules: str) -> None:
@@ -45,10 +57,37 @@ def require(who: str, *modules: str) -> None:
     absent = [module for module in modules if importlib.util.find_spec(module) is None]
     if not absent:
         return
-    extras = ",".join(dict.fromkeys(extra_of(module) or "runtime" for module in absent))
+    extras = ",".join(dict.fromkeys(fitting(extra_of(module) or "runtime") for module in absent))
     *first, last = absent
     names = f"{', '.join(first)} and {last}, which are" if first else f"{last}, which is"
     raise UserError(f"{who} needs {names} not installed: {install(extras)}")
+
+
+def onnxruntime_wheels() -> list[str]:
+    """The wheels of ONNX Runtime that are installed here; more than one is a mistake."""
+    from importlib import metadata
+
+    found = []
+    for name in ONNXRUNTIMES:
+        with suppress(metadata.PackageNotFoundError):
+            metadata.distribution(name)
+            found.append(name)
+    return found
+
+
+def fitting(extra: str) -> str:
+    """The extra that adds what is missing without a second ONNX Runtime beside the one for GPUs."""
+    is_gpu = extra == "runtime" and "onnxruntime-gpu" in onnxruntime_wheels()
+    return "runtime-gpu" if is_gpu else extra
+
+
+def reinstall_onnxruntime(gpu: bool) -> str:
+    """The commands that leave one ONNX Runtime, the one for GPUs or the one for the CPU. Both are
+    taken out first: each removes files of the other.
+    """
+    extra = "runtime-gpu" if gpu else "runtime"
+    wheels = " ".join(onnxruntime_wheels() or ONNXRUNTIMES[:2])
+    return f"pip uninstall --yes {wheels} && {install(extra)}"
 
 
 def install(extra: str, options: str = "") -> str:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from mtdit_robots.errors import UserError
-from mtdit_robots.extras import EXTRAS, extra_of, install, missing, require
+from mtdit_robots.extras import (
+    EXTRAS,
+    extra_of,
+    install,
+    missing,
+    onnxruntime_wheels,
+    reinstall_onnxruntime,
+    require,
+)
 
 
 class Installed:
@@ -61,7 +71,7 @@ def test_without_an_installation_it_names_the_clone(monkeypatch: pytest.MonkeyPa
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", nowhere)
-    assert install("gpu", "--force-reinstall") == 'pip install --force-reinstall "./mtdit[gpu]"'
+    assert install("twin", "--upgrade") == 'pip install --upgrade "./mtdit[twin]"'
 
 
 def test_a_missing_module_is_named_with_its_extra() -> None:
@@ -95,6 +105,67 @@ def test_all_missing_modules_are_named_at_once(
 
 
 def test_every_extra_is_one_of_the_project() -> None:
+    assert set(EXTRAS) <= set(project_extras())
+
+
+# --- two wheels for one folder
+
+
+def project_extras() -> dict[str, list[str]]:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    table = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
-    assert set(EXTRAS) <= set(re.findall(r"^(\S+) = \[", table, re.MULTILINE))
+    extras: dict[str, list[str]] = tomllib.loads(text)["project"]["optional-dependencies"]
+    return extras
+
+
+def onnxruntimes_of(extra: str) -> set[str]:
+    """The wheels of ONNX Runtime that an extra brings, also through other extras."""
+    wheels: set[str] = set()
+    for need in project_extras()[extra]:
+        inner = re.fullmatch(r"mtdit\[([^\]]+)\]", need)
+        for name in inner[1].split(",") if inner else ():
+            wheels |= onnxruntimes_of(name)
+        if need.startswith("onnxruntime"):
+            wheels.add(re.split(r"[<>=!~ ]", need)[0])
+    return wheels
+
+
+def test_only_one_extra_brings_each_onnxruntime() -> None:
+    """No two extras that belong together bring two wheels; nothing but dev repeats runtime."""
+    brought = {extra: onnxruntimes_of(extra) for extra in project_extras()}
+    assert {extra: wheels for extra, wheels in brought.items() if wheels} == {
+        "runtime": {"onnxruntime"},
+        "runtime-gpu": {"onnxruntime-gpu"},
+        "dev": {"onnxruntime"},
+    }
+    plain, gpu = project_extras()["runtime"], project_extras()["runtime-gpu"]
+    assert plain[1:] == gpu[1:], "the same but for ONNX Runtime"
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes these the only distributions that are installed."""
+
+    def install_only(*names: str) -> None:
+        for name in names:
+            folder = tmp_path / f"{name.replace('-', '_')}-1.22.0.dist-info"
+            folder.mkdir()
+            (folder / "METADATA").write_text(
+                f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.22.0\n"
+            )
+        monkeypatch.setattr(sys, "path", [str(tmp_path)])
+
+    return install_only
+
+
+def test_a_second_onnxruntime_is_never_suggested(wheels: Callable[..., None]) -> None:
+    wheels("onnxruntime-gpu")
+    assert onnxruntime_wheels() == ["onnxruntime-gpu"]
+    assert "[runtime-gpu]" in str(missing("tokenizers"))
+    assert "[twin]" in str(missing("mujoco"))
+
+
+def test_both_wheels_are_taken_out_before_one_is_installed(wheels: Callable[..., None]) -> None:
+    wheels("onnxruntime", "onnxruntime-gpu")
+    out = "pip uninstall --yes onnxruntime onnxruntime-gpu && pip install"
+    assert reinstall_onnxruntime(gpu=True) == f'{out} "./mtdit[runtime-gpu]"'
+    assert reinstall_onnxruntime(gpu=False) == f'{out} "./mtdit[runtime]"'

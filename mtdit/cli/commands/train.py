@@ -79,7 +79,10 @@ def train(
     with console_reporter(console.rich) as shown, tracked(config, shown) as reporter:
         checkpoint = fit(config, reporter)
     console.print(f"checkpoint: {checkpoint}")
-    console.print(f"next: mtdit export {quote(str(config.output_dir))} --fp16")
+    console.print(f"next: mtdit export {quote(str(config.output_dir))}")
+    console.print(
+        "      add --fp16 if the robot computer has an NVIDIA GPU; a CPU is slower with it"
+    )
 
 
 def train_config(

@@ -23,7 +23,13 @@ from typing import Any
 import numpy as np
 
 from mtdit_robots.errors import UserError
-from mtdit_robots.extras import EXTRAS, install
+from mtdit_robots.extras import (
+    EXTRAS,
+    fitting,
+    install,
+    onnxruntime_wheels,
+    reinstall_onnxruntime,
+)
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle
 from mtdit_runtime.bundle.manifest import Manifest
 from mtdit_runtime.check import FAIL, OK, WARN, Check, judged
@@ -144,7 +150,7 @@ def check_extras(robot: str) -> Iterator[Check]:
         missing = [m for m in modules if importlib.util.find_spec(m) is None]
         finding = f"missing {', '.join(missing)}" if missing else "installed"
         status = FAIL if missing and extra in needed else OK
-        remedy = install(extra) if missing else ""
+        remedy = install(fitting(extra)) if missing else ""
         yield Check(f"extra {extra}", status, finding, remedy)
 
 
@@ -156,21 +162,33 @@ def check_backends() -> Iterator[Check]:
 
 
 def _check_onnxruntime() -> Check:
-    import onnxruntime
+    wheels = onnxruntime_wheels()
+    try:
+        import onnxruntime
 
-    offered = [
-        name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
-    ]
-    tried = [name for name in offered if name in ("CPU", "CUDA")]
+        version, offered = onnxruntime.__version__, onnxruntime.get_available_providers()
+    except (ImportError, AttributeError) as error:  # files of it are gone
+        return Check("onnxruntime", FAIL, f"is damaged ({first_line(error, 120)})", _reinstall())
+    tried = [name for name in ("CPU", "CUDA") if f"{name}ExecutionProvider" in offered]
     broken = {name: problem for name in tried if (problem := _cannot_run(onnxruntime, name))}
     working = ", ".join(name for name in tried if name not in broken) or "nothing"
-    finding = f"{onnxruntime.__version__}, runs on {working}"
-    if not broken:
+    finding = f"{version}, runs on {working}"
+    if broken:
+        finding += "; not on " + "; ".join(f"{name} ({why})" for name, why in broken.items())
+    if len(wheels) > 1:
+        finding += f"; {' and '.join(wheels)} are installed and overwrite each other"
+    if not broken and len(wheels) < 2:
         return Check("onnxruntime", OK, finding)
-    finding += "; not on " + "; ".join(f"{name} ({problem})" for name, problem in broken.items())
     status = FAIL if "CPU" in broken else WARN
-    remedy = f"{install('gpu', '--force-reinstall')}, and check `nvidia-smi`"
-    return Check("onnxruntime", status, finding, remedy)
+    return Check("onnxruntime", status, finding, _reinstall(gpu="CUDA" in broken or None))
+
+
+def _reinstall(gpu: bool | None = None) -> str:
+    """How to get one whole ONNX Runtime. gpu: the one for GPUs; None: whichever fits."""
+    if gpu:
+        return f"check `nvidia-smi`, then {reinstall_onnxruntime(gpu=True)}"
+    cpu, cuda = reinstall_onnxruntime(gpu=False), reinstall_onnxruntime(gpu=True)
+    return f"{cpu}; with an NVIDIA GPU instead {cuda}"
 
 
 def _cannot_run(ort: Any, name: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
-from mtdit_robots.extras import install, missing
+from mtdit_robots.extras import missing, onnxruntime_wheels, reinstall_onnxruntime
 from mtdit_runtime.bundle.manifest import Graph
 from mtdit_runtime.engines.engine import Arrays
 from mtdit_runtime.text import first_line
@@ -92,7 +92,9 @@ def _import_onnxruntime() -> Any:
 
 def _check_cuda_build(ort: Any) -> None:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise UserError(f"this onnxruntime has no CUDA: {_remedy(cuda=True)}")
+        wheels = onnxruntime_wheels()
+        both = f", because {' and '.join(wheels)} overwrite each other" if len(wheels) > 1 else ""
+        raise UserError(f"this onnxruntime has no CUDA{both}: {_remedy(cuda=True)}")
     # onnxruntime >= 1.21 loads CUDA and cuDNN from pip's nvidia packages. Without those packages
     # the session finds the system's libraries, or reports what is missing.
     if hasattr(ort, "preload_dlls"):
@@ -102,7 +104,5 @@ def _check_cuda_build(ort: Any) -> None:
 
 def _remedy(cuda: bool) -> str:
     if cuda:
-        return (
-            f"pip uninstall onnxruntime, then {install('gpu')} (on a Jetson use --backend tensorrt)"
-        )
+        return f"{reinstall_onnxruntime(gpu=True)} (on a Jetson use --backend tensorrt)"
     return "re-run `mtdit export`, or update onnxruntime"

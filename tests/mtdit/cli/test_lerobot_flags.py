@@ -5,12 +5,14 @@ or is refused.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import pytest
 
+from mtdit.cli.lerobot_defaults import TRAINING
 from mtdit.cli.lerobot_flags import translate
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit_robots.errors import UserError
@@ -252,3 +254,72 @@ def test_no_flag_of_lerobots_trainer_is_unknown() -> None:
             if any(word.startswith(f"--{name.replace('_', '-')}=") for word in said.words):
                 unknown += [name] if name not in ("steps", "seed") else []
     assert unknown == []
+
+
+PASTED = ("--policy.type=multi_task_dit", "--dataset.repo_id=you/drawers")
+
+
+def test_defaults_that_are_not_lerobots_are_one_line() -> None:
+    assert translate(PASTED).unlike == (
+        "not as LeRobot's defaults, which are in brackets: --batch_size=64 (8), "
+        "--steps=30000 (100000), --save_freq=5000 (20000), --log_freq=50 (200), "
+        "--ema.enable=true (false), --policy.noise_scheduler_type=DDIM (DDPM), "
+        "--policy.num_inference_steps=10 (None), --policy.image_resize_shape=(240,240) (None), "
+        "the random crop is drawn per sample (per batch), nothing is uploaded (to the Hub)"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--steps=100000", "--batch_size=8", "--ema.enable=false"],
+        ["--steps", "100000", "--batch-size", "8", "--no-ema"],
+    ],
+)
+def test_what_was_said_in_either_spelling_is_no_default(words: list[str]) -> None:
+    line = translate([*PASTED, *words]).unlike
+    for flag in ("--steps", "--batch_size", "--ema"):
+        assert flag not in line
+    assert "--log_freq" in line
+
+
+def test_lerobots_values_can_be_typed_as_they_are_printed() -> None:
+    """With all of them, nothing is left that a flag could set."""
+    line = translate(PASTED).unlike
+    flags = [f"{flag}={value}" for flag, value in re.findall(r"(--\S+?)=\S+ \((\S+)\)", line)]
+    assert len(flags) == 8
+    assert "--" not in translate([*PASTED, *flags]).unlike
+    policy = [word for word in translate(flags).words if "=" in word]
+    assert sorted(policy) == [
+        "--steps=100000",
+        "image_resize_shape=null",
+        "noise_scheduler_type=DDPM",
+        "num_inference_steps=null",
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--dataset", "d", "--batch-size", "8"],
+        [*PASTED, "--preset=tiny"],
+        ["--resume=true", "--config_path=run/checkpoints/last"],
+    ],
+)
+def test_who_does_not_ask_for_lerobots_training_reads_no_line(words: list[str]) -> None:
+    assert translate(words).unlike == ""
+
+
+def test_an_earlier_policys_fields_are_no_defaults() -> None:
+    line = translate(["--policy.path=outputs/old"]).unlike
+    assert "--steps=30000" in line
+    assert "--policy." not in line
+
+
+def test_the_table_holds_lerobots_defaults() -> None:
+    """Of the installed version, which has no EMA."""
+    from lerobot.configs.train import TrainPipelineConfig
+
+    theirs = {f.name: f.default for f in fields(TrainPipelineConfig)}
+    for flag, (_, default) in TRAINING.items():
+        assert theirs.get(flag, False) == default, flag

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -94,6 +95,32 @@ def test_backends_are_run_not_believed() -> None:
         assert doctor_module._cannot_run(onnxruntime, "CUDA"), (
             "a provider that is not there cannot have run"
         )
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDA:UserWarning")
+def test_two_onnxruntimes_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of this computer's, and the record of another that was installed into it."""
+    record = tmp_path / "onnxruntime_gpu-1.22.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = by_id(list(check_backends()))["onnxruntime"]
+    assert found.status == WARN
+    assert "onnxruntime and onnxruntime-gpu are installed and overwrite each other" in found.finding
+    assert found.remedy.count("pip uninstall --yes onnxruntime onnxruntime-gpu && ") == 2
+    assert "[runtime]" in found.remedy
+    assert "[runtime-gpu]" in found.remedy
+
+
+def test_what_is_left_of_an_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one of two was uninstalled: a folder without its files."""
+    (tmp_path / "onnxruntime").mkdir()
+    elsewhere = [place for place in sys.path if "site-packages" not in place]
+    monkeypatch.setattr(sys, "path", [*elsewhere, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    found = by_id(list(check_backends()))["onnxruntime"]
+    assert (found.status, "is damaged" in found.finding) == (FAIL, True)
+    assert "pip uninstall --yes" in found.remedy
 
 
 def test_nothing_asked_is_healthy_and_plain_json(tmp_path: Path) -> None:

@@ -157,6 +157,8 @@ def test_a_command_line_of_lerobots_docs_trains(run_folder: Path, tmp_path: Path
     done = mtdit("train", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ignored: --job_name; " in done.stdout
+    assert "next: mtdit export run\n" in done.stdout
+    assert "add --fp16 if the robot computer has an NVIDIA GPU" in done.stdout
     last = "run/checkpoints/last/pretrained_model/train_config.json"
     for words in (
         (f"--config_path={last}", "--resume=true", "--steps=3"),
