@@ -133,8 +133,8 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Translation:
-    """The options of `mtdit train`, and what to say: notes about flags that were ignored or changed,
-    a line about defaults that are unlike LeRobot's.
+    """The options of `mtdit train`; notes about flags that were ignored or changed, and a line
+    about defaults that are unlike LeRobot's.
     """
 
     words: list[str] = field(default_factory=list)
