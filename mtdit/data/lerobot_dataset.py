@@ -17,6 +17,7 @@ from mtdit.config import Feature
 from mtdit.data.hub_dataset import fetch_dataset
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import ACTION, STATE
+from mtdit_runtime.instructions import one_form
 from mtdit_runtime.recording.dataset_reader import (
     RecordedDataset,
     check_folder,
@@ -73,7 +74,18 @@ def open_dataset(name: str) -> Dataset:
     recorded = read_dataset(find_dataset(name))
     state, action = recorded.state.astype(np.float32), recorded.action.astype(np.float32)
     stats = read_stats(recorded.root, {STATE: state, ACTION: action})
-    return Dataset(**{**vars(recorded), "state": state, "action": action, "stats": stats})
+    tasks, task = _in_one_form(recorded)
+    own = {"state": state, "action": action, "stats": stats, "tasks": tasks, "task": task}
+    return Dataset(**{**vars(recorded), **own})
+
+
+def _in_one_form(recorded: RecordedDataset) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The tasks in the one form of Unicode, and the rows' numbers of them: tasks that differ only
+    in form are one. To CLIP they always were, so a training is the same number for number.
+    """
+    words = [one_form(task) for task in recorded.tasks]
+    tasks = tuple(dict.fromkeys(words))
+    return tasks, np.array([tasks.index(task) for task in words], np.int64)[recorded.task]
 
 
 def find_dataset(name: str) -> Path:

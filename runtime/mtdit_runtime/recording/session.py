@@ -16,7 +16,7 @@ from pathlib import Path
 from mtdit_robots.errors import UserError
 from mtdit_runtime.control.report import Tick
 from mtdit_runtime.control.safety import Stop
-from mtdit_runtime.instructions import typed
+from mtdit_runtime.instructions import same_task, typed
 from mtdit_runtime.recording.dataset_layout import FEWEST_FRAMES
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 from mtdit_runtime.recording.episode import Episode
@@ -211,7 +211,9 @@ class Session:
             self._begin()
 
     def _begin(self) -> None:
-        self._episode = self.dataset.begin(self.config.task)
+        # A dataset may hold the same words in another form of Unicode: it stays one task.
+        task = same_task(self.config.task, self.dataset.tasks) or self.config.task
+        self._episode = self.dataset.begin(task)
         self._stale, self._since_s = 0, self._now_s
         self._say(f"episode {self.stats.kept + 1} of {self.config.episodes}: {self.config.task!r}")
 

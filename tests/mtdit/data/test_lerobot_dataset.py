@@ -18,6 +18,7 @@ from small_dataset import JOINTS, LENGTHS, SIZE, TASKS, write_dataset
 
 from mtdit.data.frame_cache import StoredDataset
 from mtdit.data.lerobot_dataset import open_dataset
+from mtdit.policies.multi_task_dit.clip_lookup import load_tokenizer
 from mtdit_robots.errors import UserError
 
 
@@ -40,6 +41,21 @@ def test_dataset_says_what_a_checkpoint_must_know(dataset_folder: Path) -> None:
     assert dataset.episode_ends.tolist() == np.cumsum(LENGTHS).tolist()
     inside = np.abs(np.diff(dataset.action[: LENGTHS[0]], axis=0)).max() * 10
     assert 0 < max(dataset.max_speed) <= 1.5 * inside, "the jump between episodes must not count"
+
+
+def test_tasks_that_differ_in_form_only_are_one(broken: Path, clip_folder: Path) -> None:
+    """As CLIP's tokenizer, so LeRobot trains the same tokens for both."""
+    composed, other = "pose le caf\u00e9", "pose le cafe\u0301"
+    edit_table(broken / "meta/tasks.parquet", lambda c: c.update(task=[other, composed]))
+    edit_table(
+        broken / "meta/episodes/chunk-000/file-000.parquet",
+        lambda c: c.update(tasks=[[other], [composed], [other]]),
+    )
+    dataset = open_dataset(str(broken))
+    assert dataset.tasks == (composed,)
+    assert not dataset.task.any()
+    ids = load_tokenizer(clip_folder)([composed, other])["input_ids"]
+    assert ids[0] == ids[1]
 
 
 # --- what can be wrong

@@ -97,6 +97,16 @@ def test_timers_alone(rehearsal: Rehearsal, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "set/meta/info.json").read_text())["total_frames"] == 20
 
 
+def test_a_dataset_keeps_one_task_for_both_forms_of_an_accent(tmp_path: Path) -> None:
+    """Recorded on a computer whose keyboard writes accents as characters of their own."""
+    stored, typed = "ouvre le caf\u0065\u0301", "ouvre le caf\u00e9"
+    for task in (stored, typed):
+        plan = SessionConfig(task, episodes=1, episode_s=0.5, reset_s=0.1, ready_s=0.1)
+        session = Rehearsal(tmp_path / "set", plan)
+        session.finish()
+        assert list(session.recording.tasks) == [stored]
+
+
 def test_nothing_is_recorded_before_the_arm_has_arrived(rehearsal: Rehearsal) -> None:
     rehearsal.key("enter")
     assert rehearsal.session.status().startswith("pause before episode 1")
