@@ -25,7 +25,7 @@ from mtdit.checkpoint.read import Checkpoint, open_checkpoint
 from mtdit.data.lerobot_dataset import Dataset
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
-from mtdit.stats import DatasetFacts
+from mtdit_export.effort import expected_effort
 from mtdit_export.flops import cost
 from mtdit_export.fold.denoiser import FoldedDenoiser
 from mtdit_export.fold.fold import Folded, fold
@@ -45,10 +45,10 @@ from mtdit_export.preflight import (
 )
 from mtdit_export.quantize import quantize
 from mtdit_export.reference import (
+    Comparison,
     Reference,
     calibration_frames,
-    dataset_probes,
-    synthetic_probes,
+    compared_with,
     write_reference_frames,
 )
 from mtdit_export.rtc import unroll_guided
@@ -64,7 +64,7 @@ from mtdit_runtime.bundle.publish import bundle_place, new_bundle
 from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.joint_order import difference
 from mtdit_runtime.normalize import save_stats
-from mtdit_runtime.verify.fixtures import Probe, ReferenceOutputs, write_golden
+from mtdit_runtime.verify.fixtures import write_golden
 from mtdit_runtime.verify.gates import check_outputs
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,14 @@ def export(
     with new_bundle(place, say) as folder, opened.tokenizer_folder() as tokenizer:
         on_stage("fold")
         policy = opened.policy()
-        reference = Reference(policy, opened, checked_tokenizer(tokenizer, policy), options.rtc)
+        reference = Reference(
+            policy,
+            opened,
+            checked_tokenizer(tokenizer, policy),
+            options.rtc,
+            half=options.precision == FP16,
+        )
+        say(expected_effort(reference, options.precision, facts.tasks))
         folded = fold_policy(policy, opened, options.precision)
         say(f"folded {opened.folder}")
         if options.precision == INT8:
@@ -162,8 +169,8 @@ def export(
         manifest = replace(manifest, graphs=graphs)
 
         on_stage("verify")
-        probes = make_probes(opened, facts, dataset)
-        expected = [reference(probe) for probe in probes]
+        source = "synthetic frames" if dataset is None else f"frames of {dataset.root.name}"
+        compared = compared_with(reference, facts.tasks, dataset, options.precision)
         shutil.copyfile(tokenizer / names.TOKENIZER, folder / names.TOKENIZER)
         save_stats(
             folder / names.STATS,
@@ -172,12 +179,12 @@ def export(
         save_task_features(
             folder / names.TASKS, {task: reference.text(task)[1][0] for task in facts.tasks}
         )
-        write_golden(folder / names.GOLDEN, probes[:GOLDEN_COUNT], expected[:GOLDEN_COUNT])
+        kept = compared.probes[:GOLDEN_COUNT], compared.expected[:GOLDEN_COUNT]
+        write_golden(folder / names.GOLDEN, *kept)
         if dataset is not None:
-            write_reference_frames(folder / names.REFERENCE, probes[0])
-        source = "synthetic frames" if dataset is None else f"frames of {dataset.root.name}"
-        checked = record_checks(folder, manifest, probes, expected, source)
-        say(f"verified on {len(probes)} observations, {source}")
+            write_reference_frames(folder / names.REFERENCE, compared.probes[0])
+        checked = record_checks(folder, manifest, compared, source)
+        say(f"verified on {compared.extent}, {source}")
         weights = {name: sizes(module, folder / FILES[name]) for name, module in modules.items()}
     stages = {name: {**weights.get(name, {}), **figures} for name, figures in checked.items()}
     took, task = time.perf_counter() - began, next(iter(facts.tasks), "")
@@ -194,14 +201,6 @@ def fold_policy(policy: MultiTaskDiT, checkpoint: Checkpoint, precision: str) ->
     for module in folded.modules().values():
         to_fp16(module) if precision == FP16 else pad_mlps(module)
     return folded
-
-
-def make_probes(
-    checkpoint: Checkpoint, facts: DatasetFacts, dataset: Dataset | None
-) -> list[Probe]:
-    if dataset is not None:
-        return dataset_probes(dataset, checkpoint.config)
-    return synthetic_probes(checkpoint, facts.tasks or ("",))
 
 
 def quantize_towers(
@@ -290,8 +289,7 @@ def example_inputs(name: str, folded: Folded, config: PolicyConfig) -> dict[str,
 def record_checks(
     folder: Path,
     manifest: Manifest,
-    probes: Sequence[Probe],
-    expected: Sequence[ReferenceOutputs],
+    compared: Comparison,
     source: str,
 ) -> Stages:
     """Compare the files, run by ONNX Runtime on the CPU, with the expected outputs, and write the
@@ -299,15 +297,22 @@ def record_checks(
     ExportError when a gate fails.
     """
     bundle = Bundle(folder, write_manifest(folder, manifest))
-    result = check_outputs(bundle, choose_engines(bundle, "onnx"), probes, expected)
+    result = check_outputs(
+        bundle,
+        choose_engines(bundle, "onnx"),
+        compared.probes,
+        compared.expected,
+        trials=compared.trials,
+    )
     if result.failures:
         precision = manifest.precision
         hint = "" if precision == FP32 else f" (export without --{precision})"
         raise ExportError(
             f"the outputs of the {precision} graphs differ from the trained policy: "
-            f"{'; '.join(result.failures)}{hint}"
+            f"{'; '.join(result.failures)}{hint}",
+            result.stages,
         )
-    record = {"observations": len(probes), "frames": source, "stages": result.stages}
+    record = {"compared": compared.extent, "frames": source, "stages": result.stages}
     write_manifest(folder, replace(manifest, verification=record))
     open_bundle(folder)  # the same check that the robot computer makes
     return result.stages

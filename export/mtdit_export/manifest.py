@@ -6,9 +6,10 @@ import datetime
 import importlib.metadata
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from mtdit.checkpoint.names import WEIGHTS
+from mtdit.checkpoint.names import STEP, TRAIN_CONFIG, TRAINING_STATE, WEIGHTS
 from mtdit.checkpoint.read import Checkpoint
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.stats import DatasetFacts
@@ -83,12 +84,28 @@ def sampler_of(config: PolicyConfig, times: Sequence[float]) -> Sampler:
     return Sampler(config.noise_scheduler_type.lower(), config.inference_steps, tuple(times), clip)
 
 
+def training_steps(folder: Path) -> int | None:
+    """How many steps the policy of a pretrained_model folder was trained for: what its training
+    state says, else what its run was told to do. None when neither is there.
+    """
+    for path, key in (
+        (folder.parent / TRAINING_STATE / STEP, "step"),
+        (folder / TRAIN_CONFIG, "steps"),
+    ):
+        said = files.read_json(path) if path.is_file() else None
+        steps = said.get(key) if isinstance(said, dict) else None
+        if isinstance(steps, int):
+            return steps
+    return None
+
+
 def provenance(checkpoint: Checkpoint, facts: DatasetFacts) -> dict[str, Any]:
     # the target of a link such as "last", and only the end of the path
     folder = "/".join(checkpoint.folder.resolve().parts[-3:]).encode(errors="replace").decode()
     return {
         "checkpoint": folder,
         "weights_sha256": files.sha256(checkpoint.folder / WEIGHTS),
+        "steps": training_steps(checkpoint.folder),
         "dataset": facts.dataset,
         "robot_type": facts.robot_type,
         "rename_map": dict(checkpoint.rename_map),

@@ -8,7 +8,7 @@ computer. Also reads the frames with which int8 is calibrated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,29 @@ from mtdit.data.sampler import episode_bounds
 from mtdit.policies.images import normalized_images
 from mtdit.policies.multi_task_dit.clip_lookup import tokenize
 from mtdit.policies.multi_task_dit.config import PolicyConfig
-from mtdit.policies.multi_task_dit.policy import Batch, MultiTaskDiT
+from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
 from mtdit.policies.multi_task_dit.rtc import sample_guided
 from mtdit.policies.objectives import make_objective
-from mtdit_runtime.bundle.manifest import NOISE, STEP_NOISE
-from mtdit_runtime.policy.policy import draw_noise, noise_inputs, prefix_inputs
+from mtdit_export.options import FP32
+from mtdit_export.rounding import half_products
+from mtdit_runtime.policy.policy import draw_noise, prefix_inputs
 from mtdit_runtime.verify.fixtures import (
     Array,
     Probe,
     ReferenceOutputs,
+    Trial,
     guide_for,
     prefix_rows,
 )
+from mtdit_runtime.verify.gates import rms
 
-N_PROBES = 4
-N_SEEDS = 8  # chunks sampled per observation to measure how much the policy itself varies
-ROWS_READ = 400  # probes come from the first rows of a dataset, since videos decode from the front
-N_CALIBRATION, CALIBRATION_ROWS = 32, 2000  # number of frames, spread over that many first rows
+N_PROBES = 4  # compared stage by stage
+# Of a rounded bundle the executed actions are compared over that many observations, each with
+# N_SEEDS noises: enough numbers to know the error that one action in a thousand exceeds.
+N_TRIALS = 64
+N_SEEDS = 4  # noises per observation, also to measure how much the policy itself varies
+ROWS_READ = 2000  # frames come from the first rows of a dataset, since videos decode from the front
+N_CALIBRATION = 32  # number of frames for int8
 # synthetic frames consist of blocks of this size, so that contrast survives the resize and the
 # golden files stay small
 BLOCK_PX = 8
@@ -92,11 +98,17 @@ def dataset_probes(
     ]
 
 
+def draw_trials(probes: Sequence[Probe], config: PolicyConfig, seed: int = 1) -> list[Array]:
+    """Noises for each probe, (N_SEEDS, T, A), or (N_SEEDS, draws, T, A) for DDPM."""
+    rng = np.random.default_rng(seed)
+    return [np.stack([_noise(rng, config) for _ in range(N_SEEDS)]) for _ in probes]
+
+
 def calibration_frames(dataset: Dataset, cameras: Sequence[str]) -> list[list[NDArray[np.uint8]]]:
     """Frames spread over the first rows of a dataset: a list per row, with one frame (H, W, 3) per
     camera in the given order.
     """
-    rows = np.linspace(0, min(len(dataset.state), CALIBRATION_ROWS) - 1, N_CALIBRATION).astype(int)
+    rows = np.linspace(0, min(len(dataset.state), ROWS_READ) - 1, N_CALIBRATION).astype(int)
     seen = [read_frames(dataset, camera, set(rows.tolist())) for camera in cameras]
     return [[at[row] for at in seen] for row in sorted(seen[0])]
 
@@ -133,39 +145,41 @@ class Reference:
     """Computes what the engines should give for a probe: the torch policy of a checkpoint, sampled
     as its config says, with tokens padded to the graph's length.
 
-    `rtc`: also compute the guided chunk, with `mtdit.policies.multi_task_dit.rtc`.
+    `rtc`: also compute the guided chunk, with `mtdit.policies.multi_task_dit.rtc`. `half`: also
+    measure what rounding to float16 costs in each stage.
     """
 
     def __init__(
-        self, policy: MultiTaskDiT, checkpoint: Checkpoint, tokenizer: Any, rtc: bool = False
+        self,
+        policy: MultiTaskDiT,
+        checkpoint: Checkpoint,
+        tokenizer: Any,
+        rtc: bool = False,
+        half: bool = False,
     ) -> None:
         self.policy, self.checkpoint, self.tokenizer = policy, checkpoint, tokenizer
-        self.config, self.rtc = policy.config, rtc
+        self.config, self.rtc, self.half = policy.config, rtc, half
+        self._pooled: dict[str, tuple[Tensor, Tensor]] = {}  # task -> token ids, pooled text
 
     @torch.no_grad()
     def text(self, task: str) -> tuple[NDArray[np.int64], Array]:
         """Token ids (1, L) and the projected feature (1, P)."""
-        ids = tokenize(self.tokenizer, [task], replace(self.config, tokenizer_padding="max_length"))
-        pooled = self.policy.pooled_text(ids)
+        ids, pooled = self._text(task)
         return ids.numpy(), self.policy.observation_encoder.text_encoder(pooled).numpy()
+
+    def _text(self, task: str) -> tuple[Tensor, Tensor]:
+        if task not in self._pooled:
+            padded = replace(self.config, tokenizer_padding="max_length")
+            ids = tokenize(self.tokenizer, [task], padded)
+            self._pooled[task] = ids, self.policy.pooled_text(ids)
+        return self._pooled[task]
 
     @torch.no_grad()
     def __call__(self, probe: Probe) -> ReferenceOutputs:
         policy, checkpoint = self.policy, self.checkpoint
-        state = checkpoint.state_stats.normalize(probe.positions)[None]
         ids, text = self.text(probe.task)
-        images = {
-            camera: normalized_images(torch.from_numpy(frames), *checkpoint.image_scaling(camera))
-            for camera, frames in probe.frames.items()
-        }
-        images = {camera: frames[None] for camera, frames in images.items()}
-        features = policy.features(images)
-        pooled = policy.pooled_text(torch.from_numpy(ids))
-        conditioning = policy.conditioning(Batch(images, torch.from_numpy(state), pooled))
-        inputs = {
-            name: torch.from_numpy(array) for name, array in noise_inputs(probe.noise).items()
-        }
-        noise, step_noise = inputs[NOISE], inputs[STEP_NOISE].transpose(0, 1)
+        state, features, conditioning = self._observed(probe)
+        noise, step_noise = draws(probe.noise[None])
         actions = policy.sample_from(conditioning, noise, step_noise).numpy()
         prefix = prefix_inputs(prefix_rows(actions), self.config.horizon).values()
         prefixed = policy.sample_from(
@@ -176,9 +190,9 @@ class Reference:
             guide = guide_for(actions)
             target = torch.from_numpy(guide.actions), torch.from_numpy(guide.weights)
             rtc = sample_guided(policy, conditioning, noise, *target, step_noise).numpy()
-        return ReferenceOutputs(
+        e = ReferenceOutputs(
             features=None if features is None else features.numpy(),
-            state=state,
+            state=state.numpy(),
             token_ids=ids,
             text=text,
             history_modulation=self._history_modulation(conditioning),
@@ -188,6 +202,50 @@ class Reference:
             spread=self._spread(conditioning),
             rtc=rtc,
         )
+        return replace(e, rounding=self._rounding(probe, e, conditioning) if self.half else {})
+
+    @torch.no_grad()
+    def trial(self, probe: Probe, noises: Array) -> Trial:
+        """What would be executed with each of these noises, see `draw_trials`."""
+        *_, conditioning = self._observed(probe)
+        return Trial(probe, noises, self._executed(conditioning, draws(noises)))
+
+    def _observed(self, probe: Probe) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Normalised state (1, n_obs, J), features, and the denoiser's conditioning."""
+        state = torch.from_numpy(self.checkpoint.state_stats.normalize(probe.positions)[None])
+        features = self.policy.features(self._images(probe))
+        _, pooled = self._text(probe.task)
+        return state, features, self.policy.observation_encoder(state, features, pooled)
+
+    def _images(self, probe: Probe) -> dict[str, Tensor]:
+        """Camera -> (1, n_obs, 3, H, W) normalised."""
+        return {
+            camera: normalized_images(
+                torch.from_numpy(frames), *self.checkpoint.image_scaling(camera)
+            )[None]
+            for camera, frames in probe.frames.items()
+        }
+
+    def _rounding(
+        self, probe: Probe, e: ReferenceOutputs, conditioning: Tensor
+    ) -> dict[str, float]:
+        """Stage -> rms error that rounding its products to float16 causes by itself."""
+        policy, (noise, step_noise) = self.policy, draws(probe.noise[None])
+        with half_products(policy):
+            features = policy.features(self._images(probe))
+            pooled = policy.pooled_text(torch.from_numpy(e.token_ids))
+            rounded: list[tuple[str, Array, Array]] = [
+                ("text", policy.observation_encoder.text_encoder(pooled).numpy(), e.text),
+                ("history", self._history_modulation(conditioning), e.history_modulation),
+                (
+                    "denoiser",
+                    policy.sample_from(conditioning, noise, step_noise).numpy(),
+                    e.actions,
+                ),
+            ]
+        if features is not None and e.features is not None:
+            rounded.append(("vision", features.numpy(), e.features))
+        return {stage: rms(got - exact) for stage, got, exact in rounded}
 
     def _history_modulation(self, conditioning: Tensor) -> Array:
         """(1, M): the modulation of all blocks from text and earlier observations alone, without
@@ -208,13 +266,59 @@ class Reference:
     def _spread(self, conditioning: Tensor) -> float:
         """Rms deviation of the executed actions over noise seeds, in units."""
         shape = (self.policy.objective.draws, N_SEEDS, self.config.horizon, self.config.action_dim)
-        noise, *step_noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        chunks = self.policy.sample_from(conditioning.expand(N_SEEDS, -1), noise, step_noise)
-        positions = self.checkpoint.action_stats.unnormalize(self.policy.executed(chunks).numpy())
-        return float(np.sqrt(np.mean((positions - positions.mean(0)) ** 2)))
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        executed = self._executed(conditioning, (noise[0], noise[1:]))
+        return rms(executed - executed.mean(0))
+
+    def _executed(self, conditioning: Tensor, noise: tuple[Tensor, Tensor]) -> Array:
+        """(K, n_action_steps, J) units, from `draws`."""
+        start, step_noise = noise
+        chunks = self.policy.sample_from(conditioning.expand(len(start), -1), start, step_noise)
+        return self.checkpoint.action_stats.unnormalize(self.policy.executed(chunks).numpy())
 
 
-# -- fixtures --
+def draws(noises: Array) -> tuple[Tensor, Tensor]:
+    """Noises (K, T, A) or (K, draws, T, A) -> what chunks start from (K, T, A), and the noise of
+    each step (draws - 1, K, T, A).
+    """
+    each = torch.from_numpy(noises.reshape(len(noises), -1, *noises.shape[-2:])).transpose(0, 1)
+    return each[0], each[1:]
+
+
+# -- comparison --
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a bundle is compared with."""
+
+    probes: Sequence[Probe]  # stage by stage, with
+    expected: Sequence[ReferenceOutputs]
+    trials: Sequence[Trial]  # only the executed actions; none for fp32, whose stages are exact
+
+    @property
+    def extent(self) -> str:
+        if not self.trials:
+            return f"{len(self.probes)} observations"
+        return f"{len(self.trials)} observations with {len(self.trials[0].noises)} noises each"
+
+
+def compared_with(
+    reference: Reference, tasks: Sequence[str], dataset: Dataset | None, precision: str
+) -> Comparison:
+    """Compute what a bundle of this precision is compared with: on frames of the dataset, without
+    one on random frames.
+    """
+    count = N_PROBES if precision == FP32 else N_TRIALS
+    if dataset is None:
+        probes = synthetic_probes(reference.checkpoint, tasks or ("",), count)
+    else:
+        probes = dataset_probes(dataset, reference.config, count)
+    few = probes[:: count // N_PROBES]
+    expected = [reference(probe) for probe in few]
+    rounded = [] if precision == FP32 else probes
+    noises = draw_trials(rounded, reference.config)
+    return Comparison(few, expected, list(map(reference.trial, rounded, noises)))
 
 
 def write_reference_frames(folder: Path, probe: Probe) -> None:

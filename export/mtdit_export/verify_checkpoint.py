@@ -13,8 +13,9 @@ from mtdit.checkpoint.read import Checkpoint, open_checkpoint
 from mtdit.policies.multi_task_dit.clip_lookup import load_tokenizer
 from mtdit_export.fold.denoiser import network_times
 from mtdit_export.manifest import cameras_of, sampler_of
+from mtdit_export.options import FP16
 from mtdit_export.preflight import choose_sampler, joints_of, matching_dataset
-from mtdit_export.reference import Reference, dataset_probes, synthetic_probes
+from mtdit_export.reference import Reference, compared_with
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.bundle import Bundle, as_bundle
 from mtdit_runtime.engines.choose import choose_engines
@@ -42,16 +43,20 @@ def verify_checkpoint(
     _check_weights(bundle, opened)
     opened = replace(opened, config=choose_sampler(opened.config, m.sampler.kind, m.sampler.steps))
     _check_config(bundle, opened)
-    if dataset is None:
-        probes = synthetic_probes(opened, m.tasks or ("",))
-    else:
+    frames = None
+    if dataset is not None:
         frames = matching_dataset(dataset, opened.config, opened.facts)
-        probes = dataset_probes(frames, opened.config)
     with opened.tokenizer_folder() as folder:
-        tokenizer = load_tokenizer(folder)
-        reference = Reference(opened.policy(), opened, tokenizer, rtc="guided" in m.graphs)
-    expected = [reference(probe) for probe in probes]
-    return check_outputs(bundle, choose_engines(bundle, backend), probes, expected)
+        reference = Reference(
+            opened.policy(),
+            opened,
+            load_tokenizer(folder),
+            rtc="guided" in m.graphs,
+            half=m.precision == FP16,
+        )
+    found = compared_with(reference, m.tasks, frames, m.precision)
+    engines = choose_engines(bundle, backend)
+    return check_outputs(bundle, engines, found.probes, found.expected, trials=found.trials)
 
 
 def _check_weights(bundle: Bundle, checkpoint: Checkpoint) -> None:

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import cast
+from typing import NoReturn, cast
 
 import typer
 
@@ -98,7 +98,7 @@ def main() -> None:
     except typer.Abort:
         _fail("interrupted", INTERRUPTED)
     except ExportError as error:
-        _fail(str(error), code=1)
+        _refused(error)
     except OSError as error:
         from mtdit_runtime.bundle.publish import DISK_FULL
 
@@ -133,7 +133,16 @@ def _hyphens(word: str) -> str:
     return f"{name.replace('_', '-')}{sign}{value}" if word.startswith("--") else word
 
 
-def _fail(message: str, code: int = 2) -> None:
+def _refused(error: ExportError) -> NoReturn:
+    """The table of stages shows where the error comes from."""
+    if error.stages:
+        from mtdit.cli.terminal.bundle_tables import check_table
+
+        console.print(check_table("refused: compared with the trained policy", error.stages))
+    _fail(str(error), code=1)
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
     who = f"mtdit: rank {rank()}" if rank() else "mtdit"
     print(f"{who}: {printable(' '.join(message.split()), MAX_LINE)}", file=sys.stderr)
     sys.exit(code)

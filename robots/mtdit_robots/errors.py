@@ -4,11 +4,21 @@ export.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class ExportError(Exception):
     """A check of the exported graphs or engines failed, so they were not kept. The CLI prints the
     message and exits with code 1.
+
+    stages: stage -> figure -> value of the comparison that failed, which the CLI prints as a table.
     """
+
+    def __init__(
+        self, message: str, stages: Mapping[str, Mapping[str, float]] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.stages = stages or {}
 
 
 class UserError(Exception):

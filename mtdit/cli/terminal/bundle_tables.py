@@ -24,7 +24,9 @@ EXPORT_COLUMNS: Columns = [
 ]
 CHECK_COLUMNS: Columns = [
     ("max error", "max_error", lambda v: f"{v:.1e}"),
-    ("mean error", "mean_error", lambda v: f"{v:.1e}"),
+    ("p99.9", "p99.9_error", lambda v: f"{v:.1e}"),
+    ("rms error", "rms_error", lambda v: f"{v:.1e}"),
+    ("rounding", "rounding", lambda v: f"{v:.1e}"),
     ("largest value", "largest", lambda v: f"{v:.3g}"),
     ("latency here, ms", "latency_ms", lambda v: f"{v:.1f}"),
 ]

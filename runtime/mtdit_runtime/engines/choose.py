@@ -7,6 +7,7 @@ A backend that was requested by name and does not run here is an error, never a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from mtdit_robots.errors import UserError
@@ -48,19 +49,24 @@ def _try_open(bundle: Bundle, backend: str, unavailable: list[str]) -> Engines |
 def _open(bundle: Bundle, backend: str, reason: str) -> Engines:
     if backend == "tensorrt":
         device = this_device()
-        return _engines(
+        engines = _engines(
             bundle, lambda name: _from_plan(bundle, find_plan(bundle, name, device), name), reason
         )
-    return _engines(bundle, lambda name: _from_onnx(bundle, name, cuda=backend == "cuda"), reason)
+    else:
+        engines = _engines(
+            bundle, lambda name: _from_onnx(bundle, name, cuda=backend == "cuda"), reason
+        )
+    return replace(engines, half_sums=backend != "onnx")
 
 
 def engines_in(bundle: Bundle, folder: Path) -> Engines:
     """TensorRT engines from the plans in a folder. Its record is not checked."""
-    return _engines(
+    engines = _engines(
         bundle,
         lambda name: _from_plan(bundle, folder / f"{name}.plan", name),
         f"tensorrt, {folder.name}",
     )
+    return replace(engines, half_sums=True)
 
 
 def _engines(bundle: Bundle, open_graph: Callable[[str], Engine], reason: str) -> Engines:

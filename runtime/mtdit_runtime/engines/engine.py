@@ -36,6 +36,7 @@ class Engines:
     open_text: Callable[[], Engine]
     reason: str  # what was chosen and why, one line
     open_rtc: Callable[[], Engine] | None = None  # None: exported without --rtc
+    half_sums: bool = False  # may also add up products of float16 in float16, as GPUs may
 
     @property
     def per_chunk(self) -> list[Engine]:

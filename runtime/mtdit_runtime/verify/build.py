@@ -215,7 +215,8 @@ def _checked(bundle: Bundle, engines: Engines) -> dict[str, dict[str, float]]:
         raise ExportError(
             f"the outputs of the {bundle.manifest.precision} engines differ from the trained "
             f"policy, so the engines were deleted: {'; '.join(result.failures)}: "
-            "run with --backend onnx, or export in another precision"
+            "run with --backend onnx, or export in another precision",
+            result.stages,
         )
     return result.stages
 

@@ -53,6 +53,10 @@ class EngineRunner:
         return self.engines.open_text()
 
     @cached_property
+    def _policy(self) -> BundlePolicy:
+        return BundlePolicy(self.bundle, self.engines)
+
+    @cached_property
     def rtc_engine(self) -> Engine | None:
         return self.engines.open_rtc() if self.engines.open_rtc else None
 
@@ -110,13 +114,17 @@ class EngineRunner:
         inputs = {PREFIX: guide.actions, PREFIX_WEIGHTS: guide.weights}
         return self._denoise("guided", self.rtc_engine, state, modulation, noise, features, inputs)
 
-    def positions(self, probe: Probe) -> Array:
-        """(T, A) in units, computed by the policy class that the robot uses."""
-        policy = BundlePolicy(self.bundle, self.engines)
-        policy.reset(probe.task, seed=0)
+    def positions(self, probe: Probe, noises: Array | None = None) -> Array:
+        """(T, A) in units, computed by the policy class that the robot uses; with K noises in place
+        of the probe's own, (K, T, A).
+        """
+        self._policy.reset(probe.task, seed=0)
         for i, position in enumerate(probe.positions):
-            policy.observe(position.astype(np.float64), {c: f[i] for c, f in probe.frames.items()})
-        return policy.chunk(probe.noise).astype(np.float32)
+            frames = {c: f[i] for c, f in probe.frames.items()}
+            self._policy.observe(position.astype(np.float64), frames)
+        if noises is None:
+            return self._policy.chunk(probe.noise).astype(np.float32)
+        return np.stack([self._policy.chunk(noise) for noise in noises]).astype(np.float32)
 
     def _denoise(
         self,

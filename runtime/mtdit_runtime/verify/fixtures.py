@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ Array = NDArray[np.float32]
 
 # further arrays of a fixture
 POSITIONS, TASK, UNITS, PREFIXED, RTC = "positions", "task", "actions_units", "held", "guided"
+SPREAD, ROUNDING = "spread", "rounding"  # figures of a stage that only torch can measure
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ class ReferenceOutputs:
     prefixed: Array  # (1, T, A) normalised, with `prefix_rows(actions)` as committed prefix
     spread: float  # units, rms deviation of the executed actions over noise seeds
     rtc: Array | None = None  # (1, T, A) normalised, guided towards `guide_for(actions)`
+    # fp16: stage -> rms error that rounding its products to float16 causes by itself
+    rounding: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An observation, and what the torch policy would execute for each of K noises."""
+
+    probe: Probe  # its own noise is not used
+    noises: Array  # (K, T, A); DDPM: (K, draws, T, A)
+    executed: Array  # (K, n_action_steps, J) units
 
 
 # -- fixtures --
@@ -96,23 +108,30 @@ def read_golden(bundle: Bundle) -> tuple[list[Probe], list[ReferenceOutputs]]:
         raise UserError(
             f"{bundle.folder} has no {GOLDEN} fixtures to check against: run `mtdit export` again"
         )
-    spread = _spread(bundle)
-    pairs = [_read(bundle, name, spread) for name in names]
+    spread = _recorded(bundle, "robot", SPREAD, "spread of the actions over noise")
+    rounding = {
+        stage: _recorded(bundle, stage, ROUNDING, f"error of {stage} in float16")
+        for stage, figures in recorded(bundle).items()
+        if ROUNDING in figures
+    }
+    pairs = [_read(bundle, name, spread, rounding) for name in names]
     return [probe for probe, _ in pairs], [e for _, e in pairs]
 
 
-def _spread(bundle: Bundle) -> float:
-    """In units. UserError when the manifest's figure is out of range."""
-    spread = recorded(bundle).get("robot", {}).get("spread", 0.0)
-    if not 0 <= spread <= MAX_DIM:
+def _recorded(bundle: Bundle, stage: str, figure: str, meaning: str) -> float:
+    """A figure measured at export, 0 if there is none. UserError when it is out of range."""
+    value = recorded(bundle).get(stage, {}).get(figure, 0.0)
+    if not 0 <= value <= MAX_DIM:
         raise UserError(
-            f"{bundle.folder}: the manifest gives {spread:g} as the spread of the actions "
-            "over noise, which is impossible: run `mtdit export` again"
+            f"{bundle.folder}: the manifest gives {value:g} as the {meaning}, "
+            "which is impossible: run `mtdit export` again"
         )
-    return float(spread)
+    return float(value)
 
 
-def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, ReferenceOutputs]:
+def _read(
+    bundle: Bundle, name: str, spread: float, rounding: Mapping[str, float]
+) -> tuple[Probe, ReferenceOutputs]:
     a, path = read_arrays(bundle.path(name)), bundle.path(name)
     wanted = _wanted_arrays(bundle.manifest, RTC in a)
     if missing := [key for key in (TASK, *wanted) if key not in a]:
@@ -130,7 +149,7 @@ def _read(bundle: Bundle, name: str, spread: float) -> tuple[Probe, ReferenceOut
         )
     frames = {camera.name: a[frame_input(camera.name)] for camera in bundle.manifest.cameras}
     observed = a.get(FEATURES), a[STATE], a[TOKEN_IDS], a[TEXT_FEATURE], a[HISTORY_MODULATION]
-    e = ReferenceOutputs(*observed, a[ACTIONS], a[UNITS], a[PREFIXED], spread, a.get(RTC))
+    e = ReferenceOutputs(*observed, a[ACTIONS], a[UNITS], a[PREFIXED], spread, a.get(RTC), rounding)
     return Probe(frames, a[POSITIONS], str(a[TASK]), a[NOISE]), e
 
 
