@@ -77,13 +77,13 @@ def test_stages_are_told_and_a_bundle_is_replaced_as_a_whole(
     out, lines = tmp_path / "p.mtdit", list[str]()
     with caplog.at_level("INFO", "mtdit_export"):  # without `say`
         export(checkpoint, out, ExportOptions(steps=1))
-    assert caplog.messages[0].startswith("folded")
+    assert caplog.messages[0].startswith("expect about")
     assert caplog.messages[-1].startswith("verified")
     report = export(checkpoint, out, ExportOptions(steps=2), say=lines.append)
     assert open_bundle(out).manifest.sampler.steps == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["blind", "p.mtdit"]
     traced = [f"traced {graph}" for graph in ("text", "history", "denoiser")]
-    words = ["folded", *traced, "verified", "replaced the previous bundle at"]
+    words = ["expect about", "folded", *traced, "verified", "replaced the previous bundle at"]
     assert len(lines) == len(words)
     assert all(line.startswith(word) for line, word in zip(lines, words, strict=True))
     told = report.to_dict()

@@ -256,6 +256,6 @@ def test_policy_without_cameras_needs_no_frames(workshop: Any, tmp_path: Path) -
         blind, tmp_path / "p.mtdit", ExportOptions(steps=1, precision="int8"), say=lines.append
     )
     assert report.precision == "int8"
-    assert lines[1].startswith("calibrated int8 on 0 frames per camera and 2 tasks")
+    assert lines[2].startswith("calibrated int8 on 0 frames per camera and 2 tasks")
     assert np.isfinite(report.stages["text robot"]["max_error"])
     assert report.stages["text robot"]["rms_error"] > 0

@@ -120,9 +120,9 @@ def test_export_verifies_the_guided_graph(guided_bundle: Bundle) -> None:
     assert 0 < stages["guided"]["max_error"] <= (1e-2 if half else 1e-4)
     assert 0 < stages["guided robot"]["max_error"] <= 0.1
     wrong = {**stages, "guided": {**stages["guided"], "max_error": 2e-4}}
-    wrong["guided robot"] = {**stages["guided robot"], "max_error": 0.2}
+    wrong["guided robot"] = {**stages["guided robot"], "p99.9_error": 9.0}
     (failure,) = failures(wrong, guided_bundle.manifest.precision)
-    assert failure.startswith("guided robot: max error 0.2" if half else "guided: max error 0.0002")
+    assert failure.startswith("guided robot: p99.9 error 9" if half else "guided: max error 0.0002")
 
 
 def test_weights_are_those_of_the_plain_graph(guided_bundle: Bundle) -> None:

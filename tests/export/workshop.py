@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
+from mtdit.checkpoint.names import WEIGHTS
 from mtdit.checkpoint.write import PretrainedFiles, save_pretrained
 from mtdit.config import Feature
 from mtdit.policies.multi_task_dit.clip import ClipShape, TextShape, VisionShape
@@ -40,6 +42,19 @@ SMALL: Mapping[str, Any] = {
     "image_resize_shape": (41, 47),
     "image_crop_shape": (32, 32),
 }
+
+
+def overflow_half(folder: Path) -> Path:
+    """Change a checkpoint so that one hidden unit of its text tower, which nothing reads, is beyond
+    the range of float16: float32 computes it as before, float16 gives NaN.
+    """
+    weights = load_file(folder / WEIGHTS)
+    (name,) = (n for n in weights if "text_model" in n and n.endswith("layers.0.mlp.fc1.weight"))
+    weights[name][0] *= 1e4
+    weights[name.replace("weight", "bias")][0] = 65_000.0
+    weights[name.replace("fc1", "fc2")][:, 0] = 0.0
+    save_file(weights, folder / WEIGHTS)
+    return folder
 
 
 class Workshop:

@@ -210,11 +210,11 @@ def test_fp16_engines_are_judged_in_degrees_and_the_guilty_stage_is_told(
         return check_bundle(golden, replace(engines, denoiser=denoiser), text=False).failures
 
     assert off_by(0.05) == [], "half of a tenth of a degree, and the policy varies by five"
-    rms, largest, held_rms, held_largest, where = off_by(1.0)
+    rms, tail, held_rms, held_tail, where = off_by(1.0)
     assert rms.startswith("robot: rms error")
-    assert largest.startswith("robot: max error 1")
+    assert tail.startswith("robot: p99.9 error 1 exceeds 0.5")
     assert held_rms.startswith("held robot: rms error")
-    assert held_largest.startswith("held robot: max error 1")
+    assert held_tail.startswith("held robot: p99.9 error 1 exceeds 0.5")
     assert where == "denoiser has rms error 0.011, it was 0.0001 at export"
 
 
