@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from mtdit.data.frame_cache import free_memory
+from mtdit.data.frames import free_memory
 from mtdit_export.options import FP32, INT8
 from mtdit_export.reference import (
     N_CALIBRATION,
@@ -37,25 +37,36 @@ def expected_effort(reference: Reference, precision: str, tasks: Sequence[str]) 
     """One line: minutes and memory. UserError when this computer has not that much memory free;
     the policy has been loaded already.
     """
-    weights = sum(p.numel() * p.element_size() for p in reference.policy.parameters())
-    more = round((COPIES - 1) * weights) + frame_bytes(reference)
-    free = free_memory()
-    if more > free:
-        raise UserError(
-            f"this export needs {more / 1e9:.1f} GB more memory, and {free / 1e9:.1f} GB are free: "
-            "close other programs, or export on a computer with more memory and copy the bundle"
-        )
+    more = more_memory(reference)
+    check_memory(more, free_memory())
     seconds = expected_seconds(seconds_per_trial(reference, tasks), precision)
     took = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
-    total = (LEAST_BYTES + weights + more) / 1e9
+    total = (LEAST_BYTES + weight_bytes(reference) + more) / 1e9
     return f"expect about {took} and {total:.1f} GB of memory"
 
 
-def frame_bytes(reference: Reference) -> int:
-    """Of the frames of all observations."""
+def check_memory(needed: int, free: int) -> None:
+    """UserError when an export that needs so many bytes more would not fit."""
+    if needed > free:
+        raise UserError(
+            f"this export needs {needed / 1e9:.1f} GB more memory, and {free / 1e9:.1f} GB are "
+            "free: close other programs, or export on a computer with more memory and copy the "
+            "bundle"
+        )
+
+
+def weight_bytes(reference: Reference) -> int:
+    return sum(p.numel() * p.element_size() for p in reference.policy.parameters())
+
+
+def more_memory(reference: Reference) -> int:
+    """Bytes beyond what the loaded policy takes: the other copies of its weights, and the frames of
+    all observations.
+    """
     config = reference.config
     pixels = sum(height * width * 3 for height, width, _ in config.cameras.values())
-    return N_TRIALS * config.n_obs_steps * pixels
+    frames = N_TRIALS * config.n_obs_steps * pixels
+    return round((COPIES - 1) * weight_bytes(reference)) + frames
 
 
 def seconds_per_trial(reference: Reference, tasks: Sequence[str]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from plans_ahead import PlansAhead
-from workshop import SHAPE, STEPS, Workshop
+from workshop import CAMERA, SHAPE, STEPS, Workshop
 
 from mtdit.policies.multi_task_dit.tiny_clip import make_tiny_clip
 from mtdit_export.export import export
@@ -65,13 +65,16 @@ def plans_ahead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlansAhead
 
 @pytest.fixture(scope="session")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record_drawer(tmp_path_factory.mktemp("recordings") / "drawer", CAMERA)
+
+
+def record_drawer(folder: Path, size: tuple[int, int]) -> Path:
     """Two short episodes written by LeRobot, with the policy's cameras."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     vector = {"dtype": "float32", "shape": (6,), "names": [f"{joint}.pos" for joint in JOINTS]}
-    camera = {"dtype": "image", "shape": (60, 80, 3), "names": ["height", "width", "channels"]}
+    camera = {"dtype": "image", "shape": (*size, 3), "names": ["height", "width", "channels"]}
     images = {f"observation.images.{name}": camera for name in ("top", "wrist")}
-    folder = tmp_path_factory.mktemp("recordings") / "drawer"
     dataset = LeRobotDataset.create(
         "mtdit/drawer",
         30,
@@ -83,7 +86,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for task in ("close the drawer", "wave"):
         for _ in range(6):
             state = rng.uniform(-20, 20, 6).astype(np.float32)
-            pictures = {key: rng.integers(0, 256, (60, 80, 3), np.uint8) for key in images}
+            pictures = {key: rng.integers(0, 256, (*size, 3), np.uint8) for key in images}
             dataset.add_frame(
                 {"observation.state": state, "action": state, "task": task, **pictures}
             )

@@ -3,63 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from command_line import mtdit
-from onnx import numpy_helper
-from workshop import STEPS, overflow_half
+from graph_faults import edit, faults, in_int8, louder
+from workshop import overflow_half
 
 from mtdit.checkpoint.names import STEP, TRAIN_CONFIG, TRAINING_STATE
 from mtdit.checkpoint.read import open_checkpoint
-from mtdit_export import effort
-from mtdit_export.export import export
+from mtdit_export.effort import check_memory, expected_effort, expected_seconds, more_memory
 from mtdit_export.manifest import training_steps
-from mtdit_export.options import ExportOptions
+from mtdit_export.reference import Reference
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle
-from mtdit_runtime.bundle.manifest import STATS, write_manifest
+from mtdit_runtime.bundle.manifest import PRECISIONS, STATS, write_manifest
 from mtdit_runtime.normalize import load_stats, save_stats
 from mtdit_runtime.verify.gates import TRAINED_STEPS, is_trained
-from mtdit_runtime.verify.verify import verify
 
-Change = Callable[[np.ndarray], np.ndarray]
 ADALN = "noise_predictor.transformer_blocks.0.adaLN_modulation.1.bias"
-
-
-def louder(weight: np.ndarray) -> np.ndarray:
-    return weight.astype(np.float32) * 1.02
-
-
-def in_int8(weight: np.ndarray) -> np.ndarray:
-    """(in, out), one scale per output, as `Int8Dense` rounds it."""
-    scale = np.abs(weight).max(0) / 127
-    return np.round(weight / scale) * scale
-
-
-def edit(bundle: Bundle, graph: str, weight: str, change: Change) -> None:
-    model = onnx.load(bundle.path(f"{graph}.onnx"))
-    (found,) = (w for w in model.graph.initializer if w.name == weight)
-    old = numpy_helper.to_array(found)
-    found.CopyFrom(numpy_helper.from_array(change(old).astype(old.dtype), weight))
-    onnx.save(model, bundle.path(f"{graph}.onnx"))
 
 
 @pytest.fixture
 def half(half_bundle: Path, tmp_path: Path) -> Bundle:
     return open_bundle(Path(shutil.copytree(half_bundle, tmp_path / "changed.mtdit")))
-
-
-def faults(bundle: Bundle) -> list[str]:
-    """The stages that `mtdit verify` names."""
-    write_manifest(bundle.folder, bundle.manifest)
-    return [line.partition(":")[0] for line in verify(bundle.folder, "onnx").failures]
 
 
 def test_the_bundle_itself_passes(half: Bundle) -> None:
@@ -164,12 +136,25 @@ def test_a_policy_counts_as_trained_by_its_steps(bundle: Path) -> None:
         assert is_trained(said) == trained
 
 
-def test_an_export_without_room_for_it_is_refused_before_the_work(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(effort, "free_memory", lambda: 1_000_000)
-    lines = list[str]()
-    with pytest.raises(UserError, match=r"needs .* GB more memory, and 0.0 GB are free: close"):
-        export(checkpoint, tmp_path / "p.mtdit", ExportOptions(steps=STEPS), say=lines.append)
-    assert not lines
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("cameras", [("top", "wrist"), ()])
+def test_memory_grows_with_weights_and_frames(workshop: Any, tmp_path: Path, cameras: Any) -> None:
+    opened = open_checkpoint(
+        workshop.checkpoint(tmp_path / "pretrained_model", workshop.config(cameras=cameras))
+    )
+    reference = Reference(opened.policy(), opened, opened.tokenizer())
+    pixels = 64 * 2 * 60 * 80 * 3 * len(cameras)
+    weights = 4 * sum(p.numel() for p in reference.policy.parameters())
+    assert more_memory(reference) == pytest.approx(2.5 * weights + pixels, abs=1)
+    line = expected_effort(reference, "fp16", ())
+    assert re.fullmatch(r"expect about \d+ s and \d\.\d GB of memory", line)
+
+
+def test_an_export_that_does_not_fit_into_memory_is_refused() -> None:
+    check_memory(3_400_000_000, 3_500_000_000)
+    with pytest.raises(UserError, match=r"needs 3\.6 GB more memory, and 3\.5 GB are free: close"):
+        check_memory(3_600_000_000, 3_500_000_000)
+
+
+def test_rounded_exports_take_longer() -> None:
+    fp32, fp16, int8 = (expected_seconds(2.0, precision) for precision in PRECISIONS)
+    assert fp32 < fp16 < int8 < 10 * fp32
