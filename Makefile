@@ -10,9 +10,10 @@ QUICK := tests/robots tests/runtime tests/benchmarks tests/test_boundaries.py
 PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv prefix 3.12 2>/dev/null)/bin/python3.12"; do \
 	command -v "$$p" >/dev/null 2>&1 && "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: demo check test test-slow setup lint types contracts dist bare clean help
+.PHONY: demo demo-bundle check test test-slow setup lint types contracts dist bare clean help
 help:
 	@echo "make demo   record, train, export and run a policy on the simulated arm (no GPU, no robot)"
+	@echo "make demo-bundle  the same, and keep its bundle as tests/data/demo.mtdit"
 	@echo "make check  lint, types, import contracts and the quick tests, a few minutes on two cores"
 	@echo "make test   lint, types, import contracts and every test, about a quarter of an hour on two cores"
 	@echo "make test-slow  what repeats a test in full size"
@@ -35,6 +36,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(VENV)/bin/mtdit demo
+
+# The bundle that tests and newcomers run without training.
+demo-bundle: demo
+	rm -rf tests/data/demo.mtdit
+	cp -r outputs/demo/policy.mtdit tests/data/demo.mtdit
+	rm -rf tests/data/demo.mtdit/engines
 
 check: setup lint types contracts
 	$(PYTEST) -m "not slow" $(QUICK)

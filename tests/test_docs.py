@@ -171,6 +171,7 @@ def test_make_targets_exist() -> None:
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the dataset, the run and the bundle that the pages speak of, tiny."""
     folder = tmp_path_factory.mktemp("desk")
+    (folder / "tests").symlink_to(ROOT / "tests")  # the bundle of the demo
     for words in DESK:
         done = mtdit(*words, cwd=folder)
         assert done.returncode == 0, done.stderr

@@ -8,8 +8,8 @@ Holds the order of the steps and writes the files. The algebra is in `fold`, the
 
 from __future__ import annotations
 
+import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -171,7 +171,9 @@ def export(
         on_stage("verify")
         source = "synthetic frames" if dataset is None else f"frames of {dataset.root.name}"
         compared = compared_with(reference, facts.tasks, dataset, options.precision)
-        shutil.copyfile(tokenizer / names.TOKENIZER, folder / names.TOKENIZER)
+        vocabulary = json.loads((tokenizer / names.TOKENIZER).read_text())
+        compact = json.dumps(vocabulary, separators=(",", ":"), ensure_ascii=False)  # half the size
+        (folder / names.TOKENIZER).write_text(compact, encoding="utf-8")
         save_stats(
             folder / names.STATS,
             {STATE: opened.state_stats, ACTION: opened.action_stats},
