@@ -209,3 +209,19 @@ def test_a_state_without_the_gripper_drives_an_arm_with_one(
     turned_robot = on_robot(bundle, STATE)
     got = raw_chunk(turned_robot, POSES[:, STATE_ORDER], noise)
     np.testing.assert_array_equal(got, wanted[:, STATE_ORDER])
+
+
+def test_eval_asks_for_the_dataset_that_names_the_joints(
+    checkpoint: Path, recording: Path, tmp_path: Path
+) -> None:
+    bare = Path(shutil.copytree(checkpoint, tmp_path / "bare"))
+    (bare / "mtdit.json").unlink()
+    words = ["eval", "--task", TASKS[0], "--checkpoint", str(bare), "--episodes", "1"]
+    words += ["--max-seconds", "0.2"]
+    refused = mtdit(*words)
+    assert refused.returncode == 2
+    assert "names no joints, add --dataset" in " ".join(refused.stderr.split())
+    done = mtdit(*words, "--dataset", str(recording))
+    assert done.returncode == 0, done.stderr
+    both = mtdit("eval", "--task", TASKS[0], "--bundle", "x.mtdit", "--dataset", str(recording))
+    assert "--dataset needs --checkpoint" in both.stderr

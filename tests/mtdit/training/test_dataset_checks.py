@@ -71,6 +71,13 @@ def said(
     return dataset_warnings(TrainConfig("clean", Path("out"), **train), config, cache, world, stats)
 
 
+def test_different_orders_of_state_and_action_are_said() -> None:
+    cache = clean()
+    facts = replace(cache.info.facts, state_joints=JOINTS[::-1])
+    turned = replace(cache, info=replace(cache.info, facts=facts))
+    only(said(turned), "in different orders (state: ", ", ".join(JOINTS[::-1]), "by its joint's")
+
+
 def only(lines: list[str], *says: str) -> None:
     assert len(lines) == 1, lines
     assert "\n" not in lines[0]

@@ -67,6 +67,26 @@ def test_init_from_another_arm(frames: Path, clip_folder: Path, tmp_path: Path) 
         run(config_for(frames, tmp_path / "b", clip_folder, init_from=first))
 
 
+@pytest.mark.parametrize(
+    ("vector", "key"), [("state", "state_joints"), ("action", "joints")], ids=["state", "action"]
+)
+@pytest.mark.parametrize("resume", [False, True], ids=["init", "resume"])
+def test_numbers_of_other_joints_never_reach_a_policy(
+    vector: str, key: str, resume: bool, frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    """The dataset names its joints in another order than the one that the policy was trained on."""
+    first, _ = run(config_for(frames, tmp_path / "a", clip_folder, steps=1))
+    path = first / PRETRAINED / "mtdit.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, key: facts["joints"][::-1]}))
+    again = {"resume": True} if resume else {"init_from": first}
+    out = tmp_path / ("a" if resume else "b")
+    with pytest.raises(
+        UserError, match=f"the {vector} of the checkpoint has joints .*, in this or"
+    ):
+        run(config_for(frames, out, clip_folder, steps=2, **again))
+
+
 def test_a_checkpoint_keeps_its_order_of_cameras(
     frames: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
