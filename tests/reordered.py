@@ -70,12 +70,14 @@ def _wrap(path: Path, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarr
     """Multiply inputs before the graph, and outputs behind it, by a matrix each."""
     model = onnx.load(path)
     graph, before, after = model.graph, [], []
+    given_inputs = {i.name: i for i in graph.input}
     for name, matrix in inputs.items():
+        if name not in given_inputs:  # no earlier state: the policy looks at one observation
+            continue
         for node in graph.node:
             node.input[:] = [f"{name}.old" if n == name else n for n in node.input]
         before.append(helper.make_node("MatMul", [name, f"{name}.matrix"], [f"{name}.old"]))
-        given = next(i for i in graph.input if i.name == name)
-        given.type.tensor_type.shape.dim[-1].dim_value = len(matrix)
+        given_inputs[name].type.tensor_type.shape.dim[-1].dim_value = len(matrix)
     for name in outputs:
         for node in graph.node:
             node.output[:] = [f"{name}.old" if n == name else n for n in node.output]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from repository import EXAMPLE
+from reordered import reordered_bundle
+from repository import EXAMPLE, ROOT
 from servo_chain import calibration, chain
 from small_recording import TASKS, lerobot, state, write
 
@@ -18,12 +19,16 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.so101.arm import So101Arm
 from mtdit_robots.so101.calibration import Calibration, load, ranges
 from mtdit_robots.so101.joints import IDS, JOINTS
+from mtdit_robots.twin.client import Twin
 from mtdit_robots.units import DEGREES
+from mtdit_runtime.bundle.bundle import open_bundle
 from mtdit_runtime.joint_order import Named, difference, permutation, places
 from mtdit_runtime.recording.dataset_layout import DatasetLayout
 from mtdit_runtime.recording.dataset_reader import RecordedEpisode, read_dataset, read_episode
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
+from mtdit_runtime.recording.run_log import load_log
 from mtdit_runtime.replay import replay
+from mtdit_runtime.run import RunOptions, run
 from mtdit_runtime.teleoperate import DriveOptions, arm_limits, teleoperate
 from mtdit_runtime.units import Judged
 
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["calibration", "chain"]  # fixtures
 
+DEMO = ROOT / "tests/data/demo.mtdit"
 PATIENT_S = 2.0
 QUICK = DriveOptions(lockstep=True, home_s=0.0)
 GRIPPER_FIRST = (5, 0, 1, 2, 3, 4)
@@ -192,6 +198,26 @@ def test_a_calibration_file_in_any_order_calibrates_each_joint(
         assert goals(chain, calibration) == pytest.approx(POSE, abs=0.15)
         tracked = arm_limits(given, 30).tracked
         assert tracked.tolist() == [True] * 5 + [False]  # a gripper may be blocked by what it holds
+
+
+def test_a_policy_with_another_order_of_the_state_moves_the_twin_alike(tmp_path: Path) -> None:
+    """The demo's policy and the same with the gripper first in its state: equal goals per servo."""
+    turned = reordered_bundle(DEMO, tmp_path / "turned.mtdit", named(GRIPPER_FIRST), JOINTS)
+    logs = []
+    for n, bundle in enumerate((DEMO, turned)):
+        with Twin(clock="lockstep", image_size=(64, 64)) as twin:
+            task = open_bundle(bundle).manifest.tasks[0]
+            twin.reset(task, 5)
+            options = RunOptions(
+                backend="onnx", duration_s=1.5, lockstep=True, prefetch_ticks=0, home_s=0.0,
+                log=tmp_path / f"{n}.npz",
+            )  # fmt: skip
+            assert run(bundle, twin.robot(), task, options).reason == "duration"
+        logs.append(load_log(tmp_path / f"{n}.npz"))
+    one, other = logs
+    assert np.ptp(one.columns["sent"], axis=0).max() > 3  # it moved
+    np.testing.assert_allclose(other.columns["sent"], one.columns["sent"], atol=0.05)
+    np.testing.assert_allclose(other.columns["positions"], one.columns["positions"], atol=0.2)
 
 
 # -- datasets
