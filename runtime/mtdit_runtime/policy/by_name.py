@@ -100,7 +100,7 @@ class _ByName(Policy):
         self._policy.reset(task, seed)
 
     def observe(self, positions: Positions, frames: Mapping[str, Frame]) -> None:
-        self._policy.observe(np.asarray(positions), frames)
+        self._policy.observe(np.asarray(positions)[self._seen], frames)
 
     def chunk(self, noise: Noise | None = None, committed: Positions | None = None) -> Chunk:
         return self.request(noise, committed)()
