@@ -50,7 +50,7 @@ from mtdit.training.new_policy import (
 )
 from mtdit.training.reporters import LineReporter, Reporter, Silent
 from mtdit.training.trackers import tracked
-from mtdit.training.units import facts_with_units
+from mtdit.training.units import check_same_units, facts_with_units
 from mtdit_robots.errors import UserError
 from mtdit_runtime.files import read_json
 from mtdit_runtime.text import first_line
@@ -121,6 +121,7 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
     loader = Loader(cache, policy_config, config, stats, text)
     warnings = dataset_warnings(config, policy_config, cache, group.world, stats)
     facts, unit_lines = facts_with_units(cache, config.units)
+    check_same_units(facts, config.init_from)
     words = token_lines(tokenizer, tasks, ids, policy_config.tokenizer_max_length)
     for line in (*loader.summary(), *unit_lines, *words, *warnings):
         reporter.say(line)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+from mtdit.checkpoint.read import open_checkpoint
 from mtdit.data.frame_cache import FrameCache
 from mtdit.stats import DatasetFacts
+from mtdit_robots.errors import UserError
 from mtdit_robots.units import UNKNOWN
 from mtdit_runtime.units import Judged, advice, judge, settled, vectors
 
@@ -20,3 +23,14 @@ def facts_with_units(cache: FrameCache, said: str | None) -> tuple[DatasetFacts,
         judged = Judged(facts.units, "its recorder says so", is_certain=True)
     lines = advice(judged) if said is None else []
     return replace(facts, units=settled(judged, said, facts.dataset)), lines
+
+
+def check_same_units(facts: DatasetFacts, init_from: Path | None) -> None:
+    """UserError when a training starts from a policy whose positions are in another unit."""
+    earlier = None if init_from is None else open_checkpoint(init_from).facts
+    if earlier is None or UNKNOWN in (earlier.units, facts.units) or earlier.units == facts.units:
+        return
+    raise UserError(
+        f"{init_from} was trained on positions in {earlier.units}, but {facts.dataset} is in "
+        f"{facts.units}: train without --init-from, or on a dataset of that unit"
+    )

@@ -73,6 +73,16 @@ def test_numbers_that_contradict_the_person_are_named(clip_folder: Path, tmp_pat
         config_for(frames, tmp_path / "run", clip_folder, units="ticks")
 
 
+def test_a_policy_does_not_go_on_in_another_unit(clip_folder: Path, tmp_path: Path) -> None:
+    frames = write_cache(tmp_path / "frames")
+    first = config_for(frames, tmp_path / "a", clip_folder, steps=1, units="degrees")
+    checkpoint = train(first, Watcher())
+    more = {"init_from": checkpoint, "steps": 1}
+    train(config_for(frames, tmp_path / "b", clip_folder, units="degrees", **more), Watcher())
+    with pytest.raises(UserError, match="trained on positions in degrees, but small is in norm"):
+        train(config_for(frames, tmp_path / "c", clip_folder, units="normalized", **more))
+
+
 def test_a_checkpoint_of_an_earlier_mtdit_does_not_know_it(
     frames: Path, clip_folder: Path, tmp_path: Path
 ) -> None:

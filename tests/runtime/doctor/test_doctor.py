@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +22,18 @@ from mtdit_robots.so101.calibration import load, save
 from mtdit_robots.twin.bus import VirtualBus
 from mtdit_robots.twin.chain import twin_calibration, twin_registers
 from mtdit_robots.twin.registers import ServoRegisters
+from mtdit_runtime.bundle.manifest import Joint
 from mtdit_runtime.check import FAIL, OK, WARN, Check, healthy, to_dict
 from mtdit_runtime.doctor import doctor as doctor_module
 from mtdit_runtime.doctor.arm import check_arm
 from mtdit_runtime.doctor.cameras import check_cameras, shift
-from mtdit_runtime.doctor.doctor import DoctorOptions, check_backends, check_clock, doctor
+from mtdit_runtime.doctor.doctor import (
+    DoctorOptions,
+    check_backends,
+    check_clock,
+    check_units,
+    doctor,
+)
 from mtdit_runtime.jetson import check_jetson
 from mtdit_runtime.recording.video_encoder import CODECS, VideoSink
 
@@ -283,6 +292,39 @@ def test_calibrations_that_do_not_fit(
     chain[2].set_present(4000 + chain[2].get("Homing_Offset"))
     found = examined(port, file)["calibration"]
     assert found.finding == "outside the calibrated range: shoulder_lift"
+
+
+def policy(units: str, low: float, high: float) -> Any:
+    """A manifest as far as these checks look at one."""
+    joints = (Joint("elbow_flex", units, low, high, 90.0),)
+    return SimpleNamespace(name="toy", units=units, joints=joints)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said", "status", "says"),
+    [
+        (policy("degrees", -50, 50), None, OK, "within"),
+        (policy("degrees", -50, 179), None, WARN, "elbow_flex -50 to 179, this arm"),
+        (policy("normalized", -100, 100), None, OK, "within"),
+        (policy("unknown", -100, 100), None, WARN, "the unit of the policy is unknown"),
+        (policy("unknown", -100, 100), "normalized", OK, "within"),
+    ],
+)
+def test_a_policys_reach_is_compared_in_its_own_unit(
+    port: str, file: Path, manifest: Any, said: str | None, status: str, says: str
+) -> None:
+    checks = check_arm(port, file, manifest, None, 5, PATIENT_S, units=said)
+    reach = by_id(list(checks))["reach"]
+    assert reach.status == status
+    assert says in reach.finding
+
+
+def test_a_policy_whose_unit_nobody_knows_is_named() -> None:
+    assert check_units(policy("normalized", 0, 1), None).status == OK
+    assert check_units(policy("unknown", 0, 1), "degrees").status == OK
+    unknown = check_units(policy("unknown", 0, 1), None)
+    assert unknown.status == WARN
+    assert "--units degrees" in unknown.remedy
 
 
 def test_servos_at_another_rate_are_found(port: str, chain: dict[int, ServoRegisters]) -> None:
