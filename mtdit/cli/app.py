@@ -61,6 +61,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "teleoperate": record.teleoperate,
     "record": record.record,
     "replay": record.replay,
+    "repair": record.repair,
     "find-cameras": cameras.find_cameras,
     "build": export.build,
     "verify": export.verify,

@@ -24,7 +24,7 @@ from mtdit_robots.twin.render import load_mujoco
 from mtdit_robots.twin.tasks import find_task
 from mtdit_robots.twin.world import CAMERAS, World
 from mtdit_runtime.recording.dataset_layout import DatasetLayout
-from mtdit_runtime.recording.dataset_reader import import_parquet
+from mtdit_runtime.recording.dataset_parquet import import_parquet
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 from mtdit_runtime.recording.episode import Episode
 from mtdit_runtime.recording.video_encoder import find_codec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 CUT = "..."
 
@@ -32,3 +33,14 @@ def first_line(error: BaseException, most: int = 160, lines: int = 1) -> str:
     """
     found = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(found[:lines])[:most] or type(error).__name__
+
+
+def numbers_text(numbers: Sequence[int]) -> str:
+    """Ascending numbers in words: "0 to 3, 5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{r[0]} to {r[-1]}" if len(r) > 1 else str(r[0]) for r in runs) or "none"

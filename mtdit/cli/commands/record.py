@@ -1,4 +1,5 @@
-"""The commands that drive an arm without a policy: `mtdit teleoperate`, `record` and `replay`.
+"""The commands that drive an arm without a policy: `mtdit teleoperate`, `record` and `replay`; and
+`repair`, for what a killed recorder leaves.
 
 They need no torch and ask no questions: a key only ends a phase earlier than its timer.
 """
@@ -10,6 +11,8 @@ from enum import Enum
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from mtdit.cli.flags import grouped, option
 from mtdit.cli.options import ArmOptions, Duration, Json, LeaderOptions, RobotKind
@@ -183,6 +186,19 @@ def replay(
     console.print(tables.report_table(report.run))
     write_json(json_out, report.to_dict())
     live.leave(report.run)
+
+
+def repair(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder of a LeRobotDataset.")],
+) -> None:
+    """Keep the whole episodes of a dataset whose recording was interrupted.
+
+    Files that are replaced are moved into a folder beside the dataset; nothing is deleted.
+    """
+    from mtdit_runtime.recording.dataset_repair import repair as keep_whole
+
+    for line in keep_whole(dataset).lines():
+        console.print(line)
 
 
 def _drive_options(arm: ArmOptions, fps: int, duration_s: float | None = None) -> DriveOptions:

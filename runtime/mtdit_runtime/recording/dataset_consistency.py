@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,16 @@ from numpy.typing import NDArray
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import ACTION, STATE
 from mtdit_runtime.joint_order import repeated
+from mtdit_runtime.recording.dataset_features import listed_names
 from mtdit_runtime.recording.dataset_layout import INFO
 from mtdit_runtime.text import printable
 
 
 def check_info(root: Path, info: Any) -> None:
-    """Check the content of meta/info.json: version, features and fps."""
-    version = str(info.get("codebase_version", "?")) if isinstance(info, dict) else "?"
-    if not version.startswith("v3."):
-        raise UserError(
-            f"{root} is a LeRobotDataset of version {version}, but mtdit needs v3.x; "
-            "convert it with LeRobot's script"
-        )
+    """Check the content of meta/info.json: version, storage, features and fps."""
+    info = info if isinstance(info, dict) else {}
+    _check_version(root, str(info.get("codebase_version", "?")))
+    _check_storage(root, info.get("storage_format"))
     if not isinstance(info.get("features"), dict):
         raise UserError(f"{root}/{INFO} lists no features; copy the dataset again")
     for key, feature in info["features"].items():
@@ -41,27 +40,48 @@ def check_info(root: Path, info: Any) -> None:
                 "of another robot or program; convert it with that program's converter, to "
                 f"LeRobot's names (one vector {STATE}, one {ACTION}), or use `mtdit record`"
             )
-    if type(info.get("fps")) is not int or info["fps"] <= 0:
-        raise UserError(f"{root}/{INFO}: fps must be a positive integer, got {info.get('fps')!r}")
+    _check_fps(root, info.get("fps"))
 
 
-def image_shape(root: Path, key: str, feature: Mapping[str, Any]) -> tuple[int, int, int]:
-    """A camera's (H, W, 3) from its feature in info.json, which may say (3, H, W)."""
-    shape, names = list(feature["shape"]), list(feature.get("names") or [])
-    if names[:1] in (["channel"], ["channels"]) or (not names and shape[0] == 3):
-        shape = [*shape[1:], shape[0]]
-    if len(shape) != 3 or shape[2] != 3:
-        raise UserError(
-            f"{root}: camera {key!r} has shape {feature['shape']}, but mtdit needs RGB (H, W, 3)"
+def _check_version(root: Path, version: str) -> None:
+    if version.startswith("v3."):
+        return
+    fix = "LeRobot 0.6 converts v2.1 only, so record it again"
+    if version == "v2.1":
+        fix = (
+            "convert it in place with `python -m lerobot.scripts.convert_dataset_v21_to_v30 "
+            f"--repo-id={quote(root.name)} --root={quote(str(root))} --push-to-hub=false`"
         )
-    return int(shape[0]), int(shape[1]), 3
+    raise UserError(f"{root} is a LeRobotDataset of version {version}, but mtdit needs v3.x; {fix}")
+
+
+def _check_storage(root: Path, said: Any) -> None:
+    """Newer LeRobots can store a dataset in another format than Parquet and video files."""
+    lance = any(root.glob("*.lance")) or any(root.glob("data/*.lance"))
+    stored = str(said or ("lance" if lance else "parquet")).lower()
+    if stored != "parquet":
+        raise UserError(
+            f"{root} is stored as {stored.capitalize()}, but mtdit reads Parquet tables and video "
+            "files only; get the dataset in that format"
+        )
+
+
+def _check_fps(root: Path, fps: Any) -> None:
+    """fps is a whole number, which converters may write as 30.0."""
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < np.inf:
+        raise UserError(f"{root}/{INFO}: fps must be a positive integer, got {fps!r}; correct it")
+    if fps != int(fps):
+        raise UserError(
+            f"{root}/{INFO}: fps must be a positive integer, got {fps!r}; write {round(fps)} "
+            "there: each frame keeps its own timestamp, by which its picture is found"
+        )
 
 
 def joint_names(root: Path, features: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """The names of a vector's dimensions in their order, without ".pos". UserError with the names
     of state and action when the vector has none, or has one twice.
     """
-    names = tuple(name.removesuffix(".pos") for name in _listed_names(features[key]))
+    names = tuple(name.removesuffix(".pos") for name in listed_names(features[key]))
     twice, [count] = repeated(names), features[key]["shape"]
     if len(names) == count and twice is None:
         return names
@@ -75,55 +95,62 @@ def joint_names(root: Path, features: Mapping[str, Any], key: str) -> tuple[str,
     )
 
 
-def _listed_names(feature: Mapping[str, Any]) -> list[str]:
-    """Dimension names: a list, a dict of lists ({"motors": [...]}, in older recordings), or a dict
-    of name -> place (LeRobot's gym_manipulator). Empty when there are none.
-    """
-    names = feature.get("names")
-    if isinstance(names, dict):
-        values = list(names.values())
-        if values and sorted(v if type(v) is int else -1 for v in values) == list(
-            range(len(values))
-        ):
-            return sorted(names, key=names.__getitem__)
-        names = [name for part in values if isinstance(part, list) for name in part]
-    is_named = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
-    return list(names) if is_named and names else []
-
-
 def check_rows(
     root: Path,
     columns: Mapping[str, NDArray[Any]],
-    tasks: Sequence[str],
     episodes: Sequence[Mapping[str, Any]],
     fps: int,
-) -> None:
-    """Check the columns of data/ against each other, meta/episodes, the tasks and fps."""
-    index, episode = columns["index"], columns["episode_index"]
-    if not np.array_equal(index, np.arange(len(index))):
-        gap = int(np.argmax(index != np.arange(len(index))))
-        raise UserError(f"{root}/data: row {gap} is missing or duplicated; copy the dataset again")
-    ends = [*(np.flatnonzero(np.diff(episode)) + 1).tolist(), len(index)]
-    listed = [row["dataset_to_index"] for row in episodes]
-    if ends != listed:
+) -> NDArray[np.int64]:
+    """Check the rows, sorted by episode and frame, against meta/episodes and fps. Returns the
+    episodes' ends, (E,) exclusive.
+    """
+    episode, frame = columns["episode_index"], columns["frame_index"]
+    new = np.flatnonzero(np.diff(episode))  # the last row of every episode but the last
+    twice = np.flatnonzero((np.diff(episode) == 0) & (np.diff(frame) == 0))
+    if len(twice):
         raise UserError(
-            f"{root}: data/ has {len(ends)} episodes and {len(index)} frames, but meta/episodes "
-            f"lists {len(listed)} and {max(listed, default=0)}; copy the dataset again, or finish "
-            "its recording"
-        )
-    used = int(columns["task_index"].max())
-    if used >= len(tasks) or columns["task_index"].min() < 0:
-        raise UserError(
-            f"{root}/data uses task number {used}, but meta/tasks.parquet has {len(tasks)} tasks; "
+            f"{root}/data has frame {frame[twice[0]]} of episode {episode[twice[0]]} twice; "
             "copy the dataset again"
         )
-    times = np.delete(
-        np.diff(columns["timestamp"].reshape(-1).astype(np.float64)), np.array(ends[:-1], int) - 1
-    )
-    if len(times) and abs(np.median(times) * fps - 1) > 0.01:
+    starts, ends = np.append(0, new + 1), np.append(new + 1, len(episode))
+    counts = dict(zip(episode[starts].tolist(), (ends - starts).tolist(), strict=True))
+    for row in episodes:
+        number, length = row["episode_index"], row["length"]
+        if counts.get(number, 0) != length:
+            raise UserError(
+                f"{root}/data has {counts.get(number, 0)} frames of episode {number}, but "
+                f"meta/episodes lists {length}{_gap(frame[episode == number])}; "
+                "copy the dataset again, or finish its recording"
+            )
+    _check_times(root, columns, new, fps)
+    return ends.astype(np.int64)
+
+
+def _gap(frames: NDArray[np.int64]) -> str:
+    """The first frame that is not there, for a message."""
+    absent = np.flatnonzero(frames != np.arange(len(frames)))
+    return f" (frame {absent[0]} is missing)" if len(absent) else ""
+
+
+def _check_times(
+    root: Path, columns: Mapping[str, NDArray[Any]], new: NDArray[Any], fps: int
+) -> None:
+    """Times ascend within an episode, as many per second as fps says."""
+    times = columns["timestamp"]
+    steps = np.delete(np.diff(times), new)
+    typical = float(np.median(steps)) if len(steps) else 1 / fps
+    if abs(typical * fps - 1) > 0.01:
         raise UserError(
-            f"{root}/{INFO} says fps {fps}, but the frames are {np.median(times):.4g} s apart "
-            f"({1 / max(np.median(times), 1e-9):.4g} fps); correct fps in that file"
+            f"{root}/{INFO} says fps {fps}, but the frames are {typical:.4g} s apart "
+            f"({1 / max(typical, 1e-9):.4g} fps); correct fps in that file"
+        )
+    back = np.flatnonzero(np.delete(np.diff(times), new) <= 0)
+    if len(back):
+        row = np.delete(np.arange(len(times) - 1), new)[back[0]] + 1
+        raise UserError(
+            f"{root}: frame {columns['frame_index'][row]} of episode "
+            f"{columns['episode_index'][row]} is at {times[row]:.4g} s, not after the frame before "
+            f"it ({times[row - 1]:.4g} s); copy the dataset again"
         )
 
 

@@ -11,6 +11,7 @@ from mtdit_robots.features import ACTION, IMAGES, STATE
 from mtdit_robots.units import DEGREES
 
 ROBOT_TYPE = "so_follower"  # LeRobot's name for an SO-100 or SO-101 follower
+ROBOT_TYPES = (ROBOT_TYPE, "so101_follower", "so100_follower")  # the last two before LeRobot 0.4.3
 INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 RECORDER = "meta/mtdit.json"  # ours, LeRobot ignores it: the unit of the positions
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"

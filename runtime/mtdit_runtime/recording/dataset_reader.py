@@ -7,9 +7,10 @@ decoded in `mtdit.data`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
-from mtdit_robots.extras import missing
 from mtdit_robots.features import ACTION, IMAGES, STATE
 from mtdit_runtime.files import read_json
+from mtdit_runtime.recording import dataset_features
 from mtdit_runtime.recording.dataset_consistency import (
     check_info,
     check_rows,
     check_vectors,
-    image_shape,
     joint_names,
 )
-from mtdit_runtime.recording.dataset_layout import INFO, STATS, TASKS, VIDEO_PATH
+from mtdit_runtime.recording.dataset_interrupted import check_finished
+from mtdit_runtime.recording.dataset_layout import INFO, STATS, VIDEO_PATH
+from mtdit_runtime.recording.dataset_parquet import (
+    DATA,
+    EPISODES,
+    need_columns,
+    read_parquet,
+    table_files,
+    to_numpy,
+    whole_numbers,
+)
+from mtdit_runtime.recording.dataset_tasks import check_own_words, read_tasks
 from mtdit_runtime.recording.dataset_units import dataset_units
-from mtdit_runtime.text import first_line
+from mtdit_runtime.text import first_line, numbers_text
 from mtdit_runtime.units import NOT_SAID, Judged
 
-COLUMNS = (STATE, ACTION, "timestamp", "index", "episode_index", "task_index")  # those of data/
-EPISODES, DATA = "meta/episodes", "data"  # folders of tables
+NUMBERS = ("episode_index", "frame_index", "task_index")
+COLUMNS = (STATE, ACTION, "timestamp", *NUMBERS)  # those of data/ that are read
 
 
 @dataclass(frozen=True)
 class RecordedDataset:
-    """A dataset without its frames. A row is a frame of the whole dataset, sorted by episode."""
+    """A dataset without its frames. A row is a frame of the whole dataset: rows are counted in the
+    order of episode and frame, whatever numbers the files keep.
+    """
 
     root: Path
     info: Mapping[str, Any]  # meta/info.json
@@ -46,13 +59,16 @@ class RecordedDataset:
     state_joints: tuple[str, ...]  # those of the state's, in the state's own order
     cameras: Mapping[str, tuple[int, int, int]]  # camera -> (H, W, 3), in the order of info.json
     image_keys: Mapping[str, str]  # camera -> feature key
+    unused: Mapping[str, str]  # feature key -> why it is left out
     tasks: tuple[str, ...]
     state: NDArray[Any]  # (N, J), as stored
     action: NDArray[Any]  # (N, A), as stored
+    timestamp: NDArray[np.float64]  # (N,) seconds since the start of the episode's piece of video
     task: NDArray[np.int64]  # (N,) index into tasks
-    timestamp: NDArray[Any]  # (N,) seconds since the start of the episode's piece of video
     episode_ends: NDArray[np.int64]  # (E,) exclusive
     episodes: Sequence[Mapping[str, Any]]  # the rows of meta/episodes, without statistics
+    places: Mapping[Path, NDArray[np.int64]]  # data file -> the row of each of its lines, or -1
+    notes: tuple[str, ...]  # what a person should know about it, a line each
 
     @property
     def fps(self) -> int:
@@ -63,8 +79,9 @@ class RecordedDataset:
         return str(self.info.get("robot_type") or "")
 
     @property
-    def data_files(self) -> list[Path]:
-        return table_files(self.root, DATA)
+    def episode_starts(self) -> NDArray[np.int64]:
+        """(E,) the first row of each episode."""
+        return np.append(0, self.episode_ends[:-1]).astype(np.int64)
 
     def is_video(self, camera: str) -> bool:
         """Whether a camera is stored as video; otherwise its PNGs are in the data files."""
@@ -81,8 +98,9 @@ class RecordedDataset:
         columns = [f"videos/{key}/{n}" for n in ("chunk_index", "file_index", "from_timestamp")]
         pattern = self.info.get("video_path") or VIDEO_PATH
         places: dict[str, dict[int, float]] = {}
-        row = 0
-        for episode, end in zip(self.episodes, self.episode_ends.tolist(), strict=True):
+        for episode, row, end in zip(
+            self.episodes, self.episode_starts.tolist(), self.episode_ends.tolist(), strict=True
+        ):
             missing = [column for column in columns if episode.get(column) is None]
             if missing:
                 raise UserError(
@@ -96,9 +114,8 @@ class RecordedDataset:
                     f"{self.root}/{INFO}: video_path {pattern!r} is not a valid pattern; "
                     f"LeRobot's is {VIDEO_PATH!r}"
                 ) from None
-            times = float(start) + self.timestamp[row:end].astype(np.float64)
+            times = float(start) + self.timestamp[row:end]
             places.setdefault(path, {}).update(zip(range(row, end), times.tolist(), strict=True))
-            row = end
         return places
 
 
@@ -123,45 +140,50 @@ def read_dataset(root: Path) -> RecordedDataset:
     """Read a dataset and check that its parts agree. UserError says what is missing or damaged."""
     info = read_info(root)
     with damage_named(root):
+        check_finished(root, info)
         episodes = read_episodes(root)
         _need_files(root, EPISODES, "episodes")
-        columns, tasks = _read_rows(root, episodes), read_tasks(root)
-        check_rows(root, columns, tasks, episodes, info["fps"])
+        columns, places = _read_rows(root, episodes)
+        ends = check_rows(root, columns, episodes, info["fps"])
+        table, numbers = read_tasks(root), columns["task_index"]
+        task = table.indices(numbers, columns["episode_index"])
+        used = [frozenset(part.tolist()) for part in np.split(numbers, ends[:-1])]
         features = info["features"]
         state, action = (check_vectors(root, columns, k, features[k]) for k in (STATE, ACTION))
-        pictures = [key for key, f in features.items() if f["dtype"] in ("video", "image")]
-        keys = {key.removeprefix(IMAGES): key for key in pictures}
+        sizes, unused = dataset_features.cameras(features), dataset_features.unused(features)
         return RecordedDataset(
             root=root,
             info=info,
             joints=joint_names(root, features, ACTION),
             state_joints=joint_names(root, features, STATE),
-            cameras={c: image_shape(root, key, features[key]) for c, key in keys.items()},
-            image_keys=keys,
-            tasks=tasks,
+            cameras={key.removeprefix(IMAGES): size for key, size in sizes.items()},
+            image_keys={key.removeprefix(IMAGES): key for key in sizes},
+            unused=unused,
+            tasks=table.tasks,
             state=state,
             action=action,
-            task=columns["task_index"].astype(np.int64),
-            timestamp=columns["timestamp"].reshape(-1),
-            episode_ends=np.append(
-                np.flatnonzero(np.diff(columns["episode_index"])) + 1, len(state)
-            ).astype(np.int64),
+            timestamp=columns["timestamp"],
+            task=task,
+            episode_ends=ends,
             episodes=episodes,
+            places=places,
+            notes=tuple(check_own_words(root, table, used, episodes)),
         )
 
 
 def read_episode(root: Path | str, number: int) -> RecordedEpisode:
-    """Read episode `number`, counted from 0, of the LeRobotDataset v3 in the folder `root`, without
-    its frames. UserError as `read_dataset`, and when there is no such episode.
+    """Read the episode with the index `number` of the LeRobotDataset v3 in the folder `root`,
+    without its frames. UserError as `read_dataset`, and when there is no such episode.
     """
     dataset = read_dataset(Path(root))
-    ends = dataset.episode_ends
-    if not 0 <= number < len(ends):
+    known = [int(episode["episode_index"]) for episode in dataset.episodes]
+    if number not in known:
         raise UserError(
-            f"{root} has no episode {number}: it has episodes 0 to {len(ends) - 1}; "
+            f"{root} has no episode {number}: it has episodes {numbers_text(known)}; "
             "choose one of those"
         )
-    rows = slice(int(ends[number - 1]) if number else 0, int(ends[number]))
+    place = known.index(number)
+    rows = slice(int(dataset.episode_starts[place]), int(dataset.episode_ends[place]))
     return RecordedEpisode(
         dataset.fps,
         dataset.joints,
@@ -221,38 +243,38 @@ def read_info(root: Path) -> dict[str, Any]:
     with damage_named(root):
         info = read_json(root / INFO)
         check_info(root, info)
-        return dict(info)
+        return {**info, "fps": int(info["fps"])}
 
 
 def read_episodes(root: Path) -> list[dict[str, Any]]:
     """The rows of meta/episodes without their statistics, in order. A new dataset has none."""
     rows: list[dict[str, Any]] = []
     for file in table_files(root, EPISODES):
-        table = _read_parquet(file, lambda name: not name.startswith("stats/"))
-        _need_columns(file, table, ("episode_index", "dataset_to_index"))
-        rows += table.to_pylist()
-    return sorted(rows, key=lambda row: int(row["episode_index"]))
+        table = read_parquet(file, lambda name: not name.startswith("stats/"))
+        need_columns(file, table, ("episode_index",))
+        if "length" not in table.column_names:
+            need_columns(file, table, ("dataset_from_index", "dataset_to_index"))
+        rows += [
+            {**row, "length": _length(row), "episode_index": int(row["episode_index"])}
+            for row in table.to_pylist()
+        ]
+    rows.sort(key=lambda row: row["episode_index"])
+    for one, other in pairwise(rows):
+        if one["episode_index"] == other["episode_index"]:
+            raise UserError(
+                f"{root}/{EPISODES} lists episode {one['episode_index']} twice; "
+                "copy the dataset again"
+            )
+    return rows
 
 
-def read_tasks(root: Path) -> tuple[str, ...]:
-    """The instructions of meta/tasks.parquet, by their index."""
-    path = root / TASKS
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; copy the whole dataset")
-    table = _read_parquet(path)
-    name = next((n for n in ("task", "__index_level_0__") if n in table.column_names), None)
-    if name is None:
-        raise UserError(f"{path} has no column 'task'; every episode needs an instruction")
-    rows = sorted(zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True))
-    return tuple(str(task) for _, task in rows)
+def _length(row: Mapping[str, Any]) -> int:
+    if row.get("length") is not None:
+        return int(row["length"])
+    return int(row["dataset_to_index"]) - int(row["dataset_from_index"])
 
 
 # -- tables
-
-
-def table_files(root: Path, folder: str) -> list[Path]:
-    """The parquet files of a folder of the dataset, in the order of their rows."""
-    return sorted((root / folder).glob("chunk-*/file-*.parquet"))
 
 
 def _need_files(root: Path, folder: str, what: str) -> list[Path]:
@@ -265,69 +287,50 @@ def _need_files(root: Path, folder: str, what: str) -> list[Path]:
     return files
 
 
-def _read_rows(root: Path, episodes: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
-    """COLUMNS of all data files, sorted by row.
+def _read_rows(
+    root: Path, episodes: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, NDArray[Any]], dict[Path, NDArray[np.int64]]]:
+    """COLUMNS of all data files in the order of episode and frame, and the row of each line.
 
-    Rows after the last finished episode, left by a killed recorder, are dropped.
+    What the files are called and what `index` says does not count: edits and merges leave both
+    stale. Lines of episodes that meta/episodes does not list, left by a killed recorder, have no
+    row.
     """
-    import pyarrow as pa
-
     files = _need_files(root, DATA, "frames")
-    tables = [_read_parquet(file, COLUMNS.__contains__) for file in files]
-    for file, table in zip(files, tables, strict=True):
-        _need_columns(file, table, COLUMNS)
-    table = pa.concat_tables(tables, promote_options="permissive").sort_by("index")
-    table = table.slice(0, max((row["dataset_to_index"] for row in episodes), default=0))
-    if not len(table):
+    parts = [_columns(file) for file in files]
+    columns = {name: _joined(root, name, [part[name] for part in parts]) for name in COLUMNS}
+    order = np.lexsort([columns["frame_index"], columns["episode_index"]])
+    listed = [episode["episode_index"] for episode in episodes]
+    order = order[np.isin(columns["episode_index"][order], listed)]
+    if not len(order):
         raise UserError(f"{root} has no frames; record episodes first")
-    return {name: _to_numpy(root, name, table.column(name)) for name in COLUMNS}
+    rows = np.full(len(columns["episode_index"]), -1, np.int64)
+    rows[order] = np.arange(len(order))
+    ends = np.cumsum([len(part["episode_index"]) for part in parts])
+    places = dict(zip(files, np.split(rows, ends[:-1]), strict=True))
+    return {name: values[order] for name, values in columns.items()}, places
 
 
-def _need_columns(file: Path, table: Any, names: Sequence[str]) -> None:
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
+def _columns(file: Path) -> dict[str, NDArray[Any]]:
+    table = read_parquet(file, COLUMNS.__contains__)
+    need_columns(file, table, COLUMNS)
+    vectors = {name: to_numpy(file, table, name) for name in (STATE, ACTION)}
+    times = to_numpy(file, table, "timestamp").reshape(-1).astype(np.float64)
+    numbers = {name: whole_numbers(file, table, name) for name in NUMBERS}
+    return {name: v.reshape(len(v), -1) for name, v in vectors.items()} | {
+        "timestamp": times, **numbers
+    }  # fmt: skip
+
+
+def _joined(root: Path, name: str, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    filled = [part for part in parts if len(part)] or parts[:1]
+    widths = sorted({part.shape[1:] for part in filled})
+    if len(widths) > 1:
         raise UserError(
-            f"{file} has no column {missing[0]!r}, so the dataset does not match its "
-            "meta/info.json; copy the dataset again"
+            f"{root}: {name!r} has {widths[0][0]} numbers in one file and {widths[-1][0]} in "
+            "another; record the dataset again"
         )
-
-
-def _to_numpy(root: Path, name: str, column: Any) -> NDArray[Any]:
-    """A column as (N,), a column of lists as (N, D). UserError: lengths differ, values missing."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if column.null_count:
-        raise UserError(
-            f"{root}: {column.null_count} values are missing in column {name!r}; "
-            "copy the dataset again"
-        )
-    values: NDArray[Any]
-    if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)):
-        values = column.to_numpy()
-        return values
-    lengths = np.unique(pc.list_value_length(column).to_numpy())
-    if len(lengths) != 1:
-        raise UserError(
-            f"{root}: {name!r} has {lengths[0]} numbers in one frame and {lengths[-1]} in another; "
-            "record the dataset again"
-        )
-    values = pc.list_flatten(column).to_numpy().reshape(len(column), -1)
-    return values
-
-
-def _read_parquet(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> Any:
-    """The columns of a file whose names are `wanted`, as a pyarrow Table."""
-    pq = import_parquet()
-    import pyarrow as pa
-
-    try:
-        with pq.ParquetFile(file) as opened:
-            names = [name for name in opened.schema_arrow.names if wanted(name)]
-            return opened.read(columns=names)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"{file} cannot be read ({reason}); copy the dataset again") from None
+    return np.concatenate(filled)
 
 
 @contextmanager
@@ -340,11 +343,3 @@ def damage_named(root: Path) -> Iterator[None]:
             f"{root} is damaged ({type(error).__name__}: {first_line(error)}): "
             "restore it from a copy"
         ) from error
-
-
-def import_parquet() -> Any:
-    try:
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise missing("pyarrow", "datasets need pyarrow") from error
-    return pq

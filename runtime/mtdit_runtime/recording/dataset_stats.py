@@ -19,6 +19,7 @@ Counts = NDArray[np.int64]  # (3, 256) per channel, how many pixels have each va
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 NAMES = ("min", "max", "mean", "std", "count", *QUANTILES)
+NEEDED = {"min", "max", "mean", "std", "count"}  # LeRobot wrote no quantiles before 0.4
 LONG_SIDE, SHORT_TARGET = 300, 150  # pixels: larger images are subsampled
 
 
@@ -96,7 +97,7 @@ def merged(parts: Sequence[Stats]) -> Stats:
         "mean": mean,
         "std": np.sqrt(np.average(np.stack(spread), axis=0, weights=count)),
         "count": np.array([int(count.sum())]),
-        **{name: weighted(name) for name in QUANTILES},
+        **{name: weighted(name) for name in QUANTILES if all(name in part for part in parts)},
     }
 
 
@@ -106,6 +107,7 @@ def to_lists(stats: Mapping[str, Stats]) -> dict[str, dict[str, list[object]]]:
         feature: {
             name: np.asarray(values[name], np.int64 if name == "count" else np.float64).tolist()
             for name in NAMES
+            if name in values
         }
         for feature, values in stats.items()
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,19 +11,20 @@ from numpy.typing import NDArray
 
 from mtdit_robots.features import ACTION, IMAGES, STATE
 from mtdit_robots.robot import Positions
+from mtdit_runtime.files import read_json
 from mtdit_runtime.joint_order import Named, permutation
 from mtdit_runtime.recording import dataset_stats
 from mtdit_runtime.recording.dataset_consistency import joint_names
 from mtdit_runtime.recording.dataset_layout import (
     CHUNKS_SIZE,
     DATA_PATH,
-    EPISODES_PATH,
     INDICES,
     STATS,
     VIDEO_PATH,
     DatasetLayout,
 )
-from mtdit_runtime.recording.dataset_reader import import_parquet
+from mtdit_runtime.recording.dataset_parquet import EPISODES, read_parquet, table_files
+from mtdit_runtime.recording.dataset_reader import RecordedDataset
 from mtdit_runtime.recording.dataset_stats import Stats
 from mtdit_runtime.recording.episode import Episode
 from mtdit_runtime.recording.video_encoder import (
@@ -97,8 +97,10 @@ def row_table(row: Mapping[str, Any], stats: Mapping[str, Stats]) -> Any:
     )
 
 
-def task_table(tasks: Sequence[str]) -> Any:
-    """The tasks as pandas writes them, with the instruction as index: LeRobot looks it up there."""
+def task_table(words: Mapping[int, str]) -> Any:
+    """The words of each task number as pandas writes them, with the instruction as index: LeRobot
+    looks it up there, by its place, so the numbers ascend.
+    """
     import pyarrow as pa
 
     def column(name: str | None, kind: str, dtype: str, metadata: Any = None) -> dict[str, Any]:
@@ -120,8 +122,8 @@ def task_table(tasks: Sequence[str]) -> Any:
     }
     table = pa.table(
         {
-            "task_index": pa.array(range(len(tasks)), pa.int64()),
-            "task": pa.array(tasks, pa.string()),
+            "task_index": pa.array(sorted(words), pa.int64()),
+            "task": pa.array([words[number] for number in sorted(words)], pa.string()),
         }
     )
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
@@ -141,36 +143,45 @@ def episode_stats(episode: Episode, data: Any) -> dict[str, Stats]:
 
 
 def merged_stats(parts: Sequence[Mapping[str, Stats]]) -> dict[str, Stats]:
+    """Of the features that all parts have."""
     return {
         key: dataset_stats.merged([part[key] for part in parts])
         for key in (parts[0] if parts else ())
+        if all(key in part for part in parts)
     }
 
 
-def stats_so_far(root: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Stats]:
-    """Merged from the statistics of the episodes; from stats.json if those have none."""
-    pq, parts = import_parquet(), list[dict[str, Stats]]()
-    for file in sorted({EPISODES_PATH.format(**file_place(row)) for row in rows}):
-        table = pq.read_table(root / file)
-        names = [name for name in table.column_names if name.startswith("stats/")]
-        parts += [_unflattened(line) for line in table.select(names).to_pylist()]
-    if parts and all(parts):
-        return merged_stats(parts)
-    kept = json.loads((root / STATS).read_text()) if (root / STATS).is_file() else {}
-    return {key: {name: np.array(v) for name, v in values.items()} for key, values in kept.items()}
+def stats_so_far(recorded: RecordedDataset) -> dict[str, Stats]:
+    """Of the recorded episodes: merged from those that they keep, else from stats.json. Those of
+    states and actions are computed when neither has them.
+    """
+    parts = []
+    for file in table_files(recorded.root, EPISODES):
+        table = read_parquet(file, lambda name: name.startswith("stats/"))
+        parts += [_unflattened(line) for line in table.to_pylist()]
+    kept = read_json(recorded.root / STATS) if (recorded.root / STATS).is_file() else {}
+    whole = {
+        key: {name: np.array(v) for name, v in values.items()}
+        for key, values in kept.items()
+        if values.keys() >= dataset_stats.NEEDED
+    }
+    computed = {
+        ACTION: dataset_stats.vector_stats(recorded.action),
+        STATE: dataset_stats.vector_stats(recorded.state),
+    }
+    return {**computed, **whole, **merged_stats(parts)}
 
 
 def _unflattened(line: Mapping[str, Any]) -> dict[str, Stats]:
-    """{"stats/KEY/NAME": list} -> KEY -> NAME -> array."""
+    """{"stats/KEY/NAME": list} -> KEY -> NAME -> array, of the features whose statistics are
+    whole.
+    """
     stats: dict[str, Stats] = {}
     for column, value in line.items():
         key, _, name = column.removeprefix("stats/").rpartition("/")
-        stats.setdefault(key, {})[name] = np.array(value)
-    return stats
-
-
-def file_place(row: Mapping[str, Any]) -> dict[str, int]:
-    return {name: int(row[f"meta/episodes/{name}"]) for name in ("chunk_index", "file_index")}
+        if value is not None:
+            stats.setdefault(key, {})[name] = np.array(value)
+    return {key: values for key, values in stats.items() if values.keys() >= dataset_stats.NEEDED}
 
 
 # -- info.json

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from mtdit_robots.errors import UserError
-from mtdit_robots.features import IMAGES
+from mtdit_robots.features import ACTION, IMAGES, STATE
 from mtdit_robots.files import flush_to_disk, new_file
 from mtdit_runtime.files import locked
 from mtdit_runtime.recording import dataset_stats
+from mtdit_runtime.recording.dataset_features import listed_names
 from mtdit_runtime.recording.dataset_layout import (
     ASIDE,
     COUNTERS,
@@ -35,13 +36,9 @@ from mtdit_runtime.recording.dataset_layout import (
     VIDEO_PATH,
     DatasetLayout,
 )
-from mtdit_runtime.recording.dataset_reader import (
-    damage_named,
-    import_parquet,
-    read_episodes,
-    read_info,
-    read_tasks,
-)
+from mtdit_runtime.recording.dataset_parquet import import_parquet
+from mtdit_runtime.recording.dataset_reader import damage_named
+from mtdit_runtime.recording.dataset_resume import chunks_size, read_before
 from mtdit_runtime.recording.dataset_stats import Stats
 from mtdit_runtime.recording.dataset_tables import (
     episode_stats,
@@ -49,13 +46,11 @@ from mtdit_runtime.recording.dataset_tables import (
     merged_stats,
     new_info,
     row_table,
-    stats_so_far,
     task_table,
     vector_orders,
     video_info,
     write_json,
 )
-from mtdit_runtime.recording.dataset_units import recorded_units
 from mtdit_runtime.recording.episode import Episode
 from mtdit_runtime.recording.video_encoder import (
     Codec,
@@ -95,12 +90,13 @@ class DatasetWriter:
         self.layout, self._wait = layout, wait
         self._codec: Codec = find_codec(codec, crf)
         import_parquet()
-        self.tasks: list[str] = []
+        self._words: dict[int, str] = {}  # task number -> instruction
         self._rows: list[dict[str, Any]] = []  # of meta/episodes, without statistics
         self._stats: list[dict[str, Stats]] = []  # per episode; those before a resume are merged
         self._info = new_info(layout)
         self._orders = vector_orders(self._info, layout, root)
         self._resumed_at = 0
+        self._last: dict[str, int] = {}  # kind of file -> number of the last one of a resumed set
         _check_folder(root, resume)
         self._staging = root / ASIDE
         with ExitStack() as lock:
@@ -118,7 +114,11 @@ class DatasetWriter:
 
     @property
     def n_frames(self) -> int:
-        return int(self._rows[-1]["dataset_to_index"]) if self._rows else 0
+        return sum(int(row["length"]) for row in self._rows)
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(self._words.values()))
 
     def begin(self, task: str) -> Episode:
         """Start an episode; its encoders start with it."""
@@ -139,15 +139,19 @@ class DatasetWriter:
             )
         for encoding in episode.encodings.values():
             encoding.finish()
-        tasks = self.tasks if episode.task in self.tasks else [*self.tasks, episode.task]
+        number, words = self._numbered(episode.task)
         row = self._new_row(episode)
-        data = frame_table(episode, self.layout, row, tasks.index(episode.task), self._orders)
+        data = frame_table(episode, self.layout, row, number, self._orders)
         stats = episode_stats(episode, data)
-        info = self._info_with([*self._rows, row], tasks)
-        for old, new in self._staged(row, data, stats, tasks, info):
+        info = self._info_with([*self._rows, row], words)
+        moves = self._staged(row, data, stats, words, info)
+        if not (self.root / INFO).is_file():  # a set without episodes, until the first one is whole
+            (self.root / INFO).parent.mkdir(exist_ok=True)
+            self._write_json(INFO, self._info_with([], {}))
+        for old, new in moves:
             new.parent.mkdir(parents=True, exist_ok=True)
             os.replace(old, new)
-        self._rows, self.tasks, self._info = [*self._rows, row], tasks, info
+        self._rows, self._words, self._info = [*self._rows, row], words, info
         self._stats.append(stats)
 
     def drop_last(self) -> bool:
@@ -158,7 +162,7 @@ class DatasetWriter:
         self._stats.pop()
         # First its row: from then on the episode is not part of the dataset.
         self._path(EPISODES_PATH, row, "meta/episodes").unlink()
-        self._info = self._info_with(self._rows, self.tasks)
+        self._info = self._info_with(self._rows, self._words)
         self._write_json(STATS, dataset_stats.to_lists(merged_stats(self._stats)))
         self._write_json(INFO, self._info)
         self._path(DATA_PATH, row, "data").unlink()
@@ -176,16 +180,20 @@ class DatasetWriter:
     # -- continuing an earlier session
 
     def _resume(self) -> None:
-        """Read the existing dataset. Counters and statistics are computed from its episodes, since
-        stats.json and info.json may be one episode behind.
+        """Open all that the session will add to. Counters and statistics are computed from the
+        episodes, since stats.json and info.json may be one episode behind.
         """
-        self._info = read_info(self.root)
+        before = read_before(self.root, self.layout)
+        self._info, self._rows, self._words = before.info, before.rows, before.words
+        self._stats, self._last = before.stats, before.last
         self._orders = vector_orders(self._info, self.layout, self.root)
-        _check_same(self._info, self.layout, self.root)
-        self._rows, self.tasks = read_episodes(self.root), list(read_tasks(self.root))
         self._resumed_at = len(self._rows)
-        if self._rows:
-            self._stats = [stats_so_far(self.root, self._rows)]
+
+    def _numbered(self, task: str) -> tuple[int, dict[int, str]]:
+        """The number of a task, and all words with it."""
+        numbers = {words: number for number, words in reversed(self._words.items())}
+        number = numbers.get(task, max(self._words, default=-1) + 1)
+        return number, {**self._words, number: task}
 
     # -- one episode's files
 
@@ -202,7 +210,7 @@ class DatasetWriter:
         row: Mapping[str, Any],
         data: Any,
         stats: Mapping[str, Stats],
-        tasks: Sequence[str],
+        words: Mapping[int, str],
         info: Mapping[str, Any],
     ) -> list[tuple[Path, Path]]:
         """Write all files of an episode to the temporary folder and flush them.
@@ -211,7 +219,7 @@ class DatasetWriter:
         """
         pq, staging = import_parquet(), self._staging
         pq.write_table(data, staging / "data.parquet", compression="snappy")
-        pq.write_table(task_table(tasks), staging / "tasks.parquet")
+        pq.write_table(task_table(words), staging / "tasks.parquet")
         pq.write_table(row_table(row, stats), staging / "episode.parquet", compression="snappy")
         merged = dataset_stats.to_lists(merged_stats([*self._stats, stats]))
         (staging / "stats.json").write_text(write_json(merged))
@@ -242,7 +250,7 @@ class DatasetWriter:
         """The episode's row in meta/episodes: its frames and its files."""
         first = self.n_frames
         row: dict[str, Any] = {
-            "episode_index": self.n_episodes,
+            "episode_index": int(self._rows[-1]["episode_index"]) + 1 if self._rows else 0,
             "tasks": [episode.task],
             "length": len(episode),
         }
@@ -258,21 +266,32 @@ class DatasetWriter:
 
     def _next_file(self, columns: str) -> dict[str, int]:
         """Chunk and file index of the next file of one kind."""
-        chunk, file = f"{columns}/chunk_index", f"{columns}/file_index"
-        size, number = int(self._info["chunks_size"]), 0
-        if self._rows:
+        chunk, file, size = (
+            f"{columns}/chunk_index",
+            f"{columns}/file_index",
+            chunks_size(self._info),
+        )
+        number = self._last.get(columns, -1) + 1
+        if self.n_episodes > self._resumed_at:
             number = int(self._rows[-1][chunk]) * size + int(self._rows[-1][file]) + 1
         return {chunk: number // size, file: number % size}
 
     def _video_keys(self) -> list[str]:
         return [IMAGES + camera for camera in self.layout.cameras] if self.layout.video else []
 
-    def _info_with(self, rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> dict[str, Any]:
-        features = {key: dict(feature) for key, feature in self._info["features"].items()}
+    def _info_with(
+        self, rows: Sequence[Mapping[str, Any]], words: Mapping[int, str]
+    ) -> dict[str, Any]:
+        """info.json with the counters of these episodes, its features in the current form."""
+        current, known = self.layout.features(), self._info["features"]
+        features = {key: {**known[key], **current[key]} for key in known}
+        for key in (ACTION, STATE):  # a resumed dataset keeps the order of its joints
+            names = [name.removesuffix(".pos") for name in listed_names(known[key])]
+            features[key]["names"] = [f"{name}.pos" for name in names]
         for key in self._video_keys():
             features[key].setdefault("info", video_info(self.layout, key, self._codec))
-        n_frames = rows[-1]["dataset_to_index"] if rows else 0
-        counters = (len(rows), n_frames, len(tasks), {"train": f"0:{len(rows)}"})
+        n_frames = sum(int(row["length"]) for row in rows)
+        counters = (len(rows), n_frames, len(words), {"train": f"0:{len(rows)}"})
         return {**self._info, "features": features, **dict(zip(COUNTERS, counters, strict=True))}
 
     def _write_json(self, name: str, value: Any) -> None:
@@ -306,32 +325,3 @@ def _check_folder(root: Path, resume: bool) -> None:
             f"{root} already contains a dataset: add --resume (resume=True in Python) "
             "to continue it, or choose another folder"
         )
-
-
-def _check_same(info: Mapping[str, Any], layout: DatasetLayout, root: Path) -> None:
-    """Raise UserError with the first feature in which the dataset differs from `layout`."""
-    asked = new_info(layout)
-    for name in ("fps", "robot_type"):
-        if info.get(name) != asked[name]:
-            raise UserError(
-                f"{root} has {name} {info.get(name)}, not {asked[name]}: choose another folder"
-            )
-    if (units := recorded_units(root)) not in (None, layout.units):
-        raise UserError(f"{root} is in {units}, not {layout.units}: record in {units}")
-    for key in dict.fromkeys([*asked["features"], *info["features"]]):
-        ours, theirs = (
-            _feature_text(features.get(key)) for features in (asked["features"], info["features"])
-        )
-        if ours != theirs:
-            raise UserError(
-                f"{root} has {key} as {theirs}, this arm gives {ours}: choose another folder"
-            )
-
-
-def _feature_text(feature: Mapping[str, Any] | None) -> str:
-    """dtype and shape of a feature, for the comparison and the message; names are compared by
-    `vector_orders`.
-    """
-    if feature is None:
-        return "nothing"
-    return f"{feature['dtype']} {'x'.join(map(str, feature['shape']))}"

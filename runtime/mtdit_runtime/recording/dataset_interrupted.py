@@ -1,0 +1,249 @@
+"""A recording that was interrupted: which of its episodes are whole.
+
+LeRobot keeps its newest Parquet files open while it records, and the list of the newest episodes in
+memory. A program that is killed then leaves files without a footer, which nothing can read, and
+rows that meta/episodes does not list. What was closed before is whole. `dataset_repair` keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import numpy as np
+
+from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
+from mtdit_runtime.recording.dataset_layout import VIDEO_PATH
+from mtdit_runtime.recording.dataset_parquet import (
+    DATA,
+    EPISODES,
+    is_unfinished,
+    read_parquet,
+    table_files,
+    whole_numbers,
+)
+from mtdit_runtime.recording.dataset_tasks import read_tasks
+from mtdit_runtime.text import numbers_text
+
+Row = Mapping[str, Any]  # of meta/episodes
+
+
+@dataclass(frozen=True)
+class Salvage:
+    """What is left of a recording.
+
+    unfinished: files without a footer. whole: the rows of meta/episodes of the whole episodes, in
+    order. lost: the numbers of the others, as far as they are known. unlisted: the numbers of the
+    episodes in data/ that meta/episodes does not list.
+    """
+
+    unfinished: tuple[Path, ...]
+    whole: tuple[Row, ...]
+    lost: tuple[int, ...]
+    unlisted: tuple[int, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        return not (self.unfinished or self.lost or self.unlisted)
+
+
+@dataclass
+class _Frames:
+    """The rows of one episode in the readable data files."""
+
+    count: int = 0
+    tasks: set[int] = field(default_factory=set)
+    files: list[Path] = field(default_factory=list)
+
+
+def unfinished_files(root: Path) -> tuple[Path, ...]:
+    """The tables of the dataset that were begun and never closed."""
+    files = [*table_files(root, EPISODES), *table_files(root, DATA)]
+    return tuple(file for file in files if is_unfinished(file))
+
+
+def check_finished(root: Path, info: Mapping[str, Any]) -> None:
+    """UserError when the recording of a dataset was interrupted: what happened, which episodes are
+    whole, and how to keep them.
+    """
+    unfinished = unfinished_files(root)
+    nothing_listed = info.get("total_episodes") and not table_files(root, EPISODES)
+    if not unfinished and not (nothing_listed and table_files(root, DATA)):
+        return
+    found = salvage(root, info)
+    what = f"{root / EPISODES} was not written"
+    if unfinished:
+        more = f" nor have {len(unfinished) - 1} others" if len(unfinished) > 1 else ""
+        what = f"{unfinished[0]} cannot be read, it has no footer{more}"
+    if not found.whole:
+        raise UserError(
+            f"{root}: the recording was interrupted ({what}); no episode is whole, so record again "
+            "into another folder"
+        )
+    whole = numbers_text([int(row["episode_index"]) for row in found.whole])
+    lost = f", lost: {numbers_text(found.lost)}" if found.lost else ""
+    raise UserError(
+        f"{root}: the recording was interrupted ({what}); whole episodes: {whole}{lost}; keep "
+        f"the whole ones with `mtdit repair {quote(str(root))}`"
+    )
+
+
+def salvage(root: Path, info: Mapping[str, Any]) -> Salvage:
+    """The whole episodes: all their rows are in readable files, and their videos are long enough.
+
+    Episodes that meta/episodes does not list follow the listed ones; their place in the videos
+    comes from the lengths, because LeRobot appends one episode after the other.
+    """
+    unfinished = unfinished_files(root)
+    frames, listed = _frames(root, unfinished), _listed(root, unfinished)
+    videos = Videos(root, info, listed)
+    whole = [
+        row
+        for row in listed
+        if (there := frames.get(int(row["episode_index"]))) is not None
+        and there.count == int(row["length"])
+        and videos.short(row) is None
+    ]
+    whole += _placed(root, listed, frames, videos)
+    kept = {int(row["episode_index"]) for row in whole}
+    numbers = {int(row["episode_index"]) for row in listed}
+    known = numbers | frames.keys() | set(range(int(info.get("total_episodes") or 0)))
+    lost, unlisted = sorted(known - kept), sorted(frames.keys() - numbers)
+    return Salvage(unfinished, tuple(whole), tuple(lost), tuple(unlisted))
+
+
+def _frames(root: Path, unfinished: Sequence[Path]) -> dict[int, _Frames]:
+    """Episode -> its rows."""
+    found: dict[int, _Frames] = {}
+    for file in table_files(root, DATA):
+        if file in unfinished:
+            continue
+        table = read_parquet(file, {"episode_index", "task_index"}.__contains__)
+        episode = whole_numbers(file, table, "episode_index")
+        task = whole_numbers(file, table, "task_index")
+        for number in np.unique(episode).tolist():
+            frames = found.setdefault(number, _Frames())
+            frames.count += int((episode == number).sum())
+            frames.tasks |= set(task[episode == number].tolist())
+            frames.files.append(file)
+    return found
+
+
+def _listed(root: Path, unfinished: Sequence[Path]) -> list[Row]:
+    rows: list[Row] = []
+    for file in table_files(root, EPISODES):
+        if file not in unfinished:
+            rows += read_parquet(file).to_pylist()
+    return sorted(rows, key=lambda row: int(row["episode_index"]))
+
+
+def _placed(
+    root: Path, listed: Sequence[Row], frames: Mapping[int, _Frames], videos: Videos
+) -> Iterator[Row]:
+    """Rows of meta/episodes for the episodes behind the listed ones, until one is missing or does
+    not fit its videos.
+    """
+    number = max((int(row["episode_index"]) for row in listed), default=-1) + 1
+    while (there := frames.get(number)) is not None and len(there.files) == 1:
+        chunk, file = file_place(there.files[0])
+        row: dict[str, Any] = {
+            "episode_index": number,
+            "tasks": _words(root, there.tasks),
+            "length": there.count,
+            "data/chunk_index": chunk,
+            "data/file_index": file,
+        }
+        for key in videos.keys:
+            place = videos.next_place(key, there.count)
+            if place is None:
+                return
+            row |= place
+        yield row
+        number += 1
+
+
+def _words(root: Path, tasks: Iterable[int]) -> list[str]:
+    words = read_tasks(root).words
+    return list(dict.fromkeys(words[task] for task in sorted(tasks) if task in words))
+
+
+def file_place(file: Path) -> tuple[int, int]:
+    """Chunk and number of .../chunk-000/file-000.parquet."""
+    return int(file.parent.name.rpartition("-")[2]), int(file.stem.rpartition("-")[2])
+
+
+class Videos:
+    """The videos of a dataset: how long they are, and how much of them its episodes use."""
+
+    def __init__(self, root: Path, info: Mapping[str, Any], rows: Sequence[Row]) -> None:
+        self.root, self.fps = root, float(info["fps"])
+        self.pattern = info.get("video_path") or VIDEO_PATH
+        self.keys = [k for k, f in info["features"].items() if f["dtype"] == "video"]
+        self._seconds: dict[Path, float] = {}
+        self._used: dict[Path, float] = {}
+        for row in rows:
+            for key in self.keys:
+                path = self._path(row, key)
+                self._used[path] = max(self._used.get(path, 0.0), self._end(row, key))
+
+    def short(self, row: Row) -> Path | None:
+        """The first video of an episode that cannot be opened, or ends before the episode."""
+        for key in self.keys:
+            path = self._path(row, key)
+            if self._length(path) < self._end(row, key) - 0.5 / self.fps:
+                return path
+        return None
+
+    def next_place(self, key: str, length: int) -> Row | None:
+        """The columns of the next episode of `length` frames: behind the last used picture, or in
+        the first video that no episode uses. None: what is left there is too short.
+        """
+        files = table_files(self.root, f"videos/{key}", "mp4")
+        last = max((i for i, file in enumerate(files) if file in self._used), default=0)
+        for file in files[last:]:
+            begin = round(self._used.get(file, 0.0) * self.fps) / self.fps
+            left = self._length(file) - begin
+            if left < 0.5 / self.fps:
+                continue
+            if left < (length - 0.5) / self.fps:
+                return None
+            self._used[file] = begin + length / self.fps
+            places = zip(("chunk_index", "file_index"), file_place(file), strict=True)
+            return {f"videos/{key}/{name}": number for name, number in places} | {
+                f"videos/{key}/from_timestamp": begin,
+                f"videos/{key}/to_timestamp": self._used[file],
+            }
+        return None
+
+    def _path(self, row: Row, key: str) -> Path:
+        place = {n: int(row[f"videos/{key}/{n}"]) for n in ("chunk_index", "file_index")}
+        return self.root / str(self.pattern).format(video_key=key, **place)
+
+    def _end(self, row: Row, key: str) -> float:
+        return float(row[f"videos/{key}/from_timestamp"]) + int(row["length"]) / self.fps
+
+    def _length(self, path: Path) -> float:
+        if path not in self._seconds:
+            self._seconds[path] = video_seconds(path)
+        return self._seconds[path]
+
+
+def video_seconds(path: Path) -> float:
+    """The length of a video; 0 when it is missing or cannot be opened."""
+    try:
+        import av
+    except ImportError as error:
+        raise missing("av", "videos need PyAV") from error
+    seconds = 0.0
+    with suppress(av.error.FFmpegError, OSError, IndexError), av.open(str(path)) as video:
+        stream = video.streams.video[0]
+        if stream.duration is not None and stream.time_base is not None:
+            seconds = float(stream.duration * stream.time_base)
+        else:
+            seconds = float(video.duration or 0) / 1e6
+    return seconds
