@@ -35,6 +35,7 @@ __all__ = [
     "Policy",
     "RecordOptions",
     "RecordedEpisode",
+    "RepairReport",
     "ReplayReport",
     "Robot",
     "RunOptions",
@@ -59,6 +60,7 @@ __all__ = [
     "open_checkpoint",
     "read_episode",
     "record",
+    "repair",
     "replay",
     "run",
     "simulate",
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
     from mtdit_runtime.record import RecordOptions, record
     from mtdit_runtime.recording.dataset_layout import DatasetLayout
     from mtdit_runtime.recording.dataset_reader import RecordedEpisode, read_episode
+    from mtdit_runtime.recording.dataset_repair import RepairReport, repair
     from mtdit_runtime.recording.dataset_writer import DatasetWriter
     from mtdit_runtime.recording.session import SessionStats
     from mtdit_runtime.replay import ReplayReport, replay
@@ -143,6 +146,8 @@ _HOMES = {
     "RecordedEpisode": "mtdit_runtime.recording.dataset_reader",
     "replay": "mtdit_runtime.replay",
     "ReplayReport": "mtdit_runtime.replay",
+    "repair": "mtdit_runtime.recording.dataset_repair",
+    "RepairReport": "mtdit_runtime.recording.dataset_repair",
     "DatasetWriter": "mtdit_runtime.recording.dataset_writer",
     "DatasetLayout": "mtdit_runtime.recording.dataset_layout:DatasetLayout",
     # training and export

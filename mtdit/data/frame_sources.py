@@ -63,7 +63,7 @@ def frame_sources(dataset: Dataset, camera: str, tolerance_s: float) -> list[Sou
             sources.append(VideoSource(dataset, dataset.root / name, rows, wanted, tolerance_s))
     else:
         key = dataset.image_keys[camera]
-        sources = [TableSource(file, key, len(dataset.state)) for file in dataset.data_files]
+        sources = [TableSource(file, key, rows) for file, rows in dataset.places.items()]
     once = Once(dataset, camera)
     for source in sources:
         once.mark(source.rows)
@@ -223,18 +223,13 @@ class VideoSource:
 
 
 class TableSource:
-    """A table file of data/ that holds a camera's PNGs beside the rows' numbers."""
+    """A table file of data/ that holds a camera's PNGs. rows_of_lines: the dataset's row of each
+    of its lines, -1 for lines of an unfinished episode.
+    """
 
-    def __init__(self, path: Path, key: str, n_rows: int) -> None:
-        self.path, self.key = path, key
-        self._of_group: list[Rows] = []
-        opened = pq.ParquetFile(path)
-        for group in range(opened.num_row_groups):
-            rows = opened.read_row_group(group, columns=["index"])["index"].to_numpy()
-            self._of_group.append(rows.astype(np.int64))
-        every = np.concatenate([*self._of_group, np.empty(0, np.int64)])
-        self.n_rows = n_rows  # an unfinished episode may follow the last row
-        self.rows: Rows = every[every < n_rows]
+    def __init__(self, path: Path, key: str, rows_of_lines: Rows) -> None:
+        self.path, self.key, self._of_lines = path, key, rows_of_lines
+        self.rows: Rows = rows_of_lines[rows_of_lines >= 0]
 
     def content(self) -> str:
         digest = hashlib.sha256()
@@ -248,18 +243,20 @@ class TableSource:
         return _hash(content, (self.rows - self.rows.min(initial=0)).tobytes())
 
     def frames(self) -> Iterator[tuple[int, Frame]]:
-        opened = pq.ParquetFile(self.path)
-        for batch in opened.iter_batches(PICTURES_AT_ONCE, columns=["index", self.key]):
-            columns = (batch.column(name).to_pylist() for name in ("index", self.key))
-            for row, image in zip(*columns, strict=True):
-                if row < self.n_rows:
+        lines = iter(self._of_lines.tolist())
+        for batch in pq.ParquetFile(self.path).iter_batches(PICTURES_AT_ONCE, columns=[self.key]):
+            for image in batch.column(0).to_pylist():
+                row = next(lines)
+                if row >= 0:
                     yield row, picture(self.path, image)
 
     def parts(self) -> Iterator[Part]:
-        for group, rows in enumerate(self._of_group):
-            used = rows < self.n_rows
+        metadata, first = pq.ParquetFile(self.path).metadata, 0
+        for group in range(metadata.num_row_groups):
+            rows = self._of_lines[first : first + metadata.row_group(group).num_rows]
             opener = partial(PngRowGroup, self.path, group, self.key)
-            yield opener, rows[used], np.flatnonzero(used)
+            yield opener, rows[rows >= 0], np.flatnonzero(rows >= 0)
+            first += len(rows)
 
 
 def _hash(*parts: str | bytes) -> str:

@@ -120,7 +120,8 @@ def check_rows(
             raise UserError(
                 f"{root}/data has {counts.get(number, 0)} frames of episode {number}, but "
                 f"meta/episodes lists {length}{_gap(frame[episode == number])}; "
-                "copy the dataset again, or finish its recording"
+                "copy the dataset again, or keep its whole episodes with "
+                f"`mtdit repair {quote(str(root))}`"
             )
     _check_times(root, columns, new, fps)
     return ends.astype(np.int64)

@@ -82,7 +82,7 @@ def to_numpy(file: Path, table: Any, name: str) -> NDArray[Any]:
     """
     import pyarrow.compute as pc
 
-    column = _as_lists(table.column(name))
+    column = _decoded(table.column(name))
     if column.null_count:
         raise UserError(
             f"{file}: {column.null_count} values are missing in column {name!r}; "
@@ -97,7 +97,7 @@ def to_numpy(file: Path, table: Any, name: str) -> NDArray[Any]:
                 "another; record the dataset again"
             )
         shape.append(int(lengths[0]) if len(lengths) else 0)
-        column = _as_lists(pc.list_flatten(column))
+        column = pc.list_flatten(column)
     values: NDArray[Any] = column.to_numpy()
     if values.dtype.kind not in NUMBERS:
         raise UserError(
@@ -125,15 +125,12 @@ def _is_list(kind: Any) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
-def _as_lists(column: Any) -> Any:
-    """List views as lists, encoded values as values: what pyarrow computes with."""
+def _decoded(column: Any) -> Any:
+    """The column without dictionary encoding."""
     import pyarrow as pa
 
-    if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
-        return column.cast(pa.large_list(column.type.value_type))
-    if pa.types.is_dictionary(column.type):
-        return column.cast(column.type.value_type)
-    return column
+    is_encoded = pa.types.is_dictionary(column.type)
+    return column.cast(column.type.value_type) if is_encoded else column
 
 
 def import_parquet() -> Any:
