@@ -29,7 +29,7 @@ OTHERS = {
     *("--robot.id", "--teleop.id", "--operation.type", "--help"),
     *("--force-reinstall", "--no-install-recommends"),  # pip's, apt-get's
 }
-CONVERTER = ("--repo-id", "--push-to-hub")  # of LeRobot's convert_dataset_v21_to_v30
+CONVERTER = ("--repo-id", "--root", "--push-to-hub")  # of LeRobot's convert_dataset_v21_to_v30
 TOOLS = {e.name: e for e in entry_points(group="console_scripts")}
 GAP = "GAP"  # what an f-string puts in
 

@@ -16,8 +16,9 @@ from mtdit_robots.units import DEGREES, check_arm_units
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import SafetyConfig
 from mtdit_runtime.instructions import typed
-from mtdit_runtime.recording.dataset_layout import INFO, DatasetLayout
-from mtdit_runtime.recording.dataset_reader import DATA, read_dataset, table_files
+from mtdit_runtime.recording.dataset_layout import DatasetLayout
+from mtdit_runtime.recording.dataset_reader import read_dataset
+from mtdit_runtime.recording.dataset_resume import has_episodes
 from mtdit_runtime.recording.dataset_units import dataset_units
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 from mtdit_runtime.recording.session import Session, SessionConfig, SessionStats
@@ -114,6 +115,6 @@ def recording_units(root: Path, resume: bool, said: str | None) -> str:
     """The unit in which to record into `root`: that of the dataset to which episodes are added,
     else `said`, else degrees. UserError when they differ, or nobody knows the dataset's.
     """
-    if not resume or not (root / INFO).is_file() or not table_files(root, DATA):
+    if not resume or not has_episodes(root):
         return check_arm_units(DEGREES if said is None else said)
     return check_arm_units(settled(dataset_units(read_dataset(root)), said, str(root)))

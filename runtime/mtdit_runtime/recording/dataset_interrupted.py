@@ -234,12 +234,14 @@ class Videos:
 
 
 def video_seconds(path: Path) -> float:
-    """The length of a video; 0 when it is missing or cannot be opened."""
+    """The length of a video; 0 when it is missing, cut off, or cannot be opened."""
     try:
         import av
     except ImportError as error:
         raise missing("av", "videos need PyAV") from error
     seconds = 0.0
+    if _is_cut_off(path):
+        return seconds
     with suppress(av.error.FFmpegError, OSError, IndexError), av.open(str(path)) as video:
         stream = video.streams.video[0]
         if stream.duration is not None and stream.time_base is not None:
@@ -247,3 +249,22 @@ def video_seconds(path: Path) -> float:
         else:
             seconds = float(video.duration or 0) / 1e6
     return seconds
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether the last part of an MP4 file is not whole. A file whose index is in front can be
+    opened nevertheless. Source: ISO 14496-12, a box begins with its size and four letters.
+    """
+    with suppress(OSError), path.open("rb") as file:
+        size, end = path.stat().st_size, 0
+        while end < size:
+            file.seek(end)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            if length == 1:  # the size is behind the letters
+                length = int.from_bytes(head[8:], "big")
+            if length == 0:  # the rest of the file
+                return False
+            end += max(length, 8)
+        return end > size
+    return True

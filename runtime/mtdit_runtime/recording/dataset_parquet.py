@@ -7,6 +7,7 @@ they mean is decided in `dataset_reader`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def to_numpy(file: Path, table: Any, name: str) -> NDArray[Any]:
             f"{file}: column {name!r} holds {column.type}, but mtdit needs numbers; "
             "copy the dataset again"
         )
-    return values.reshape(shape[0], -1) if len(shape) > 1 else values
+    return values.reshape(shape[0], math.prod(shape[1:])) if len(shape) > 1 else values
 
 
 def whole_numbers(file: Path, table: Any, name: str) -> NDArray[np.int64]:

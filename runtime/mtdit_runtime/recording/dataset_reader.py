@@ -317,9 +317,8 @@ def _columns(file: Path) -> dict[str, NDArray[Any]]:
     vectors = {name: to_numpy(file, table, name) for name in (STATE, ACTION)}
     times = to_numpy(file, table, "timestamp").reshape(-1).astype(np.float64)
     numbers = {name: whole_numbers(file, table, name) for name in NUMBERS}
-    return {name: v.reshape(len(v), -1) for name, v in vectors.items()} | {
-        "timestamp": times, **numbers
-    }  # fmt: skip
+    rows = {name: v if v.ndim == 2 else v[:, None] for name, v in vectors.items()}
+    return {**rows, "timestamp": times, **numbers}
 
 
 def _joined(root: Path, name: str, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

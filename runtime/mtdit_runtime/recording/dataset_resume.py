@@ -12,7 +12,7 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.features import IMAGES
 from mtdit_runtime.recording.dataset_features import PICTURES, image_shape
 from mtdit_runtime.recording.dataset_interrupted import Videos, file_place
-from mtdit_runtime.recording.dataset_layout import CHUNKS_SIZE, ROBOT_TYPES, DatasetLayout
+from mtdit_runtime.recording.dataset_layout import CHUNKS_SIZE, INFO, ROBOT_TYPES, DatasetLayout
 from mtdit_runtime.recording.dataset_parquet import DATA, EPISODES, table_files
 from mtdit_runtime.recording.dataset_reader import RecordedDataset, read_dataset, read_info
 from mtdit_runtime.recording.dataset_stats import Stats
@@ -40,13 +40,22 @@ def read_before(root: Path, layout: DatasetLayout) -> Before:
     """
     info = read_info(root)
     check_same(info, layout, root)
-    if not table_files(root, EPISODES) and not info.get("total_episodes"):
-        return Before(info)  # killed before the first episode was whole
+    if not has_episodes(root):
+        return Before(info)
     recorded = read_dataset(root)
     check_videos(recorded)
     rows = [dict(row) for row in recorded.episodes]
     words, stats = dict(read_tasks(root).words), stats_so_far(recorded)
     return Before(info, rows, words, [stats], _last_files(recorded, layout))
+
+
+def has_episodes(root: Path) -> bool:
+    """Whether a folder holds a dataset with an episode; a session that was killed before its first
+    one was whole leaves a dataset without.
+    """
+    if not (root / INFO).is_file():
+        return False
+    return bool(table_files(root, EPISODES) or read_info(root).get("total_episodes"))
 
 
 def chunks_size(info: Mapping[str, Any]) -> int:
