@@ -16,7 +16,7 @@ from mtdit_runtime.recording.dataset_layout import CHUNKS_SIZE, INFO, ROBOT_TYPE
 from mtdit_runtime.recording.dataset_parquet import DATA, EPISODES, table_files
 from mtdit_runtime.recording.dataset_reader import RecordedDataset, read_dataset, read_info
 from mtdit_runtime.recording.dataset_stats import Stats
-from mtdit_runtime.recording.dataset_tables import new_info, stats_so_far
+from mtdit_runtime.recording.dataset_tables import new_info, stats_so_far, vector_orders
 from mtdit_runtime.recording.dataset_tasks import read_tasks
 from mtdit_runtime.recording.dataset_units import recorded_units
 
@@ -39,6 +39,7 @@ def read_before(root: Path, layout: DatasetLayout) -> Before:
     since stats.json and info.json may be one episode behind. UserError: another layout, damage.
     """
     info = read_info(root)
+    vector_orders(info, layout, root)  # the joints' names, before their number
     check_same(info, layout, root)
     if not has_episodes(root):
         return Before(info)
