@@ -155,7 +155,7 @@ def test_an_overlap_of_three_frames(root: Path) -> None:
 
 def test_a_time_that_is_in_an_episode_twice(root: Path) -> None:
     edit_times(root, 1, lambda t: np.r_[t[:8], t[7], t[9:]])
-    refused(root, "episode 1 frame 7 and a later row both claim frame 7, 0.7 s")
+    refused(root, r"frame 8 of episode 1 is at 0.7 s, not after the frame before it \(0.7 s\)")
 
 
 def test_a_row_between_two_frames(root: Path) -> None:
