@@ -49,7 +49,7 @@ class Hub:
         """One file, downloaded once. The caller handles the client's errors."""
         from huggingface_hub import hf_hub_download
 
-        kept_only = not self._answers(repo_id, name)
+        kept_only = not self.answers(repo_id, name)
         return Path(
             hf_hub_download(
                 repo_id,
@@ -64,7 +64,7 @@ class Hub:
         """A folder with all files of the checkpoint."""
         from huggingface_hub import snapshot_download
 
-        kept_only = not self._answers(repo_id, CONFIG)
+        kept_only = not self.answers(repo_id, CONFIG)
         return Path(
             snapshot_download(
                 repo_id,
@@ -75,7 +75,7 @@ class Hub:
             )
         )
 
-    def _answers(self, repo_id: str, name: str) -> bool:
+    def answers(self, repo_id: str, name: str) -> bool:
         """Whether the Hub can be reached, tried once with a short timeout.
 
         Without a network the client would try for half a minute before it uses its cache.

@@ -110,17 +110,29 @@ def with_dataset(config: PolicyConfig, cache: FrameCache, device: torch.device) 
     )
 
 
+def initial_tokenizer(
+    config: TrainConfig, policy_config: PolicyConfig, resumed: Path | None
+) -> Any:
+    """The tokenizer of the policy at the start of this run. UserError when it cannot be had.
+
+    It needs no dataset, so a CLIP that is missing is noticed before any frame is decoded.
+    """
+    earlier = resumed or config.init_from
+    if earlier is None:
+        return load_tokenizer(policy_config.text_encoder_name)
+    return open_to_train(earlier, config.rename_map or None).tokenizer()
+
+
 def initial_policy(
     config: TrainConfig, policy_config: PolicyConfig, cache: FrameCache, resumed: Path | None
-) -> tuple[MultiTaskDiT, DatasetStats, Any]:
-    """The policy at the start of this run, the statistics that normalise it, and its tokenizer."""
+) -> tuple[MultiTaskDiT, DatasetStats]:
+    """The policy at the start of this run, and the statistics that normalise it."""
     torch.manual_seed(config.seed)
     earlier = resumed or config.init_from
     if earlier is None:
         cameras = list(cache.info.image_keys.values())
         stats = with_imagenet_stats(cache.stats, cameras) if config.imagenet_stats else cache.stats
-        tokenizer = load_tokenizer(policy_config.text_encoder_name)
-        return MultiTaskDiT.pretrained(policy_config), stats, tokenizer
+        return MultiTaskDiT.pretrained(policy_config), stats
     checkpoint = open_to_train(earlier, config.rename_map or None)
     if checkpoint.facts is not None:
         _check_names(checkpoint.facts, cache.info.facts)
@@ -129,7 +141,7 @@ def initial_policy(
         raw_weights = resumed / TRAINING_STATE / LIVE
         if raw_weights.is_file():  # not in LeRobot's checkpoints: their model.safetensors is live
             load_weights(policy, raw_weights)
-    return policy, checkpoint.dataset_stats, checkpoint.tokenizer()
+    return policy, checkpoint.dataset_stats
 
 
 def rename_map_of(

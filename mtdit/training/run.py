@@ -45,6 +45,7 @@ from mtdit.training.new_policy import (
     from_anywhere,
     initial_config,
     initial_policy,
+    initial_tokenizer,
     rename_map_of,
     with_dataset,
 )
@@ -98,6 +99,7 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
     resumed = find_last_checkpoint(config.output_dir) if config.resume else None
     check_dataset(config.dataset)
     policy_config = initial_config(config, resumed)
+    tokenizer = initial_tokenizer(config, policy_config, resumed)
     cache = frame_cache(
         config.dataset,
         config.cache_dir or config.output_dir / "frames",
@@ -110,7 +112,7 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
     )
     policy_config = with_dataset(policy_config, cache, group.device)
     names = rename_map_of(config, policy_config, cache, resumed)
-    policy, stats, tokenizer = initial_policy(config, policy_config, cache, resumed)
+    policy, stats = initial_policy(config, policy_config, cache, resumed)
     policy.to(group.device)
     reporter.say(_summary(config, policy, cache, group.world))
 

@@ -218,12 +218,22 @@ def _pretrained(kind: str, name: str) -> dict[str, Tensor]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        model = getattr(transformers, kind).from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
+        model = getattr(transformers, kind).from_pretrained(
+            name, dtype=torch.float32, local_files_only=_kept_only(name)
+        )
+    except client_errors() as error:
         raise _no_clip(name, error) from None
     finally:
         transformers.logging.set_verbosity(before)
     return {k: v for k, v in model.state_dict().items() if not k.endswith("position_ids")}
+
+
+def _kept_only(name: str) -> bool:
+    """Whether a CLIP can come only from this computer: a folder, or a Hub that does not answer.
+
+    transformers itself would ask the Hub for each file with six attempts, minutes in all.
+    """
+    return os.path.isdir(name) or not Hub().answers(name, "config.json")
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -231,7 +241,11 @@ def load_tokenizer(name: str | Path) -> Any:
     from transformers import CLIPTokenizer
 
     try:
-        return CLIPTokenizer.from_pretrained(str(name))
+        tokenizer = CLIPTokenizer.from_pretrained(str(name), local_files_only=_kept_only(str(name)))
+        # transformers makes an empty tokenizer when it finds no files
+        if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
+            raise OSError(f"no {TOKENIZER}, no vocab.json")
+        return tokenizer
     except Exception as error:  # a damaged file can raise anything
         if os.path.isfile(Path(name) / TOKENIZER):
             reason = f"{type(error).__name__}: {first_line(error)}"

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub import Repository, SmallHub, folder_files, serving, use
 from safetensors.torch import save_file
 from small_cache import LENGTHS, write_cache
+from small_recording import write
 from small_run import config_for, run
 
 from mtdit.checkpoint.names import LIVE, TRAINING_STATE
 from mtdit.checkpoint.tensors import read_tensors
+from mtdit.policies.multi_task_dit.clip_lookup import load_tokenizer
 from mtdit.training.distributed import init_distributed
 from mtdit.training.metrics import LOG
 from mtdit.training.reporters import Silent
@@ -123,6 +126,29 @@ def test_a_clip_that_is_not_there(frames: Path, clip_folder: Path, tmp_path: Pat
     policy = {"vision_encoder_name": str(tmp_path / "my-clip")}
     with pytest.raises(UserError, match="cannot load the CLIP"):
         run(config_for(frames, tmp_path, clip_folder, policy=policy))
+
+
+def test_a_hub_that_does_not_answer_is_asked_for_one_file_before_frames_are_decoded(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    names = dict.fromkeys(("vision_encoder_name", "text_encoder_name"), "me/my-clip")
+    config = config_for(write(tmp_path / "set"), tmp_path / "run", clip_folder, policy=names)
+    files = Repository({"main": folder_files(clip_folder)})
+    with serving(SmallHub({"me/my-clip": files})) as hub:
+        use(hub, tmp_path, monkeypatch)
+        hub.out_of_order = True
+        with pytest.raises(UserError, match="cannot load the CLIP 'me/my-clip'"):
+            run(config)
+        asked = {request for request in hub.asked if "/me/my-clip/" in request}
+        assert asked == {"HEAD /me/my-clip/resolve/main/config.json"}
+        assert not (tmp_path / "run/frames").exists()
+        hub.out_of_order = False
+        load_tokenizer("me/my-clip")
+        hub.out_of_order = True
+        assert load_tokenizer("me/my-clip")("a cup")["input_ids"], "what came before is kept"
 
 
 def test_frames_that_miss_the_towers_size(frames: Path, clip_folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,12 @@ from lerobot_oracle import lerobot_policy, save_as_lerobot
 from mtdit.checkpoint.read import open_checkpoint
 from mtdit.config import Feature
 from mtdit.policies.multi_task_dit.clip import ClipShape, TextShape, VisionShape
-from mtdit.policies.multi_task_dit.clip_lookup import clip_shapes, text_shape, vision_shape
+from mtdit.policies.multi_task_dit.clip_lookup import (
+    clip_shapes,
+    load_tokenizer,
+    text_shape,
+    vision_shape,
+)
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.policies.multi_task_dit.observation_encoder import ObservationEncoder
 from mtdit.policies.multi_task_dit.tiny_clip import make_tiny_clip
@@ -139,3 +144,11 @@ def test_lerobots_folder_works_alone(clip_folder: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "saved/config.json").read_text())["vision_encoder_name"] == str(
         folder
     )
+
+
+def test_a_folder_without_a_vocabulary(clip_folder: Path, tmp_path: Path) -> None:
+    """transformers would give a tokenizer to which all instructions are equal."""
+    shutil.copy(clip_folder / "config.json", tmp_path)
+    shutil.copy(clip_folder / "tokenizer_config.json", tmp_path)
+    with pytest.raises(UserError, match=r"no tokenizer\.json, no vocab\.json"):
+        load_tokenizer(tmp_path)
