@@ -300,11 +300,11 @@ def _parse_joint(joint: str, entry: object) -> JointCalibration:
 
 def _check_names(found: Iterable[str], wanted: tuple[str, ...], what: str) -> None:
     found = tuple(found)
+    missing = [name for name in wanted if name not in found]
     for name in found:
         if name not in wanted:
-            hint = _near(name, wanted) or f", known are {', '.join(wanted)}"
-            raise ValueError(f"unknown {what} {name!r}{hint}")
-    missing = [name for name in wanted if name not in found]
+            known = f", known are {', '.join(wanted)}; run `mtdit calibrate` again"
+            raise ValueError(f"unknown {what} {name!r}{_near(name, missing or wanted) or known}")
     if missing:
         raise ValueError(f"missing {what}: {', '.join(missing)}; run `mtdit calibrate` again")
 
