@@ -17,7 +17,8 @@ EXTRAS = {
     "runtime": ("onnxruntime", "cv2", "tokenizers"),
     "record": ("pyarrow", "av"),
     "twin": ("mujoco",),
-    "tensorrt": ("tensorrt", "cuda"),
+    "cuda": ("cuda",),
+    "tensorrt": ("tensorrt",),
     "train": (
         "torch", "torchvision", "lerobot", "transformers", "accelerate", "open_clip",
         "tensorboard", "matplotlib",

@@ -1,4 +1,6 @@
-"""What a Jetson says about itself: its JetPack release and its power mode."""
+"""What a computer says about itself: the JetPack release and power mode of a Jetson, the profile
+of docker/compose.yaml that fits.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mtdit_runtime.check import FAIL, WARN, Check, judged
+from mtdit_runtime.check import FAIL, OK, WARN, Check, judged
 
 # L4T release -> JetPack version. Source: NVIDIA's release notes.
 JETPACKS = {
@@ -26,14 +28,18 @@ BAD_L4T = {
     "36.4.7": "CUDA cannot allocate memory although it is free: "
     "sudo apt update && sudo apt dist-upgrade (to 36.5.0)"
 }
+# major L4T release -> profile of docker/compose.yaml; docker/lib.sh has the same table
+PROFILES = {36: "jp6", 38: "jp7", 39: "jp7"}
 OLDEST_L4T = (36, 4)  # has TensorRT 10.3, the oldest version that builds our graphs
 
 
-def check_jetson(root: Path) -> Iterator[Check]:
-    """Release and power mode of a Jetson; no check on other computers."""
+def check_platform(root: Path) -> Iterator[Check]:
+    """Release and power mode of a Jetson, and the docker profile that fits this computer."""
     try:
         text = (root / "etc/nv_tegra_release").read_text()
     except OSError:
+        if (root / "proc/driver/nvidia/version").exists():
+            yield Check("docker", OK, "profile rtx fits this computer, profile train for training")
         return
     match = re.search(r"R(\d+) \(release\), REVISION: (\d+)\.(\d+)", text)
     if match is None:
@@ -48,6 +54,11 @@ def check_jetson(root: Path) -> Iterator[Check]:
         old = tuple(map(int, match.groups()[:2])) < OLDEST_L4T
         remedy = "flash JetPack 6.1 or later: the TensorRT of this release is too old"
         yield judged("jetpack", old, finding, remedy)
+    profile = PROFILES.get(int(match[1]))
+    known = ", ".join(f"R{major} {name}" for major, name in PROFILES.items())
+    finding = f"profile {profile} fits" if profile else f"no profile for L4T R{match[1]}"
+    remedy = f"there are {known}: flash one of these, or see docker/README.md"
+    yield judged("docker", profile is None, finding, remedy)
     yield _power_mode(root)
 
 

@@ -23,6 +23,7 @@ from mtdit_runtime.bundle.bundle import Bundle, as_bundle
 from mtdit_runtime.bundle.manifest import Manifest
 from mtdit_runtime.control.chunks import ChunkQueue, auto_prefetch, chunk_timeout_s
 from mtdit_runtime.control.clock import Clock, LockstepClock, RealClock, check_lockstep
+from mtdit_runtime.control.heartbeat import BeatingClock, Running, heartbeat
 from mtdit_runtime.control.loop import LoopConfig, run_loop
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig
@@ -130,7 +131,8 @@ def run(
         moved = opened.manifest.joints
         limits = Limits.by_name(robot.joints, moved, policy.fps, options.safety, per_degree)
         safety = Safety(robot.joints, limits, options.safety, trained)
-        return _loop(opened.manifest, robot, queue, safety, options, success, on_tick)
+        with heartbeat(Running(opened.manifest.name, task), tell) as beat:
+            return _loop(opened.manifest, robot, queue, safety, options, success, on_tick, beat)
 
 
 def check_task(manifest: Manifest, task: str, allow_new: bool) -> str:
@@ -209,10 +211,12 @@ def _loop(
     options: RunOptions,
     success: Callable[[], bool] | None,
     on_tick: Callable[[Tick], None] | None,
+    beat: Callable[[], None],
 ) -> RunReport:
     config = LoopConfig(m.fps, duration_s=options.duration_s, home_s=options.home_s)
     clock: Clock = LockstepClock() if options.lockstep else RealClock()
-    return run_loop(robot, queue, safety, config, clock, success, on_tick)
+    beating = BeatingClock(clock, beat)
+    return run_loop(robot, queue, safety, config, beating, success, on_tick)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from mtdit.policy_loader import load
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle, save_task_features
 from mtdit_runtime.bundle.manifest import TASKS, write_manifest
+from mtdit_runtime.control.heartbeat import Heartbeat, heartbeats
 from mtdit_runtime.control.report import RunReport
 from mtdit_runtime.recording.run_log import load_log, recompute
 from mtdit_runtime.run import RunOptions, run
@@ -93,6 +94,20 @@ def test_the_ride_home(prepared: Any) -> None:
     ride = prepared(home_s=0.5)
     ride()
     np.testing.assert_allclose(ride.robot.commands[-1], ride.robot.start, atol=1e-9)
+
+
+def test_a_run_has_a_heartbeat_on_its_way_home_too(
+    prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTDIT_RUN_DIR", str(tmp_path))
+    ride = prepared(home_s=0.5)
+    seen: list[Heartbeat] = []
+    command = ride.robot.command
+    ride.robot.command = lambda positions: (seen.extend(heartbeats()), command(positions))[1]
+    ride()
+    assert len(seen) == len(ride.robot.commands) == 45
+    assert all(one.is_fresh and one.run.task == TASK for one in seen)
+    assert heartbeats() == []
 
 
 def test_in_real_time(prepared: Any) -> None:

@@ -51,6 +51,15 @@ def doctor(
     cycles: Annotated[
         int, option("Checks", "Number of bus exchanges in which errors are counted.", min=1)
     ] = 1000,
+    fast: Annotated[
+        bool,
+        option(
+            "Checks",
+            "Check only packages, GPU, disk, bundle and whether a run still ticks, in less than "
+            "2 s; no port and no camera is opened.",
+            "--fast",
+        ),
+    ] = False,
     json_out: Json = None,
 ) -> None:
     """Check this computer, the arm and the cameras, and print the fix for each problem."""
@@ -72,6 +81,7 @@ def doctor(
             cycles=cycles,
             bus_timeout_s=bus_timeout,
             bus=bus.value,
+            fast=fast,
         )
     )
     console.print(checks_table(checks))

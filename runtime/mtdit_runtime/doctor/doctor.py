@@ -1,13 +1,13 @@
 """Checks this computer, arm and cameras, and gives the fix for each problem.
 
-This module checks Python, extras, backends, a Jetson's release and power mode, disk and clock;
-`doctor.arm` and `doctor.cameras` check the rest. Nothing is changed or moved. Every check is a
-small function that gives one or more `Check`s. System files are read below `root`, which tests set.
+This module checks Python, extras, a Jetson's release and power mode, disk, clock and the runs that
+go on; `doctor.backends`, `doctor.arm` and `doctor.cameras` check the rest. Nothing is changed or
+moved. Every check is a small function that gives one or more `Check`s. System files are read below
+`root`, which tests set.
 """
 
 from __future__ import annotations
 
-import base64
 import glob
 import importlib.util
 import os
@@ -18,35 +18,23 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from mtdit_robots.errors import UserError
-from mtdit_robots.extras import (
-    EXTRAS,
-    fitting,
-    install,
-    onnxruntime_wheels,
-    reinstall_onnxruntime,
-)
+from mtdit_robots.extras import EXTRAS, fitting, install
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle
 from mtdit_runtime.bundle.manifest import Manifest
 from mtdit_runtime.check import FAIL, OK, WARN, Check, judged
+from mtdit_runtime.control.heartbeat import RUN_DIR, heartbeats, run_folder
 from mtdit_runtime.doctor import arm
 from mtdit_runtime.doctor import cameras as doctor_cameras
-from mtdit_runtime.jetson import check_jetson
+from mtdit_runtime.doctor.backends import check_backends, check_gpu
+from mtdit_runtime.jetson import check_platform
 from mtdit_runtime.run import run_units
-from mtdit_runtime.text import first_line, printable
+from mtdit_runtime.text import printable
 
 MIN_FREE_GB = 2.0
 # How far the clock may be behind the date of mtdit's own files; more means that it was never set.
 MAX_BEHIND_S = 24 * 3600.0
-
-# y = x + x as ONNX, opset 17: the smallest graph that shows whether a backend runs
-DOUBLE = base64.b64decode(
-    b"CAg6NQoOCgF4CgF4EgF5IgNBZGQSAWdaDwoBeBIKCggIARIECgIIAWIPCgF5EgoKCAgBEgQKAggBQgQKABAR"
-)
 
 
 @dataclass(frozen=True)
@@ -66,17 +54,31 @@ class DoctorOptions:
     camera_s: float = 3.0  # how long each camera is watched
     bus_timeout_s: float = 0.05  # how long to wait for a servo's reply
     bus: str = "own"  # own | sdk
+    fast: bool = False  # in less than 2 s: no port, no camera and no graph is opened
     root: Path = Path("/")
 
 
 def doctor(options: DoctorOptions = DoctorOptions()) -> list[Check]:
     """Run all checks that apply, those of the computer first."""
+    return _fast(options) if options.fast else _all(options)
+
+
+def _fast(options: DoctorOptions) -> list[Check]:
+    """What a container's health check asks: is everything here, and does the run still tick?"""
+    checks = [check_python(), check_disk(Path()), *check_platform(options.root)]
+    checks += [*check_extras(options.robot), *check_gpu()]
+    if options.bundle is not None:
+        checks.append(check_bundle_files(options.bundle))
+    return [*checks, *check_runs()]
+
+
+def _all(options: DoctorOptions) -> list[Check]:
     checks = [
         check_python(),
         check_cpu(),
         check_disk(Path()),
         check_clock(options.root),
-        *check_jetson(options.root),
+        *check_platform(options.root),
     ]
     checks += [*check_extras(options.robot), *check_backends()]
     bundle, found = _bundle(options.bundle)
@@ -103,7 +105,7 @@ def doctor(options: DoctorOptions = DoctorOptions()) -> list[Check]:
         checks += doctor_cameras.check_cameras(options.cameras, bundle, options.camera_s)
     elif options.robot == "so101" and manifest and manifest.cameras:
         checks.append(_no_cameras(manifest))
-    return checks
+    return [*checks, *check_runs()]
 
 
 def check_python() -> Check:
@@ -145,84 +147,13 @@ def check_extras(robot: str) -> Iterator[Check]:
     """Which extras are complete. Modules are looked up, not imported: torch alone takes seconds."""
     needed = {"twin": ("runtime", "twin"), "so101": ("runtime",)}.get(robot, ())
     for extra, modules in EXTRAS.items():
-        if extra == "tensorrt":  # `check_backends` does more than look it up
+        if extra in ("cuda", "tensorrt"):  # `check_backends` does more than look them up
             continue
         missing = [m for m in modules if importlib.util.find_spec(m) is None]
         finding = f"missing {', '.join(missing)}" if missing else "installed"
         status = FAIL if missing and extra in needed else OK
         remedy = install(fitting(extra)) if missing else ""
         yield Check(f"extra {extra}", status, finding, remedy)
-
-
-def check_backends() -> Iterator[Check]:
-    """Which backends of ONNX Runtime and TensorRT are available, and which run a graph here."""
-    if importlib.util.find_spec("onnxruntime") is not None:
-        yield _check_onnxruntime()
-    yield _check_tensorrt()
-
-
-def _check_onnxruntime() -> Check:
-    wheels = onnxruntime_wheels()
-    try:
-        import onnxruntime
-
-        version, offered = onnxruntime.__version__, onnxruntime.get_available_providers()
-    except (ImportError, AttributeError) as error:  # files of it are gone
-        return Check("onnxruntime", FAIL, f"is damaged ({first_line(error, 120)})", _reinstall())
-    tried = [name for name in ("CPU", "CUDA") if f"{name}ExecutionProvider" in offered]
-    broken = {name: problem for name in tried if (problem := _cannot_run(onnxruntime, name))}
-    working = ", ".join(name for name in tried if name not in broken) or "nothing"
-    finding = f"{version}, runs on {working}"
-    if broken:
-        finding += "; not on " + "; ".join(f"{name} ({why})" for name, why in broken.items())
-    if len(wheels) > 1:
-        finding += f"; {' and '.join(wheels)} are installed and overwrite each other"
-    if not broken and len(wheels) < 2:
-        return Check("onnxruntime", OK, finding)
-    status = FAIL if "CPU" in broken else WARN
-    return Check("onnxruntime", status, finding, _reinstall(gpu="CUDA" in broken or None))
-
-
-def _reinstall(gpu: bool | None = None) -> str:
-    """How to get one whole ONNX Runtime. gpu: the one for GPUs; None: whichever fits."""
-    if gpu:
-        return f"check `nvidia-smi`, then {reinstall_onnxruntime(gpu=True)}"
-    cpu, cuda = reinstall_onnxruntime(gpu=False), reinstall_onnxruntime(gpu=True)
-    return f"{cpu}; with an NVIDIA GPU instead {cuda}"
-
-
-def _cannot_run(ort: Any, name: str) -> str:
-    """Why a provider cannot run a graph; empty if it can.
-
-    An available provider may still fall back to the CPU.
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # errors are in the result, not on the console
-    try:
-        session = ort.InferenceSession(DOUBLE, options, providers=[f"{name}ExecutionProvider"])
-        (doubled,) = session.run(None, {"x": np.array([21], np.float32)})
-    except Exception as error:  # whatever its C++ side raises
-        return first_line(error, 120)
-    if session.get_providers()[0] != f"{name}ExecutionProvider":
-        return "its libraries cannot be loaded, it falls back to the CPU"
-    return "" if doubled[0] == 42 else f"it computes 21 + 21 = {doubled[0]}"
-
-
-def _check_tensorrt() -> Check:
-    if importlib.util.find_spec("tensorrt") is None:
-        remedy = "for NVIDIA GPUs; on a Jetson: apt install python3-libnvinfer"
-        return Check("tensorrt", OK, "not installed", remedy)
-    from mtdit_runtime.engines.trt import this_device
-
-    try:
-        import tensorrt  # type: ignore[import-not-found,unused-ignore]
-
-        name = this_device().gpu
-        tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
-    except (UserError, ImportError, RuntimeError, TypeError) as error:
-        finding = f"installed, but does not run: {first_line(error)}"
-        return Check("tensorrt", WARN, finding, "check `nvidia-smi` and the driver")
-    return Check("tensorrt", OK, f"{tensorrt.__version__} on {name}")
 
 
 def _bundle(folder: Path | None) -> tuple[Bundle | None, list[Check]]:
@@ -243,6 +174,39 @@ def _bundle(folder: Path | None) -> tuple[Bundle | None, list[Check]]:
     finding = f"{printable(m.name)}: a chunk takes {latency_s * 1e3:.0f} ms, {engines.reason}"
     remedy = f"too slow for {m.fps} Hz: export with fewer denoising steps (--steps)"
     return bundle, [judged("bundle", too_slow, finding, remedy)]
+
+
+def check_bundle_files(folder: Path) -> Check:
+    """Whether a bundle is complete; checksums are left out, they take seconds."""
+    try:
+        manifest = open_bundle(folder, check_files=False).manifest
+    except UserError as error:
+        return Check("bundle", FAIL, f"{folder} cannot run", str(error))
+    return Check("bundle", OK, f"{printable(manifest.name)}: all files are there")
+
+
+def check_runs(now_s: float | None = None) -> Iterator[Check]:
+    """Whether the runs of this computer still tick, by their heartbeats."""
+    folder = run_folder()
+    if os.environ.get(RUN_DIR) and not (folder and os.access(folder, os.W_OK)):
+        remedy = f"mount a folder there that you can write, or set {RUN_DIR} to one"
+        yield Check("run", WARN, f"{folder} takes no heartbeat of a run", remedy)
+        return
+    seen = heartbeats(now_s)
+    for number, beat in enumerate(seen, 1):
+        name = "run" if len(seen) == 1 else f"run {number}"
+        what = f"{printable(beat.run.policy)}, {printable(beat.run.task)!r}"
+        if beat.is_fresh:
+            yield Check(name, OK, f"{what}: ticks, {beat.silent_s:.0f} s ago")
+        elif beat.is_alive:
+            finding = f"{what}: no tick for {beat.silent_s:.0f} s"
+            yield Check(name, FAIL, finding, "hold the arm, then stop it with Ctrl-C")
+        else:
+            finding = f"{what}: was killed {beat.silent_s:.0f} s ago, the arm may have torque"
+            remedy = "hold the arm and unplug its power, or start `mtdit run` again"
+            yield Check(name, WARN, finding, remedy)
+    if not seen:
+        yield Check("run", OK, "none goes on")
 
 
 def check_units(manifest: Manifest, said: str | None) -> Check:

@@ -19,10 +19,16 @@ from mtdit_runtime.engines.engine import Arrays
 
 def this_device() -> Device:
     """The GPU and the TensorRT version of this computer. UserError when either is missing."""
-    trt, cudart = import_tensorrt()
+    trt, _ = import_tensorrt()
+    return Device(*this_gpu(), trt.__version__)
+
+
+def this_gpu() -> tuple[str, tuple[int, int]]:
+    """Name and compute capability of the GPU, without TensorRT. UserError when there is none."""
+    cudart = _import_cuda()
     props = _cuda(cudart, cudart.cudaGetDeviceProperties(0))
     gpu = props.name.decode() if isinstance(props.name, bytes) else str(props.name)
-    return Device(gpu, (props.major, props.minor), trt.__version__)
+    return gpu, (props.major, props.minor)
 
 
 def import_tensorrt() -> tuple[Any, Any]:
@@ -31,11 +37,18 @@ def import_tensorrt() -> tuple[Any, Any]:
     """
     try:
         import tensorrt
-        from cuda.bindings import runtime
     except ImportError as error:
         problem = missing(error.name or "tensorrt")
         raise UserError(f"{problem}, on a Jetson apt install python3-libnvinfer") from error
-    return tensorrt, runtime
+    return tensorrt, _import_cuda()
+
+
+def _import_cuda() -> Any:
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise missing(error.name or "cuda") from error
+    return runtime
 
 
 def _cuda(cudart: Any, result: tuple[Any, ...]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from mtdit_robots.errors import ExportError
 from mtdit_robots.files import new_file
 from mtdit_runtime.check import FAIL
-from mtdit_runtime.jetson import check_jetson
+from mtdit_runtime.jetson import check_platform
 
 WORKSPACE_MB = 1024  # by default the builder takes all GPU memory, on a Jetson the computer's own
 FREE_MEMORY = "close other programs and the desktop, lower --workspace-mb, or use --backend onnx"
@@ -125,7 +125,7 @@ def known_problem(root: Path = Path("/")) -> list[str]:
     free.
     """
     return [
-        f"{check.finding}: {check.remedy}" for check in check_jetson(root) if check.status == FAIL
+        f"{check.finding}: {check.remedy}" for check in check_platform(root) if check.status == FAIL
     ]
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,17 +26,18 @@ from mtdit_robots.twin.chain import twin_calibration, twin_registers
 from mtdit_robots.twin.registers import ServoRegisters
 from mtdit_runtime.bundle.manifest import Joint
 from mtdit_runtime.check import FAIL, OK, WARN, Check, healthy, to_dict
-from mtdit_runtime.doctor import doctor as doctor_module
+from mtdit_runtime.control.heartbeat import Running, heartbeat
 from mtdit_runtime.doctor.arm import check_arm
 from mtdit_runtime.doctor.cameras import check_cameras, shift
 from mtdit_runtime.doctor.doctor import (
     DoctorOptions,
-    check_backends,
+    check_bundle_files,
     check_clock,
+    check_runs,
     check_units,
     doctor,
 )
-from mtdit_runtime.jetson import check_jetson
+from mtdit_runtime.jetson import JETPACKS, check_platform
 from mtdit_runtime.recording.video_encoder import CODECS, VideoSink
 
 PATIENT_S = 2.0
@@ -64,23 +67,90 @@ def jetson(root: Path, release: str, revision: str, mode: int) -> Path:
 
 
 def test_a_jetson_in_its_fastest_mode(tmp_path: Path) -> None:
-    found = by_id(list(check_jetson(jetson(tmp_path, "36", "5.0", 2))))
+    found = by_id(list(check_platform(jetson(tmp_path, "36", "5.0", 2))))
     assert found["jetpack"] == Check("jetpack", OK, "L4T 36.5.0 (JetPack 6.2.2)")
     assert found["power"] == Check("power", OK, "mode 2 (MAXN_SUPER)")
+    assert found["docker"] == Check("docker", OK, "profile jp6 fits")
 
 
 def test_a_bad_release_and_a_slow_mode(tmp_path: Path) -> None:
-    found = by_id(list(check_jetson(jetson(tmp_path, "36", "4.7", 0))))
+    found = by_id(list(check_platform(jetson(tmp_path, "36", "4.7", 0))))
     assert found["jetpack"].status == FAIL
     assert "36.5.0" in found["jetpack"].remedy
     assert found["power"].status == WARN
     assert "nvpmodel -m 2" in found["power"].remedy
-    found = by_id(list(check_jetson(jetson(tmp_path, "35", "4.1", 2))))
+    found = by_id(list(check_platform(jetson(tmp_path, "35", "4.1", 2))))
     assert (found["jetpack"].status, "6.1" in found["jetpack"].remedy) == (WARN, True)
 
 
-def test_no_jetson_no_checks(tmp_path: Path) -> None:
-    assert list(check_jetson(tmp_path)) == []
+@pytest.mark.parametrize("release", [name.split(".", 1) for name in JETPACKS])
+def test_every_jetpack_has_a_docker_profile(tmp_path: Path, release: list[str]) -> None:
+    found = by_id(list(check_platform(jetson(tmp_path, *release, 2))))
+    assert "unknown" not in found["jetpack"].finding
+    assert found["docker"].finding == f"profile {'jp6' if release[0] == '36' else 'jp7'} fits"
+
+
+def test_a_jetpack_that_nobody_knows(tmp_path: Path) -> None:
+    found = by_id(list(check_platform(jetson(tmp_path, "41", "1.0", 2))))
+    assert "L4T 41.1.0 (unknown JetPack version)" in found["jetpack"].finding
+    assert found["docker"].status == WARN
+    assert "R36 jp6, R38 jp7, R39 jp7" in found["docker"].remedy
+
+
+def test_computers_that_are_no_jetson(tmp_path: Path) -> None:
+    assert list(check_platform(tmp_path)) == []
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    (tmp_path / "proc/driver/nvidia/version").write_text("NVRM version: ...")
+    (found,) = check_platform(tmp_path)
+    assert (found.id, found.status, "profile rtx" in found.finding) == ("docker", OK, True)
+
+
+# -- what a container's health check asks
+
+
+def test_the_fast_checks_open_nothing_and_load_no_backend(bundle_folder: Path) -> None:
+    """In a process of its own, which knows what was imported and opened."""
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from mtdit_runtime.doctor.doctor import DoctorOptions, doctor\n"
+        "sys.addaudithook(lambda event, args: event == 'open' and str(args[0]).startswith(\n"
+        "    ('/dev/tty', '/dev/video', '/dev/pts')) and sys.exit(f'opened {args[0]}'))\n"
+        "found = doctor(DoctorOptions('so101', '/dev/ttyACM0', cameras={'top': '/dev/video0'},\n"
+        f"    bundle=Path({str(bundle_folder)!r}), fast=True))\n"
+        "print({check.id for check in found})\n"
+        "loaded = {'onnxruntime', 'tensorrt', 'cv2', 'mujoco', 'torch'} & sys.modules.keys()\n"
+        "sys.exit(f'loaded {loaded}' if loaded else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("python", "disk", "extra runtime", "bundle", "run"):
+        assert repr(name) in done.stdout
+
+
+def test_a_bundle_that_lacks_a_file(bundle_folder: Path, tmp_path: Path) -> None:
+    assert check_bundle_files(bundle_folder).status == OK
+    copy = shutil.copytree(bundle_folder, tmp_path / "toy.mtdit")
+    (copy / "denoiser.onnx").unlink()
+    found = check_bundle_files(copy)
+    assert (found.status, "denoiser.onnx" in found.remedy) == (FAIL, True)
+
+
+def test_runs_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTDIT_RUN_DIR", str(tmp_path))
+    (none,) = check_runs()
+    assert none == Check("run", OK, "none goes on")
+    with heartbeat(Running("toy", "open"), print), heartbeat(Running("toy", "shut"), print):
+        assert {check.status for check in check_runs()} == {OK}
+        assert [check.id for check in check_runs()] == ["run 1", "run 2"]
+        silent = list(check_runs(now_s=time.time() + 30))
+        assert {check.status for check in silent} == {FAIL}
+        assert "no tick for 30 s" in silent[0].finding
+    (tmp_path / "run-left.json").write_text('{"policy": "toy", "task": "open"}')
+    (killed,) = check_runs()
+    assert (killed.status, "may have torque" in killed.finding) == (WARN, True)
+    monkeypatch.setenv("MTDIT_RUN_DIR", str(tmp_path / "nowhere"))
+    (unwritable,) = check_runs()
+    assert (unwritable.status, "takes no heartbeat" in unwritable.finding) == (WARN, True)
 
 
 def test_a_clock_that_stands_in_the_past(tmp_path: Path) -> None:
@@ -91,45 +161,6 @@ def test_a_clock_that_stands_in_the_past(tmp_path: Path) -> None:
     assert (waiting.status, "set-ntp" in waiting.remedy) == (WARN, True)
     (tmp_path / "run/systemd/timesync/synchronized").touch()
     assert check_clock(tmp_path, time.time()).status == OK
-
-
-@pytest.mark.filterwarnings("ignore:Specified provider 'CUDA:UserWarning")  # where none is
-def test_backends_are_run_not_believed() -> None:
-    import onnxruntime
-
-    found = by_id(list(check_backends()))["onnxruntime"]
-    assert (found.status, f"{onnxruntime.__version__}, runs on CPU" in found.finding) == (OK, True)
-    assert doctor_module._cannot_run(onnxruntime, "CPU") == ""
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        assert doctor_module._cannot_run(onnxruntime, "CUDA"), (
-            "a provider that is not there cannot have run"
-        )
-
-
-@pytest.mark.filterwarnings("ignore:Specified provider 'CUDA:UserWarning")
-def test_two_onnxruntimes_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file of this computer's, and the record of another that was installed into it."""
-    record = tmp_path / "onnxruntime_gpu-1.22.0.dist-info"
-    record.mkdir()
-    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    found = by_id(list(check_backends()))["onnxruntime"]
-    assert found.status == WARN
-    assert "onnxruntime and onnxruntime-gpu are installed and overwrite each other" in found.finding
-    assert found.remedy.count("pip uninstall --yes onnxruntime onnxruntime-gpu && ") == 2
-    assert "[runtime]" in found.remedy
-    assert "[runtime-gpu]" in found.remedy
-
-
-def test_what_is_left_of_an_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After one of two was uninstalled: a folder without its files."""
-    (tmp_path / "onnxruntime").mkdir()
-    elsewhere = [place for place in sys.path if "site-packages" not in place]
-    monkeypatch.setattr(sys, "path", [*elsewhere, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
-    found = by_id(list(check_backends()))["onnxruntime"]
-    assert (found.status, "is damaged" in found.finding) == (FAIL, True)
-    assert "pip uninstall --yes" in found.remedy
 
 
 def test_nothing_asked_is_healthy_and_plain_json(tmp_path: Path) -> None:
