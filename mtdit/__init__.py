@@ -21,6 +21,7 @@ __all__ = [
     "BuildOptions",
     "Bundle",
     "Camera",
+    "CameraOptions",
     "Checkpoint",
     "DatasetLayout",
     "DatasetWriter",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from mtdit_export.verify_checkpoint import verify_checkpoint
     from mtdit_robots.cameras.camera import Camera
     from mtdit_robots.cameras.open import open_camera
+    from mtdit_robots.cameras.options import CameraOptions
     from mtdit_robots.errors import ExportError, UserError
     from mtdit_robots.robot import Observation, Robot
     from mtdit_robots.so101.arm import So101Arm
@@ -133,6 +135,7 @@ _HOMES = {
     "Observation": "mtdit_robots.robot",
     "load_calibration": "mtdit_robots.so101.calibration:load",
     "open_camera": "mtdit_robots.cameras.open",
+    "CameraOptions": "mtdit_robots.cameras.options",
     "Camera": "mtdit_robots.cameras.camera",
     # demonstrations
     "teleoperate": "mtdit_runtime.teleoperate",

@@ -8,7 +8,6 @@ are the fields of `TrainConfig`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mtdit.cli.flags import option, pairs
+from mtdit.cli.flags import option
 from mtdit.cli.terminal.console import console
 from mtdit_robots.errors import UserError
 
@@ -141,7 +140,8 @@ CameraList = Annotated[
     option(
         "Cameras",
         "Camera as NAME=SOURCE, repeat for each camera; SOURCE is a device (/dev/video0), "
-        "file:CLIP.mp4 or dataset:FOLDER:CAMERA.",
+        "file:CLIP.mp4 or dataset:FOLDER:CAMERA; or NAME.SETTING=VALUE, where SETTING is width, "
+        "height, fps, fourcc, rotation or warmup_s.",
         "--camera",
     ),
 ]
@@ -236,11 +236,6 @@ class LeaderOptions:
     fps: Annotated[
         int, option("Cameras", "Control ticks and frames per second.", min=1, max=200)
     ] = 30
-
-
-def camera_sources(words: Iterable[str] | None) -> dict[str, str]:
-    """Camera name -> source, of --camera."""
-    return pairs("--camera", words or (), "top=/dev/video0")
 
 
 # -- the result

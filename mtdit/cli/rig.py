@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtdit.cli.options import ArmOptions, RobotKind, camera_sources
+from mtdit.cli.camera_words import named_cameras
+from mtdit.cli.options import ArmOptions, RobotKind
 from mtdit.cli.terminal.console import console
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import IMAGES, STATE
 from mtdit_robots.units import DEGREES
 
 if TYPE_CHECKING:
+    from mtdit_robots.cameras.options import CameraOptions
     from mtdit_robots.robot import Frame
     from mtdit_robots.so101.arm import So101Arm
     from mtdit_robots.so101.calibration import Calibration
@@ -53,14 +55,15 @@ def open_rig(
     """The robot that the options describe; the twin runs as long as the block. UserError names the
     option that is missing or wrong.
 
-    cameras: NAME=SOURCE words. size: (height, width) of every camera that is named, or of each
-    camera that the policy needs. task: the twin's scene; None: that of its first task.
-    rename_map: the robot's name of a camera -> the policy's, where they differ.
+    cameras: words of --camera. size: (height, width) of every camera that is named and whose words
+    give none, or of each camera that the policy needs; fps likewise. task: the twin's scene; None:
+    that of its first task. rename_map: the robot's name of a camera -> the policy's, where they
+    differ.
     """
     names = rename_map or {}
     if arm.robot is RobotKind.so101:
-        sources = camera_sources(cameras)
-        yield _real(arm, {names.get(c, c): source for c, source in sources.items()}, size, fps)
+        named = named_cameras(cameras)
+        yield _real(arm, {names.get(c, c): options for c, options in named.items()}, size, fps)
         return
     real = {"--port": arm.port, "--calibration": arm.calibration, "--camera": cameras}
     for flag in (flag for flag, value in real.items() if value):
@@ -94,7 +97,10 @@ def scene_for(task: str, given: str | None) -> str:
 
 
 def _real(
-    arm: ArmOptions, sources: Mapping[str, str], size: Size | Mapping[str, Size], fps: int
+    arm: ArmOptions,
+    cameras: Mapping[str, CameraOptions],
+    size: Size | Mapping[str, Size],
+    fps: int,
 ) -> Rig:
     from mtdit_robots.bus.open import open_bus
     from mtdit_robots.cameras.open import open_camera
@@ -106,13 +112,15 @@ def _real(
             "`mtdit find-port` lists the ports"
         )
     calibration = load_calibration("--calibration", arm.calibration)
-    sizes = dict.fromkeys(sources, size) if isinstance(size, tuple) else size
+    sizes = dict.fromkeys(cameras, size) if isinstance(size, tuple) else size
     for name in sizes:
-        if name not in sources:
+        if name not in cameras:
             raise UserError(f"the policy needs camera {name!r}: add --camera {name}=/dev/video0")
+        if not isinstance(size, tuple):
+            cameras[name].check_size(name, *sizes[name])
     bus = arm.bus.value
     open_bus(bus, arm.port).close()  # report a wrong port before the cameras take seconds to open
-    opened = [open_camera(name, sources[name], *sizes[name], fps) for name in sizes]
+    opened = [open_camera(name, cameras[name], *sizes[name], fps) for name in sizes]
     return Rig(So101Arm(arm.port, calibration, opened, timeout_s=arm.bus_timeout, bus=bus))
 
 

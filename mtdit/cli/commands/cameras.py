@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from mtdit.cli.camera_words import named_cameras
 from mtdit.cli.flags import option
-from mtdit.cli.options import DEV, CameraList, Dev, Height, Json, Width, camera_sources
+from mtdit.cli.options import DEV, CameraList, Dev, Height, Json, Width
 from mtdit.cli.terminal.console import console, write_json
 from mtdit_robots.errors import UserError
 
@@ -34,24 +35,29 @@ def find_cameras(
     """List the cameras and their modes, and measure what they deliver when all run at once."""
     from mtdit.cli.terminal.tables import cameras_table
     from mtdit_robots.cameras.check import save_png, watch
+    from mtdit_robots.cameras.options import CameraOptions
     from mtdit_robots.cameras.v4l2 import find_devices
 
     devices = find_devices(dev)
-    found = {Path(device.path).name: device.path for device in devices if not device.problem}
-    sources = camera_sources(camera) or found
-    if not sources and not devices:
+    found = {
+        Path(device.path).name: CameraOptions(device.path)
+        for device in devices
+        if not device.problem
+    }
+    cameras = named_cameras(camera) or found
+    if not cameras and not devices:
         raise UserError(
             f"no camera in {dev}: plug one in and check `dmesg`, or name one with --camera"
         )
     watched = (
-        watch(sources, dict.fromkeys(sources, (height, width)), fps, seconds) if sources else []
+        watch(cameras, dict.fromkeys(cameras, (height, width)), fps, seconds) if cameras else []
     )
     for one in watched if snapshots else ():
         if one.frame is not None and snapshots is not None:
             save_png(snapshots / f"{one.name}.png", one.frame)
     _show_devices(devices)
     if watched:
-        console.print(cameras_table(watched, fps))
+        console.print(cameras_table(watched))
     result = {
         "devices": [vars(device) | {"modes": [vars(m) for m in device.modes]} for device in devices]
     }

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mtdit.cli.camera_words import named_cameras
 from mtdit.cli.flags import option
 from mtdit.cli.options import (
     Bus,
@@ -17,7 +18,6 @@ from mtdit.cli.options import (
     CameraList,
     Json,
     Units,
-    camera_sources,
 )
 from mtdit.cli.terminal.console import console, write_json
 
@@ -74,7 +74,7 @@ def doctor(
             robot.value,
             port,
             calibration_file(calibration),
-            camera_sources(camera),
+            named_cameras(camera),
             bundle,
             units=None if units is None else units.value,
             servo_volts=servo_volts,

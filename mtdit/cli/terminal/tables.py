@@ -133,13 +133,13 @@ def sweep_bars(sweep: Sweep, min_share: float, advice: str) -> Text:
     return text.append(advice)
 
 
-def cameras_table(watched: Iterable[Any], fps: float) -> Table:
+def cameras_table(watched: Iterable[Any]) -> Table:
     """What each camera delivered while all of them ran at once."""
     rows = [
         (
             one.name,
             one.pixel_format,
-            f"{one.rate_hz:.1f} of {fps:g}",
+            f"{one.rate_hz:.1f} of {one.asked_hz:g}",
             f"{one.oldest_s * 1e3:.0f}",
             one.problem or (f"too {one.exposure}" if one.exposure else "ok"),
         )

@@ -61,7 +61,8 @@ class OpenCvCamera:
 
     name: the camera's name in the policy, e.g. "top". device: index (0 is /dev/video0) or path.
     height, width, fps: requested from the device. UserError when it delivers another size, since
-    the policy was trained on one size.
+    the policy was trained on one size. fourcc: the pixel format; UserError when the device delivers
+    another one. None: MJPG where the device has it.
     """
 
     def __init__(
@@ -72,12 +73,13 @@ class OpenCvCamera:
         width: int = 640,
         fps: float = 30.0,
         first_frame_s: float = 5.0,
+        fourcc: str | None = None,
     ) -> None:
         self.name, self.height, self.width = name, height, width
         self.arrived = self.reopened = 0
-        self._device, self._fps = device, fps
+        self._device, self._fps, self._fourcc = device, fps, fourcc
         self._first_frame_s = first_frame_s
-        self._capture = _open(name, device, height, width, fps)
+        self._capture = self._open()
         self.pixel_format = _pixel_format(self._capture)  # as read back; "MJPG" on most USB cameras
         self._latest: tuple[Frame, float] | None = None  # frame, time.monotonic() of its arrival
         self._failure: str | None = None
@@ -145,15 +147,22 @@ class OpenCvCamera:
         self._capture.release()
         while not self._stop.wait(_REOPEN_S):
             try:
-                self._capture = _open(self.name, self._device, self.height, self.width, self._fps)
+                self._capture = self._open()
             except UserError:
                 continue  # still gone; `read` returns the last frame with a growing age
             self.reopened += 1
             return
 
+    def _open(self) -> Any:
+        return _open(self.name, self._device, self.height, self.width, self._fps, self._fourcc)
 
-def _open(name: str, device: int | str, height: int, width: int, fps: float) -> Any:
-    """An open cv2.VideoCapture that delivers exactly this size. UserError otherwise."""
+
+def _open(
+    name: str, device: int | str, height: int, width: int, fps: float, fourcc: str | None
+) -> Any:
+    """An open cv2.VideoCapture that delivers exactly this size and, if one is given, this pixel
+    format. UserError otherwise.
+    """
     cv2 = _cv2()
     is_v4l2 = isinstance(device, int) or device.startswith("/dev/")
     capture = cv2.VideoCapture(device, cv2.CAP_V4L2 if is_v4l2 else cv2.CAP_ANY)
@@ -164,8 +173,8 @@ def _open(name: str, device: int | str, height: int, width: int, fps: float) -> 
         )
     # MJPG is compressed in the camera: two raw streams do not fit on one USB 2 bus. Set the format
     # before the size, because the sizes on offer depend on it.
-    if is_v4l2:
-        capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
+    if is_v4l2 or fourcc is not None:
+        capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*(fourcc or "MJPG")))
     capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
     capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
     capture.set(cv2.CAP_PROP_FPS, fps)
@@ -176,6 +185,13 @@ def _open(name: str, device: int | str, height: int, width: int, fps: float) -> 
         raise UserError(
             f"camera {name!r} ({device}) delivers {got[0]}x{got[1]}, not {width}x{height}: "
             "choose a size it offers (`mtdit find-cameras` lists them)"
+        )
+    if fourcc not in (None, _pixel_format(capture)):
+        found = _pixel_format(capture) or "another pixel format"
+        capture.release()
+        raise UserError(
+            f"camera {name!r} ({device}) delivers {found}, not {fourcc}: "
+            "choose a fourcc it offers (`mtdit find-cameras` lists them)"
         )
     return capture
 

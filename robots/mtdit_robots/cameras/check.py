@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from mtdit_robots.cameras import v4l2
-from mtdit_robots.cameras.camera import Frame, OpenCvCamera
-from mtdit_robots.cameras.film_camera import FilmCamera
-from mtdit_robots.cameras.open import open_camera
+from mtdit_robots.cameras.camera import Frame
+from mtdit_robots.cameras.open import OpenedCamera, open_camera
+from mtdit_robots.cameras.options import CameraOptions
 from mtdit_robots.errors import UserError
 
 DEFAULT_SIZE = 480, 640  # (height, width)
@@ -30,6 +30,7 @@ class Watched:
     name: str
     source: str
     pixel_format: str = ""
+    asked_hz: float = 0.0
     rate_hz: float = 0.0
     oldest_s: float = 0.0  # the largest age of a frame when read
     brightness: float = 0.0  # mean, 0..255
@@ -46,24 +47,27 @@ class Watched:
 
 
 def watch(
-    sources: Mapping[str, str],
+    cameras: Mapping[str, CameraOptions],
     sizes: Mapping[str, tuple[int, int]],
     fps: float = 30.0,
     seconds: float = 3.0,
 ) -> list[Watched]:
-    """Open all cameras (name -> source), read them together for `seconds`, close them.
+    """Open all cameras, read them together for `seconds`, close them.
 
-    sizes: name -> (height, width) to request, 480x640 by default. A camera that fails raises
-    nothing; its `problem` says why.
+    sizes: name -> (height, width) to request, 480x640 by default; sizes and fps are for cameras
+    whose options name none. A camera that fails raises nothing; its `problem` says why.
     """
-    opened: dict[str, OpenCvCamera | FilmCamera] = {}
+    opened: dict[str, OpenedCamera] = {}
     problems: dict[str, str] = {}
-    for name, source in sources.items():
+    for name, options in cameras.items():
         try:
-            camera = open_camera(name, source, *sizes.get(name, DEFAULT_SIZE), fps)
-            opened[name] = camera
-            camera.read()
+            opened[name] = open_camera(name, options, *sizes.get(name, DEFAULT_SIZE), fps)
         except (UserError, OSError) as error:
+            problems[name] = str(error)
+    for name, camera in opened.items():
+        try:
+            camera.read()
+        except OSError as error:
             problems[name] = str(error)
     began_s, first = time.monotonic(), {name: camera.arrived for name, camera in opened.items()}
     oldest_s = dict.fromkeys(opened, 0.0)
@@ -72,36 +76,37 @@ def watch(
             oldest_s[name] = max(oldest_s[name], opened[name].read()[1])
         time.sleep(_LOOK_S)
     elapsed_s = time.monotonic() - began_s
-    result = [
-        _watched(name, source, opened.get(name), first, elapsed_s, oldest_s, problems.get(name, ""))
-        for name, source in sources.items()
-    ]
+    result = []
+    for name, options in cameras.items():
+        if name in problems:
+            result.append(_failed(name, options.source, opened.get(name), problems[name]))
+            continue
+        camera = opened[name]
+        rate_hz = (camera.arrived - first[name]) / elapsed_s
+        result.append(_watched(camera, options, options.fps or fps, rate_hz, oldest_s[name]))
     for camera in opened.values():
         camera.close()
     return result
 
 
+def _failed(name: str, source: str, camera: OpenedCamera | None, problem: str) -> Watched:
+    if camera is not None:
+        camera.close()  # otherwise the kernel would report "busy" to the next call
+    started = v4l2.why_no_stream(source) if source.startswith("/dev/") else ""
+    return Watched(name, source, problem=started or problem)
+
+
 def _watched(
-    name: str,
-    source: str,
-    camera: OpenCvCamera | FilmCamera | None,
-    first: Mapping[str, int],
-    elapsed_s: float,
-    oldest_s: Mapping[str, float],
-    problem: str,
+    camera: OpenedCamera, options: CameraOptions, asked_hz: float, rate_hz: float, oldest_s: float
 ) -> Watched:
-    if camera is None or problem:
-        if camera is not None:
-            camera.close()  # otherwise the kernel would report "busy" to the next call
-        started = v4l2.why_no_stream(source) if source.startswith("/dev/") else ""
-        return Watched(name, source, problem=started or problem)
     frame = camera.read()[0]
     return Watched(
-        name,
-        source,
+        camera.name,
+        options.source,
         camera.pixel_format,
-        (camera.arrived - first[name]) / elapsed_s,
-        oldest_s[name],
+        asked_hz,
+        rate_hz,
+        oldest_s,
         float(frame.mean()),
         float(np.mean((frame < DARK) | (frame > BRIGHT))),
         frame,

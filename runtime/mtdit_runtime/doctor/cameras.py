@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mtdit_robots.cameras.camera import Frame
 from mtdit_robots.cameras.check import Watched, load_png, watch
+from mtdit_robots.cameras.options import CameraOptions
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.bundle import Bundle
 from mtdit_runtime.bundle.manifest import REFERENCE
@@ -25,27 +26,34 @@ _ASSUMED_FPS = 30.0
 
 
 def check_cameras(
-    sources: Mapping[str, str], bundle: Bundle | None, seconds: float = 3.0
+    given: Mapping[str, CameraOptions], bundle: Bundle | None, seconds: float = 3.0
 ) -> Iterator[Check]:
     """Check all cameras at the same time. bundle: gives sizes, frame rate and reference images."""
     cameras = {camera.name: camera for camera in bundle.manifest.cameras} if bundle else {}
-    for name in cameras.keys() - sources.keys():
+    for name in cameras.keys() - given.keys():
         remedy = f"the policy needs it: add --camera {name}=/dev/video0"
         yield Check(f"camera {name}", FAIL, "not given", remedy)
     fps = float(bundle.manifest.fps) if bundle else _ASSUMED_FPS
     sizes = {name: (camera.height, camera.width) for name, camera in cameras.items()}
-    for one in watch(sources, sizes, fps, seconds):
-        yield from _check_camera(one, fps, bundle)
+    for name in given.keys() & sizes.keys():
+        try:
+            given[name].check_size(name, *sizes[name])
+        except UserError as error:
+            yield Check(f"camera {name} size", FAIL, "not the policy's", str(error))
+    for one in watch(given, sizes, fps, seconds):
+        yield from _check_camera(one, bundle)
 
 
-def _check_camera(one: Watched, fps: float, bundle: Bundle | None) -> Iterator[Check]:
+def _check_camera(one: Watched, bundle: Bundle | None) -> Iterator[Check]:
     name = f"camera {one.name}"
     if one.problem or one.frame is None:
         yield Check(name, FAIL, f"{one.source} gives no frames", one.problem)
         return
-    rate = f"{one.rate_hz:.1f} Hz {one.pixel_format}, {fps:g} Hz requested".replace(" ,", ",")
+    rate = f"{one.rate_hz:.1f} Hz {one.pixel_format}, {one.asked_hz:g} Hz requested".replace(
+        " ,", ","
+    )
     remedy = "use more light, a smaller frame size, or another USB port"
-    yield judged(f"{name} rate", one.rate_hz < SLOW_SHARE * fps, rate, remedy)
+    yield judged(f"{name} rate", one.rate_hz < SLOW_SHARE * one.asked_hz, rate, remedy)
     age = f"frames up to {one.oldest_s * 1e3:.0f} ms old"
     remedy = "check its cable; the arm holds its pose while a frame is that old"
     yield judged(f"{name} age", one.oldest_s > STALE_S, age, remedy)

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mtdit_robots.cameras.options import CameraOptions
 from mtdit_robots.errors import UserError
 from mtdit_robots.extras import EXTRAS, fitting, install
 from mtdit_runtime.bundle.bundle import Bundle, open_bundle
@@ -39,14 +40,14 @@ MAX_BEHIND_S = 24 * 3600.0
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """What to check. port, calibration and cameras (name -> source) belong to a real arm; bundle is
+    """What to check. port, calibration and cameras (by name) belong to a real arm; bundle is
     the policy.
     """
 
     robot: str = "none"  # none | twin | so101
     port: str | None = None
     calibration: Path | None = None
-    cameras: Mapping[str, str] = field(default_factory=dict)
+    cameras: Mapping[str, CameraOptions] = field(default_factory=dict)
     bundle: Path | None = None
     units: str | None = None  # degrees or normalized, for a bundle that does not say it
     servo_volts: float | None = None  # 7.4 or 12, as printed on the servos

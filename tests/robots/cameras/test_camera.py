@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -17,7 +18,9 @@ import numpy as np
 import pytest
 
 from mtdit_robots.cameras.camera import OpenCvCamera
-from mtdit_robots.cameras.open import open_camera
+from mtdit_robots.cameras.film_camera import FilmCamera
+from mtdit_robots.cameras.open import open_camera, turned
+from mtdit_robots.cameras.options import ROTATIONS, CameraOptions
 from mtdit_robots.errors import UserError
 from mtdit_robots.extras import install
 from mtdit_runtime.recording.video_encoder import CODECS, VideoSink
@@ -147,7 +150,7 @@ def test_a_film_runs_at_its_own_rate_and_starts_again(film: Path) -> None:
 
 
 def test_a_film_nobody_looked_at_goes_on_where_it_stopped(film: Path) -> None:
-    camera = open_camera("top", f"file:{film}", HEIGHT, WIDTH)
+    camera = FilmCamera("top", [film], HEIGHT, WIDTH)
     camera.read()
     camera._shown_s -= 3600  # an hour without a look
     camera.read()
@@ -177,6 +180,60 @@ def test_a_film_that_is_none(film: Path, tmp_path: Path) -> None:
         open_camera("top", f"file:{tmp_path / 'text.mp4'}")
     with pytest.raises(UserError, match="there is no file"):
         open_camera("top", "file:nowhere.mp4")
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_frames_are_turned_as_lerobot_turns_them(rotation: int, film: Path) -> None:
+    """LeRobot maps its Cv2Rotation to cv2.rotate, and asks a device for the size before it."""
+    from lerobot.cameras.configs import Cv2Rotation
+    from lerobot.cameras.utils import get_cv2_rotation
+
+    frame = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    code = get_cv2_rotation(Cv2Rotation(rotation))
+    expected = frame if code is None else cv2.rotate(frame, code)
+    assert np.array_equal(turned(frame, rotation), expected)
+    size = expected.shape[:2]
+    with open_camera("top", CameraOptions(f"file:{film}", rotation=rotation), *size) as camera:
+        assert (camera.height, camera.width) == size
+        first, _ = camera.read()
+        assert first.shape == expected.shape
+        assert first.flags["C_CONTIGUOUS"]
+        assert camera.arrived == 1
+
+
+def test_the_options_of_a_camera_are_lerobots() -> None:
+    from lerobot.cameras.opencv import OpenCVCameraConfig
+
+    theirs = {field.name for field in dataclasses.fields(OpenCVCameraConfig)}
+    ours = {field.name for field in dataclasses.fields(CameraOptions)} - {"source"}
+    assert theirs - ours == {"index_or_path", "color_mode", "backend"}
+    assert ours <= theirs
+
+
+def test_the_options_go_before_the_arguments(film: Path) -> None:
+    with open_camera("top", CameraOptions(f"file:{film}", WIDTH, HEIGHT), 480, 640) as camera:
+        assert (camera.height, camera.width) == (HEIGHT, WIDTH)
+
+
+def test_cameras_warm_up_together_before_their_first_frame(film: Path) -> None:
+    options = CameraOptions(f"file:{film}", WIDTH, HEIGHT, warmup_s=0.6)
+    began_s = time.monotonic()
+    with open_camera("top", options) as top, open_camera("wrist", options) as wrist:
+        assert time.monotonic() - began_s < 0.5, "opening does not wait"
+        top.read()
+        warm_s = time.monotonic() - began_s
+        assert warm_s >= 0.6
+        wrist.read()
+        wrist.read()
+        assert time.monotonic() - began_s - warm_s < 0.5
+
+
+def test_the_pixel_format_that_was_asked_for_or_none(stream: Stream) -> None:
+    options = CameraOptions(stream.url, WIDTH, HEIGHT, fourcc="MJPG")
+    with open_camera("top", options) as camera:
+        assert camera.pixel_format == "MJPG"
+    with pytest.raises(UserError, match=r"delivers MJPG, not YUYV: choose a fourcc it offers"):
+        open_camera("top", dataclasses.replace(options, fourcc="YUYV"))
 
 
 def test_closing_does_not_wait_for_a_device_that_hangs(stream: Stream) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from mtdit_robots.bus.sts3215 import BAUD_CODES
 from mtdit_robots.cameras import check as cameras_check
+from mtdit_robots.cameras.options import CameraOptions
 from mtdit_robots.so101.calibration import load, save
 from mtdit_robots.twin.bus import VirtualBus
 from mtdit_robots.twin.chain import twin_calibration, twin_registers
@@ -391,12 +392,13 @@ def film(path: Path, picture: np.ndarray) -> str:
     return f"file:{path}"
 
 
-def looked_at(source: str, folder: Path) -> dict[str, Check]:
+def looked_at(source: str, folder: Path, **settings: Any) -> dict[str, Check]:
     from mtdit_runtime.bundle.bundle import Bundle
     from mtdit_runtime.bundle.manifest import Camera
 
     manifest = type("Manifest", (), {"cameras": (Camera("top", 96, 128, None, None),), "fps": 10})()
-    return by_id(list(check_cameras({"top": source}, Bundle(folder, manifest), seconds=1.5)))
+    given = {"top": CameraOptions(source, **settings)}
+    return by_id(list(check_cameras(given, Bundle(folder, manifest), seconds=1.5)))
 
 
 def test_a_camera_where_it_was_in_training(tmp_path: Path) -> None:
@@ -428,6 +430,17 @@ def test_a_camera_that_was_turned_shows_something_else_or_is_dark(tmp_path: Path
     assert dark["camera top exposure"].status == WARN
     gone = looked_at("file:nowhere.mp4", tmp_path)["camera top"]
     assert (gone.status, "no file nowhere.mp4" in gone.remedy) == (FAIL, True)
+
+
+def test_a_camera_is_asked_for_its_own_rate_and_size(tmp_path: Path) -> None:
+    source = film(tmp_path / "same.mp4", pattern())
+    found = looked_at(source, tmp_path, fps=60, rotation=180)
+    assert found["camera top rate"].status == WARN
+    assert "60 Hz requested" in found["camera top rate"].finding
+    found = looked_at(source, tmp_path, width=320)
+    assert "is set to 320x96, but the policy was trained on 128x96" in (
+        found["camera top size"].remedy
+    )
 
 
 def test_a_shift_is_measured_in_pixels() -> None:
