@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from small_checkpoint import TASK, observations, save_small
 
-from mtdit.checkpoint.names import PRETRAINED
+from mtdit.checkpoint.names import FACTS, PRETRAINED
+from mtdit.checkpoint.read import open_checkpoint
 from mtdit.torch_policy import open_policy
 from mtdit_robots.errors import UserError
+from mtdit_robots.features import ACTION
 
 
 @pytest.fixture
@@ -72,3 +74,13 @@ def test_a_request_is_frozen_and_preparing_changes_nothing(saved: Path) -> None:
     policy.observe(*seen[2])
     np.testing.assert_allclose(later(), now, atol=1e-5)
     assert not np.allclose(policy.chunk(noise), now, atol=1e-3)
+
+
+def test_it_knows_how_the_demonstrations_moved_if_its_checkpoint_does(saved: Path) -> None:
+    checkpoint = open_checkpoint(saved)
+    assert checkpoint.facts is not None
+    joints = open_policy(saved).demonstrated
+    assert tuple(joint.max_speed for joint in joints) == checkpoint.facts.max_speed
+    assert [joint.high for joint in joints] == checkpoint.dataset_stats[ACTION]["max"].tolist()
+    (checkpoint.folder / FACTS).unlink()
+    assert open_policy(saved).demonstrated == ()
