@@ -14,7 +14,7 @@ from mtdit_robots.errors import UserError
 # extra -> the modules that it installs, as in pyproject.toml. A module of two extras stands in the
 # smaller one.
 EXTRAS = {
-    "runtime": ("onnxruntime", "cv2", "tokenizers"),
+    "runtime": ("onnxruntime", "PIL", "tokenizers"),
     "record": ("pyarrow", "av"),
     "twin": ("mujoco",),
     "cuda": ("cuda",),
@@ -46,7 +46,7 @@ def extra_of(module: str) -> str | None:
 
 def missing(module: str, needed: str = "", extra: str = "") -> UserError:
     """The error for a module that is not installed. needed: what needs it, e.g. "cameras need
-    OpenCV"; without it, the error names the module alone. extra: the extra to install; default:
+    Pillow"; without it, the error names the module alone. extra: the extra to install; default:
     the one of the module.
     """
     subject = f"{needed}, which is not installed" if needed else f"{module} is not installed"

@@ -18,7 +18,7 @@ from repository import ROOT
 
 import mtdit
 
-HEAVY = ("numpy", "torch", "rich", "typer", "onnxruntime", "mujoco", "cv2", "pyarrow")
+HEAVY = ("numpy", "torch", "rich", "typer", "onnxruntime", "mujoco", "PIL", "pyarrow")
 NEEDS_TRAIN = {"train", "open_checkpoint", "Checkpoint"}
 NEEDS_EXPORT = {"export", "ExportReport", "verify_checkpoint"}
 PACKAGES = ("mtdit", "export/mtdit_export", "runtime/mtdit_runtime", "robots/mtdit_robots")
@@ -43,7 +43,7 @@ def test_the_import_loads_nothing_but_itself() -> None:
 
 def test_names_for_the_robot_computer_need_no_torch() -> None:
     """Where no extra is installed, every name still comes, but for those that train or export."""
-    blocked = ("torch", "lerobot", "onnxruntime", "onnx", "mujoco", "cv2", "pyarrow", "av")
+    blocked = ("torch", "lerobot", "onnxruntime", "onnx", "mujoco", "PIL", "pyarrow", "av")
     refused = run_fresh(f"""
 import sys
 class Missing:
@@ -135,7 +135,7 @@ follow_imports = silent
 ignore_missing_imports = True
 [mypy-torch.*,mujoco.*,lerobot.*,transformers.*,onnx.*,onnxscript.*,onnxruntime.*,safetensors.*]
 follow_imports = skip
-[mypy-accelerate.*,serial.*,cv2.*,pyarrow.*,typer.*,rich.*,tensorrt.*,tokenizers.*,datasets.*]
+[mypy-accelerate.*,serial.*,PIL.*,pyarrow.*,typer.*,rich.*,tensorrt.*,tokenizers.*,datasets.*]
 follow_imports = skip
 """
 

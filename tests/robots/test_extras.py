@@ -76,8 +76,8 @@ def test_without_an_installation_it_names_the_clone(monkeypatch: pytest.MonkeyPa
 
 def test_a_missing_module_is_named_with_its_extra() -> None:
     assert str(missing("av")) == f"av is not installed: {install('record')}"
-    said = str(missing("cv2", "cameras need OpenCV"))
-    assert said == f"cameras need OpenCV, which is not installed: {install('runtime')}"
+    said = str(missing("PIL", "cameras need Pillow"))
+    assert said == f"cameras need Pillow, which is not installed: {install('runtime')}"
     said = str(missing("torch", "export needs torch", "export"))
     assert said == f"export needs torch, which is not installed: {install('export')}"
     assert extra_of("pyarrow.parquet") == "record"

@@ -34,7 +34,8 @@ def find_cameras(
 ) -> None:
     """List the cameras and their modes, and measure what they deliver when all run at once."""
     from mtdit.cli.terminal.tables import cameras_table
-    from mtdit_robots.cameras.check import save_png, watch
+    from mtdit_robots.cameras.check import watch
+    from mtdit_robots.cameras.images import save_png
     from mtdit_robots.cameras.options import CameraOptions
     from mtdit_robots.cameras.v4l2 import find_devices
 

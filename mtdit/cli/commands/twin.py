@@ -92,10 +92,9 @@ def _show(twin: Twin, picture_to: Path, seconds: float | None) -> None:
 
 def _save(frame: Frame, path: Path) -> None:
     """Write under a temporary name, then rename: nobody reads an incomplete picture."""
-    import cv2
-
+    from mtdit_robots.cameras.images import png
     from mtdit_robots.files import new_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as part:
-        part.write_bytes(cv2.imencode(".png", frame[..., ::-1])[1].tobytes())
+        part.write_bytes(png(frame))

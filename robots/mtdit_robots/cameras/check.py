@@ -7,12 +7,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from mtdit_robots.cameras import v4l2
-from mtdit_robots.cameras.camera import Frame
+from mtdit_robots.cameras.images import Frame
 from mtdit_robots.cameras.open import OpenedCamera, open_camera
 from mtdit_robots.cameras.options import CameraOptions
 from mtdit_robots.errors import UserError
@@ -111,22 +110,3 @@ def _watched(
         float(np.mean((frame < DARK) | (frame > BRIGHT))),
         frame,
     )
-
-
-def save_png(path: Path, frame: Frame) -> None:
-    """Write (H, W, 3) RGB as PNG."""
-    import cv2
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), np.ascontiguousarray(frame[..., ::-1])):
-        raise UserError(f"cannot write {path}: choose another folder for the images")
-
-
-def load_png(path: Path) -> Frame:
-    """Read an image as (H, W, 3) RGB. UserError when it cannot be read."""
-    import cv2
-
-    image = cv2.imread(str(path))
-    if image is None:
-        raise UserError(f"{path} is not a readable image: export the bundle again")
-    return np.ascontiguousarray(image[..., ::-1])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mtdit_robots.cameras.camera import Frame
+from mtdit_robots.cameras.images import Frame
 from mtdit_robots.errors import UserError
 from mtdit_robots.extras import missing
 from mtdit_robots.features import IMAGES

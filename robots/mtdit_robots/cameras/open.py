@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mtdit_robots.cameras.camera import Frame, OpenCvCamera
+from mtdit_robots.cameras.camera import V4l2Camera
 from mtdit_robots.cameras.film_camera import FilmCamera, films
+from mtdit_robots.cameras.images import Frame
 from mtdit_robots.cameras.options import CameraOptions
 from mtdit_robots.errors import UserError
 
 FILE, DATASET = "file:", "dataset:"
-Device = OpenCvCamera | FilmCamera
+Device = V4l2Camera | FilmCamera
 
 
 class OpenedCamera:
@@ -86,7 +87,7 @@ def open_camera(
     /dev/v4l/by-id, which does not change), an index ("0" is /dev/video0), or a recording in place
     of a camera: `file:clip.mp4` or `dataset:FOLDER:camera`; or `CameraOptions`, whose size and rate
     go before the other arguments. UserError when it cannot be opened or delivers another size or
-    pixel format, or when OpenCV is not installed.
+    pixel format, or when Pillow is not installed.
 
         with mtdit.open_camera("top", "/dev/video0") as camera:
             frame, age_s = camera.read()
@@ -111,4 +112,4 @@ def _opened(name: str, options: CameraOptions, height: int, width: int, fps: flo
             )
         return FilmCamera(name, films(Path(folder), camera), height, width)
     device = int(source) if source.isdigit() else source
-    return OpenCvCamera(name, device, height, width, fps, fourcc=options.fourcc)
+    return V4l2Camera(name, device, height, width, fps, fourcc=options.fourcc)

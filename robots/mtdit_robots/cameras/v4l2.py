@@ -1,8 +1,8 @@
 """Find V4L2 cameras and their formats, sizes and rates by ioctl, and say why a stream does not
 start.
 
-Capturing is left to `camera`. Source: linux/videodev2.h. Struct layouts are those of 64-bit
-kernels; the structs used here have no pointers and are the same on 32 bits.
+Capturing is in `v4l2_stream`. Source: linux/videodev2.h. Struct layouts are those of 64-bit
+kernels.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
+import select
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +29,41 @@ _ENUM_FRAMESIZES = (0xC02C564A, struct.Struct("3I6I8x"))
 # index, pixel format, width, height, kind, numerator, denominator ...
 _ENUM_FRAMEINTERVALS = (0xC034564B, struct.Struct("5I6I8x"))
 # count, type, memory
-_REQBUFS = (0xC0145608, struct.Struct("4I4x"))
-_STREAMON, _STREAMOFF = 0x40045612, 0x40045613
+REQBUFS = (0xC0145608, struct.Struct("4I4x"))
+STREAMON, STREAMOFF = 0x40045612, 0x40045613
 _CAPTURE, _STREAMING, _DEVICE_CAPS = 0x1, 0x0400_0000, 0x8000_0000
-_VIDEO_CAPTURE, _MMAP, _DISCRETE = 1, 1, 1
+VIDEO_CAPTURE, MMAP, _DISCRETE = 1, 1, 1
 
 BANDWIDTH = (
     "the USB bus has no bandwidth left for another camera: plug one into another port "
     "(not the same hub), or use a smaller size or a lower frame rate"
 )
+
+
+Request = tuple[int, struct.Struct]
+
+
+class Kernel:
+    """The system calls that a camera needs. A virtual camera of the tests takes its place."""
+
+    def open(self, path: str) -> int:
+        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def ioctl(self, fd: int, code: int, buffer: bytearray) -> None:
+        fcntl.ioctl(fd, code, buffer)
+
+    def map(self, fd: int, length: int, offset: int) -> mmap.mmap:
+        return mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset)
+
+    def wait(self, fd: int, timeout_s: float) -> bool:
+        """Whether a frame is there, or an error, within the time."""
+        return bool(select.select([fd], [], [], timeout_s)[0])
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+
+KERNEL = Kernel()
 
 
 @dataclass(frozen=True)
@@ -64,7 +92,7 @@ class Device:
     problem: str = ""  # why it could not be queried
 
 
-def find_devices(dev: Path = Path("/dev")) -> list[Device]:
+def find_devices(dev: Path = Path("/dev"), kernel: Kernel = KERNEL) -> list[Device]:
     """Every capture device below `dev`, with its by-id link where there is one. Metadata nodes are
     left out.
     """
@@ -73,25 +101,27 @@ def find_devices(dev: Path = Path("/dev")) -> list[Device]:
         for link in sorted((dev / "v4l/by-id").glob("*"), reverse=True)
     }
     nodes = sorted(dev.glob("video[0-9]*"), key=lambda node: int(node.name.removeprefix("video")))
-    found = (_device(str(node), named.get(str(node.resolve()), str(node))) for node in nodes)
+    found = (
+        _device(str(node), named.get(str(node.resolve()), str(node)), kernel) for node in nodes
+    )
     return [device for device in found if device is not None]
 
 
-def _device(node: str, path: str) -> Device | None:
+def _device(node: str, path: str, kernel: Kernel) -> Device | None:
     try:
-        fd = os.open(node, os.O_RDWR | os.O_NONBLOCK)
+        fd = kernel.open(node)
     except OSError as error:
         return Device(path, node, problem=_why_closed(error))
     try:
-        _, card, bus, _, all_caps, own_caps = _ask(fd, _QUERYCAP)
+        _, card, bus, _, all_caps, own_caps = ask(kernel, fd, _QUERYCAP)
         caps = own_caps if all_caps & _DEVICE_CAPS else all_caps
         if not (caps & _CAPTURE and caps & _STREAMING):
             return None
-        return Device(path, node, _text(card), _text(bus), tuple(_modes(fd)))
+        return Device(path, node, _text(card), _text(bus), tuple(_modes(kernel, fd)))
     except OSError as error:
         return Device(path, node, problem=f"is not a camera ({error.strerror})")
     finally:
-        os.close(fd)
+        kernel.close(fd)
 
 
 def _why_closed(error: OSError) -> str:
@@ -100,71 +130,63 @@ def _why_closed(error: OSError) -> str:
     return f"cannot be opened ({error.strerror})"
 
 
-def _modes(fd: int) -> Iterator[Mode]:
-    for _, _, _, _, pixel_format in _each(fd, _ENUM_FMT, lambda n: (n, _VIDEO_CAPTURE, 0, b"", 0)):
-        yield from _sizes(fd, pixel_format)
+def _modes(kernel: Kernel, fd: int) -> Iterator[Mode]:
+    def each(request: Request, *question: Any) -> Iterator[tuple[Any, ...]]:
+        """Replies to an enumeration ioctl, index by index, until the driver returns EINVAL."""
+        for index in range(256):  # more than any camera offers; a broken driver might never end
+            try:
+                yield ask(kernel, fd, request, (index, *question))
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    return
+                raise
+
+    zeros = [0] * 7
+    for _, _, _, _, code in each(_ENUM_FMT, VIDEO_CAPTURE, 0, b"", 0):
+        for _, _, kind, width, height, *_ in each(_ENUM_FRAMESIZES, code, *zeros):
+            if kind != _DISCRETE:  # a stepwise range: any size
+                yield Mode(letters(code), 0, 0, ())
+                break
+            intervals = each(_ENUM_FRAMEINTERVALS, code, width, height, *zeros)
+            rates = {
+                round(d / n, 2)
+                for *_, kind, n, d, _, _, _, _ in intervals
+                if kind == _DISCRETE and n
+            }
+            yield Mode(letters(code), height, width, tuple(sorted(rates, reverse=True)))
 
 
-def _sizes(fd: int, pixel_format: int) -> Iterator[Mode]:
-    for _, _, kind, width, height, *_ in _each(
-        fd, _ENUM_FRAMESIZES, lambda n: (n, pixel_format, *[0] * 7)
-    ):
-        if kind != _DISCRETE:  # a stepwise range: any size
-            yield Mode(fourcc(pixel_format), 0, 0, ())
-            return
-        yield Mode(fourcc(pixel_format), height, width, _rates(fd, pixel_format, width, height))
-
-
-def _rates(fd: int, pixel_format: int, width: int, height: int) -> tuple[float, ...]:
-    answers = _each(fd, _ENUM_FRAMEINTERVALS, lambda n: (n, pixel_format, width, height, *[0] * 7))
-    return tuple(
-        sorted(
-            {round(d / n, 2) for *_, kind, n, d, _, _, _, _ in answers if kind == _DISCRETE and n}
-        )
-    )[::-1]
-
-
-def _each(
-    fd: int, request: tuple[int, struct.Struct], question: Callable[[int], tuple[Any, ...]]
-) -> Iterator[tuple[Any, ...]]:
-    """Replies to an enumeration ioctl, index by index, until the driver returns EINVAL."""
-    for index in range(256):  # more than any camera offers; a broken driver might never end
-        try:
-            yield _ask(fd, request, question(index))
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                return
-            raise
-
-
-def _ask(
-    fd: int, request: tuple[int, struct.Struct], fields: tuple[Any, ...] = ()
-) -> tuple[Any, ...]:
+def ask(kernel: Kernel, fd: int, request: Request, fields: tuple[Any, ...] = ()) -> tuple[Any, ...]:
     """One ioctl: fields in, fields out."""
     code, layout = request
     buffer = bytearray(layout.pack(*fields) if fields else bytes(layout.size))
-    fcntl.ioctl(fd, code, buffer)
+    kernel.ioctl(fd, code, buffer)
     return layout.unpack(buffer)
 
 
-def why_no_stream(node: str) -> str:
+def switch(kernel: Kernel, fd: int, code: int) -> None:
+    """STREAMON or STREAMOFF."""
+    kernel.ioctl(fd, code, bytearray(struct.pack("i", VIDEO_CAPTURE)))
+
+
+def why_no_stream(node: str, kernel: Kernel = KERNEL) -> str:
     """Why this camera does not start streaming while the others run; empty when it starts.
 
     ENOSPC ("No space left on device") means that the USB bus has no bandwidth left.
     """
     try:
-        fd = os.open(node, os.O_RDWR | os.O_NONBLOCK)
+        fd = kernel.open(node)
     except OSError as error:
         return _why_closed(error)
     try:
-        _ask(fd, _REQBUFS, (2, _VIDEO_CAPTURE, _MMAP, 0))
-        fcntl.ioctl(fd, _STREAMON, struct.pack("i", _VIDEO_CAPTURE))
+        ask(kernel, fd, REQBUFS, (2, VIDEO_CAPTURE, MMAP, 0))
+        switch(kernel, fd, STREAMON)
     except OSError as error:
         return explain(error)
     finally:
         with contextlib.suppress(OSError):
-            fcntl.ioctl(fd, _STREAMOFF, struct.pack("i", _VIDEO_CAPTURE))
-        os.close(fd)
+            switch(kernel, fd, STREAMOFF)
+        kernel.close(fd)
     return ""
 
 
@@ -177,7 +199,7 @@ def explain(error: OSError) -> str:
     return f"does not start ({error.strerror}): unplug it and plug it in again"
 
 
-def fourcc(code: int) -> str:
+def letters(code: int) -> str:
     """The four letters of a pixel format: "MJPG" for 0x47504A4D."""
     return code.to_bytes(4, "little").decode("ascii", "replace").strip()
 

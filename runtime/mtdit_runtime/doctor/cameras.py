@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from mtdit_robots.cameras.camera import Frame
-from mtdit_robots.cameras.check import Watched, load_png, watch
+from mtdit_robots.cameras.check import Watched, watch
+from mtdit_robots.cameras.images import Frame, load_png
 from mtdit_robots.cameras.options import CameraOptions
 from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.bundle import Bundle
@@ -93,12 +93,24 @@ def shift(reference: Frame, frame: Frame) -> tuple[tuple[float, float], float]:
     The shift is (right, down) in pixels: positive when things appear further right or further down
     than in the reference. The similarity is 0..1.
     """
-    import cv2
+    height, width = frame.shape[:2]
+    window = np.outer(np.hanning(height), np.hanning(width))
+    ours, theirs = (np.fft.rfft2(_grey(picture) * window) for picture in (frame, reference))
+    cross = ours * theirs.conj()
+    peaks = np.fft.irfft2(cross / np.maximum(np.abs(cross), 1e-12), (height, width))
+    # the peak and its neighbours: a shift that is no whole number of pixels lies between them
+    row, column = np.unravel_index(np.argmax(peaks), peaks.shape)
+    near = np.arange(-2, 3)
+    square = peaks[np.ix_((row + near) % height, (column + near) % width)]
+    total = max(float(square.sum()), 1e-12)
+    down = _signed(row + float(square.sum(1) @ near) / total, height)
+    right = _signed(column + float(square.sum(0) @ near) / total, width)
+    return (right, down), float(square.sum())
 
-    ours, theirs = (_grey(picture) for picture in (frame, reference))
-    window = cv2.createHanningWindow((frame.shape[1], frame.shape[0]), cv2.CV_64F)
-    (right, down), likeness = cv2.phaseCorrelate(theirs, ours, window)
-    return (float(right), float(down)), float(likeness)
+
+def _signed(shift: float, size: int) -> float:
+    """A shift of 0..size, which goes around, as one of at most half the size to either side."""
+    return float((shift + size / 2) % size - size / 2)
 
 
 def _grey(frame: Frame) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """Videos of runs: camera frames side by side with a caption, as H.264 MP4, which browsers play.
 
-`Film` writes in its own thread, so that it does not slow down the control loop. OpenCV scales the
+`Film` writes in its own thread, so that it does not slow down the control loop. Pillow scales the
 frames and draws the caption; the file is written by the encoder of recordings.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from mtdit_robots.cameras.images import import_pillow
 from mtdit_robots.errors import UserError
-from mtdit_robots.extras import missing
 from mtdit_robots.robot import Frame
 from mtdit_runtime.recording.video_encoder import VideoSink, find_codec
 
@@ -31,7 +31,7 @@ def check_film(path: Path) -> None:
     """Raise UserError when no film can be written to `path`: a package is missing, the name does
     not end in .mp4, or its folder is not writable.
     """
-    _import_cv2()
+    import_pillow("videos need")
     find_codec("h264")
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     if path.suffix != ".mp4" or not (folder.is_dir() and os.access(folder, os.W_OK)):
@@ -46,27 +46,22 @@ def _unwritable(path: Path) -> UserError:
 
 def tile(frames: Sequence[Frame], height: int) -> Frame:
     """Frames of any size side by side, scaled to `height`, each width even: (height, W, 3)."""
-    cv2 = _import_cv2()
+    image = import_pillow("videos need")
 
     def scaled(frame: Frame) -> Frame:
         width = max(2, round(frame.shape[1] * height / frame.shape[0] / 2) * 2)
-        shrinks = frame.shape[0] > height
-        resized: Frame = cv2.resize(
-            frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST
-        )
-        return resized
+        way = image.Resampling.BOX if frame.shape[0] > height else image.Resampling.NEAREST
+        return np.asarray(image.fromarray(frame).resize((width, height), way))
 
     return np.concatenate([scaled(frame) for frame in frames], axis=1)
 
 
 def caption(frame: Frame, text: str) -> Frame:
     """The frame with a line of text on a dark strip below it: (H + CAPTION_HEIGHT, W, 3)."""
-    cv2 = _import_cv2()
-    strip = np.full((CAPTION_HEIGHT, frame.shape[1], 3), 24, np.uint8)
-    cv2.putText(
-        strip, text, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (235, 235, 235), 1, cv2.LINE_AA
-    )
-    return np.concatenate([frame, strip])
+    strip = import_pillow("videos need").new("RGB", (frame.shape[1], CAPTION_HEIGHT), (24, 24, 24))
+    draw, font = _pen(strip)
+    draw.text((6, 4), text, (235, 235, 235), font)
+    return np.concatenate([frame, np.asarray(strip)])
 
 
 class Film:
@@ -126,9 +121,8 @@ class Film:
         self._file.write(picture)
 
 
-def _import_cv2() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise missing("cv2", "videos need OpenCV") from error
-    return cv2
+def _pen(strip: Any) -> tuple[Any, Any]:
+    """What draws on the picture, and a font that covers Latin letters."""
+    from PIL import ImageDraw, ImageFont
+
+    return ImageDraw.Draw(strip), ImageFont.load_default(13)

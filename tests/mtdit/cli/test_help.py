@@ -23,7 +23,7 @@ from mtdit_runtime.teleoperate import DriveOptions
 from mtdit_runtime.verify.build import BuildOptions
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-HEAVY = ("numpy", "rich", "torch", "cv2", "onnxruntime", "mujoco", "pyarrow", "av", "pydantic")
+HEAVY = ("numpy", "rich", "torch", "PIL", "onnxruntime", "mujoco", "pyarrow", "av", "pydantic")
 LOADED = f"""
 import json, sys
 from mtdit.cli import main

@@ -1,86 +1,28 @@
-"""Capture from a real stream: a little MJPEG server takes the place of the device."""
+"""Capture from a virtual camera, which answers V4L2's requests; and from films."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from virtual_camera import HEIGHT, WIDTH, VirtualCamera, jpeg, red
 
-from mtdit_robots.cameras.camera import OpenCvCamera
+from mtdit_robots.cameras import v4l2
+from mtdit_robots.cameras.camera import V4l2Camera
 from mtdit_robots.cameras.film_camera import FilmCamera
 from mtdit_robots.cameras.open import open_camera, turned
 from mtdit_robots.cameras.options import ROTATIONS, CameraOptions
 from mtdit_robots.errors import UserError
 from mtdit_robots.extras import install
 from mtdit_runtime.recording.video_encoder import CODECS, VideoSink
-
-HEIGHT, WIDTH = 48, 64
-
-
-class Stream(ThreadingHTTPServer):
-    """Serves an endless MJPEG stream of red frames until `stop` is set; `hangs` keeps it open
-    without frames.
-    """
-
-    daemon_threads = True
-
-    allow_reuse_address = True
-
-    def __init__(self, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), _Frames)
-        self.stop, self.hangs = threading.Event(), threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_port}/stream.mjpg"
-
-
-class _Frames(BaseHTTPRequestHandler):
-    server: Stream
-
-    def do_GET(self) -> None:
-        red = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
-        red[..., 2] = 255  # BGR
-        jpeg = cv2.imencode(".jpg", red)[1].tobytes()
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        self.end_headers()
-        while not self.server.stop.wait(0.01):
-            if self.server.hangs.is_set():
-                continue
-            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-            self.wfile.write(head.encode() + jpeg + b"\r\n")
-
-    def log_message(self, *_: object) -> None:
-        return
-
-
-@contextlib.contextmanager
-def served(port: int = 0) -> Iterator[Stream]:
-    server = Stream(port)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stop.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-@pytest.fixture
-def stream() -> Iterator[Stream]:
-    with served() as server:
-        yield server
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
@@ -91,35 +33,73 @@ def wait_for(happened: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen in 60 s")
 
 
-def test_the_latest_frame_in_rgb_grows_old_when_the_stream_ends(stream: Stream) -> None:
-    begun_s = time.monotonic()
-    with OpenCvCamera("top", stream.url, HEIGHT, WIDTH, first_frame_s=30) as camera:
+def opened(device: VirtualCamera, **more: object) -> V4l2Camera:
+    return V4l2Camera("top", 2, HEIGHT, WIDTH, first_frame_s=30, kernel=device, **more)  # type: ignore[arg-type]
+
+
+def test_the_latest_frame_in_rgb_grows_old_when_frames_stop() -> None:
+    device, begun_s = VirtualCamera(), time.monotonic()
+    with opened(device, fps=15) as camera:
         frame, age_s = camera.read()
         assert (camera.name, frame.shape, frame.dtype) == ("top", (HEIGHT, WIDTH, 3), np.uint8)
+        assert (camera.pixel_format, device.rate_hz) == ("MJPG", 15)
         assert frame[..., 0].min() > 240
         assert frame[..., 1:].max() < 15
         assert 0 <= age_s <= time.monotonic() - begun_s
-        stream.stop.set()
-        wait_for(lambda: camera.read()[1] > 1.0)
+        device.hangs.set()
+        wait_for(lambda: camera.read()[1] > 0.5)
         last, age_s = camera.read()
         time.sleep(0.05)
         again, later_s = camera.read()
         assert again is last
         assert later_s >= age_s + 0.05
     camera.close()
+    assert device.open_now == 0
+
+
+def test_pixels_are_those_of_opencv() -> None:
+    """LeRobot records with OpenCV."""
+    rng = np.random.default_rng(5)
+    smooth = cv2.GaussianBlur(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), (0, 0), 2)
+    data = jpeg(smooth)
+    with opened(VirtualCamera(lambda _: data)) as camera:
+        theirs = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        np.testing.assert_array_equal(camera.read()[0], theirs[..., ::-1])
+    packed = rng.integers(0, 256, (HEIGHT, WIDTH, 2), np.uint8)
+    raw = VirtualCamera(lambda _: packed.tobytes(), formats=("YUYV",))
+    with opened(raw) as camera:
+        assert camera.pixel_format == "YUYV"
+        theirs = cv2.cvtColor(packed, cv2.COLOR_YUV2RGB_YUYV)
+        np.testing.assert_array_equal(camera.read()[0], theirs)
+
+
+def test_damaged_frames_are_left_out() -> None:
+    """One is flagged by the driver, one ends in the middle, one is no JPEG at all."""
+    whole = jpeg(red())
+    contents = {3: whole[: len(whole) // 2], 4: b"nothing", 5: b""}
+    device = VirtualCamera(lambda n: contents.get(n, whole), damaged=(2,))
+    with opened(device) as camera:
+        wait_for(lambda: device.sent > 9)
+        wait_for(lambda: camera.arrived >= 6)
+        assert device.sent - camera.arrived in (4, 5), "the last one may be on its way"
+        assert (camera.reopened, camera.read()[0][..., 0].min()) == (0, 254)
 
 
 def test_a_camera_that_was_unplugged_comes_back() -> None:
-    with served() as first:
-        camera = OpenCvCamera("top", first.url, HEIGHT, WIDTH, first_frame_s=30)
-        camera.read()
-    wait_for(lambda: camera.read()[1] > 1.0)
+    device = VirtualCamera()
+    camera = opened(device)
+    camera.read()
+    device.gone.set()
+    wait_for(lambda: camera.read()[1] > 0.7)
     before = camera.arrived
-    with served(first.server_port):
-        wait_for(lambda: camera.arrived > before + 3)
-        assert camera.reopened == 1
-        assert camera.read()[1] < 30
-        camera.close()
+    device.gone.clear()
+    wait_for(lambda: camera.arrived > before + 3)
+    assert (camera.reopened, device.open_now) == (1, 1)
+    assert camera.read()[1] < 30
+    device.gone.set()
+    wait_for(lambda: device.open_now == 0)
+    camera.close()
+    assert device.open_now == 0, "closed once"
 
 
 @pytest.fixture
@@ -228,54 +208,65 @@ def test_cameras_warm_up_together_before_their_first_frame(film: Path) -> None:
         assert time.monotonic() - began_s - warm_s < 0.5
 
 
-def test_the_pixel_format_that_was_asked_for_or_none(stream: Stream) -> None:
-    options = CameraOptions(stream.url, WIDTH, HEIGHT, fourcc="MJPG")
-    with open_camera("top", options) as camera:
-        assert camera.pixel_format == "MJPG"
-    with pytest.raises(UserError, match=r"delivers MJPG, not YUYV: choose a fourcc it offers"):
-        open_camera("top", dataclasses.replace(options, fourcc="YUYV"))
-
-
-def test_closing_does_not_wait_for_a_device_that_hangs(stream: Stream) -> None:
-    camera = OpenCvCamera("top", stream.url, HEIGHT, WIDTH, first_frame_s=30)
-    camera.read()
-    stream.hangs.set()
-    time.sleep(0.5)  # what was under way arrives
-    camera.close()
-    assert camera._thread.is_alive()
-    stream.stop.set()
-    camera._thread.join(60)
-    camera.close()
-
-
-def test_another_size_is_refused(stream: Stream) -> None:
+def test_another_size_or_format_is_refused() -> None:
+    device = VirtualCamera()
     with pytest.raises(
-        UserError, match=f"camera 'top' .* delivers {WIDTH}x{HEIGHT}, not 640x480: choose a size"
+        UserError, match=rf"camera 'top' .* delivers {WIDTH}x{HEIGHT}, not 640x480: choose a size"
     ):
-        OpenCvCamera("top", stream.url)
+        V4l2Camera("top", "/dev/video2", kernel=device)
+    with pytest.raises(UserError, match=r"delivers H264, not MJPG or JPEG or YUYV: choose a"):
+        opened(VirtualCamera(formats=("H264",)))
+    with opened(device, fourcc="YUYV") as camera:
+        assert camera.pixel_format == "YUYV"
+    with pytest.raises(UserError, match="delivers MJPG, not YUYV: choose a fourcc it offers"):
+        opened(VirtualCamera(formats=("MJPG",)), fourcc="YUYV")
+    with pytest.raises(UserError, match="mtdit reads MJPG, JPEG, YUYV, not fourcc 'H264'"):
+        opened(device, fourcc="H264")
+    with pytest.raises(UserError, match=r"\(/dev/video2\) another program uses it"):
+        opened(VirtualCamera(busy=True))
+    assert device.open_now == 0
 
 
 @pytest.mark.parametrize("device", [63, "/dev/video63", "nothing.avi"])
 def test_a_camera_that_is_not_there(device: int | str) -> None:
     with pytest.raises(
         UserError,
-        match=r"cannot open camera 'wrist' \(.*\): choose one that `mtdit find-cameras` lists",
+        match=r"cannot open camera 'wrist' \(.*\): No such file .* that `mtdit find-cameras` lists",
     ):
-        OpenCvCamera("wrist", device)
+        V4l2Camera("wrist", device)
 
 
-def test_without_opencv_the_install_line_is_given() -> None:
+def test_a_file_that_is_no_camera(tmp_path: Path) -> None:
+    (tmp_path / "clip.avi").write_bytes(b"")
+    with pytest.raises(UserError, match="does not start"):
+        V4l2Camera("wrist", str(tmp_path / "clip.avi"))
+
+
+def test_devices_and_their_modes(tmp_path: Path) -> None:
+    (tmp_path / "video2").write_text("")
+    device = VirtualCamera()
+    [found] = v4l2.find_devices(tmp_path, device)
+    assert (found.card, found.bus, found.problem) == ("Virtual", "usb-1", "")
+    assert found.modes == tuple(
+        v4l2.Mode(name, HEIGHT, WIDTH, (30.0, 15.0)) for name in ("MJPG", "YUYV")
+    )
+    assert v4l2.why_no_stream(found.path, device) == ""
+    assert "another program" in v4l2.why_no_stream(found.path, VirtualCamera(busy=True))
+    assert device.open_now == 0
+
+
+def test_without_pillow_the_install_line_is_given() -> None:
     program = """
 import sys
-sys.modules["cv2"] = None  # as if it were not installed
-from mtdit_robots.cameras.camera import OpenCvCamera
+sys.modules["PIL"] = None  # as if it were not installed
+from mtdit_robots.cameras.camera import V4l2Camera
 from mtdit_robots.errors import UserError
 try:
-    OpenCvCamera("top", 0)
+    V4l2Camera("top", 0)
 except UserError as error:
     print(error)
 """
     output = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout
-    assert output == f"cameras need OpenCV, which is not installed: {install('runtime')}\n"
+    assert output == f"cameras need Pillow, which is not installed: {install('runtime')}\n"

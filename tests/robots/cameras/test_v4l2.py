@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mtdit_robots.cameras import v4l2
+from mtdit_robots.cameras import v4l2, v4l2_stream
 
 
 @pytest.mark.parametrize(
@@ -17,9 +17,14 @@ from mtdit_robots.cameras import v4l2
     [
         (v4l2._QUERYCAP, 0, 2),
         (v4l2._ENUM_FMT, 2, 3),
-        (v4l2._REQBUFS, 8, 3),
+        (v4l2.REQBUFS, 8, 3),
         (v4l2._ENUM_FRAMESIZES, 74, 3),
         (v4l2._ENUM_FRAMEINTERVALS, 75, 3),
+        (v4l2_stream._S_FMT, 5, 3),
+        (v4l2_stream._S_PARM, 22, 3),
+        (v4l2_stream._QUERYBUF, 9, 3),
+        (v4l2_stream._QBUF, 15, 3),
+        (v4l2_stream._DQBUF, 17, 3),
     ],
 )
 def test_request_codes_carry_direction_size_and_number(
@@ -33,8 +38,8 @@ def test_request_codes_carry_direction_size_and_number(
 
 
 def test_stream_codes() -> None:
-    assert 1 << 30 | 4 << 16 | ord("V") << 8 | 18 == v4l2._STREAMON
-    assert v4l2._STREAMOFF == v4l2._STREAMON + 1
+    assert 1 << 30 | 4 << 16 | ord("V") << 8 | 18 == v4l2.STREAMON
+    assert v4l2.STREAMOFF == v4l2.STREAMON + 1
 
 
 def test_no_space_left_is_usb_bandwidth() -> None:
@@ -46,8 +51,8 @@ def test_no_space_left_is_usb_bandwidth() -> None:
 
 
 def test_pixel_formats_by_their_letters() -> None:
-    assert v4l2.fourcc(0x47504A4D) == "MJPG"
-    assert v4l2.fourcc(int.from_bytes(b"Y16 ", "little")) == "Y16"
+    assert v4l2.letters(0x47504A4D) == "MJPG"
+    assert v4l2.letters(int.from_bytes(b"Y16 ", "little")) == "Y16"
 
 
 def test_devices_go_by_their_lasting_name(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from mtdit_robots.twin.registers import ServoRegisters
 if TYPE_CHECKING:
     from servo_chain import Chain
 
-    from mtdit_robots.cameras.camera import Frame
+    from mtdit_robots.cameras.images import Frame
 
 PATIENT_S = 2.0
 TORQUE, GOAL, LOCK = 40, 42, 55

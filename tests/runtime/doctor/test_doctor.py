@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from mtdit_robots.bus.sts3215 import BAUD_CODES
-from mtdit_robots.cameras import check as cameras_check
+from mtdit_robots.cameras import images
 from mtdit_robots.cameras.options import CameraOptions
 from mtdit_robots.so101.calibration import load, save
 from mtdit_robots.twin.bus import VirtualBus
@@ -119,7 +119,7 @@ def test_the_fast_checks_open_nothing_and_load_no_backend(bundle_folder: Path) -
         "found = doctor(DoctorOptions('so101', '/dev/ttyACM0', cameras={'top': '/dev/video0'},\n"
         f"    bundle=Path({str(bundle_folder)!r}), fast=True))\n"
         "print({check.id for check in found})\n"
-        "loaded = {'onnxruntime', 'tensorrt', 'cv2', 'mujoco', 'torch'} & sys.modules.keys()\n"
+        "loaded = {'onnxruntime', 'tensorrt', 'PIL', 'mujoco', 'torch'} & sys.modules.keys()\n"
         "sys.exit(f'loaded {loaded}' if loaded else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -402,7 +402,7 @@ def looked_at(source: str, folder: Path, **settings: Any) -> dict[str, Check]:
 
 
 def test_a_camera_where_it_was_in_training(tmp_path: Path) -> None:
-    cameras_check.save_png(tmp_path / "reference/top.png", pattern())
+    images.save_png(tmp_path / "reference/top.png", pattern())
     found = looked_at(film(tmp_path / "same.mp4", pattern(light=10)), tmp_path)
     assert {
         name: check.status for name, check in found.items() if not name.endswith(("age", "rate"))
@@ -413,7 +413,7 @@ def test_a_camera_where_it_was_in_training(tmp_path: Path) -> None:
 
 
 def test_a_camera_that_was_turned_shows_something_else_or_is_dark(tmp_path: Path) -> None:
-    cameras_check.save_png(tmp_path / "reference/top.png", pattern())
+    images.save_png(tmp_path / "reference/top.png", pattern())
     moved = looked_at(film(tmp_path / "moved.mp4", pattern(right=9)), tmp_path)["camera top view"]
     assert (moved.status, "+9 px right, +0 px down" in moved.finding) == (WARN, True), moved
     other = (

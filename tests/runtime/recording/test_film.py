@@ -95,7 +95,7 @@ def test_browsers_play_it(tmp_path: Path) -> None:
         assert (stream.frames, float(stream.average_rate or 0)) == (3, 30)
 
 
-@pytest.mark.parametrize(("module", "extra"), [("av", "record"), ("cv2", "runtime")])
+@pytest.mark.parametrize(("module", "extra"), [("av", "record"), ("PIL", "runtime")])
 def test_a_missing_package_is_one_line_before_the_run(
     module: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
