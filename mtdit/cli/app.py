@@ -27,6 +27,7 @@ from mtdit.cli.commands import (
     train,
     twin,
 )
+from mtdit.cli.configured import configured
 from mtdit.cli.lerobot_flags import translate
 from mtdit.cli.terminal.console import MAX_LINE, console
 from mtdit.cli.terminal.help import CommandList, GroupedHelp
@@ -67,8 +68,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": export.verify,
     "inspect": inspect.inspect,
 }
-for _name, _command in COMMANDS.items():
-    app.command(_name, cls=GroupedHelp)(_command)
+for _name in COMMANDS:
+    app.command(_name, cls=GroupedHelp)(configured(_name, COMMANDS))
 
 UsageError = cast(
     "type[typer.BadParameter]", typer.BadParameter.__mro__[1]

@@ -37,6 +37,12 @@ class RobotKind(str, Enum):
     so101 = "so101"
 
 
+class CheckedRobot(str, Enum):
+    none = "none"
+    twin = "twin"
+    so101 = "so101"
+
+
 class ClockKind(str, Enum):
     real = "real"
     lockstep = "lockstep"
@@ -60,6 +66,15 @@ BundleArgument = Annotated[
 BundleOption = Annotated[
     Path,
     option("Policy", "Bundle to run: a folder NAME.mtdit that `mtdit export` wrote.", "--bundle"),
+]
+EvalBundle = Annotated[
+    Path | None, option("Policy", f"Bundle to evaluate, NAME.mtdit; default: {BUNDLE}.", "--bundle")
+]
+DoctorBundle = Annotated[
+    Path | None,
+    option(
+        "Checks", "Bundle to compare the computer, arm and cameras with, NAME.mtdit.", "--bundle"
+    ),
 ]
 BackendOption = Annotated[
     Backend,
@@ -105,11 +120,34 @@ ChunkTimeout = Annotated[
 
 # -- the arm
 
+Robot = Annotated[
+    RobotKind,
+    option("Robot", "Robot to drive: so101 (a real arm) or twin (the simulated one).", "--robot"),
+]
+RunRobot = Annotated[
+    RobotKind | None,
+    option(
+        "Robot",
+        "Robot to drive: so101 (a real arm) or twin (the simulated one); "
+        "default: so101 if --port is given, else twin.",
+        "--robot",
+    ),
+]
+DoctorRobot = Annotated[
+    CheckedRobot,
+    option("Robot", "Robot to check: none, twin or so101 (a real arm).", "--robot"),
+]
 Port = Annotated[
     str | None,
     option(
         "Robot", "Serial port of the real arm, e.g. /dev/ttyACM0; required for so101.", "--port"
     ),
+]
+NeededArmPort = Annotated[
+    str, option("Robot", "Serial port of the arm, e.g. /dev/ttyACM0.", "--port")
+]
+ArmPort = Annotated[
+    str | None, option("Robot", "Serial port of the arm, e.g. /dev/ttyACM0.", "--port")
 ]
 CalibrationName = Annotated[
     str | None,
@@ -168,6 +206,44 @@ Seed = Annotated[
 ]
 SPEED_LIMITS: dict[str, Any] = {"min": 1.0, "max": 10_000.0}
 HOME_LIMITS: dict[str, Any] = {"min": 0.0, "max": 60.0}
+MaxSpeed = Annotated[
+    float,
+    option(
+        "Motion",
+        "Maximum speed of the follower's joints in degrees per second (gripper: percent).",
+        "--max-speed",
+        **SPEED_LIMITS,
+    ),
+]
+RunMaxSpeed = Annotated[
+    float | None,
+    option(
+        "Motion",
+        "Maximum speed of every joint in degrees per second (gripper: percent); "
+        "default: only the limits from the training data.",
+        "--max-speed",
+        **SPEED_LIMITS,
+    ),
+]
+Home = Annotated[
+    float,
+    option(
+        "Motion",
+        "Seconds for the return to the start pose at the end; 0: stay there.",
+        "--home-seconds",
+        **HOME_LIMITS,
+    ),
+]
+RunHome = Annotated[
+    float | None,
+    option(
+        "Motion",
+        "Seconds for the return to the start pose at the end, 0: stay there; "
+        "default: 3 for a real arm, 0 for the twin.",
+        "--home-seconds",
+        **HOME_LIMITS,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -178,12 +254,7 @@ class ArmOptions:
     one who forgets --port is asked for it.
     """
 
-    robot: Annotated[
-        RobotKind,
-        option(
-            "Robot", "Robot to drive: so101 (a real arm) or twin (the simulated one).", "--robot"
-        ),
-    ] = RobotKind.so101
+    robot: Robot = RobotKind.so101
     port: Port = None
     calibration: CalibrationName = None
     bus: Bus = BusKind.own
@@ -191,23 +262,8 @@ class ArmOptions:
     clock: Clock = ClockKind.real
     seed: Seed = 0
     units: Units = None
-    max_speed: Annotated[
-        float,
-        option(
-            "Motion",
-            "Maximum speed of the follower's joints in degrees per second (gripper: percent).",
-            **SPEED_LIMITS,
-        ),
-    ] = 300.0
-    home_s: Annotated[
-        float,
-        option(
-            "Motion",
-            "Seconds for the return to the start pose at the end; 0: stay there.",
-            "--home-seconds",
-            **HOME_LIMITS,
-        ),
-    ] = 3.0
+    max_speed: MaxSpeed = 300.0
+    home_s: Home = 3.0
 
     @property
     def said_units(self) -> str | None:

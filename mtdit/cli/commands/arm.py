@@ -12,11 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from mtdit.cli.flags import option
-from mtdit.cli.options import DEV, Bus, BusKind, BusTimeout, Dev, Json
+from mtdit.cli.options import DEV, ArmPort, Bus, BusKind, BusTimeout, Dev, Json, NeededArmPort
 from mtdit.cli.terminal.console import console, write_json
 from mtdit_robots.errors import UserError
 
-ArmPort = Annotated[str, option("Robot", "Serial port of the arm, e.g. /dev/ttyACM0.", "--port")]
 Leader = Annotated[
     bool,
     option("Robot", "The arm is a leader (moved by hand); default: a follower.", "--leader"),
@@ -93,7 +92,7 @@ def _show_ports(reports: list[Any], asked: bool) -> None:
 
 
 def setup_motors(
-    port: ArmPort,
+    port: NeededArmPort,
     leader: Leader = False,
     motor: Annotated[
         str | None,
@@ -134,9 +133,7 @@ def setup_motors(
 
 
 def calibrate(
-    port: Annotated[
-        str | None, option("Robot", "Serial port of the arm, e.g. /dev/ttyACM0.")
-    ] = None,
+    port: ArmPort = None,
     name: Annotated[
         str | None,
         option("Calibration", "The arm's id in LeRobot; the file is in LeRobot's folder.", "--id"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,33 +14,24 @@ from mtdit.cli.options import (
     BusTimeout,
     CalibrationName,
     CameraList,
+    CheckedRobot,
+    DoctorBundle,
+    DoctorRobot,
     Json,
+    Port,
     Units,
 )
 from mtdit.cli.terminal.console import console, write_json
 
 
-class CheckedRobot(str, Enum):
-    none = "none"
-    twin = "twin"
-    so101 = "so101"
-
-
 def doctor(
-    robot: Annotated[
-        CheckedRobot, option("Robot", "Robot to check: none, twin or so101 (a real arm).")
-    ] = CheckedRobot.none,
-    port: Annotated[
-        str | None, option("Robot", "Serial port of the real arm; nothing moves.")
-    ] = None,
+    robot: DoctorRobot = CheckedRobot.none,
+    port: Port = None,
     calibration: CalibrationName = None,
     bus: Bus = BusKind.own,
     bus_timeout: BusTimeout = 0.05,
     camera: CameraList = None,
-    bundle: Annotated[
-        Path | None,
-        option("Checks", "Bundle to compare the computer, arm and cameras with, NAME.mtdit."),
-    ] = None,
+    bundle: DoctorBundle = None,
     units: Units = None,
     servo_volts: Annotated[
         float | None,
@@ -62,7 +51,10 @@ def doctor(
     ] = False,
     json_out: Json = None,
 ) -> None:
-    """Check this computer, the arm and the cameras, and print the fix for each problem."""
+    """Check this computer, the arm and the cameras, and print the fix for each problem.
+
+    Nothing moves.
+    """
     from mtdit.cli.rig import calibration_file
     from mtdit.cli.terminal.tables import checks_table
     from mtdit_runtime.check import healthy, to_dict

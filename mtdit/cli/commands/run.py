@@ -10,8 +10,6 @@ import typer
 from mtdit.cli.flags import option, read_rename_map
 from mtdit.cli.options import (
     BUNDLE,
-    HOME_LIMITS,
-    SPEED_LIMITS,
     ArmOptions,
     Backend,
     BackendOption,
@@ -26,10 +24,14 @@ from mtdit.cli.options import (
     Clock,
     ClockKind,
     Duration,
+    EvalBundle,
     Json,
     Port,
     RenameMap,
     RobotKind,
+    RunHome,
+    RunMaxSpeed,
+    RunRobot,
     Seed,
     Units,
 )
@@ -59,14 +61,7 @@ def run(
         ),
     ] = None,
     chunk_timeout: ChunkTimeout = None,
-    robot: Annotated[
-        RobotKind | None,
-        option(
-            "Robot",
-            "Robot to drive: so101 (a real arm) or twin (the simulated one); "
-            "default: so101 if --port is given, else twin.",
-        ),
-    ] = None,
+    robot: RunRobot = None,
     port: Port = None,
     calibration: CalibrationName = None,
     bus: Bus = BusKind.own,
@@ -83,25 +78,8 @@ def run(
     units: Units = None,
     camera: CameraList = None,
     rename_map: RenameMap = None,
-    max_speed: Annotated[
-        float | None,
-        option(
-            "Motion",
-            "Maximum speed of every joint in degrees per second (gripper: percent); "
-            "default: only the limits from the training data.",
-            **SPEED_LIMITS,
-        ),
-    ] = None,
-    home_s: Annotated[
-        float | None,
-        option(
-            "Motion",
-            "Seconds for the return to the start pose at the end, 0: stay there; "
-            "default: 3 for a real arm, 0 for the twin.",
-            "--home-seconds",
-            **HOME_LIMITS,
-        ),
-    ] = None,
+    max_speed: RunMaxSpeed = None,
+    home_s: RunHome = None,
     duration: Duration = None,
     seed: Seed = 0,
     video: Annotated[
@@ -191,9 +169,7 @@ def evaluate(
         RobotKind,
         option("Robot", "Robot to use: only twin, a real arm cannot tell success."),
     ] = RobotKind.twin,
-    bundle: Annotated[
-        Path | None, option("Policy", f"Bundle to evaluate, NAME.mtdit; default: {BUNDLE}.")
-    ] = None,
+    bundle: EvalBundle = None,
     checkpoint: Annotated[
         Path | None,
         option(

@@ -121,7 +121,7 @@ def test_every_field_of_a_training_has_an_option() -> None:
     assert "[default: (" not in told
     assert set(options) - {f.name for f in dataclasses.fields(TrainConfig)} == {
         *("vision_encoder", "objective", "horizon"),  # policy fields that have an option
-        "overwrite",
+        *("overwrite", "config"),
     }
 
 
@@ -139,7 +139,7 @@ def test_every_field_of_the_options_of_a_call_has_a_flag(name: str) -> None:
         # the clock and the precision are words, made from a switch; None: the help says the default
         if option.default is not None and field.name not in ("lockstep", "precision"):
             assert getattr(option.default, "value", option.default) == field.default, field.name
-    assert {option.name for option in COMMANDS[name].params} - set_by == besides
+    assert {option.name for option in COMMANDS[name].params} - set_by == besides | {"config"}
 
 
 def test_the_table_of_other_names_is_short_and_used() -> None:
