@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from mtdit.config import PolicyFeatures
 from mtdit_robots.errors import UserError
-from mtdit_robots.units import ARM_UNITS, RADIANS, UNKNOWN
+from mtdit_robots.units import ARM_UNITS, RADIANS, UNKNOWN, joint_unit
+from mtdit_runtime.bundle.manifest import Joint
 from mtdit_runtime.files import MAX_DIM, build
 from mtdit_runtime.normalize import Stats
 
@@ -41,6 +42,17 @@ class DatasetFacts:
     def __post_init__(self) -> None:
         if not self.state_joints:
             object.__setattr__(self, "state_joints", self.joints)
+
+
+def demonstrated_joints(
+    facts: DatasetFacts, actions: Mapping[str, NDArray[np.float32]]
+) -> tuple[Joint, ...]:
+    """How far and how fast the dataset's actions moved each joint. actions: their statistics, min
+    and max (J,) among them.
+    """
+    low, high = actions["min"].tolist(), actions["max"].tolist()
+    rows = zip(facts.joints, low, high, facts.max_speed, strict=True)
+    return tuple(Joint(name, joint_unit(name, facts.units), *row) for name, *row in rows)
 
 
 def feature_stats(config: PolicyFeatures, stats: DatasetStats, key: str) -> Stats:

@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtdit.checkpoint.read import Checkpoint, open_checkpoint
+from mtdit.checkpoint.read import Checkpoint, need_stats, open_checkpoint
 from mtdit.data.frame_cache import dataset_facts
 from mtdit.data.lerobot_dataset import open_dataset
 from mtdit.policies.images import normalized_images
 from mtdit.policies.multi_task_dit.clip_lookup import tokenize
+from mtdit.stats import demonstrated_joints
 from mtdit_robots.errors import UserError
+from mtdit_robots.features import ACTION
 from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.units import UNKNOWN
-from mtdit_runtime.bundle.manifest import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE
+from mtdit_runtime.bundle.manifest import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE, Joint
 from mtdit_runtime.joint_order import listed
 from mtdit_runtime.policy.history import History, Moment, check_observation
 from mtdit_runtime.policy.policy import (
@@ -51,6 +53,7 @@ class TorchPolicy:
         self.frame_sizes = {name: shape[:2] for name, shape in config.cameras.items()}
         self.fps = checkpoint.facts.fps if checkpoint.facts else DEFAULT_FPS
         self.units = checkpoint.facts.units if checkpoint.facts else UNKNOWN
+        self.demonstrated = demonstrated(checkpoint)
         self.n_obs_steps, self.horizon, self.n_action_steps = (
             config.n_obs_steps,
             config.horizon,
@@ -181,6 +184,18 @@ def joint_names(checkpoint: Checkpoint) -> tuple[tuple[str, ...], tuple[str, ...
             f"pass the dataset that it was trained on"
         )
     return facts.joints, facts.state_joints
+
+
+def demonstrated(checkpoint: Checkpoint) -> tuple[Joint, ...]:
+    """The joints with the ranges and speeds of the dataset; empty for a checkpoint that does not
+    store them. UserError when they are damaged.
+    """
+    ends = ("min", "max")
+    known = checkpoint.dataset_stats.get(ACTION, {})
+    if checkpoint.facts is None or not set(ends) <= set(known):
+        return ()
+    need_stats(checkpoint, ACTION, ends)
+    return demonstrated_joints(checkpoint.facts, known)
 
 
 def numbered(count: int) -> tuple[str, ...]:

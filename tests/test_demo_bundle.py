@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from command_line import mtdit
+import pytest
+from command_line import mtdit as command
 
+import mtdit
 from mtdit_runtime.bundle.bundle import open_bundle
 from mtdit_runtime.verify.verify import verify
 
@@ -26,6 +28,17 @@ def test_it_opens_the_drawer(tmp_path: Path) -> None:
     """It did so in 30 of 30 scenes; a policy that fails in two of five is another policy."""
     report = tmp_path / "eval.json"
     words = ("--robot", "twin", "--bundle", DEMO, "--task", "open the drawer", "--episodes", "5")
-    done = mtdit("eval", *words, "--json", report)
+    done = command("eval", *words, "--json", report)
     assert done.returncode == 0, done.stderr
-    assert json.loads(report.read_text())["successes"] >= 4
+    read = json.loads(report.read_text())
+    assert read["successes"] >= 4
+    assert read["verdict"] == "normal"
+
+
+@pytest.mark.parametrize("safety", [mtdit.SafetyConfig(), mtdit.SafetyConfig(max_speed=60)])
+def test_its_runs_are_normal_also_when_a_person_caps_the_speed(safety: mtdit.SafetyConfig) -> None:
+    options = mtdit.RunOptions("onnx", duration_s=8.0, lockstep=True, home_s=0, safety=safety)
+    with mtdit.Twin(clock="lockstep") as twin:
+        twin.reset("open the drawer", seed=100_000)
+        report = mtdit.run(DEMO, twin.robot(), "open the drawer", options, success=twin.success)
+    assert (report.reason, report.verdict) == ("success", "normal")

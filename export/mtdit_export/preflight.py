@@ -22,12 +22,12 @@ from mtdit.policies.multi_task_dit.clip_lookup import load_tokenizer, tokenize
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.policies.multi_task_dit.policy import MultiTaskDiT
 from mtdit.policies.multi_task_dit.reach import cut_actions
-from mtdit.stats import DatasetFacts, validate_facts
+from mtdit.stats import DatasetFacts, demonstrated_joints, validate_facts
 from mtdit_export.fold.denoiser import with_sampler
 from mtdit_export.options import INT8
 from mtdit_robots.errors import UserError
 from mtdit_robots.features import ACTION, STATE
-from mtdit_robots.units import UNKNOWN, joint_unit
+from mtdit_robots.units import UNKNOWN
 from mtdit_runtime.bundle.manifest import TOKENIZER, Joint
 from mtdit_runtime.joint_order import listed, repeated
 from mtdit_runtime.policy.tokens import load_tokens
@@ -220,14 +220,7 @@ def joints_of(checkpoint: Checkpoint, facts: DatasetFacts) -> tuple[Joint, ...]:
     """
     check_counts(checkpoint, facts)
     need_stats(checkpoint, ACTION, ("min", "max"))
-    stats = checkpoint.dataset_stats[ACTION]
-    rows = zip(
-        facts.joints, stats["min"].tolist(), stats["max"].tolist(), facts.max_speed, strict=True
-    )
-    return tuple(
-        Joint(name, joint_unit(name, facts.units), low, high, speed)
-        for name, low, high, speed in rows
-    )
+    return demonstrated_joints(facts, checkpoint.dataset_stats[ACTION])
 
 
 def check_counts(checkpoint: Checkpoint, facts: DatasetFacts) -> None:

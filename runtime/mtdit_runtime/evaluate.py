@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from mtdit_runtime.control.clock import LockstepClock, check_lockstep
 from mtdit_runtime.control.loop import LoopConfig, run_loop
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig
+from mtdit_runtime.control.verdict import verdict
 from mtdit_runtime.instructions import typed
 from mtdit_runtime.policy.by_name import check_cameras, on_robot
 from mtdit_runtime.policy.policy import Policy
@@ -63,6 +64,7 @@ class EvalReport:
     high: float
     mean_success_s: float | None  # mean simulated time of the successful episodes
     wall_s: float
+    verdict: str  # on the motion in all episodes together, see `verdict`
     each: tuple[EvalEpisode, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,7 +74,7 @@ class EvalReport:
         other = f" (instruction: {self.instruction!r})" if self.instruction != self.task else ""
         interval = f"95 % interval {self.low:.0%} to {self.high:.0%}"
         count = f"{self.successes}/{self.episodes} = {self.rate:.0%}"
-        return f"{self.task!r}{other}: {count}, {interval}"
+        return f"{self.task!r}{other}: {count}, {interval}\nverdict: {self.verdict}"
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -111,7 +113,8 @@ class EvalOptions:
     # Seconds after which a chunk hangs; None: 10 times the latency so far, at least 3.
     chunk_timeout: float | None = None
     success_ticks: int = 3
-    joints: Sequence[Joint] | None = None  # apply their limits, as on a robot; None: no limits
+    # apply their limits, as on a robot; None: only count what the policy's own limits would change
+    joints: Sequence[Joint] | None = None
 
 
 def evaluate(
@@ -146,7 +149,7 @@ def evaluate(
     robot.connect()
     instruction = task if options.instruction is None else typed(options.instruction)
     config = LoopConfig(policy.fps, options.max_s, success_ticks=options.success_ticks)
-    each: list[EvalEpisode] = []
+    each, runs = list[EvalEpisode](), list[RunReport]()
     try:
         for index in range(options.episodes):
             seed = episode_seed(options.seed, index)
@@ -158,23 +161,25 @@ def evaluate(
                 queue.reset(instruction, seed)
                 report = run_loop(robot, queue, safety, config, clock, twin.success, on_tick)
             each.append(_outcome(report, seed))
+            runs.append(report)
             if on_episode is not None:
                 on_episode(each[-1], index)
             if report.reason == "interrupted":
                 raise KeyboardInterrupt
     finally:
         robot.close()
-    return _report(task, instruction, each, time.monotonic() - began)
+    found = verdict(_together(runs), safety.limits)
+    return _report(task, instruction, each, time.monotonic() - began, found)
 
 
 def _safety(policy: Policy, joints: Sequence[Joint] | None, per_degree: Positions) -> Safety:
     # In lock-step every frame is from the current tick, so none is stale.
     config = SafetyConfig(ramp_s=0.0, stale_hold_s=math.inf)
-    if joints is None:
-        limits = Limits.none(len(policy.joints))
-    else:
-        limits = Limits.by_name(policy.joints, joints, policy.fps, config, per_degree)
-    return Safety(policy.joints, limits, config)
+    moved = policy.demonstrated if joints is None else joints
+    limits = Limits.none(len(policy.joints))
+    if moved:
+        limits = Limits.by_name(policy.joints, moved, policy.fps, config, per_degree)
+    return Safety(policy.joints, limits, config, applied=joints is not None)
 
 
 def _outcome(report: RunReport, seed: int) -> EvalEpisode:
@@ -194,11 +199,37 @@ def _outcome(report: RunReport, seed: int) -> EvalEpisode:
     )
 
 
-def _report(task: str, instruction: str, each: Sequence[EvalEpisode], wall_s: float) -> EvalReport:
+def _together(runs: Sequence[RunReport]) -> RunReport:
+    """The motion of all runs as that of one: the counts in sum, the largest seams."""
+    first = runs[0]
+    return replace(
+        next((run for run in runs if not run.ok), first),
+        ticks=sum(run.ticks for run in runs),
+        seam_jump={j: max(run.seam_jump[j] for run in runs) for j in first.seam_jump},
+        interventions={
+            guard: {j: sum(run.interventions[guard][j] for run in runs) for j in joints}
+            for guard, joints in first.interventions.items()
+        },
+    )
+
+
+def _report(
+    task: str, instruction: str, each: Sequence[EvalEpisode], wall_s: float, found: str
+) -> EvalReport:
     times_s = [episode.duration_s for episode in each if episode.success]
     low, high = wilson_interval(len(times_s), len(each))
     mean_s = sum(times_s) / len(times_s) if times_s else None
     rate = len(times_s) / len(each)
     return EvalReport(
-        task, instruction, len(times_s), len(each), rate, low, high, mean_s, wall_s, tuple(each)
+        task=task,
+        instruction=instruction,
+        successes=len(times_s),
+        episodes=len(each),
+        rate=rate,
+        low=low,
+        high=high,
+        mean_success_s=mean_s,
+        wall_s=wall_s,
+        verdict=found,
+        each=tuple(each),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -152,6 +152,25 @@ def test_limits_are_kept_if_given(policy: BundlePolicy, bundle: Bundle, twin: Sc
     evaluate(policy, twin, TASK, EvalOptions(1, max_s=0.5, joints=bundle.manifest.joints))
     steps = np.abs(np.diff(np.array(twin.arm.commands), axis=0))
     assert steps.max() <= 300 * 1.5 / 30 + 1e-9
+
+
+def test_without_limits_it_says_what_a_robot_would_limit(
+    policy: BundlePolicy, twin: ScriptedTwin
+) -> None:
+    """The toy jumps by 50 degrees per tick, five times as fast as its demonstrations."""
+    wild = evaluate(policy, twin, TASK, EvalOptions(2, max_s=2.0))
+    sent = np.array(twin.arm.commands)
+    assert np.abs(np.diff(sent, axis=0)).max() > 300 * 1.5 / 30, "nothing is limited"
+    assert wild.verdict.startswith("abnormal: the speed guard changed ")
+    assert " of 120 ticks, " in wild.verdict, "of both episodes"
+    assert str(wild).splitlines()[1] == f"verdict: {wild.verdict}"
+    policy.demonstrated = tuple(replace(joint, max_speed=3e3) for joint in policy.demonstrated)
+    twin.arm.commands.clear()
+    fast = evaluate(policy, twin, TASK, EvalOptions(2, max_s=2.0))
+    assert (fast.verdict, fast.each) == ("normal", wild.each)
+    assert np.array_equal(sent, np.array(twin.arm.commands))
+    policy.demonstrated = ()
+    assert evaluate(policy, twin, TASK, EvalOptions(1, max_s=0.2)).verdict == "normal"
 
 
 def test_episodes_are_reported_as_they_end(policy: BundlePolicy, twin: ScriptedTwin) -> None:

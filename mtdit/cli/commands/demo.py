@@ -23,6 +23,7 @@ from mtdit_robots.errors import UserError
 
 TASKS = ("open the drawer", "push the red cube to the left")
 STAMPS = "stages"
+NOT_JUDGED = "not judged"  # in stages that an earlier version left
 CHECKPOINT = "train/checkpoints/last"  # a link to the checkpoint with the number of its step
 
 
@@ -210,6 +211,8 @@ def summary(report: dict[str, Any], out: Path, say: Callable[[str], None]) -> No
         chunk_ms = run["stages"].get("chunk", {}).get("p50_ms", 0.0)
         late = f"{run['late_ticks']} late ticks of {run['ticks']}, a chunk took {chunk_ms:.0f} ms"
         say(f"    filmed run: {run['reason']} after {run['duration_s']:.1f} s, {late}")
+        say(f"    verdict on the scenes: {score.get('verdict', NOT_JUDGED)}")
+        say(f"    verdict on the filmed run: {run.get('verdict', NOT_JUDGED)}")
     if report["train_steps"] < report["planned_steps"]:
         say(
             f"Training reached its time limit after {report['train_steps']} of "

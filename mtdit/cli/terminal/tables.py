@@ -10,6 +10,7 @@ from mtdit_runtime.text import printable
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
@@ -43,9 +44,16 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     return out
 
 
-def report_table(report: RunReport) -> Table:
-    """The report of a run: how it ended, its timing, and what the guards changed."""
-    return table("", ["", ""], _report_rows(report))
+def report_table(report: RunReport) -> Group:
+    """The report of a run: how it ended, its timing, what the guards changed; last, its verdict."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from mtdit_runtime.control.verdict import NORMAL
+
+    is_normal = report.verdict == NORMAL
+    line = Text(f"verdict: {report.verdict}", style=COLOURS["ok" if is_normal else "warn"])
+    return Group(table("", ["", ""], _report_rows(report)), line)
 
 
 def _report_rows(report: RunReport) -> Iterator[tuple[str, str]]:

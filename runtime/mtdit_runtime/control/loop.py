@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from mtdit_robots.signals import InterruptCounter, counted_interrupts
 from mtdit_runtime.control.clock import Clock
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Safety, Stop
+from mtdit_runtime.control.verdict import verdict
 from mtdit_runtime.timings import Timings
 
 UNSAFE_TO_MOVE = ("bus", "blocked")  # after these the arm does not return to its start pose
@@ -276,7 +277,7 @@ class _Loop:
     def report(self, end: Stop) -> RunReport:
         safety, from_source = self.safety, self.source.stats()
         stages = self.timings.summary() | from_source.pop("stages", {})
-        return RunReport(
+        report = RunReport(
             reason=end.reason,
             detail=end.detail,
             ticks=self.ticks,
@@ -295,6 +296,7 @@ class _Loop:
             },
             exit_errors=tuple(self.exit_errors),
         )
+        return replace(report, verdict=verdict(report, safety.limits))
 
 
 @contextmanager

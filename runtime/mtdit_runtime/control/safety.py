@@ -57,6 +57,10 @@ class Limits:
     tracked: NDArray[np.bool_]  # (J,) False for a gripper: it may be blocked by what it holds
     # (J,) or (1,): units in a degree, by which the numbers of SafetyConfig are multiplied
     per_degree: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
+    # (J,) or (1,): units per second, the fastest of the demonstrations; infinite: not known
+    fastest: NDArray[np.float64] = field(default_factory=lambda: np.full(1, np.inf))
+    # (J,) or (1,): `max_step` is a person's cap, below what the demonstrations allow
+    capped: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
 
     @classmethod
     def of(
@@ -75,10 +79,12 @@ class Limits:
             np.array([getattr(j, name) for j in joints]) for name in ("low", "high", "max_speed")
         )
         margin = np.maximum(config.range_margin * (high - low), config.min_margin * scale)
-        speed = np.maximum(speed * config.speed_factor, config.min_speed * scale)
-        max_step = np.minimum(speed, config.max_speed * scale) / fps
+        slowest, cap = config.min_speed * scale, config.max_speed * scale
+        allowed = np.maximum(speed * config.speed_factor, slowest)
+        max_step = np.minimum(allowed, cap) / fps
         tracked = np.array([j.unit != PERCENT and j.name != GRIPPER for j in joints])
-        return cls(low - margin, high + margin, max_step, tracked, scale)
+        fastest = np.maximum(speed, slowest)
+        return cls(low - margin, high + margin, max_step, tracked, scale, fastest, cap < allowed)
 
     @classmethod
     def by_name(
@@ -109,7 +115,8 @@ class Safety:
     """The guards of one run.
 
     Call `begin` once; then in every tick `frames_fresh`, `command` or `hold`, and `accepted`.
-    interventions: guard -> (J,) ticks in which it changed a command.
+    interventions: guard -> (J,) ticks in which it changed a command. applied: False only counts
+    what range and speed guard would change, and follows the policy, for simulation.
     """
 
     def __init__(
@@ -118,10 +125,11 @@ class Safety:
         limits: Limits,
         config: SafetyConfig | None = None,
         trained: TrainedRange | None = None,
+        applied: bool = True,
     ) -> None:
         self.joints, self.limits, self.config = tuple(joints), limits, config or SafetyConfig()
         self.interventions = {guard: np.zeros(len(self.joints), np.int64) for guard in GUARDS}
-        self.stale_ticks, self._trained = 0, trained
+        self.stale_ticks, self._trained, self.applied = 0, trained, applied
         self.begin(np.zeros(len(self.joints)))
 
     def check_start(self, positions: Positions) -> None:
@@ -134,6 +142,7 @@ class Safety:
         self._start = positions.copy()
         self._ramp_from_s: float | None = None
         self._last = positions.copy()  # the last accepted command; at first the measured pose
+        self._limited = positions.copy()  # the same with guards, whether or not they are applied
         self._stale, self._not_finite = _Lasting(), _Lasting()
         self._off_track = [_Lasting() for _ in self.joints]
 
@@ -169,7 +178,8 @@ class Safety:
         ramped = self._start + self._ramp(now_s) * (wanted - self._start)
         in_range = self._limit("range", ramped, self.limits.low, self.limits.high)
         step = self.limits.max_step
-        return self._limit("speed", in_range, self._last - step, self._last + step)
+        self._limited = self._limit("speed", in_range, self._limited - step, self._limited + step)
+        return self._limited.copy() if self.applied else ramped
 
     def hold(self, measured: Positions, now_s: float) -> Positions:
         """The last command again, (J,). Raises Stop("blocked")."""
@@ -179,9 +189,13 @@ class Safety:
     def accepted(self, sent: Positions) -> None:
         """Note the command (J,) that the robot accepted; the next step is measured from it."""
         self._last = sent.copy()
+        if self.applied:
+            self._limited = sent.copy()
 
     def check_tracking(self, measured: Positions, now_s: float) -> None:
         """Raises Stop("blocked") when a joint stays far from its command."""
+        if not self.applied:
+            return
         allowed = self.config.tracking_error * self.limits.per_degree
         off = (np.abs(self._last - measured) > allowed) & self.limits.tracked
         for i, lasting in enumerate(self._off_track):

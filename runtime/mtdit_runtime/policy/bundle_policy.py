@@ -75,7 +75,7 @@ class BundlePolicy:
         self.cameras = tuple(self.frame_sizes)
         self.n_obs_steps, self.horizon = m.n_obs_steps, m.horizon
         self.n_action_steps, self.fps = m.n_action_steps, m.fps
-        self.units = m.units
+        self.units, self.demonstrated = m.units, m.joints
         self.timings = Timings()
         self.frames_encoded = self.texts_encoded = 0
         self._bundle, self._engines = bundle, engines

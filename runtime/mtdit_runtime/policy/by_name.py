@@ -12,6 +12,7 @@ import numpy as np
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Positions
+from mtdit_runtime.bundle.manifest import Joint
 from mtdit_runtime.joint_order import Named, listed, permutation, places
 from mtdit_runtime.policy.policy import Chunk, Noise, Policy
 from mtdit_runtime.timings import Timings
@@ -91,6 +92,10 @@ class _ByName(Policy):
     @property
     def units(self) -> str:
         return self._policy.units
+
+    @property
+    def demonstrated(self) -> tuple[Joint, ...]:
+        return self._policy.demonstrated
 
     @property
     def timings(self) -> Timings:

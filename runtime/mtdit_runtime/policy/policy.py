@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mtdit_robots.robot import Frame, Positions
 from mtdit_robots.units import UNKNOWN
-from mtdit_runtime.bundle.manifest import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE
+from mtdit_runtime.bundle.manifest import NOISE, PREFIX, PREFIX_MASK, STEP_NOISE, Joint
 from mtdit_runtime.engines.engine import Arrays
 from mtdit_runtime.timings import Timings
 
@@ -73,6 +73,11 @@ class Policy(Protocol):
     def units(self) -> str:
         """The unit of the body joints: degrees, normalized, or unknown."""
         return UNKNOWN
+
+    @property
+    def demonstrated(self) -> tuple[Joint, ...]:
+        """How far and how fast the demonstrations moved each joint; empty: not known."""
+        return ()
 
     @property
     def timings(self) -> Timings:

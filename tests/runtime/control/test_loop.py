@@ -401,3 +401,11 @@ def test_report_reads_well_and_is_json(drive: Any) -> None:
     text = console.export_text()
     assert "0.5 s, 15 ticks" in text
     assert "limited: speed" in text
+    assert data["verdict"] == report.verdict == "normal", "a toy's limits are no demonstrations'"
+    assert text.rstrip().splitlines()[-1].rstrip() == "verdict: normal"
+
+
+def test_the_report_says_what_was_abnormal(drive: Any, robot: Any) -> None:
+    robot.failing = frozenset(range(12, 99))
+    report = drive(LoopConfig(FPS, duration_s=9.0, max_bus_errors=4))
+    assert report.verdict.startswith("abnormal: it ended with `bus`; the bus failed in 4 of 16")

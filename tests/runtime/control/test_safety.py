@@ -62,6 +62,23 @@ def test_speed_is_limited_from_what_the_robot_accepted() -> None:
     assert guard.interventions["speed"].tolist() == [2, 0]
 
 
+def test_guards_that_are_not_applied_count_what_they_would_change() -> None:
+    """A jump to 80 is cut to 60, at 3 units per tick; uncut, the joint goes there at once."""
+    limits = Limits.of(JOINTS, FPS, CONFIG)
+    applied, counting = (Safety(["lift", "grip"], limits, CONFIG, applied=a) for a in (True, False))
+    wanted = np.array([80.0, 50.0])
+    for tick in range(40):
+        for guard in (applied, counting):
+            if not tick:
+                guard.begin(FREE)
+            guard.accepted(guard.command(wanted, FREE, tick / FPS))
+    assert counting.last.tolist() == wanted.tolist(), "a joint far from its command does not end it"
+    for guard in ("range", "speed", "not finite"):
+        assert counting.interventions[guard].tolist() == applied.interventions[guard].tolist()
+    assert counting.interventions["speed"].tolist() == [19, 0]
+    assert counting.interventions["range"].tolist() == [40, 0]
+
+
 def test_a_start_outside_the_range_is_left_slowly() -> None:
     guard = safety()
     guard.begin(np.array([80.0, 50.0]))

@@ -39,6 +39,7 @@ def test_a_training_that_its_time_limit_ended_is_named(
 ) -> None:
     config, said = walked
     assert not any("time limit" in line for line in said)
+    assert sum(line.startswith("    verdict on ") for line in said) == 4
     report = json.loads((config.out / "report.json").read_text())
     assert report["train_steps"] == report["planned_steps"] == SHORT.train_steps
     summary({**report, "planned_steps": 500}, config.out, said.append)

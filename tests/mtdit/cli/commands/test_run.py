@@ -129,7 +129,11 @@ def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
         cwd=run_folder,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((run_folder / "run.json").read_text())["ticks"] == 30
+    told = json.loads((run_folder / "run.json").read_text())
+    assert told["ticks"] == 30
+    assert told["verdict"].startswith("abnormal: the speed guard changed "), "it is untrained"
+    assert "; a new chunk differed from the one before by " in told["verdict"]
+    assert done.stdout.rstrip().splitlines()[-1] == f"verdict: {told['verdict']}"
     assert (run_folder / "run.mp4").stat().st_size > 1000
     rates = {}
     for name, source in (("bundle", "policy.mtdit"), ("checkpoint", "train")):
@@ -146,6 +150,8 @@ def test_run_eval_and_bench_report_as_json(run_folder: Path) -> None:
         done = mtdit("eval", "--robot", "twin", f"--{name}", source, *options, cwd=run_folder)
         assert done.returncode == 0, done.stdout + done.stderr
         rates[name] = json.loads((run_folder / f"{name}.json").read_text())
+        assert rates[name]["verdict"].startswith("abnormal: the speed guard changed ")
+        assert done.stdout.rstrip().splitlines()[-1] == f"verdict: {rates[name]['verdict']}"
     assert [e["seed"] for e in rates["bundle"]["each"]] == [
         e["seed"] for e in rates["checkpoint"]["each"]
     ]
