@@ -30,7 +30,7 @@ from mtdit_robots.features import ACTION, STATE
 from mtdit_robots.units import UNKNOWN
 from mtdit_runtime.bundle.manifest import TOKENIZER, Joint
 from mtdit_runtime.joint_order import listed, repeated
-from mtdit_runtime.policy.tokens import load_tokens
+from mtdit_runtime.policy.tokens import END, load_tokens
 from mtdit_runtime.recording.dataset_units import dataset_units
 from mtdit_runtime.units import Judged, advice, judge, settled, vectors
 
@@ -204,7 +204,7 @@ def checked_tokenizer(folder: Path, policy: MultiTaskDiT) -> Any:
     end = int(ids.max()) if shape.eos_token_id == LEGACY_EOS else shape.eos_token_id
     if (
         not np.array_equal(ids, tokens(SAMPLE_TEXT))
-        or tokens.end != end
+        or tokens.vocabulary[END] != end
         or ids.max() >= shape.vocab_size
     ):
         raise UserError(

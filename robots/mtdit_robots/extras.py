@@ -14,7 +14,7 @@ from mtdit_robots.errors import UserError
 # extra -> the modules that it installs, as in pyproject.toml. A module of two extras stands in the
 # smaller one.
 EXTRAS = {
-    "runtime": ("onnxruntime", "PIL", "tokenizers"),
+    "runtime": ("onnxruntime", "PIL", "regex"),
     "record": ("pyarrow", "av"),
     "twin": ("mujoco",),
     "cuda": ("cuda",),
@@ -39,7 +39,7 @@ ONNXRUNTIMES = (
 
 
 def extra_of(module: str) -> str | None:
-    """The extra that installs a module, e.g. "runtime" for "tokenizers"; None if there is none."""
+    """The extra that installs a module, e.g. "runtime" for "regex"; None if there is none."""
     package = module.partition(".")[0]
     return next((extra for extra, modules in EXTRAS.items() if package in modules), None)
 
