@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 
 from mtdit.data.frame_times import Clock, Match, match, not_decodable, read_clock
 from mtdit.data.lerobot_dataset import Dataset
-from mtdit.data.video_frames import SKIP, Frame, Part, PngRowGroup, Video, picture
+from mtdit.data.video_frames import (
+    SKIP,
+    Frame,
+    Part,
+    PngRowGroup,
+    Video,
+    image_bytes,
+    picture,
+)
 from mtdit_robots.errors import UserError
 from mtdit_runtime.files import sha256
 from mtdit_runtime.recording.dataset_layout import INFO
@@ -235,7 +243,7 @@ class TableSource:
         digest = hashlib.sha256()
         for batch in pq.ParquetFile(self.path).iter_batches(PICTURES_AT_ONCE, columns=[self.key]):
             for image in batch.column(0).to_pylist():
-                data = (image or {}).get("bytes") or b""
+                data = image_bytes(image)
                 digest.update(len(data).to_bytes(8, "little") + data)
         return digest.hexdigest()
 

@@ -165,13 +165,18 @@ class PngRowGroup:
         self.pictures = []
 
 
+def image_bytes(image: Any) -> bytes:
+    """The file of an image, PNG or JPEG: {"bytes": PNG}, or the bytes alone. Empty: it has none."""
+    return (image.get("bytes") if isinstance(image, dict) else image) or b""
+
+
 def picture(file: Path, image: Any) -> Frame:
-    """An image of a parquet file, {"bytes": PNG}, as (H, W, 3). UserError when it is damaged."""
+    """An image of a parquet file as (H, W, 3). UserError when it is damaged."""
     from PIL import Image
 
     try:
-        return np.array(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
-    except (OSError, TypeError, KeyError, ValueError) as error:
+        return np.array(Image.open(io.BytesIO(image_bytes(image))).convert("RGB"))
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{file} contains an image that cannot be decoded ({error}); copy the dataset again"
         ) from None

@@ -162,10 +162,10 @@ def an_episode_is_listed_twice(made: Made, rng: np.random.Generator) -> None:
     made.episodes.append(Line(dict(entry.values), entry.file))
 
 
-@damage("not after the frame before|has no frame|not a number|lacks|fps|claim|missing in")
+@damage("has no time|are missing in column")
 def a_time_that_is_none(made: Made, rng: np.random.Generator) -> None:
     line = some(rng, [line for line in made.lines if line.truth])
-    line.values["timestamp"] = some(rng, [float("nan"), None, -5.0, float("inf"), 1e300])
+    line.values["timestamp"] = some(rng, [float("nan"), None, float("inf")])
 
 
 @damage("frames are .* s apart|has no frame")
@@ -213,8 +213,8 @@ def words_exchanged(made: Made, rng: np.random.Generator) -> None:
     if len(used) < 2 or len(set(told)) < 2 or isinstance(made.episodes[0].values["tasks"], str):
         raise NotHere
     words = sorted(used)[:2]
-    if made.words[words[0]] == made.words[words[1]]:
-        raise NotHere
+    if made.words[words[0]] == made.words[words[1]] or not set(told) <= set(made.words.values()):
+        raise NotHere  # a task that was reworded, too, hides it where an episode has both
     alone = [set(entry.values["tasks"]) for entry in made.episodes]
     if not any({made.words[w] for w in words} - one and one for one in alone):
         raise NotHere
@@ -224,7 +224,7 @@ def words_exchanged(made: Made, rng: np.random.Generator) -> None:
 @damage("two meanings")
 def one_number_of_two_tasks(made: Made, rng: np.random.Generator) -> None:
     number = some(rng, made.words)
-    made.words[number + 1000] = "wave"
+    made.words[number + 1000] = "turn around"
     made.task_order = [*(made.task_order or sorted(made.words)), number + 1000]
     made.task_order = list(dict.fromkeys(made.task_order))
     if made.task_style == "number as index":
@@ -267,13 +267,13 @@ def a_table_is_cut_off(made: Made, rng: np.random.Generator) -> None:
     _after_file(made, rng, pattern, cut)
 
 
-@damage("numbers per frame, but|has .* dimensions but")
+@damage("numbers per frame, but|has .* dimensions but|shape .* is not a list of")
 def a_shape_that_is_wrong(made: Made, rng: np.random.Generator) -> None:
     key = some(rng, VECTORS)
     made.features[key]["shape"] = some(rng, [[5], [7], [3, 2], [], ["6"], "6", None, 6])
 
 
-@damage("names: write a name for every dimension|but 5 names|called")
+@damage("names .*: write a name for every dimension of both|has two dimensions called")
 def names_that_do_not_fit(made: Made, rng: np.random.Generator) -> None:
     names = [f"joint{i}.pos" for i in range(made.features[STATE]["shape"][0])]
     made.features[STATE]["names"] = some(rng, [names[:-1], [*names[:-1], names[0]], [1] * 6, "x"])

@@ -285,7 +285,7 @@ def plain(rng: np.random.Generator) -> Made:
     made = Made(fps, cameras, lines, episodes, words, {})
     made.info = _info(made)
     for camera in made.videos():
-        place_videos(made, camera.key, {e: (0, 0) for e in range(len(lengths))})
+        place_videos(made, camera.key, dict.fromkeys(range(len(lengths)), (0, 0)))
     return made
 
 

@@ -33,6 +33,11 @@ def check_info(root: Path, info: Any) -> None:
             raise UserError(
                 f"{root}/{INFO}: feature {key!r} lacks dtype or shape; copy the dataset again"
             )
+        if not _is_shape(feature["shape"]):
+            raise UserError(
+                f"{root}/{INFO}: shape {feature['shape']!r} of feature {key!r} is not a list of "
+                "whole numbers; copy the dataset again"
+            )
     for key in (STATE, ACTION):
         if key not in info["features"]:
             raise UserError(
@@ -41,6 +46,10 @@ def check_info(root: Path, info: Any) -> None:
                 f"LeRobot's names (one vector {STATE}, one {ACTION}), or use `mtdit record`"
             )
     _check_fps(root, info.get("fps"))
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
 
 
 def _check_version(root: Path, version: str) -> None:
@@ -138,6 +147,13 @@ def _check_times(
 ) -> None:
     """Times ascend within an episode, as many per second as fps says."""
     times = columns["timestamp"]
+    absent = np.flatnonzero(~np.isfinite(times))
+    if len(absent):
+        raise UserError(
+            f"{root}: frame {columns['frame_index'][absent[0]]} of episode "
+            f"{columns['episode_index'][absent[0]]} has no time, its timestamp is "
+            f"{times[absent[0]]}; copy the dataset again"
+        )
     steps = np.delete(np.diff(times), new)
     typical = float(np.median(steps)) if len(steps) else 1 / fps
     if abs(typical * fps - 1) > 0.01:

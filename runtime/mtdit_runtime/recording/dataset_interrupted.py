@@ -7,6 +7,7 @@ rows that meta/episodes does not list. What was closed before is whole. `dataset
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -150,19 +151,21 @@ def _placed(
     """
     number = max((int(row["episode_index"]) for row in listed), default=-1) + 1
     while (there := frames.get(number)) is not None and len(there.files) == 1:
-        chunk, file = file_place(there.files[0])
+        place = file_place(there.files[0])
+        if place is None:
+            return
         row: dict[str, Any] = {
             "episode_index": number,
             "tasks": _words(root, there.tasks),
             "length": there.count,
-            "data/chunk_index": chunk,
-            "data/file_index": file,
+            "data/chunk_index": place[0],
+            "data/file_index": place[1],
         }
         for key in videos.keys:
-            place = videos.next_place(key, there.count)
-            if place is None:
+            film = videos.next_place(key, there.count)
+            if film is None:
                 return
-            row |= place
+            row |= film
         yield row
         number += 1
 
@@ -172,9 +175,10 @@ def _words(root: Path, tasks: Iterable[int]) -> list[str]:
     return list(dict.fromkeys(words[task] for task in sorted(tasks) if task in words))
 
 
-def file_place(file: Path) -> tuple[int, int]:
-    """Chunk and number of .../chunk-000/file-000.parquet."""
-    return int(file.parent.name.rpartition("-")[2]), int(file.stem.rpartition("-")[2])
+def file_place(file: Path) -> tuple[int, int] | None:
+    """Chunk and number of .../chunk-000/file-000.parquet; None for a file with another name."""
+    found = re.fullmatch(r"chunk-(\d+)/file-(\d+)", f"{file.parent.name}/{file.stem}")
+    return (int(found[1]), int(found[2])) if found else None
 
 
 class Videos:
@@ -210,11 +214,13 @@ class Videos:
             left = self._length(file) - begin
             if left < 0.5 / self.fps:
                 continue
-            if left < (length - 0.5) / self.fps:
+            place = file_place(file)
+            if left < (length - 0.5) / self.fps or place is None:
                 return None
             self._used[file] = begin + length / self.fps
-            places = zip(("chunk_index", "file_index"), file_place(file), strict=True)
-            return {f"videos/{key}/{name}": number for name, number in places} | {
+            return {
+                f"videos/{key}/chunk_index": place[0],
+                f"videos/{key}/file_index": place[1],
                 f"videos/{key}/from_timestamp": begin,
                 f"videos/{key}/to_timestamp": self._used[file],
             }

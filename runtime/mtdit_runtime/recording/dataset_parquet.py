@@ -26,8 +26,11 @@ NUMBERS = "biuf"  # numpy's kinds of numbers
 
 
 def table_files(root: Path, folder: str, kind: str = "parquet") -> list[Path]:
-    """The files of a folder of the dataset, in the order of their names."""
-    return sorted((root / folder).glob(f"chunk-*/file-*.{kind}"))
+    """The files of a folder of the dataset, in the order of their names. As LeRobot, whatever the
+    names are; hidden files are no part of it (macOS leaves "._" files beside those it copies).
+    """
+    files = (root / folder).glob(f"*/*.{kind}")
+    return sorted(file for file in files if not file.name.startswith("."))
 
 
 def is_unfinished(file: Path) -> bool:
@@ -111,7 +114,8 @@ def to_numpy(file: Path, table: Any, name: str) -> NDArray[Any]:
 def whole_numbers(file: Path, table: Any, name: str) -> NDArray[np.int64]:
     """A column of whole numbers, (N,); pandas may store them as floats. UserError: others."""
     values = to_numpy(file, table, name).reshape(-1)
-    numbers = values.astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        numbers = values.astype(np.int64)
     if len(values) != len(table) or not np.array_equal(numbers, values):
         raise UserError(
             f"{file}: column {name!r} must hold one whole number per row; copy the dataset again"

@@ -12,8 +12,19 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.features import IMAGES
 from mtdit_runtime.recording.dataset_features import PICTURES, image_shape
 from mtdit_runtime.recording.dataset_interrupted import Videos, file_place
-from mtdit_runtime.recording.dataset_layout import CHUNKS_SIZE, INFO, ROBOT_TYPES, DatasetLayout
-from mtdit_runtime.recording.dataset_parquet import DATA, EPISODES, table_files
+from mtdit_runtime.recording.dataset_layout import (
+    CHUNKS_SIZE,
+    INFO,
+    ROBOT_TYPES,
+    VIDEO_PATH,
+    DatasetLayout,
+)
+from mtdit_runtime.recording.dataset_parquet import (
+    DATA,
+    EPISODES,
+    import_parquet,
+    table_files,
+)
 from mtdit_runtime.recording.dataset_reader import RecordedDataset, read_dataset, read_info
 from mtdit_runtime.recording.dataset_stats import Stats
 from mtdit_runtime.recording.dataset_tables import new_info, stats_so_far, vector_orders
@@ -24,7 +35,8 @@ from mtdit_runtime.recording.dataset_units import recorded_units
 @dataclass(frozen=True)
 class Before:
     """An existing dataset. rows: of meta/episodes. words: of each task number. stats: of all
-    episodes together. last: kind of file -> number of the last one that holds an episode.
+    episodes together. last: kind of file -> number of the last one that holds an episode. schema:
+    pyarrow's, of meta/episodes.
     """
 
     info: dict[str, Any]
@@ -32,6 +44,7 @@ class Before:
     words: dict[int, str] = field(default_factory=dict)
     stats: list[dict[str, Stats]] = field(default_factory=list)
     last: dict[str, int] = field(default_factory=dict)
+    schema: Any = None
 
 
 def read_before(root: Path, layout: DatasetLayout) -> Before:
@@ -45,9 +58,11 @@ def read_before(root: Path, layout: DatasetLayout) -> Before:
         return Before(info)
     recorded = read_dataset(root)
     check_videos(recorded)
+    _check_apart(root, info, layout)
     rows = [dict(row) for row in recorded.episodes]
     words, stats = dict(read_tasks(root).words), stats_so_far(recorded)
-    return Before(info, rows, words, [stats], _last_files(recorded, layout))
+    schema = import_parquet().read_schema(table_files(root, EPISODES)[0])
+    return Before(info, rows, words, [stats], _last_files(recorded, layout), schema)
 
 
 def has_episodes(root: Path) -> bool:
@@ -75,6 +90,22 @@ def check_videos(recorded: RecordedDataset) -> None:
             )
 
 
+def _check_apart(root: Path, info: Mapping[str, Any], layout: DatasetLayout) -> None:
+    """UserError when info.json has one place for the videos of several episodes or cameras."""
+    pattern, places = str(info.get("video_path") or VIDEO_PATH), ((0, 0), (0, 1), (1, 0))
+    keys = [IMAGES + camera for camera in layout.cameras] if layout.video else []
+    paths = [
+        pattern.format(video_key=key, chunk_index=chunk, file_index=file)
+        for key in keys
+        for chunk, file in places
+    ]
+    if len(set(paths)) < len(paths):
+        raise UserError(
+            f"{root}/{INFO}: video_path is {pattern!r}, so a new episode would replace the video "
+            "of another: choose another folder"
+        )
+
+
 def _last_files(recorded: RecordedDataset, layout: DatasetLayout) -> dict[str, int]:
     """Kind of file -> number of the last one that holds an episode. The next one may be there: a
     killed session left it, and it will be overwritten. UserError when more is left.
@@ -83,8 +114,8 @@ def _last_files(recorded: RecordedDataset, layout: DatasetLayout) -> dict[str, i
     size = chunks_size(recorded.info)
 
     def number(file: Path) -> int:
-        chunk, place = file_place(file)
-        return chunk * size + place
+        place = file_place(file)
+        return place[0] * size + place[1] if place is not None else -1  # no name of ours
 
     last = {
         DATA: max(number(file) for file, rows in recorded.places.items() if (rows >= 0).any()),

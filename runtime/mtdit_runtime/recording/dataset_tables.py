@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,10 @@ def _image_column(images: Sequence[bytes]) -> Any:
     )
 
 
-def row_table(row: Mapping[str, Any], stats: Mapping[str, Stats]) -> Any:
-    """One row of meta/episodes with its statistics, columns in LeRobot's order."""
+def row_table(row: Mapping[str, Any], stats: Mapping[str, Stats], schema: Any = None) -> Any:
+    """One row of meta/episodes with its statistics, columns in LeRobot's order. schema: that of the
+    tables which are there; LeRobot opens a dataset only if none has a column that the first lacks.
+    """
     import pyarrow as pa
 
     lists = dataset_stats.to_lists(stats)
@@ -93,9 +96,19 @@ def row_table(row: Mapping[str, Any], stats: Mapping[str, Stats]) -> Any:
         for name, value in values.items()
     }
     place = {key: value for key, value in row.items() if key.startswith("meta/")}
-    return pa.Table.from_pylist(
-        [{**{k: v for k, v in row.items() if k not in place}, **flat, **place}]
-    )
+    values = {**{k: v for k, v in row.items() if k not in place}, **flat, **place}
+    if schema is None:
+        return pa.Table.from_pylist([values])
+    return pa.table({part.name: _fitting(values.get(part.name), part.type) for part in schema})
+
+
+def _fitting(value: Any, kind: Any) -> Any:
+    """A column of one value; it is left out where the column's type cannot hold it."""
+    import pyarrow as pa
+
+    with suppress(pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return pa.array([value], kind)
+    return pa.nulls(1, kind)
 
 
 def task_table(words: Mapping[int, str]) -> Any:

@@ -96,6 +96,7 @@ class DatasetWriter:
         self._info = new_info(layout)
         self._orders = vector_orders(self._info, layout, root)
         self._resumed_at = 0
+        self._schema: Any = None  # of meta/episodes of a resumed set
         self._last: dict[str, int] = {}  # kind of file -> number of the last one of a resumed set
         _check_folder(root, resume)
         self._staging = root / ASIDE
@@ -167,7 +168,7 @@ class DatasetWriter:
         self._write_json(INFO, self._info)
         self._path(DATA_PATH, row, "data").unlink()
         for key in self._video_keys():
-            self._path(VIDEO_PATH, row, f"videos/{key}").unlink()
+            self._video_path(row, key).unlink()
         return True
 
     def close(self) -> None:
@@ -185,7 +186,7 @@ class DatasetWriter:
         """
         before = read_before(self.root, self.layout)
         self._info, self._rows, self._words = before.info, before.rows, before.words
-        self._stats, self._last = before.stats, before.last
+        self._stats, self._last, self._schema = before.stats, before.last, before.schema
         self._orders = vector_orders(self._info, self.layout, self.root)
         self._resumed_at = len(self._rows)
 
@@ -220,13 +221,14 @@ class DatasetWriter:
         pq, staging = import_parquet(), self._staging
         pq.write_table(data, staging / "data.parquet", compression="snappy")
         pq.write_table(task_table(words), staging / "tasks.parquet")
-        pq.write_table(row_table(row, stats), staging / "episode.parquet", compression="snappy")
+        entry = row_table(row, stats, self._schema)
+        pq.write_table(entry, staging / "episode.parquet", compression="snappy")
         merged = dataset_stats.to_lists(merged_stats([*self._stats, stats]))
         (staging / "stats.json").write_text(write_json(merged))
         (staging / "info.json").write_text(write_json(info))
         (staging / "mtdit.json").write_text(write_json({"units": self.layout.units}))
         moves = [
-            *((f"{key.removeprefix(IMAGES)}.mp4", self._path(VIDEO_PATH, row, f"videos/{key}"))
+            *((f"{key.removeprefix(IMAGES)}.mp4", self._video_path(row, key))
               for key in self._video_keys()),
             ("mtdit.json", self.root / RECORDER),
             ("tasks.parquet", self.root / TASKS),
@@ -245,6 +247,9 @@ class DatasetWriter:
         return self.root / pattern.format(
             video_key=columns.removeprefix("videos/"), chunk_index=chunk, file_index=file
         )
+
+    def _video_path(self, row: Mapping[str, Any], key: str) -> Path:
+        return self._path(self._video_pattern, row, f"videos/{key}")
 
     def _new_row(self, episode: Episode) -> dict[str, Any]:
         """The episode's row in meta/episodes: its frames and its files."""
@@ -276,6 +281,10 @@ class DatasetWriter:
             number = int(self._rows[-1][chunk]) * size + int(self._rows[-1][file]) + 1
         return {chunk: number // size, file: number % size}
 
+    @property
+    def _video_pattern(self) -> str:
+        return str(self._info.get("video_path") or VIDEO_PATH)
+
     def _video_keys(self) -> list[str]:
         return [IMAGES + camera for camera in self.layout.cameras] if self.layout.video else []
 
@@ -292,7 +301,10 @@ class DatasetWriter:
             features[key].setdefault("info", video_info(self.layout, key, self._codec))
         n_frames = sum(int(row["length"]) for row in rows)
         counters = (len(rows), n_frames, len(words), {"train": f"0:{len(rows)}"})
-        return {**self._info, "features": features, **dict(zip(COUNTERS, counters, strict=True))}
+        new = {"features": features, **dict(zip(COUNTERS, counters, strict=True))}
+        if self._video_keys():
+            new["video_path"] = self._video_pattern
+        return {**self._info, **new}
 
     def _write_json(self, name: str, value: Any) -> None:
         with new_file(self.root / name, sync=True) as part:

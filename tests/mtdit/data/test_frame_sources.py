@@ -174,7 +174,7 @@ def test_a_row_after_the_end_of_its_video(root: Path) -> None:
 
 def test_a_row_that_has_no_time(root: Path) -> None:
     edit_times(root, 2, lambda t: np.r_[t[:-1], np.nan])
-    refused(root, "lacks 1 of 9 frames .first: episode 2 frame 8, at nan s")
+    refused(root, "frame 8 of episode 2 has no time, its timestamp is nan; copy")
 
 
 def test_two_cameras_in_one_file(root: Path) -> None:
