@@ -20,6 +20,7 @@ from mtdit.cli.commands import (
     demo,
     doctor,
     export,
+    init,
     inspect,
     record,
     run,
@@ -70,6 +71,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name in COMMANDS:
     app.command(_name, cls=GroupedHelp)(configured(_name, COMMANDS))
+app.command("init", cls=GroupedHelp)(init.init)  # it writes the file that the others read
 
 UsageError = cast(
     "type[typer.BadParameter]", typer.BadParameter.__mro__[1]

@@ -43,10 +43,14 @@ class Key:
 
     def problem(self, value: Any) -> str:
         """What a value from a file must be, if it is not that; else empty."""
-        if not self.is_list:
-            return "" if self._fits(value) else self._wanted()
-        fits = isinstance(value, list) and all(map(self._fits, value))
-        return "" if fits else f"a list in brackets, each {self._wanted()}"
+        values = value if self.is_list and isinstance(value, list) else [value]
+        fits = isinstance(value, list) == self.is_list and all(map(self._fits, values))
+        return "" if fits else self.wanted
+
+    @property
+    def wanted(self) -> str:
+        """What a value is: "a number from 1 to 60"."""
+        return f"a list in brackets, each {self._one()}" if self.is_list else self._one()
 
     def _fits(self, value: Any) -> bool:
         if issubclass(self.kind, Enum):
@@ -63,7 +67,7 @@ class Key:
         low = float("-inf") if self.low is None else self.low
         return low <= value <= (float("inf") if self.high is None else self.high)
 
-    def _wanted(self) -> str:
+    def _one(self) -> str:
         if issubclass(self.kind, Enum):
             return f"one of {', '.join(json.dumps(one.value) for one in self.kind)}"
         if self.kind is bool:
@@ -127,6 +131,15 @@ def _shared() -> set[str]:
     again makes an equal option and not the same one.
     """
     return {told.help for told in _declared()}
+
+
+def shared_texts() -> dict[str, str]:
+    """What each key of the file's top means, in the words of `--help`."""
+    texts: dict[str, str] = {}
+    for told in _declared():
+        if not isinstance(told, typer.models.ArgumentInfo):
+            texts.setdefault(_name("", told), told.help)
+    return {word: text for word, text in texts.items() if word and word != _CAMERA}
 
 
 def _declared() -> Iterator[Any]:

@@ -275,22 +275,31 @@ class ArmOptions:
         return self.robot is RobotKind.twin and self.clock is ClockKind.lockstep
 
 
+LeaderPort = Annotated[
+    str | None,
+    option("Leader", "Serial port of the leader arm, e.g. /dev/ttyACM1.", "--leader-port"),
+]
+LeaderCalibration = Annotated[
+    str | None,
+    option(
+        "Leader",
+        "Calibration of the leader arm: a JSON file, or the arm's id in LeRobot.",
+        "--leader-calibration",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class LeaderOptions:
     """The leader arm and the frames that are shown or recorded meanwhile."""
 
-    leader_port: Annotated[
-        str | None, option("Leader", "Serial port of the leader arm, e.g. /dev/ttyACM1.")
-    ] = None
-    leader_calibration: Annotated[
-        str | None,
-        option("Leader", "Calibration of the leader arm: a JSON file, or the arm's id in LeRobot."),
-    ] = None
+    leader_port: LeaderPort = None
+    leader_calibration: LeaderCalibration = None
     camera: CameraList = None
     height: Height = 480
     width: Width = 640
     fps: Annotated[
-        int, option("Cameras", "Control ticks and frames per second.", min=1, max=200)
+        int, option("Cameras", "Control ticks and frames per second.", "--fps", min=1, max=200)
     ] = 30
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from mtdit.cli.config_file import NAME
 from mtdit.cli.flags import option
 from mtdit.cli.options import OUTPUTS
 from mtdit.cli.terminal.console import console
@@ -160,11 +161,13 @@ def _run(out: Path, stage: Stage, say: Callable[[str], None]) -> None:
     import subprocess
 
     _stamp(out, stage).unlink(missing_ok=True)
-    say(f"    $ mtdit {shlex.join(stage.command)}")
+    # mtdit.toml is for the person's own arm and policy
+    words = [*stage.command, *(["--config", os.devnull] if NAME.exists() else [])]
+    say(f"    $ mtdit {shlex.join(words)}")
     began = time.monotonic()
     live = {**os.environ, "PYTHONUNBUFFERED": "1"}  # progress appears in a log file at once
     code = subprocess.run(
-        [sys.executable, "-m", "mtdit.cli", *stage.command], check=False, env=live
+        [sys.executable, "-m", "mtdit.cli", *words], check=False, env=live
     ).returncode
     if code:
         raise UserError(

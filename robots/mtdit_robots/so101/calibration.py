@@ -196,13 +196,19 @@ def find(robot_id: str, leader: bool = False) -> Path:
     for place in places:
         if place.is_file():
             return place
-    known = sorted({file.stem for place in places for file in place.parent.glob("*.json")})
+    known = known_ids(leader)
     near = _near(robot_id, known) or (f" (found: {', '.join(known)})" if known else "")
     folders = " or ".join(str(place.parent) for place in places)
     raise UserError(
         f"no calibration of a {'leader' if leader else 'robot'} {robot_id!r} in {folders}{near}: "
         "run `mtdit calibrate`, or pass the file's path"
     )
+
+
+def known_ids(leader: bool = False) -> list[str]:
+    """The ids of the arms, or of the leaders, that have a calibration in LeRobot's folder."""
+    folders = search_directories(leader)
+    return sorted({file.stem for folder in folders for file in folder.glob("*.json")})
 
 
 def differences(
