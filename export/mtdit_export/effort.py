@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from mtdit.data.frames import free_memory
 from mtdit_export.options import FP32, INT8
 from mtdit_export.reference import (
     N_CALIBRATION,
@@ -21,6 +20,7 @@ from mtdit_export.reference import (
     synthetic_probes,
 )
 from mtdit_robots.errors import UserError
+from mtdit_runtime.memory import free_memory
 
 # In units of one observation with all its noises, as torch computes it:
 TRACING = 35.0  # folding, tracing and writing the graphs

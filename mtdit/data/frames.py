@@ -5,7 +5,6 @@ Frames are decoded once to disk, once into memory, or from the videos whenever t
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from mtdit.data.frame_sources import Once
 from mtdit.data.frame_times import TOLERANCE_S
 from mtdit.data.lerobot_dataset import find_dataset, open_dataset
 from mtdit_robots.errors import UserError
+from mtdit_runtime.memory import free_memory
 
 
 def frame_cache(
@@ -98,14 +98,3 @@ def _check_memory(needed: int) -> None:
             f"the decoded frames need {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB of "
             "memory are free; use --frames disk, or --frames video, which needs no cache"
         )
-
-
-def free_memory() -> int:
-    """Bytes of memory that are available to programs."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(
-            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
-        )
-    except (OSError, StopIteration):  # not Linux
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ from mtdit_robots.errors import UserError
 from mtdit_runtime.bundle.bundle import Bundle, as_bundle
 from mtdit_runtime.engines.choose import choose_engines
 from mtdit_runtime.jetson import power_mode
+from mtdit_runtime.memory import peak_memory_mb
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
 
 PERCENTILES = (50, 95, 99)
@@ -56,7 +55,7 @@ def bench(
     policy.observe(*scene.observe())
     policy.chunk()
     first = time.perf_counter()
-    stages, peak_memory_mb = _stages(policy, scene, repeats), _peak_memory_mb()
+    stages, peak_mb = _stages(policy, scene, repeats), peak_memory_mb()
     able = machine_speed() if "CPU" in engines.denoiser.describe() else {}
     for name, figures in stages.items():
         figures.update(_achieved(bundle, name, figures["p50_ms"], able))
@@ -69,7 +68,7 @@ def bench(
         "cold_ms": {name: _milliseconds(end - start) for name, (start, end) in moments.items()},
         "stages": stages,
         "budget_ms": round(1e3 * bundle.manifest.n_action_steps / bundle.manifest.fps, 1),
-        "peak_memory_mb": round(peak_memory_mb),
+        "peak_memory_mb": round(peak_mb),
         "machine": {
             "cpu": cpu_name(),
             "python": platform.python_version(),
@@ -215,11 +214,6 @@ def _summary(durations_s: list[float]) -> dict[str, float]:
         **{name: round(float(ms), 3) for name, ms in points.items()},
         "b_over_a": round(float(b / a), 3),
     }
-
-
-def _peak_memory_mb() -> float:
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes / (1 << 20) if sys.platform == "darwin" else kilobytes / (1 << 10)
 
 
 def cpu_name() -> str:

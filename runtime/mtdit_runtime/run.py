@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import difflib
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.robot import Frame, Robot
@@ -28,21 +25,18 @@ from mtdit_runtime.control.loop import LoopConfig, run_loop
 from mtdit_runtime.control.report import RunReport, Tick
 from mtdit_runtime.control.safety import Limits, Safety, SafetyConfig
 from mtdit_runtime.control.start import TrainedRange
-from mtdit_runtime.engines.choose import choose_engines
-from mtdit_runtime.engines.engine import Engines
 from mtdit_runtime.instructions import same_task, typed
+from mtdit_runtime.memory import peak_memory_mb
 from mtdit_runtime.policy.bundle_policy import BundlePolicy
 from mtdit_runtime.policy.by_name import check_cameras, on_robot
 from mtdit_runtime.policy.task_words import task_notes
+from mtdit_runtime.policy.warm_up import WarmEngines, start_engines
 from mtdit_runtime.recording.film import Film, check_film
 from mtdit_runtime.recording.run_log import Recorder
 from mtdit_runtime.text import printable
 from mtdit_runtime.units import Judged, settled
-from mtdit_runtime.worker import START_S, within
 
 log = logging.getLogger(__name__)
-
-WARM_UPS = 5
 
 
 @dataclass(frozen=True)
@@ -80,6 +74,7 @@ def run(
     success: Callable[[], bool] | None = None,
     overview: Callable[[], Mapping[str, Frame]] | None = None,
     say: Callable[[str], None] | None = None,
+    warm: Callable[[], WarmEngines] | None = None,
 ) -> RunReport:
     """Run the policy of a bundle on a robot until the run ends, with limits on range and speed.
 
@@ -87,7 +82,8 @@ def run(
     It is not connected yet; the run connects it, and closes it whatever happens. task: one of the
     instructions in the training data. success: called once per tick; three times True in a row end
     the run. overview: called once per tick, name -> (H, W, 3) uint8 RGB: more pictures for the
-    video. say: called with each message for the user.
+    video. say: called with each message for the user. warm: what `start_engines` returned before
+    the cameras were opened, which takes seconds too.
 
     UserError for what the user must fix: bundle, task, unit, backend, joints, cameras or port, and
     for a real arm that starts far outside the poses seen in training. TimeoutError when the policy
@@ -101,13 +97,15 @@ def run(
     tell = say or log.info
     with graceful_exit(), ExitStack() as after_release, closing(robot):
         opened = as_bundle(bundle)
+        warm = warm or start_engines(opened, options.backend)
         task = check_task(opened.manifest, task, options.new_task)
         if options.video is not None:
             check_film(Path(options.video))
         if options.lockstep:
             check_lockstep(opened.manifest.fps, robot)
         per_degree = robot.use_units(run_units(opened.manifest, options.units, robot.is_real))
-        engines = choose_engines(opened, options.backend)
+        ready = warm()
+        engines, latency_s = ready.engines, ready.latency_s
         for engine in engines.per_chunk:
             tell(engine.describe())
         tell(f"backend {engines.reason}")
@@ -115,7 +113,6 @@ def run(
             tell(line)
         policy = on_robot(BundlePolicy(opened, engines), robot.joints)
         check_cameras(policy, robot.cameras)
-        latency_s = warm_up_s(opened, engines)
         prefetch_ticks = _prefetch(opened.manifest, latency_s, options, say)
         timeout_s = options.chunk_timeout or chunk_timeout_s(latency_s)
         queue = ChunkQueue(policy, prefetch_ticks, options.lockstep, timeout_s)
@@ -132,7 +129,8 @@ def run(
         limits = Limits.by_name(robot.joints, moved, policy.fps, options.safety, per_degree)
         safety = Safety(robot.joints, limits, options.safety, trained)
         with heartbeat(Running(opened.manifest.name, task), tell) as beat:
-            return _loop(opened.manifest, robot, queue, safety, options, success, on_tick, beat)
+            report = _loop(opened.manifest, robot, queue, safety, options, success, on_tick, beat)
+            return replace(report, peak_memory_mb=round(peak_memory_mb(), 1))
 
 
 def check_task(manifest: Manifest, task: str, allow_new: bool) -> str:
@@ -162,29 +160,6 @@ def run_units(manifest: Manifest, said: str | None, is_real: bool) -> str:
     known = Judged(manifest.units, "its export says so", is_certain=manifest.units in ARM_UNITS)
     units = settled(known, said, printable(manifest.name))
     return check_arm_units(units) if is_real else units
-
-
-def warm_up_s(bundle: Bundle, engines: Engines) -> float:
-    """Compute a few chunks from blank observations: seconds of the slowest, except the first; it is
-    the 95th percentile of so few. TimeoutError when it hangs.
-    """
-    return within(START_S, "computing the first chunks", lambda: _warm_up_s(bundle, engines))
-
-
-def _warm_up_s(bundle: Bundle, engines: Engines) -> float:
-    m = bundle.manifest
-    policy = BundlePolicy(bundle, engines)  # a second policy on the same engines
-    frames = {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in m.cameras}
-    noise = np.zeros((m.horizon, len(m.joints)), np.float32)
-    policy.reset(m.tasks[0] if m.tasks else "", seed=0)
-    durations_s = []
-    for _ in range(WARM_UPS + 1):
-        policy.prepare()()
-        policy.observe(np.array(m.usual_positions), frames)
-        began = time.perf_counter()
-        policy.chunk(noise)
-        durations_s.append(time.perf_counter() - began)
-    return max(durations_s[1:])
 
 
 def _prefetch(

@@ -90,13 +90,23 @@ def within(limit_s: float, what: str, job: Callable[[], T]) -> T:
     """The result of a job that gets limit_s seconds. TimeoutError that names `what` when it takes
     longer; otherwise raises what the job raised.
     """
+    return begin(limit_s, what, job)()
+
+
+def begin(limit_s: float, what: str, job: Callable[[], T]) -> Callable[[], T]:
+    """Begins a job; the function that is returned waits for its result, see `within`."""
     worker = Worker(what)
-    try:
-        return worker.submit(job, limit_s).result()
-    except TimeoutError as error:
-        raise TimeoutError(
-            f"{what}: {error}: the backend hangs or this computer is far too slow; "
-            "try --backend onnx"
-        ) from error
-    finally:
-        worker.close()
+    begun = worker.submit(job, limit_s)
+
+    def finish() -> T:
+        try:
+            return begun.result()
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"{what}: {error}: the backend hangs or this computer is far too slow; "
+                "try --backend onnx"
+            ) from error
+        finally:
+            worker.close()
+
+    return finish

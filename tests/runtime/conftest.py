@@ -139,7 +139,7 @@ def _minmax() -> Stats:
 
 
 def _tokenizer() -> dict[str, Any]:
-    """A CLIP-like tokenizer of single letters."""
+    """CLIP's tokenizer with a vocabulary of single letters."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
     model = {
@@ -148,9 +148,11 @@ def _tokenizer() -> dict[str, Any]:
         "merges": [],
         "end_of_word_suffix": "</w>",
     }
+    words_of_clip = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
     return {
         "version": "1.0",
-        "pre_tokenizer": {"type": "Whitespace"},
+        "normalizer": {"normalizers": [{"type": t} for t in ("NFC", "Replace", "Lowercase")]},
+        "pre_tokenizer": {"pretokenizers": [{"pattern": {"Regex": words_of_clip}}]},
         "added_tokens": [],
         "model": model,
     }

@@ -109,6 +109,7 @@ def run(
     from mtdit.cli.terminal.tables import report_table
     from mtdit_runtime.bundle.bundle import open_bundle
     from mtdit_runtime.control.safety import SafetyConfig
+    from mtdit_runtime.policy.warm_up import start_engines
     from mtdit_runtime.run import RunOptions, check_task, run_units
     from mtdit_runtime.run import run as drive
 
@@ -129,6 +130,7 @@ def run(
     if scene is not None and not is_twin:
         raise UserError("--scene is for the twin: leave it out, or use --robot twin")
     set_up = scene_for(task, scene) if is_twin else None
+    warm = start_engines(opened, backend.value)  # meanwhile the cameras open
     with open_rig(arm, camera, sizes, manifest.fps, set_up, names) as rig:
         options = RunOptions(
             backend=backend.value,
@@ -153,6 +155,7 @@ def run(
             success=rig.twin.success if rig.twin else None,
             overview=rig.overview,
             say=console.print,
+            warm=warm,
         )
     console.print(report_table(report))
     write_json(json_out, report.to_dict())

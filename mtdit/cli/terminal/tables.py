@@ -79,6 +79,8 @@ def _report_rows(report: RunReport) -> Iterator[tuple[str, str]]:
         for error, n in errors.items()
     ]
     yield "bus errors", "; ".join([f"{report.bus_errors} ticks lost", *servos])
+    if report.peak_memory_mb:
+        yield "memory", f"{report.peak_memory_mb:.0f} MB at most"
     for error in report.exit_errors:
         yield "exit error", error
 

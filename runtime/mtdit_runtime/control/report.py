@@ -55,6 +55,7 @@ class RunReport:
     seam_jump: dict[str, float] = field(default_factory=dict)
     interventions: dict[str, dict[str, int]]  # guard -> joint -> ticks
     exit_errors: tuple[str, ...]
+    peak_memory_mb: float = 0.0  # most memory of the process until the end of the run
     verdict: str = ""  # "normal", or "abnormal: " and what was, see `verdict`; "": not judged
 
     @property

@@ -162,7 +162,7 @@ def _bundle(folder: Path | None) -> tuple[Bundle | None, list[Check]]:
     if folder is None:
         return None, []
     from mtdit_runtime.engines.choose import choose_engines
-    from mtdit_runtime.run import warm_up_s
+    from mtdit_runtime.policy.warm_up import warm_up_s
 
     try:
         bundle = open_bundle(folder)

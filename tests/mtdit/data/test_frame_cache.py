@@ -15,9 +15,10 @@ from small_dataset import write_dataset
 
 from mtdit.data.cache_folder import open_cache
 from mtdit.data.frame_cache import StoredDataset
-from mtdit.data.frames import frame_cache, free_memory
+from mtdit.data.frames import frame_cache
 from mtdit.data.lerobot_dataset import open_dataset
 from mtdit_robots.errors import UserError
+from mtdit_runtime.memory import free_memory
 
 
 @pytest.fixture(scope="module")
