@@ -10,7 +10,7 @@ QUICK := tests/robots tests/runtime tests/benchmarks tests/test_boundaries.py
 PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv prefix 3.12 2>/dev/null)/bin/python3.12"; do \
 	command -v "$$p" >/dev/null 2>&1 && "$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: demo demo-bundle check test test-slow setup lint types contracts dist bare clean help
+.PHONY: demo demo-bundle check test test-slow setup lint types contracts dist lock pin-images bare clean help
 help:
 	@echo "make demo   record, train, export and run a policy on the simulated arm (no GPU, no robot)"
 	@echo "make demo-bundle  the same, and keep its bundle as tests/data/demo.mtdit"
@@ -19,6 +19,8 @@ help:
 	@echo "make test-slow  what repeats a test in full size"
 	@echo "make setup  only the environment, in $(VENV)"
 	@echo "make dist   a wheel in dist/, to install on a robot computer"
+	@echo "make lock   the pinned packages of docker/locks, after a change of dependencies"
+	@echo "make pin-images  the digests of the base images in docker/, from their registry"
 
 setup: $(STAMP)
 
@@ -64,6 +66,12 @@ contracts: setup
 
 dist: setup
 	$(PY) -m build --wheel --no-isolation --outdir dist .
+
+lock: setup
+	UV=$$(command -v uv || echo $(VENV)/bin/uv) docker/lock.sh
+
+pin-images:
+	docker/pin-images.sh
 
 bare: setup
 	bash .ci/bare
