@@ -35,7 +35,7 @@ check_python() {
 # Bytecode of what a run imports, and of nothing else: a fourth of the whole, and a read-only image
 # could not write it at the first start.
 compile() {
-  run "$place/bin/python" -c 'import importlib
+  run env PYTHONDONTWRITEBYTECODE= "$place/bin/python" -c 'import importlib
 from mtdit_robots.extras import EXTRAS
 for name in ("mtdit.cli.app", "mtdit.cli.terminal.tables", "mtdit_runtime.doctor.doctor", *EXTRAS["runtime"]):
     importlib.import_module(name)'

@@ -53,7 +53,6 @@ def test_its_bill_of_materials_lists_every_package(layer: Path) -> None:
     assert {"pkg:pypi/mtdit", "pkg:pypi/onnxruntime", "pkg:deb/bash"} <= names
 
 
-@pytest.mark.xfail(reason="OpenCV is 158 MB: issue 15, 6 replaces it", strict=True)
 def test_it_is_no_larger_than_it_should_be(layer: Path) -> None:
     files = (path for path in layer.rglob("*") if path.is_file() and not path.is_symlink())
     megabytes = sum(path.stat().st_size for path in files) / 1e6

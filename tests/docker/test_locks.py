@@ -44,6 +44,8 @@ def test_the_lock_holds_what_the_project_asks_for(lock: str) -> None:
     asked = [Requirement(one) for one in PROJECT["dependencies"]]
     asked += [one for extra in LOCKS[lock] for one in needed(extra)]
     for one in asked:
+        if lock == "train" and one.marker and not one.marker.evaluate({"python_version": "3.12"}):
+            continue
         found = versions.get(canonicalize_name(one.name), set())
         assert found, f"{one.name} is not in {lock}.txt: {OLD}"
         assert all(one.specifier.contains(version) for version in found), (
