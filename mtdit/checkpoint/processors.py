@@ -21,7 +21,7 @@ from mtdit.checkpoint.rename_map import RenameMap
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit.stats import EPS
 from mtdit_robots.errors import UserError
-from mtdit_robots.features import ACTION
+from mtdit_robots.features import ACTION, STATE
 from mtdit_runtime.files import read_json
 
 RENAME, TOKENIZER = "rename_observations_processor", "tokenizer_processor"
@@ -51,12 +51,14 @@ class Processors:
     """The settings of a checkpoint's processors.
 
     normalizer, unnormalizer: the files of their statistics. rename_map: name on the robot -> name
-    in the policy. fields: fields of the policy's config, as the steps set them.
+    in the policy. tokenizer: a folder or a Hub name. fields: fields of the policy's config, as the
+    steps set them.
     """
 
     normalizer: Path
     unnormalizer: Path
     rename_map: RenameMap
+    tokenizer: str
     fields: Mapping[str, Any]
 
     def applied(self, config: PolicyConfig, source: str) -> PolicyConfig:
@@ -110,7 +112,8 @@ def read_processors(folder: Path, config: PolicyConfig) -> Processors:
     rename_map = {} if rename is None else _rename_map(rename)
     _check_features(normalizer, config, modes)
     fields = {**modes, **_text_fields(tokenizer, config)}
-    return Processors(statistics, undone, rename_map, fields)
+    name = str(tokenizer.settings["tokenizer_name"])
+    return Processors(statistics, undone, rename_map, name, fields)
 
 
 def _read_steps(path: Path) -> list[Step]:
@@ -213,11 +216,17 @@ def _modes(normalizer: Step, unnormalizer: Step, config: PolicyConfig) -> dict[s
 
 
 def _check_features(step: Step, config: PolicyConfig, fields: Mapping[str, Any]) -> None:
-    """UserError when the normaliser treats an observation in another way than its type says."""
+    """UserError when the normaliser treats positions or a camera in another way than their type
+    says. What else the robot gives, the network does not read.
+    """
     modes = fields.get("normalization_mapping", config.normalization_mapping)
     listed = step.settings.get("features", {})
     only = step.settings.get("normalize_observation_keys")
+    if only is not None and not isinstance(only, list):
+        raise step.refused(f"has normalize_observation_keys {only!r:.60}")
     for key, feature in config.input_features.items():
+        if key != STATE and feature.type != "VISUAL":
+            continue
         entry = listed.get(key) if isinstance(listed, dict) else None
         kind = entry.get("type") if isinstance(entry, dict) else None
         taken = only is None or key in only

@@ -82,7 +82,8 @@ class Checkpoint:
     names; its cameras have the names of the robot. dataset_stats: feature -> statistic -> values.
     facts: joints, fps and tasks of the dataset; None for a checkpoint of another program.
     stats_file: where the statistics come from, action_stats_file: those of actions, if elsewhere.
-    rename_map: name on the robot -> name in the files of the policy.
+    rename_map: name on the robot -> name in the files of the policy. tokenizer_name: the folder or
+    Hub name of the tokenizer, if it is not the text encoder's.
     """
 
     folder: Path
@@ -94,6 +95,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()  # what a user should know about the files, one line each
     trainable: bool = True  # whether LeRobot's format can store the policy after more training
     action_stats_file: Path | None = None
+    tokenizer_name: str = ""
 
     @property
     def state_stats(self) -> Stats:
@@ -139,7 +141,7 @@ class Checkpoint:
         """A folder with tokenizer.json: the checkpoint's or its CLIP's, else a temporary one with
         the vocabulary that all CLIPs share.
         """
-        named = Path(self.config.text_encoder_name)
+        named = Path(self.tokenizer_name or self.config.text_encoder_name)
         # "tokenizer" is LeRobot's, from 0.6.2 on
         candidates = (self.folder / CLIP, self.folder / "tokenizer", named)
         kept = [folder for folder in candidates if os.path.isfile(folder / TOKENIZER)]
@@ -225,7 +227,16 @@ def _lerobots(
     note = f"{folder / CONFIG}: ignored {', '.join(newer)}, of a newer LeRobot and switched off"
     notes = (note,) if newer else ()
     files = processors.normalizer, processors.unnormalizer
-    return Checkpoint(folder, *named, facts, files[0], used, notes, action_stats_file=files[1])
+    return Checkpoint(
+        folder,
+        *named,
+        facts,
+        files[0],
+        used,
+        notes,
+        action_stats_file=files[1],
+        tokenizer_name=processors.tokenizer,
+    )
 
 
 def open_to_train(path: Path, rename_map: RenameMap | None = None) -> Checkpoint:

@@ -207,20 +207,3 @@ def test_a_postprocessor_of_another_training_is_refused(theirs: Path) -> None:
     (theirs / AFTER).unlink()
     with pytest.raises(UserError, match=r"no policy_postprocessor\.json"):
         open_checkpoint(theirs)
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_any_mixture_is_lerobots_or_refused(seed: int, theirs: Path) -> None:
-    """Some of the changes above together, in a random order."""
-    rng = np.random.default_rng(seed)
-    changes = [*SAME, *(r[:2] for r in REFUSED if rng.random() < 0.1)]
-    for i in rng.permutation(len(changes))[:4]:
-        edit(theirs, *changes[i])
-    if rng.random() < 0.5:
-        renamed(theirs, NAMES, bool(rng.random() < 0.5))
-    try:
-        open_checkpoint(theirs)
-    except UserError:
-        return
-    print(f"seed {seed}")
-    assert_lerobots(theirs)

@@ -1,0 +1,200 @@
+"""Any checkpoint gives LeRobot's own chunk, from its policy and its processors, or is refused by
+what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from changed_checkpoints import FAULTS, LIBERTIES, Change
+from checkpoint_files import state_file
+from drawn_checkpoints import STATE, TEXTS, drawn_policy, drawn_stats, one_of, save, small_clip
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy
+from lerobot.policies.utils import populate_queues
+from safetensors.torch import load_file
+
+from mtdit import load
+from mtdit.torch_policy import TorchPolicy
+from mtdit_robots.errors import UserError
+
+Seen = list[tuple[np.ndarray, dict[str, np.ndarray]]]  # positions, frames by the robot's key
+EACH = 8  # changed copies of one policy
+REMEDY = re.compile(  # what a person can do, or what is right instead
+    r"`[^`]+`|--[a-z]|(copy|use|run|save|give|pass|load|train|delete|name|export|merge|leave|set|"
+    r"shorten|correct|rename|restore|record|put|recompute|did you mean|must)\b"
+)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two that number their tokens differently."""
+    folder = tmp_path_factory.mktemp("models")
+    return [small_clip(folder / f"clip-{seed}", seed) for seed in range(2)]
+
+
+@dataclass
+class Case:
+    """A policy's folder as we get it and as LeRobot gets it, and what was changed."""
+
+    ours: Path
+    theirs: Path
+    changes: list[Change]
+
+    @property
+    def fault(self) -> Change | None:
+        return next((change for change in self.changes if change.says is not None), None)
+
+
+def changed(rng: np.random.Generator, saved: Path, folder: Path) -> Case:
+    """Some liberties and perhaps one fault; what LeRobot does not get comes last."""
+    chosen = [LIBERTIES[i] for i in rng.permutation(len(LIBERTIES))[: rng.integers(5)]]
+    chosen.sort(key=lambda change: not change.is_lerobots)
+    if rng.random() < 0.45:
+        place = sum(change.is_lerobots for change in chosen)
+        chosen.insert(place, one_of(rng, *FAULTS))
+    case = Case(folder / "ours" / "pretrained_model", folder / "theirs", [])
+    for copy in (case.ours, case.theirs):
+        shutil.copytree(saved, copy)
+    for change in chosen:
+        seed = int(rng.integers(1 << 30))
+        for copy in (case.ours, case.theirs)[: 1 + change.is_lerobots]:
+            change.apply(np.random.default_rng(seed), copy)
+        case.changes.append(change)
+    return case
+
+
+class Theirs:
+    """LeRobot's policy and processors, loaded as lerobot-eval loads them."""
+
+    def __init__(self, folder: Path) -> None:
+        config = PreTrainedConfig.from_pretrained(folder, cli_overrides=["--device=cpu"])
+        self.policy = MultiTaskDiTPolicy.from_pretrained(folder, config=config)
+        here = {"device_processor": {"device": "cpu"}}
+        self.before, self.after = make_pre_post_processors(
+            config, str(folder), preprocessor_overrides=here, postprocessor_overrides=here
+        )
+
+    def chunk(self, task: str, seen: Seen, seed: int) -> np.ndarray:
+        """The executed part of the chunk after these observations."""
+        for positions, frames in seen:
+            item: dict[str, Any] = {STATE: torch.from_numpy(positions), "task": task}
+            for key, frame in frames.items():
+                item[key] = torch.from_numpy(frame).permute(2, 0, 1).float() / 255
+            batch = self.policy._prepare_batch(self.before(item))
+            del batch["action"]  # nothing is under it
+            self.policy._queues = populate_queues(self.policy._queues, batch)
+        torch.manual_seed(seed)
+        return np.asarray(self.after(self.policy.predict_action_chunk(batch))[0])
+
+
+def our_chunk(
+    policy: TorchPolicy, task: str, seen: Seen, seed: int, more: float = 0.0
+) -> np.ndarray:
+    """The same, with the same noise; `more`: how much larger the noise is."""
+    config = policy.policy.config
+    policy.reset(task, seed=0)
+    for positions, frames in seen:
+        policy.observe(positions, {c: frames[key] for c, key in config.image_keys.items()})
+    torch.manual_seed(seed)
+    size, draws = (policy.horizon, config.action_dim), policy.policy.objective.draws
+    noise = np.stack([torch.randn(1, *size)[0].numpy() for _ in range(draws)]) * (1 + more)
+    chunk = policy.chunk(noise.astype(np.float32)[0 if draws == 1 else slice(None)])
+    start = policy.n_obs_steps - 1
+    return chunk[start : start + policy.n_action_steps]
+
+
+def observations(rng: np.random.Generator, folder: Path, policy: TorchPolicy) -> Seen:
+    """Positions within their range, a little beyond, and at rest where the joint never moved;
+    frames of every camera.
+    """
+    stats = load_file(state_file(folder))
+    size = policy.policy.config.state_dim
+    ends = [stats.get(f"{STATE}.{name}", torch.zeros(size)).float() for name in ("min", "max")]
+    low, high = (np.nan_to_num(np.resize(end, size)).clip(-999, 999) for end in ends)
+    keys = policy.policy.config.image_keys
+    sizes = {keys[camera]: size for camera, size in policy.frame_sizes.items()}
+    return [
+        (
+            (low + (high - low) * rng.uniform(-0.1, 1.1, low.shape)).astype(np.float32),
+            {key: rng.integers(0, 256, (*size, 3), np.uint8) for key, size in sizes.items()},
+        )
+        for _ in range(3)
+    ]
+
+
+def outcome(case: Case, rng: np.random.Generator) -> str:
+    """same, refused or lerobot fails; AssertionError for anything else."""
+    fault = case.fault
+    try:
+        policy = load(one_of(rng, case.ours, case.ours.parent), backend="cpu")
+    except UserError as error:
+        said = str(error)
+        assert fault is not None, f"refused: {said}"
+        assert re.search(str(fault.says), said), f"refused, but not by {fault.says!r}: {said}"
+        assert "\n" not in said, said
+        assert REMEDY.search(said), f"no remedy: {said}"
+        return "refused"
+    assert fault is None or fault.may_pass, "accepted"
+    assert isinstance(policy, TorchPolicy)
+    task, seed = str(one_of(rng, *TEXTS)), int(rng.integers(1 << 30))
+    seen = observations(rng, case.ours, policy)
+    ours = our_chunk(policy, task, seen, seed)
+    try:
+        theirs = Theirs(case.theirs).chunk(task, seen, seed)
+    except Exception:
+        if fault is None:
+            raise
+        return f"LeRobot fails: {fault.name}"
+    assert ours.shape == theirs.shape
+    wavering = np.abs(our_chunk(policy, task, seen, seed, more=1e-6) - ours).max()
+    allowed = 1e-5 * (1 + np.abs(theirs).max()) + 30 * wavering
+    error = np.abs(ours - theirs).max()
+    assert error <= allowed, f"differs by {error:.1e}, more than {allowed:.1e}"
+    return "same"
+
+
+def try_policies(count: int, seed: int, clips: list[Path], folder: Path) -> Counter[str]:
+    """`count` policies, each EACH times changed. Returns how often each outcome came."""
+    print("seed", seed)
+    rng, found = np.random.default_rng(seed), Counter[str]()
+    for number in range(count):
+        policy = drawn_policy(rng, clips)
+        save(policy, drawn_stats(rng, policy.config), folder / "saved")
+        for copy in range(EACH):
+            case = changed(rng, folder / "saved", folder / "copy")
+            try:
+                found[outcome(case, rng)] += 1
+            except Exception as error:
+                names = ", ".join(change.name for change in case.changes)
+                last = traceback.format_exc().splitlines()[-3:]
+                raise AssertionError(
+                    f"policy {number}, copy {copy} ({names}): {error!r} {last}"
+                ) from error
+            finally:
+                shutil.rmtree(folder / "copy")
+        shutil.rmtree(folder / "saved")
+    return found
+
+
+def test_any_checkpoint_gives_lerobots_chunk_or_is_refused(
+    clips: list[Path], tmp_path: Path
+) -> None:
+    found = try_policies(2, 14, clips, tmp_path)
+    assert found["same"] >= 5, found
+    assert found["refused"] >= 2, found
+
+
+@pytest.mark.slow(minutes=8)
+def test_very_many_checkpoints(clips: list[Path], tmp_path: Path) -> None:
+    try_policies(200, int(np.random.default_rng().integers(1 << 32)), clips, tmp_path)
