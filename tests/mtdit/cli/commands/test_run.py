@@ -219,6 +219,29 @@ def test_the_options_of_run_reach_the_arm_and_the_loop(
     assert (run.options.safety, run.options.home_s) == (SafetyConfig(max_speed=40.0), 1.5)
 
 
+def test_run_takes_arm_cameras_and_limits_from_a_file(
+    started: Callable[..., Started], real_arm: tuple[str, ...], tmp_path: Path, run_folder: Path
+) -> None:
+    """A camera has its own rate and rotation, and the policy's size."""
+    _, port, _, calibration, *_ = real_arm
+    cameras = [
+        f'[cameras.{name}]\nsource = "dataset:dataset:{name}"\nrotation = 180'
+        for name in ("top", "wrist")
+    ]
+    file = tmp_path / "mtdit.toml"
+    lines = [f'port = "{port}"', f'calibration = "{calibration}"', "max_speed = 40"]
+    lines += ["[run]", "home_seconds = 1.5", *cameras]
+    file.write_text("\n".join(lines))
+    run = started("--config", str(file))
+    assert (run.robot, run.arm["port"]) == ("arm", port)
+    assert (run.options.safety, run.options.home_s) == (SafetyConfig(max_speed=40.0), 1.5)
+    assert started("--config", str(file), "--max-speed", "50").options.safety.max_speed == 50
+    file.write_text("\n".join([*lines, "width = 320"]))
+    words = ("run", "--bundle", "policy.mtdit", "--task", "open the drawer", "--config", file)
+    done = mtdit(*words, cwd=run_folder)
+    assert_one_line(done, "camera 'wrist' is set to 320x64, but the policy was trained on 64x64")
+
+
 def test_the_defaults_of_run(started: Callable[..., Started], real_arm: tuple[str, ...]) -> None:
     run = started(*real_arm)
     assert run.arm == {"port": real_arm[1], "timeout_s": 0.05, "bus": "own"}
