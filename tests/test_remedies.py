@@ -28,6 +28,7 @@ OPTIONS = {o for c in COMMANDS.values() for p in c.params for o in (*p.opts, *p.
 OTHERS = {
     *("--robot.id", "--teleop.id", "--operation.type", "--help"),
     *("--force-reinstall", "--no-install-recommends"),  # pip's, apt-get's
+    *("--user", "--quiet", "--follow", "--unit"),  # systemd's
 }
 CONVERTER = ("--repo-id", "--root", "--push-to-hub")  # of LeRobot's convert_dataset_v21_to_v30
 TOOLS = {e.name: e for e in entry_points(group="console_scripts")}

@@ -24,6 +24,7 @@ from mtdit.cli.commands import (
     inspect,
     record,
     run,
+    service,
     simulate,
     train,
     twin,
@@ -72,6 +73,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for _name in COMMANDS:
     app.command(_name, cls=GroupedHelp)(configured(_name, COMMANDS))
 app.command("init", cls=GroupedHelp)(init.init)  # it writes the file that the others read
+app.command("service", cls=GroupedHelp)(service.service)  # its words are those of `mtdit run`
 
 UsageError = cast(
     "type[typer.BadParameter]", typer.BadParameter.__mro__[1]
