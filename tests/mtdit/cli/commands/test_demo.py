@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from repository import DEMO
 
-from mtdit.cli.commands.demo import TASKS, DemoConfig, run_demo, stages, summary
+from mtdit.cli.commands.demo import TASKS, DemoConfig, Stage, _run, run_demo, stages, summary
 
 SHORT = DemoConfig(episodes=1, train_steps=2, eval_episodes=1, run_seconds=0.5)
 
@@ -78,3 +79,16 @@ def test_a_command_is_one_that_a_person_can_type() -> None:
         line.startswith("run --robot twin") and "--task open the drawer" in line for line in lines
     )
     assert not any("seed 0" in line for line in lines if line.startswith("run"))
+
+
+def test_a_stage_reads_no_settings_of_a_person(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mtdit.toml").write_text("[inspect]\nnothing = 1\n")
+    (tmp_path / "stages").mkdir()
+    result, said = tmp_path / "look.json", []
+    words = ("inspect", str(DEMO), "--json", str(result))
+    _run(tmp_path, Stage("look", "", words, result), said.append)
+    assert result.is_file()
+    assert said[0].endswith("look.json --config /dev/null")
