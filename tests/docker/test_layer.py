@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from docker_files import DOCKER
+from docker_files import DOCKER, tool
 from repository import ROOT
 
 pytestmark = pytest.mark.slow(minutes=3)
@@ -34,6 +34,27 @@ def layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no package index can be reached: " + made.stderr.splitlines()[-1])
     assert made.returncode == 0, made.stderr
     return folder / "opt/mtdit"
+
+
+@pytest.mark.parametrize(
+    ("lock", "python", "platform"),
+    [
+        ("cuda12", "3.10", "aarch64-manylinux_2_35"),  # JetPack 6: Ubuntu 22.04
+        ("cuda13", "3.12", "aarch64-manylinux_2_39"),  # JetPack 7: Ubuntu 24.04
+        ("cuda13", "3.13", "aarch64-manylinux_2_39"),
+        ("cuda13", "3.12", "x86_64-manylinux_2_39"),
+    ],
+)
+@pytest.mark.usefixtures("layer")  # which is skipped where no package index is
+def test_nothing_has_to_be_compiled(lock: str, python: str, platform: str, tmp_path: Path) -> None:
+    where = ["--target", tmp_path / "none", "--python-version", python]
+    built = ["--only-binary", ":all:", "--no-binary", "feetech-servo-sdk"]  # Python source
+    words = ["pip", "install", "--dry-run", "--no-deps", "--python-platform", platform]
+    lock_file = ["-r", DOCKER / f"locks/{lock}.txt"]
+    command = [tool("uv"), *words, *where, *built, *lock_file]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Would install" in done.stderr
 
 
 def test_mtdit_runs_in_it_without_anything_else(layer: Path, tmp_path: Path) -> None:
