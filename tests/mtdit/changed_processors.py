@@ -82,8 +82,9 @@ def words_beside(rng: Rng, folder: Path) -> None:
     """The tokenizer is in the checkpoint, as a newer LeRobot saves it."""
 
     def change(raw: Raw) -> None:
-        settings = step(raw, TOKENIZER)["config"]
-        place = Path(str(settings.get("tokenizer_name")))
+        found = [s["config"] for s in raw["steps"] if s.get("registry_name") == TOKENIZER]
+        settings = found[0] if found else {}
+        place = Path(str(settings.get("tokenizer_name", "none")))
         if place.is_dir():
             shutil.copytree(place, folder / "tokenizer", ignore=lambda *_: {WEIGHTS, CONFIG})
             settings["tokenizer_name"] = "tokenizer"
@@ -182,6 +183,20 @@ RELATIVE: tuple[tuple[str, Raw], ...] = (
 WORDS_DIFFER: tuple[Raw, ...] = ({"task_key": "prompt"}, {"padding_side": "left"},
                                  {"tokenizer_name": "google/paligemma"},
                                  {"tokenizer_name": None}, {"padding": "do_not_pad"})  # fmt: skip
+
+
+NEWER: tuple[Raw, ...] = ({"clip_to_range": True}, {"stats": {"action": {}}}, {"quantiles": [1]})
+WRONG_SIDE: tuple[tuple[str, Raw], ...] = (
+    (RENAME, {"rename_map": {}}),
+    (TOKENIZER, {"tokenizer_name": "openai/clip-vit-base-patch16"}),
+)
+
+
+def renamed_late(rng: Rng, folder: Path) -> None:
+    """The names are changed after the normalisation, which looks for the policy's names."""
+    renamed(with_stats=True)(rng, folder)
+    in_step(BEFORE, RENAME, {"rename_map": {"observation.a": "observation.b"}})(rng, folder)
+    edit(folder, BEFORE, lambda raw: raw["steps"].append(raw["steps"].pop(0)))
 
 
 def twice(rng: Rng, folder: Path) -> None:
