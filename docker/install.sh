@@ -56,7 +56,7 @@ parse() {
 
 # Everything that can be wrong is said before anything is changed.
 check() {
-  [[ $prefix = /* && $prefix != / ]] || die "--prefix $prefix is no full path: add --prefix /opt/mtdit"
+  [[ $prefix = /?* ]] || die "--prefix $prefix is no full path: add --prefix /opt/mtdit"
   wheel=${wheel:-$(newest_wheel)}
   check_wheel "$wheel"
   if [ -e "$ROOT$COMMAND" ] && [ ! -L "$ROOT$COMMAND" ]; then
@@ -68,7 +68,8 @@ check() {
   # the same wheel and the same packages are the same installation
   name=$version-$target-$(cat "$wheel" "$HERE/locks/$LOCK" | sha256sum | cut -c1-8)
   is_there=''
-  if [ -e "$ROOT$prefix/$name/.complete" ]; then is_there=yes; else need_disk "$prefix" "$NEED_MB"; fi
+  if [ -e "$ROOT$prefix/$name/.complete" ]; then is_there=yes; fi
+  if [ -z "$is_there" ]; then need_disk "$prefix" "$NEED_MB"; fi
 }
 
 plan() {
@@ -124,10 +125,13 @@ finish() {
 
 remove() {
   local old
-  [ -L "$ROOT$prefix/current" ] || die "mtdit is not installed in $prefix: nothing was changed (--prefix says where it is)"
+  [ -L "$ROOT$prefix/current" ] \
+    || die "mtdit is not installed in $prefix: if it is elsewhere, add --prefix FOLDER"
   say "removing mtdit from $prefix, the command mtdit and the names in /dev/mtdit;"
   say "packages of the system and memberships of groups stay, and so do bundles and calibrations"
-  if [ "$(readlink "$ROOT$COMMAND")" = "$prefix/current/bin/mtdit" ]; then run rm "$ROOT$COMMAND"; fi
+  if [ "$(readlink "$ROOT$COMMAND")" = "$prefix/current/bin/mtdit" ]; then
+    run rm "$ROOT$COMMAND"
+  fi
   "$HERE/udev.sh" --remove
   for old in $(versions); do run rm -rf "$ROOT$prefix/$old"; done
   run rm "$ROOT$prefix/current"

@@ -35,15 +35,19 @@ detect_target() {
     major=$(sed -n 's/^# R\([0-9]*\) .*/\1/p' <<< "$line")
     minor=$(sed -n 's/.*REVISION: \([0-9]*\).*/\1/p' <<< "$line")
     case $major in
-      36) [ "${minor:-0}" -ge 4 ] || die "JetPack 6.0 has too old a TensorRT: flash JetPack 6.1 or later"
-        say jp6 ;;
+      36)
+        [ "${minor:-0}" -ge 4 ] || die "JetPack 6.0 has too old a TensorRT: flash JetPack 6.1"
+        say jp6
+        ;;
       38 | 39) say jp7 ;;
-      *) die "unknown JetPack (L4T R${major:-?}): known are R36 (jp6), R38 and R39 (jp7); to try one add --target jp7" ;;
+      *) die "unknown JetPack (L4T R${major:-?}): known are R36 (jp6), R38 and R39 (jp7);" \
+        "to try one add --target jp7" ;;
     esac
-  elif [ -e "$ROOT/proc/driver/nvidia/version" ]; then
+  elif [ -e "$ROOT/proc/driver/nvidia/version" ] && [ "$(uname -m)" = x86_64 ]; then
     say rtx
   else
-    die "no Jetson and no NVIDIA driver here: to compute on the CPU add --target rtx --without-tensorrt"
+    die "neither a Jetson nor an x86-64 computer with an NVIDIA driver:" \
+      "to compute on the CPU add --target rtx --without-tensorrt"
   fi
 }
 
@@ -90,18 +94,20 @@ need_disk() {
   local folder=$ROOT$1 free
   while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
   free=$(df -Pm "$folder" | awk 'NR == 2 { print $4 }')
-  [ "$free" -ge "$2" ] || die "$folder has $free MB free and $2 are needed: free some space, or add --prefix FOLDER on another disk"
+  [ "$free" -ge "$2" ] || die "$folder has $free MB free and $2 are needed:" \
+    "free some space, or add --prefix FOLDER on another disk"
 }
 
 # The wheel that `make dist` made last; nothing where there is none.
 newest_wheel() {
   local wheel newest=
   for wheel in "$HERE"/../dist/mtdit-*.whl; do
-    if [ -f "$wheel" ] && { [ -z "$newest" ] || [ "$wheel" -nt "$newest" ]; }; then newest=$wheel; fi
+    if [ -f "$wheel" ] && [ ! "$newest" -nt "$wheel" ]; then newest=$wheel; fi
   done
   say "$newest"
 }
 
 check_wheel() {
-  [ -f "$1" ] || die "no wheel ${1:-in dist/}: type make dist on any computer with this repository, and copy its dist/ here"
+  [ -f "$1" ] || die "no wheel ${1:-in dist/}: type make dist on a computer with this" \
+    "repository, and copy its dist/ here"
 }

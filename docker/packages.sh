@@ -4,6 +4,7 @@
 # A TensorRT that is installed already stays as it is. In an image (IMAGE) NVIDIA's apt source for
 # Jetsons is added and TensorRT is pinned to the version that the host of this target has.
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+JETSON=https://repo.download.nvidia.com/jetson
 
 main() {
   local target=${1:?packages.sh TARGET} tensorrt=${2:-}
@@ -38,24 +39,24 @@ END
   run apt-get update -q
   run apt-get install -q -y --no-install-recommends ca-certificates curl
   run mkdir -p "$ROOT/etc/apt/keyrings"
-  run curl -fsSL https://repo.download.nvidia.com/jetson/jetson-ota-public.asc \
-    -o "$ROOT/etc/apt/keyrings/jetson.asc"
+  run curl -fsSL "$JETSON/jetson-ota-public.asc" -o "$ROOT/etc/apt/keyrings/jetson.asc"
   write /etc/apt/sources.list.d/jetson.list << END
-deb [signed-by=/etc/apt/keyrings/jetson.asc] https://repo.download.nvidia.com/jetson/common r39.2 main
+deb [signed-by=/etc/apt/keyrings/jetson.asc] $JETSON/common r39.2 main
 END
 }
 
 tensorrt() {
   local packages=(libnvinfer10 libnvinfer-plugin10 libnvonnxparsers10 python3-libnvinfer)
   if [ -z "$DRY_RUN" ] && ! apt-cache show python3-libnvinfer > /dev/null 2>&1; then
-    die "apt knows no TensorRT: add NVIDIA's apt source (JetPack has it; else developer.nvidia.com/cuda-downloads, network), or add --without-tensorrt"
+    die "apt knows no TensorRT: add NVIDIA's apt source (JetPack has it; else" \
+      "developer.nvidia.com/cuda-downloads, deb (network)), or add --without-tensorrt"
   fi
   # the sources of a host with JetPack have the one version that fits; NVIDIA's others have all
   if [ "$1" = rtx ] || [ -n "$IMAGE" ]; then packages=("${packages[@]/%/=$TENSORRT}"); fi
   run apt-get install -q -y --no-install-recommends "${packages[@]}"
 }
 
-# Images only: no lists of apt, and no CUDA libraries for desktop GPUs in front of a Jetson's driver.
+# Images only: no lists of apt, and no CUDA libraries for desktop GPUs before a Jetson's driver.
 tidy() {
   if [ "$1" = jp7 ]; then
     run apt-get purge -q -y --auto-remove curl

@@ -12,7 +12,9 @@ main() {
   check_python
   need_disk "$folder" "$NEED_MB"
   place=$ROOT$folder # the trap reads it, after main has ended
-  if [ -e "$place" ] && [ ! -e "$place/pyvenv.cfg" ]; then die "$folder is no Python environment: give another folder"; fi
+  if [ -e "$place" ] && [ ! -e "$place/pyvenv.cfg" ]; then
+    die "$folder is no Python environment: give another folder"
+  fi
   if [ -z "$DRY_RUN" ]; then trap 'rm -rf "$place"' EXIT; fi
   run rm -rf "$place"
   run "$python" -m venv --system-site-packages "$place"
@@ -37,7 +39,8 @@ check_python() {
 compile() {
   run env PYTHONDONTWRITEBYTECODE= "$place/bin/python" -c 'import importlib
 from mtdit_robots.extras import EXTRAS
-for name in ("mtdit.cli.app", "mtdit.cli.terminal.tables", "mtdit_runtime.doctor.doctor", *EXTRAS["runtime"]):
+ours = ("mtdit.cli.app", "mtdit.cli.terminal.tables", "mtdit_runtime.doctor.doctor")
+for name in (*ours, *EXTRAS["runtime"]):
     importlib.import_module(name)'
 }
 

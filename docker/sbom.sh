@@ -9,14 +9,13 @@ import json, subprocess, sys
 from importlib.metadata import distributions
 
 found = {("pypi", d.metadata["Name"].lower().replace("_", "-"), d.version) for d in distributions()}
-listed = subprocess.run(
-    ["dpkg-query", "-W", "-f", "${Package} ${Version}\n"], capture_output=True, text=True, check=True
-)
-found |= {("deb", *line.split()) for line in listed.stdout.splitlines()}
+listed = subprocess.check_output(["dpkg-query", "-W", "-f", "${Package} ${Version}\n"], text=True)
+found |= {("deb", *line.split()) for line in listed.splitlines()}
 parts = [
     {"type": "library", "name": name, "version": version, "purl": f"pkg:{kind}/{name}@{version}"}
     for kind, name, version in sorted(found)
 ]
+bill = {"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "components": parts}
 with open(sys.argv[1], "w") as file:
-    json.dump({"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "components": parts}, file)
+    json.dump(bill, file)
 END

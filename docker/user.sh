@@ -21,7 +21,8 @@ join() {
   getent passwd "$1" > /dev/null || die "there is no user $1: add --user NAME"
   local group
   for group in dialout video; do
-    getent group "$group" > /dev/null || die "this system has no group $group: type sudo groupadd --system $group"
+    getent group "$group" > /dev/null \
+      || die "this system has no group $group: type sudo groupadd --system $group"
     if id -nG "$1" | tr ' ' '\n' | grep -qx "$group"; then continue; fi
     run usermod --append --groups "$group" "$1"
     say "  $1 joins $group: it counts from the next login on"

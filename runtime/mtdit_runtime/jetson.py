@@ -4,6 +4,7 @@ of docker/compose.yaml that fits.
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,8 @@ def check_platform(root: Path) -> Iterator[Check]:
     try:
         text = (root / "etc/nv_tegra_release").read_text()
     except OSError:
-        if (root / "proc/driver/nvidia/version").exists():
+        has_driver = (root / "proc/driver/nvidia/version").exists()
+        if has_driver and platform.machine() == "x86_64":
             yield Check("docker", OK, "profile rtx fits this computer, profile train for training")
         return
     match = re.search(r"R(\d+) \(release\), REVISION: (\d+)\.(\d+)", text)

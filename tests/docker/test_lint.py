@@ -37,6 +37,11 @@ def test_the_linters_are_awake(tmp_path: Path) -> None:
     assert "SC2086" in lint("shellcheck", "--color=never", tmp_path / "x.sh").stdout
 
 
+def test_lines_are_as_short_as_pythons() -> None:
+    for file in (*SCRIPTS, *DOCKERFILES, DOCKER / "compose.yaml"):
+        assert [line for line in file.read_text().splitlines() if len(line) > 100] == [], file.name
+
+
 def test_every_script_can_be_called_and_says_what_it_does() -> None:
     for script in SCRIPTS:
         assert script.stat().st_mode & 0o111, script

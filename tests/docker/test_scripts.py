@@ -104,7 +104,7 @@ def test_scripts_and_doctor_know_the_same_jetpacks(box: Box, release: str) -> No
         ("# R35 (release), REVISION: 4.1", ("unknown JetPack (L4T R35)", "add --target jp7")),
         ("# R36 (release), REVISION: 3.0", ("JetPack 6.0", "flash JetPack 6.1")),
         ("nonsense", ("unknown JetPack (L4T R?)",)),
-        (None, ("no Jetson and no NVIDIA driver", "--without-tensorrt")),
+        (None, ("neither a Jetson nor an x86-64 computer", "--without-tensorrt")),
     ],
 )
 def test_a_computer_that_no_target_fits(box: Box, text: str | None, parts: tuple[str, ...]) -> None:
@@ -114,6 +114,14 @@ def test_a_computer_that_no_target_fits(box: Box, text: str | None, parts: tuple
     refused(box("install.sh", "--wheel", str(box.wheel)), *parts)
     assert box.files() == before
     assert box.called == []
+
+
+@pytest.mark.parametrize(("machine", "code"), [("x86_64", 0), ("aarch64", 2)])
+def test_a_driver_means_rtx_on_x86_64_only(box: Box, machine: str, code: int) -> None:
+    box.file("proc/driver/nvidia/version", "NVRM version")
+    box.program("uname", f"echo {machine}")
+    done = box("install.sh", "--wheel", str(box.wheel), "--dry-run")
+    assert (done.returncode, "for rtx" in done.stdout) == (code, code == 0)
 
 
 # -- install

@@ -98,12 +98,14 @@ def test_a_jetpack_that_nobody_knows(tmp_path: Path) -> None:
     assert "R36 jp6, R38 jp7, R39 jp7" in found["docker"].remedy
 
 
-def test_computers_that_are_no_jetson(tmp_path: Path) -> None:
+def test_computers_that_are_no_jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(check_platform(tmp_path)) == []
     (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
     (tmp_path / "proc/driver/nvidia/version").write_text("NVRM version: ...")
     (found,) = check_platform(tmp_path)
     assert (found.id, found.status, "profile rtx" in found.finding) == ("docker", OK, True)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")  # a Jetson's container without it
+    assert list(check_platform(tmp_path)) == []
 
 
 # -- what a container's health check asks
