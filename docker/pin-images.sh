@@ -19,7 +19,9 @@ main() {
   local image found files=("$HERE"/Dockerfile.* "$HERE/README.md")
   command -v skopeo > /dev/null || docker buildx version > /dev/null 2>&1 \
     || die "neither skopeo nor docker buildx is here: type sudo apt install skopeo"
-  if [ "${1:-}" = --update ]; then run sed -i -E "s/(:[A-Za-z0-9._-]+)$DIGEST/\1/g" "${files[@]}"; fi
+  if [ "${1:-}" = --update ]; then
+    run sed -i -E "s/(:[A-Za-z0-9._-]+)$DIGEST/\1/g" "${files[@]}"
+  fi
   while read -r image; do
     found=$(digest "$image") || die "$image: the registry gives no digest: check network and tag"
     [[ @$found =~ ^$DIGEST$ ]] || die "$image: '$found' is no digest: is the answer complete?"
