@@ -154,6 +154,7 @@ def test_a_command_in_a_sentence_exists(line: Line) -> None:
     )
     if command in COMMANDS:
         known = {o for p in COMMANDS[command].params for o in (*p.opts, *p.secondary_opts)}
+        rest = rest[: rest.index("--")] if "--" in rest else rest  # then come another command's
         options = [word.partition("=")[0] for word in rest if word.startswith("--")]
         options = [o for o in options if not ("." in o or "_" in o)]  # lerobot-train's own
         assert set(options) <= known | {"--help"}, f"{line}: no such option"
