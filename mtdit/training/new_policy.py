@@ -33,22 +33,28 @@ ENCODERS = {"vision_encoder_name", "text_encoder_name"}
 SMALLER = "lower batch_size or noise_samples, or the policy's sizes"
 
 
-def initial_config(config: TrainConfig, resumed: Path | None) -> PolicyConfig:
+def earlier_checkpoint(config: TrainConfig, resumed: Path | None) -> Checkpoint | None:
+    """What the run begins from, opened: the checkpoint that it resumes or --init-from. UserError
+    when that cannot be trained.
+    """
+    place = resumed or config.init_from
+    return None if place is None else open_to_train(place, config.rename_map or None)
+
+
+def initial_config(config: TrainConfig, earlier: Checkpoint | None) -> PolicyConfig:
     """The policy config without the dataset: the earlier checkpoint's or the preset's, with the
     options of `config.policy`.
     """
-    earlier = resumed or config.init_from
     if earlier is None:
         tiny = config.preset == "tiny"
         standard = dict.fromkeys(ENCODERS, "tiny") if tiny else {}
         options = _with_clip_folders({**standard, **config.policy}, config)
         return with_features(options, config.preset, {}, {})
-    checkpoint = open_to_train(earlier, config.rename_map or None)
-    fields = {k: v for k, v in policy_config_to_dict(checkpoint.config).items() if k != "type"}
+    fields = {k: v for k, v in policy_config_to_dict(earlier.config).items() if k != "type"}
     return policy_config_from_dict(
         {
             **fields,
-            **_own_tiny_clip(checkpoint, config),
+            **_own_tiny_clip(earlier, config),
             **_with_clip_folders(config.policy, config),
         }
     )
@@ -110,49 +116,43 @@ def with_dataset(config: PolicyConfig, cache: FrameCache, device: torch.device) 
     )
 
 
-def initial_tokenizer(
-    config: TrainConfig, policy_config: PolicyConfig, resumed: Path | None
-) -> Any:
+def initial_tokenizer(policy_config: PolicyConfig, earlier: Checkpoint | None) -> Any:
     """The tokenizer of the policy at the start of this run. UserError when it cannot be had.
 
     It needs no dataset, so a CLIP that is missing is noticed before any frame is decoded.
     """
-    earlier = resumed or config.init_from
     if earlier is None:
         return load_tokenizer(policy_config.text_encoder_name)
-    return open_to_train(earlier, config.rename_map or None).tokenizer()
+    return earlier.tokenizer()
 
 
 def initial_policy(
-    config: TrainConfig, policy_config: PolicyConfig, cache: FrameCache, resumed: Path | None
+    config: TrainConfig, policy_config: PolicyConfig, cache: FrameCache, earlier: Checkpoint | None
 ) -> tuple[MultiTaskDiT, DatasetStats]:
     """The policy at the start of this run, and the statistics that normalise it."""
     torch.manual_seed(config.seed)
-    earlier = resumed or config.init_from
     if earlier is None:
         cameras = list(cache.info.image_keys.values())
         stats = with_imagenet_stats(cache.stats, cameras) if config.imagenet_stats else cache.stats
         return MultiTaskDiT.pretrained(policy_config), stats
-    checkpoint = open_to_train(earlier, config.rename_map or None)
-    if checkpoint.facts is not None:
-        _check_names(checkpoint.facts, cache.info.facts)
-    policy = replace(checkpoint, config=policy_config).policy()
-    if resumed is not None:
-        raw_weights = resumed / TRAINING_STATE / LIVE
+    if earlier.facts is not None:
+        _check_names(earlier.facts, cache.info.facts)
+    policy = replace(earlier, config=policy_config).policy()
+    if config.resume:
+        raw_weights = earlier.folder.parent / TRAINING_STATE / LIVE
         if raw_weights.is_file():  # not in LeRobot's checkpoints: their model.safetensors is live
             load_weights(policy, raw_weights)
-    return policy, checkpoint.dataset_stats
+    return policy, earlier.dataset_stats
 
 
 def rename_map_of(
-    config: TrainConfig, policy_config: PolicyConfig, cache: FrameCache, resumed: Path | None
+    config: TrainConfig, policy_config: PolicyConfig, cache: FrameCache, earlier: Checkpoint | None
 ) -> RenameMap:
     """The names that the policy's files give the dataset's cameras: the config's, else those of
     the earlier checkpoint. UserError when they do not fit the dataset.
     """
-    earlier = resumed or config.init_from
     if not config.rename_map and earlier is not None:
-        return open_to_train(earlier).rename_map
+        return earlier.rename_map
     check_rename_map(config.rename_map, cache.info.input_features)
     policy_names(policy_config, {}, config.rename_map)  # a name that a camera cannot have
     return config.rename_map

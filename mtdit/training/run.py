@@ -42,6 +42,7 @@ from mtdit.training.loop import Run, fit
 from mtdit.training.new_policy import (
     ENCODERS,
     SMALLER,
+    earlier_checkpoint,
     from_anywhere,
     initial_config,
     initial_policy,
@@ -98,8 +99,11 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
     """
     resumed = find_last_checkpoint(config.output_dir) if config.resume else None
     check_dataset(config.dataset)
-    policy_config = initial_config(config, resumed)
-    tokenizer = initial_tokenizer(config, policy_config, resumed)
+    earlier = earlier_checkpoint(config, resumed)
+    for note in earlier.notes if earlier else ():
+        reporter.say(note)
+    policy_config = initial_config(config, earlier)
+    tokenizer = initial_tokenizer(policy_config, earlier)
     cache = frame_cache(
         config.dataset,
         config.cache_dir or config.output_dir / "frames",
@@ -111,8 +115,8 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
         config.check_frames,
     )
     policy_config = with_dataset(policy_config, cache, group.device)
-    names = rename_map_of(config, policy_config, cache, resumed)
-    policy, stats = initial_policy(config, policy_config, cache, resumed)
+    names = rename_map_of(config, policy_config, cache, earlier)
+    policy, stats = initial_policy(config, policy_config, cache, earlier)
     policy.to(group.device)
     reporter.say(_summary(config, policy, cache, group.world))
 
@@ -123,7 +127,7 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
     loader = Loader(cache, policy_config, config, stats, text)
     warnings = dataset_warnings(config, policy_config, cache, group.world, stats)
     facts, unit_lines = facts_with_units(cache, config.units)
-    check_same_units(facts, config.init_from)
+    check_same_units(facts, earlier)
     words = token_lines(tokenizer, tasks, ids, policy_config.tokenizer_max_length)
     for line in (*loader.summary(), *unit_lines, *words, *warnings):
         reporter.say(line)

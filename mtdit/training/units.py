@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from mtdit.checkpoint.read import open_checkpoint
+from mtdit.checkpoint.read import Checkpoint
 from mtdit.data.frame_cache import FrameCache
 from mtdit.stats import DatasetFacts
 from mtdit_robots.errors import UserError
@@ -25,12 +24,12 @@ def facts_with_units(cache: FrameCache, said: str | None) -> tuple[DatasetFacts,
     return replace(facts, units=settled(judged, said, facts.dataset)), lines
 
 
-def check_same_units(facts: DatasetFacts, init_from: Path | None) -> None:
-    """UserError when a training starts from a policy whose positions are in another unit."""
-    earlier = None if init_from is None else open_checkpoint(init_from).facts
-    if earlier is None or UNKNOWN in (earlier.units, facts.units) or earlier.units == facts.units:
+def check_same_units(facts: DatasetFacts, earlier: Checkpoint | None) -> None:
+    """UserError when a training goes on from a policy whose positions are in another unit."""
+    before = earlier.facts.units if earlier and earlier.facts else UNKNOWN
+    if earlier is None or UNKNOWN in (before, facts.units) or before == facts.units:
         return
     raise UserError(
-        f"{init_from} was trained on positions in {earlier.units}, but {facts.dataset} is in "
-        f"{facts.units}: train without --init-from, or on a dataset of that unit"
+        f"{earlier.folder} was trained on positions in {before}, but {facts.dataset} is in "
+        f"{facts.units}: train without --init-from and --resume, or on a dataset of that unit"
     )

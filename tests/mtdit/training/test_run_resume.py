@@ -13,7 +13,7 @@ import torch
 from full_disk import disk
 from small_run import Watcher, config_for, run
 
-from mtdit.checkpoint.names import LIVE, PRETRAINED, TRAIN_CONFIG, TRAINING_STATE
+from mtdit.checkpoint.names import CONFIG, LIVE, PRETRAINED, TRAIN_CONFIG, TRAINING_STATE
 from mtdit.checkpoint.tensors import read_tensors
 from mtdit.training.checkpoints import output_dir_lock
 from mtdit.training.config import TrainConfig
@@ -132,6 +132,24 @@ def test_what_resuming_has_to_say(frames: Path, clip_folder: Path, tmp_path: Pat
     told = " ".join(watcher.lines)
     assert "raise --steps to continue" in told
     assert "episodes this run has trained on" in told
+
+
+def test_what_a_newer_lerobot_left_off_is_said_when_a_training_goes_on(
+    frames: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    """From --init-from and --resume alike, as by `mtdit export`."""
+    config = config_for(frames, tmp_path / "run", clip_folder, steps=1)
+    checkpoint, _ = run(config)
+    place = checkpoint / PRETRAINED / CONFIG
+    place.write_text(json.dumps({**json.loads(place.read_text()), "use_film": False}))
+    for more in (
+        {"resume": True, "steps": 2},
+        {"init_from": checkpoint, "output_dir": tmp_path / "new"},
+    ):
+        watcher = Watcher()
+        train(replace(config, **more), watcher)
+        (line,) = [line for line in watcher.lines if "newer LeRobot" in line]
+        assert "ignored use_film" in line
 
 
 def test_nothing_to_resume(frames: Path, clip_folder: Path, tmp_path: Path) -> None:
