@@ -49,7 +49,7 @@ def policy_names(
 
 def check_rename_map(rename_map: RenameMap, features: Iterable[str]) -> None:
     """UserError unless every name of the map is one of these features of the dataset, and no two
-    features get one name, or the positions another one than observation.state.
+    features get one name.
     """
     known = list(features)
     for name in rename_map:
@@ -57,11 +57,6 @@ def check_rename_map(rename_map: RenameMap, features: Iterable[str]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
             raise UserError(f"rename_map: the dataset has no {name!r} that is trained on; {hint}")
-    if rename_map.get(STATE, STATE) != STATE:
-        raise UserError(
-            f"rename_map renames {STATE} to {rename_map[STATE]!r}, but the policy needs {STATE}: "
-            "leave it out of the map"
-        )
     names = [rename_map.get(name, name) for name in known]
     twice = [name for name in names if names.count(name) > 1]
     if twice:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from mtdit.policies.multi_task_dit.presets import PRESETS
 from mtdit_robots.errors import UserError
+from mtdit_robots.features import STATE
 from mtdit_robots.units import ARM_UNITS
 from mtdit_runtime.instructions import one_form
 
@@ -307,6 +308,15 @@ def _check_train(c: TrainConfig) -> None:
         (
             not (c.resume and c.init_from),
             "resume and init_from exclude each other: resume continues with the run's own weights",
+        ),
+        *(
+            (
+                old == new or STATE not in (old, new),
+                f"rename_map has {old}={new}, but positions are called {STATE} in the dataset and "
+                "in the policy: leave it out of the map; a feature of the dataset is renamed in "
+                "meta/info.json, in meta/stats.json and as a column of data/",
+            )
+            for old, new in c.rename_map.items()
         ),
     ]
     for holds, message in rules:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from edited_sets import bare_set, edit_tables
 from small_dataset import JOINTS, LENGTHS, SIZE, TASKS, write_dataset
 
 from mtdit.data.frame_cache import StoredDataset
@@ -288,3 +289,32 @@ def test_a_camera_the_videos_do_not_have(broken: Path) -> None:
         broken, features={**features, "observation.images.side": features["observation.images.top"]}
     )
     refuses(broken, "no column 'videos/observation.images.side/chunk_index'")
+
+
+OPENPI = {"observation.state": "state", "action": "actions"}
+AGIBOT = {"observation.state": "observation.states.joint.position", "action": "actions.joint"}
+
+
+def rename_features(root: Path, names: dict[str, str]) -> None:
+    """In the three places that the refusal of a rename_map names."""
+    for file in ("meta/info.json", "meta/stats.json"):
+        raw = json.loads((root / file).read_text())
+        if file == "meta/info.json":
+            raw["features"] = {names.get(k, k): v for k, v in raw["features"].items()}
+        else:
+            raw = {names.get(k, k): v for k, v in raw.items()}
+        (root / file).write_text(json.dumps(raw))
+    edit_tables(root, "data", lambda t: t.rename_columns([names.get(k, k) for k in t.column_names]))
+
+
+@pytest.mark.parametrize("names", [OPENPI, AGIBOT, {"action": "leader.position"}])
+def test_features_of_another_ecosystem(names: dict[str, str], tmp_path: Path) -> None:
+    """Said what the dataset has; renamed as the message says, it is read."""
+    root = bare_set(tmp_path / "set")
+    before = open_dataset(str(root))
+    rename_features(root, names)
+    with pytest.raises(UserError, match="is of another robot or program; convert it") as refused:
+        open_dataset(str(root))
+    assert all(name in str(refused.value) for name in names.values())
+    rename_features(root, {new: old for old, new in names.items()})
+    assert np.array_equal(open_dataset(str(root)).state, before.state)

@@ -45,7 +45,8 @@ def test_the_checkpoint_carries_the_map(frames: Path, clip_folder: Path, tmp_pat
         ({"observation.images.tpo": NEW}, "did you mean 'observation.images.top'"),
         ({TOP: "observation.images.wrist"}, "calls two"),
         ({TOP: "observation.images.a/b"}, "not a valid camera"),
-        ({"observation.state": "observation.qpos"}, "leave it out"),
+        ({"observation.state": "observation.qpos"}, "leave it out of the map"),
+        ({"observation.qpos": "observation.state"}, "renamed in meta/info.json"),
     ],
 )
 def test_maps_that_do_not_fit(
