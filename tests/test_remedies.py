@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import tomllib
+from huggingface_hub.cli.hf import app as HUB
 from repository import ROOT
 from typer.main import get_command
 
@@ -116,6 +117,68 @@ def test_an_option_that_a_text_names_exists() -> None:
         and not any(known.startswith(option) for known in theirs)
     )
     assert unknown == []
+
+
+# where a text stands -> the commands of which it may name an option without naming the command
+SAID_BY = {
+    "mtdit/training": ("train",),
+    "mtdit/data": ("train",),
+    "mtdit/checkpoint": ("train", "export", "eval", "verify"),
+    "export/mtdit_export": ("export", "verify"),
+    "runtime/mtdit_runtime/doctor": ("doctor",),
+    "runtime/mtdit_runtime/recording": ("record",),
+    "runtime/mtdit_runtime/verify": ("build", "verify", "export"),
+    "runtime/mtdit_runtime": ("run", "eval", "record", "teleoperate", "replay", "bench", "build"),
+    "robots/mtdit_robots/so101": ("calibrate",),
+    "robots/mtdit_robots/twin": ("twin", "run"),
+    "robots/mtdit_robots": ("run", "record", "teleoperate"),
+}
+
+
+def unquoted(text: str) -> str:
+    return re.sub(r"`[^`]*`", "", text)
+
+
+def having(option: str) -> set[str]:
+    """The commands that have this option."""
+    return {
+        name
+        for name, command in COMMANDS.items()
+        if any(option in (*p.opts, *p.secondary_opts) for p in command.params)
+    }
+
+
+def test_an_option_is_one_of_the_command_that_names_it() -> None:
+    """Not only of some command: `mtdit export` must not advise an option of `mtdit train`."""
+    wrong = []
+    for place, text in TEXTS:
+        if text.startswith("pip "):
+            continue
+        reached = next((names for top, names in SAID_BY.items() if place.startswith(top)), ())
+        named = {name for name in COMMANDS if re.search(rf"\b{name}\b", unquoted(text))}
+        for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*[\w]", unquoted(text)):
+            has = having(option)
+            if reached and has and option not in OTHERS and not has & {*reached, *named}:
+                wrong.append((place, option))
+    assert wrong == []
+
+
+def test_a_command_outside_backticks_exists_with_its_options() -> None:
+    wrong = []
+    for place, text in TEXTS:
+        for command, rest in re.findall(r"\bmtdit ([a-z][\w-]*)([^:;,()\n]*)", unquoted(text)):
+            options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", rest))
+            known = {option for option in options if command in having(option)}
+            if options - known and "console.rich" not in text:
+                wrong.append((place, command, sorted(options - known)))
+    assert wrong == []
+
+
+@pytest.mark.parametrize("line", sorted({c for _, c in QUOTED if c.startswith("hf ")}))
+def test_a_command_of_the_hub_exists(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = line.split()[1:]
+    HUB.main([*words, "--help"], prog_name="hf", standalone_mode=False)
+    assert f"Usage: hf {' '.join(words)} " in capsys.readouterr().out
 
 
 def test_the_converter_of_lerobot_has_its_options() -> None:

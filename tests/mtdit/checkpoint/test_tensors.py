@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,6 +72,37 @@ def test_an_adapter_says_what_it_is_and_how_to_merge_it(saved: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match="merge it first"):
         open_checkpoint(folder)
+
+
+def test_the_line_that_merges_an_adapter_writes_a_policy_that_opens(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run as it stands, LeRobot's part by LeRobot. `peft` is none of our packages: a stand-in adds
+    1 to a weight in its place.
+    """
+
+    def merged(policy: torch.nn.Module, place: str) -> SimpleNamespace:
+        assert place == str(adapter)
+        weight = policy.get_parameter("noise_predictor.input_proj.weight")
+        weight.data += 1
+        return SimpleNamespace(merge_and_unload=lambda: policy)
+
+    base, adapter = saved / PRETRAINED, saved / "my adapter"
+    shutil.copytree(base, adapter, ignore=lambda *_: {WEIGHTS, "config.json"})
+    raw = {"peft_type": "LORA", "base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError) as refused:
+        open_checkpoint(adapter)
+    peft = SimpleNamespace(PeftModel=SimpleNamespace(from_pretrained=merged))
+    monkeypatch.setitem(sys.modules, "peft", peft)
+    (line,) = re.findall("type `(.+)`, then use", str(refused.value))
+    python, _, copies = line.partition(" && ")
+    exec(shlex.split(python)[2], {})
+    subprocess.run(copies, shell=True, check=True)
+    (place,) = re.findall("then use (.+)$", str(refused.value))
+    before, after = open_checkpoint(base).policy(), open_checkpoint(place).policy()
+    name = "noise_predictor.input_proj.weight"
+    assert torch.equal(after.get_parameter(name), before.get_parameter(name) + 1)
 
 
 def test_weights_in_parts_are_named(saved: Path) -> None:
