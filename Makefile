@@ -18,7 +18,7 @@ help:
 	@echo "make test   lint, types, import contracts and every test, about a quarter of an hour on two cores"
 	@echo "make test-slow  what repeats a test in full size"
 	@echo "make setup  only the environment, in $(VENV)"
-	@echo "make dist   a wheel in dist/, to install on a robot computer"
+	@echo "make dist   a wheel and a source distribution in dist/, to install on a robot computer"
 	@echo "make lock   the pinned packages of docker/locks, after a change of dependencies"
 	@echo "make pin-images  the digests of the base images in docker/, from their registry"
 
@@ -64,8 +64,13 @@ types: setup
 contracts: setup
 	$(VENV)/bin/lint-imports
 
+# A release is a commit with the tag vVERSION, VERSION as in mtdit/__init__.py.
 dist: setup
-	$(PY) -m build --wheel --no-isolation --outdir dist .
+	@version=v$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' mtdit/__init__.py); \
+	tag=$$(git describe --tags --exact-match --match 'v*' 2>/dev/null || true); \
+	if [ -n "$$tag" ] && [ "$$tag" != "$$version" ]; then \
+		echo "dist: this commit has the tag $$tag, but mtdit/__init__.py says $$version: make them equal" >&2; exit 2; fi
+	$(PY) -m build --no-isolation --outdir dist .
 
 lock: setup
 	UV=$$(command -v uv || echo $(VENV)/bin/uv) docker/lock.sh
