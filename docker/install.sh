@@ -9,25 +9,32 @@ usage='usage: sudo docker/install.sh [OPTION]...
   --prefix FOLDER          where to install; default: /opt/mtdit
   --user NAME              who may use arm and cameras; default: who typed sudo
   --without-tensorrt       compute on the CPU
+  --without-root           for you alone: no packages of the system, no names, no groups; the
+                           command is in ~/.local/bin, and --prefix is ~/.local/share/mtdit
   --dry-run                say what would be done, and do nothing
   --uninstall              remove mtdit and its udev rules; packages of the system stay'
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 COMMAND=/usr/local/bin/mtdit
 
 main() {
-  target='' wheel='' prefix=/opt/mtdit user=${SUDO_USER:-} tensorrt='' uninstall='' devices=()
+  target='' wheel='' prefix='' user='' tensorrt='' uninstall='' devices=() alone=''
   parse "$@"
+  if [ -n "$alone" ]; then
+    COMMAND=$HOME/.local/bin/mtdit prefix=${prefix:-$HOME/.local/share/mtdit}
+  else
+    prefix=${prefix:-/opt/mtdit} user=${user:-${SUDO_USER:-}}
+  fi
   if [ -n "$uninstall" ]; then
-    need_root "$@"
+    if [ -z "$alone" ]; then need_root "$@"; fi
     remove
     return
   fi
   if [ -z "$target" ]; then target=$(detect_target); fi
   target_facts "$target"
   check
-  need_root "$@"
+  if [ -z "$alone" ]; then need_root "$@"; fi
   plan
-  "$HERE/packages.sh" "$target" ${tensorrt:+"$tensorrt"}
+  if [ -z "$alone" ]; then "$HERE/packages.sh" "$target" ${tensorrt:+"$tensorrt"}; fi
   environment
   if [ ${#devices[@]} -gt 0 ]; then "$HERE/udev.sh" "${devices[@]}"; fi
   if [ -n "$user" ]; then "$HERE/user.sh" join "$user"; fi
@@ -40,6 +47,7 @@ parse() {
       --dry-run) export DRY_RUN=yes ;;
       --uninstall) uninstall=yes ;;
       --without-tensorrt) tensorrt=$1 ;;
+      --without-root) alone=yes ;;
       --help | -h) say "$usage"; exit 0 ;;
       --target | --wheel | --prefix | --user | --arm | --camera | --camera-port)
         [ -n "${2:-}" ] || die "$1 needs a value: see $0 --help"
@@ -62,6 +70,10 @@ check() {
   if [ -e "$ROOT$COMMAND" ] && [ ! -L "$ROOT$COMMAND" ]; then
     die "$COMMAND is another program: move it away first"
   fi
+  if [ -n "$alone" ] && [ -n "$user${devices[*]}" ]; then
+    die "groups and names of devices need root: leave out --user, --arm and --camera," \
+      "or --without-root"
+  fi
   if [ ${#devices[@]} -gt 0 ]; then (DRY_RUN=yes "$HERE/udev.sh" "${devices[@]}" > /dev/null); fi
   if [ -n "$user" ]; then (DRY_RUN=yes "$HERE/user.sh" join "$user" > /dev/null); fi
   version=$(basename "$wheel" | cut -d- -f2)
@@ -69,12 +81,22 @@ check() {
   name=$version-$target-$(cat "$wheel" "$HERE/locks/$LOCK" | sha256sum | cut -c1-8)
   is_there=''
   if [ -e "$ROOT$prefix/$name/.complete" ]; then is_there=yes; fi
-  if [ -z "$is_there" ]; then need_disk "$prefix" "$NEED_MB"; fi
+  if [ -z "$is_there" ]; then need_disk "$prefix" "$(needed_mb)"; fi
+}
+
+# TensorRT's packages, where they are missing, are larger than everything else.
+needed_mb() {
+  if [ -n "$tensorrt$alone" ] || [ -z "$TENSORRT" ] || installed python3-libnvinfer; then
+    say "$NEED_MB"
+  else
+    say "$((NEED_MB + TENSORRT_MB))"
+  fi
 }
 
 plan() {
   local from_apt='Python and TensorRT' packages="the packages of docker/locks/$LOCK"
   if [ -n "$tensorrt" ] || [ -z "$TENSORRT" ]; then from_apt='Python'; fi
+  if [ -n "$alone" ]; then from_apt='nothing'; fi
   if [ -n "$is_there" ]; then packages='there already'; fi
   say "mtdit $version for $target, into $prefix/$name:"
   say "  1. by apt, where missing: $from_apt"
@@ -119,7 +141,7 @@ finish() {
     say "nothing was changed: leave out --dry-run to do it"
     return
   fi
-  if [ ${#devices[@]} -eq 0 ]; then "$HERE/udev.sh" --list; fi
+  if [ ${#devices[@]} -eq 0 ] && [ -z "$alone" ]; then "$HERE/udev.sh" --list; fi
   say "mtdit $version is installed: type mtdit doctor"
 }
 
@@ -132,7 +154,7 @@ remove() {
   if [ "$(readlink "$ROOT$COMMAND")" = "$prefix/current/bin/mtdit" ]; then
     run rm "$ROOT$COMMAND"
   fi
-  "$HERE/udev.sh" --remove
+  if [ -z "$alone" ]; then "$HERE/udev.sh" --remove; fi
   for old in $(versions); do run rm -rf "$ROOT$prefix/$old"; done
   run rm "$ROOT$prefix/current"
   run rmdir --ignore-fail-on-non-empty "$ROOT$prefix"

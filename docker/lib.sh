@@ -15,12 +15,13 @@ DRY_RUN=${DRY_RUN:-}
 IMAGE=${IMAGE:-}
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-# What a target needs: its file of pinned packages, its TensorRT, and MB of disk.
+# What a target needs: its file of pinned packages, its TensorRT, and MB of disk for either.
 target_facts() {
+  TENSORRT_MB=2500
   case $1 in
     jp6) LOCK=cuda12.txt TENSORRT='10.3.0.30*' NEED_MB=1500 ;;
-    jp7) LOCK=cuda13.txt TENSORRT='10.16.2.10*' NEED_MB=4000 ;;
-    rtx) LOCK=cuda13.txt TENSORRT='10.16.1.11-1+cuda13*' NEED_MB=4000 ;;
+    jp7) LOCK=cuda13.txt TENSORRT='10.16.2.10*' NEED_MB=1500 ;;
+    rtx) LOCK=cuda13.txt TENSORRT='10.16.1.11-1+cuda13*' NEED_MB=1500 ;;
     train) LOCK=train.txt TENSORRT='' NEED_MB=15000 ;;
     *) die "unknown target '$1': use jp6 or jp7 (Jetsons), rtx, or train" ;;
   esac
@@ -49,6 +50,10 @@ detect_target() {
     die "neither a Jetson nor an x86-64 computer with an NVIDIA driver:" \
       "to compute on the CPU add --target rtx --without-tensorrt"
   fi
+}
+
+installed() {
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 
 say() { printf '%s\n' "$*"; }

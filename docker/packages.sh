@@ -21,10 +21,6 @@ main() {
   if [ -n "$IMAGE" ]; then tidy "$target"; fi
 }
 
-installed() {
-  [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
-}
-
 # What apt must know in an image. Hosts with JetPack have NVIDIA's source already.
 sources() {
   if [ -n "$TENSORRT" ]; then

@@ -80,6 +80,11 @@ def read_config(path: Path) -> ConfigFile:
             f"cannot read {path} ({error.strerror}): give --config another file, or write one with "
             "`mtdit init`"
         ) from error
+    return parse_config(path, text)
+
+
+def parse_config(path: Path, text: str) -> ConfigFile:
+    """The file with this text. UserError for one that is not TOML."""
     try:
         return ConfigFile(path, text, tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:

@@ -23,6 +23,7 @@ from mtdit.cli import options
 
 CAMERAS = "cameras"  # the tables that stand for --camera
 _CAMERA = "camera"
+FILE = "config"  # the parameter of a command that gets the file itself
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def keys_of(command: Callable[..., None]) -> dict[str, Key]:
     """The keys of a command's table."""
     shared, found = _shared(), {}
     for name, one in inspect.signature(command, eval_str=True).parameters.items():
-        if name != _CAMERA:
+        if name not in (_CAMERA, FILE):
             kind, told = get_args(one.annotation)[:2]
             key = _key(name, kind, told, one.default, told.help in shared)
             found[key.name] = key

@@ -1,4 +1,6 @@
-"""Writes mtdit.toml: the values that are known, and a line of comment for each other key."""
+"""Writes mtdit.toml: the values that are known, and a line of comment for each other key; or the
+text of a file with other values.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from mtdit.cli.config_file import NAME, ConfigFile, parse_config
 from mtdit.cli.config_keys import CAMERAS, shared_texts, shown
+from mtdit_robots.errors import UserError
 
 _HEAD = """\
 # Settings of mtdit, for the commands that are typed in this folder. An option of a command goes
@@ -30,6 +34,28 @@ def config_text(values: Mapping[str, Any], cameras: Mapping[str, Mapping[str, An
         plain = name if name.isidentifier() and name.isascii() else shown(name)
         parts.append(f"[{CAMERAS}.{plain}]\n{_lines(settings)}" + _not_said(settings))
     return "\n".join(part for part in parts if part)
+
+
+def changed_text(file: ConfigFile | None, values: Mapping[str, Any]) -> str:
+    """The text of a file with other values for keys of the top, below the commands' names too; the
+    rest stays as it is. None: a file that is not there yet.
+
+    UserError for a key that shares its line with others.
+    """
+    before = file or ConfigFile(NAME, "", {})
+    lines, added = before.text.split("\n"), dict(values)
+    for key, value in values.items():
+        tables = [[name] for name, table in before.tables.items() if isinstance(table, dict)]
+        for place in ([], *tables):
+            holder = before.tables[place[0]] if place else before.tables
+            if key in holder:
+                lines[before.line_of([*place, key]) - 1] = f"{key} = {shown(value)}"
+                holder[key] = value
+                added.pop(key, None)
+    text = _lines(added) + "\n".join(lines)
+    if parse_config(before.path, text).tables != {**before.tables, **added}:
+        raise UserError(f"{before.path}: write {' and '.join(values)} in lines of their own")
+    return text
 
 
 def _lines(values: Mapping[str, Any]) -> str:

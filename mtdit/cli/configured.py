@@ -17,7 +17,7 @@ import typer
 from mtdit.cli.camera_words import settings_of, words_of
 from mtdit.cli.config_check import Commands, check_config
 from mtdit.cli.config_file import ConfigFile, find_config
-from mtdit.cli.config_keys import CAMERAS, Key, keys_of, takes_cameras
+from mtdit.cli.config_keys import CAMERAS, FILE, Key, keys_of, takes_cameras
 from mtdit.cli.flags import option
 from mtdit.cli.terminal.console import console
 from mtdit.training.rank import rank
@@ -31,7 +31,7 @@ _SIZES = ("width", "height", "fps")  # of all cameras, if they are typed
 
 def configured(name: str, commands: Commands) -> Callable[..., None]:
     """The command with the option --config, and with the file's values. commands: all of them,
-    because the whole file is checked.
+    because the whole file is checked. A command with a parameter `config` gets the file itself.
     """
     command = commands[name]
 
@@ -46,6 +46,8 @@ def configured(name: str, commands: Commands) -> Callable[..., None]:
     @wraps(command)
     def called(ctx: typer.Context, config: Path | None, **given: Any) -> None:
         file = ctx.meta.get(_META)
+        if FILE in parameters:
+            given[FILE] = file
         command(**(given if file is None else _Merge(ctx, file, name, command).merged(given)))
 
     told = option(
@@ -56,7 +58,8 @@ def configured(name: str, commands: Commands) -> Callable[..., None]:
         is_eager=True,
         callback=load,
     )
-    named = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = inspect.signature(command, eval_str=True).parameters
+    named = [one for word, one in parameters.items() if word != FILE]
     keyword = inspect.Parameter.KEYWORD_ONLY
     context = inspect.Parameter("ctx", keyword, annotation=typer.Context)
     config = inspect.Parameter(

@@ -43,25 +43,36 @@ def check_platform(root: Path) -> Iterator[Check]:
         if has_driver and platform.machine() == "x86_64":
             yield Check("docker", OK, "profile rtx fits this computer, profile train for training")
         return
+    yield from check_release(text)
+    if release_of(text):
+        yield _power_mode(root)
+
+
+def release_of(text: str) -> tuple[int, int, int] | None:
+    """The L4T release in the text of /etc/nv_tegra_release; None where it names none."""
     match = re.search(r"R(\d+) \(release\), REVISION: (\d+)\.(\d+)", text)
-    if match is None:
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
+
+
+def check_release(text: str) -> Iterator[Check]:
+    """The JetPack release and the docker profile that fits it, by /etc/nv_tegra_release."""
+    numbers = release_of(text)
+    if numbers is None:
         remedy = "compare with NVIDIA's list of L4T releases"
         yield Check("jetpack", WARN, f"unknown release {text[:40]!r}", remedy)
         return
-    release = ".".join(match.groups())
+    release = ".".join(map(str, numbers))
     finding = f"L4T {release} ({JETPACKS.get(release, 'unknown JetPack version')})"
     if release in BAD_L4T:
         yield Check("jetpack", FAIL, finding, BAD_L4T[release])
     else:
-        old = tuple(map(int, match.groups()[:2])) < OLDEST_L4T
         remedy = "flash JetPack 6.1 or later: the TensorRT of this release is too old"
-        yield judged("jetpack", old, finding, remedy)
-    profile = PROFILES.get(int(match[1]))
+        yield judged("jetpack", numbers[:2] < OLDEST_L4T, finding, remedy)
+    profile = PROFILES.get(numbers[0])
     known = ", ".join(f"R{major} {name}" for major, name in PROFILES.items())
-    finding = f"profile {profile} fits" if profile else f"no profile for L4T R{match[1]}"
+    finding = f"profile {profile} fits" if profile else f"no profile for L4T R{numbers[0]}"
     remedy = f"there are {known}: flash one of these, or see docker/README.md"
     yield judged("docker", profile is None, finding, remedy)
-    yield _power_mode(root)
 
 
 def power_mode(root: Path = Path("/")) -> str | None:

@@ -193,6 +193,19 @@ def test_removing_it(box: Box) -> None:
     assert left == {"opt/mtdit/policy.mtdit/manifest.json"}
 
 
+def test_an_installation_for_one_user_touches_only_the_home_folder(box: Box) -> None:
+    words, home = ("--target", "rtx", "--without-root", "--wheel", str(box.wheel)), "/home/me"
+    done = box("install.sh", *words, HOME=home)
+    assert done.returncode == 0, done.stderr
+    command = box.root / "home/me/.local/bin/mtdit"
+    assert os.readlink(command) == "/home/me/.local/share/mtdit/current/bin/mtdit"
+    assert {file.split("/")[0] for file in box.files()} == {"home"}
+    assert not [call for call in box.called if call.startswith(("apt", "usermod", "udevadm"))]
+    refused(box("install.sh", *words, "--user", "root", HOME=home), "need root", "--user")
+    assert box("install.sh", "--without-root", "--uninstall", HOME=home).returncode == 0
+    assert not [file for file in box.files() if (box.root / file).is_file()]
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

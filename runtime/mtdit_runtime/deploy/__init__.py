@@ -1,0 +1,1 @@
+"""Installs mtdit and a bundle on other computers, over ssh."""
