@@ -25,6 +25,8 @@ __all__ = [
     "Checkpoint",
     "DatasetLayout",
     "DatasetWriter",
+    "DeployOptions",
+    "Deployment",
     "DriveOptions",
     "EvalOptions",
     "EvalReport",
@@ -52,6 +54,7 @@ __all__ = [
     "Verification",
     "bench",
     "build",
+    "deploy",
     "evaluate",
     "export",
     "load",
@@ -92,6 +95,7 @@ if TYPE_CHECKING:
     from mtdit_runtime.bundle.bundle import Bundle, open_bundle
     from mtdit_runtime.control.report import RunReport
     from mtdit_runtime.control.safety import SafetyConfig
+    from mtdit_runtime.deploy.deploy import Deployment, DeployOptions, deploy
     from mtdit_runtime.evaluate import EvalOptions, EvalReport, evaluate
     from mtdit_runtime.policy.policy import Policy
     from mtdit_runtime.record import RecordOptions, record
@@ -164,6 +168,10 @@ _HOMES = {
     "Verification": "mtdit_runtime.verify.gates",
     "build": "mtdit_runtime.verify.build",
     "BuildOptions": "mtdit_runtime.verify.build",
+    # robot computers
+    "deploy": "mtdit_runtime.deploy.deploy",
+    "DeployOptions": "mtdit_runtime.deploy.deploy",
+    "Deployment": "mtdit_runtime.deploy.deploy",
     # errors
     "UserError": "mtdit_robots.errors",
     "ExportError": "mtdit_robots.errors",
