@@ -30,7 +30,8 @@ OTHERS = {
     *("--robot.id", "--teleop.id", "--operation.type", "--help"),
     *("--force-reinstall", "--no-install-recommends"),  # pip's, apt-get's
     *("--user", "--quiet", "--follow", "--unit"),  # systemd's
-    *("--partial", "--delay-updates", "--delete", "--exclude", "--info", "--rm"),  # rsync's, docker's
+    *("--partial", "--delay-updates", "--delete", "--exclude", "--info"),  # rsync's
+    "--rm",  # docker's
     *("--without-root", "--without-tensorrt", "--target", "--wheel", "--prefix"),  # install.sh's
 }
 CONVERTER = ("--repo-id", "--root", "--push-to-hub")  # of LeRobot's convert_dataset_v21_to_v30
