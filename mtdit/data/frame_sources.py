@@ -33,6 +33,7 @@ from mtdit.data.video_frames import (
 from mtdit_robots.errors import UserError
 from mtdit_runtime.files import sha256
 from mtdit_runtime.recording.dataset_layout import INFO
+from mtdit_runtime.recording.dataset_parquet import need_columns
 
 Rows = NDArray[np.int64]
 PICTURES_AT_ONCE = 256  # PNGs of a table file that are in memory while they are read
@@ -72,6 +73,8 @@ def frame_sources(dataset: Dataset, camera: str, tolerance_s: float) -> list[Sou
     else:
         key = dataset.image_keys[camera]
         sources = [TableSource(file, key, rows) for file, rows in dataset.places.items()]
+        for file in dataset.places:
+            need_columns(file, pq.read_schema(file).names, [key])
     once = Once(dataset, camera)
     for source in sources:
         once.mark(source.rows)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from mtdit.hub import TIMEOUT_S, client_errors, explained
 from mtdit_robots.errors import UserError
 from mtdit_robots.so101.calibration import lerobot_home
-from mtdit_runtime.recording.dataset_layout import INFO, TASKS, VIDEO_PATH
+from mtdit_runtime.recording.dataset_layout import INFO, TASKS
 from mtdit_runtime.recording.dataset_reader import (
     DATA,
     EPISODES,
@@ -29,6 +29,7 @@ from mtdit_runtime.recording.dataset_reader import (
     read_info,
     table_files,
 )
+from mtdit_runtime.recording.dataset_videos import video_keys, video_piece
 
 FORMAT = 3  # major version of the dataset format
 NEWEST = "v3.0"  # the tag that LeRobot 0.6.1 writes
@@ -180,18 +181,12 @@ def _lacks(root: Path) -> str:
         if len(episodes) < int(info["total_episodes"]):
             return f"{int(info['total_episodes']) - len(episodes)} episodes of {EPISODES}"
         rows = sum(pq.read_metadata(file).num_rows for file in table_files(root, DATA))
-        wanted = max((int(episode["dataset_to_index"]) for episode in episodes), default=0)
+        wanted = sum(episode["length"] for episode in episodes)
         if rows < wanted:
             return f"{wanted - rows} of {wanted} frames in {DATA}"
-        pattern = info.get("video_path") or VIDEO_PATH
         videos = {
-            pattern.format(
-                video_key=key,
-                chunk_index=episode[f"videos/{key}/chunk_index"],
-                file_index=episode[f"videos/{key}/file_index"],
-            )
-            for key, feature in info["features"].items()
-            if feature["dtype"] == "video"
+            video_piece(root, info, episode, key).path
+            for key in video_keys(info, episodes)
             for episode in episodes
         }
         return next((path for path in sorted(videos) if not (root / path).is_file()), "")

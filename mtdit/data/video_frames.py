@@ -167,7 +167,8 @@ class PngRowGroup:
 
 def image_bytes(image: Any) -> bytes:
     """The file of an image, PNG or JPEG: {"bytes": PNG}, or the bytes alone. Empty: it has none."""
-    return (image.get("bytes") if isinstance(image, dict) else image) or b""
+    data = image.get("bytes") if isinstance(image, dict) else image
+    return data if isinstance(data, bytes) else b""
 
 
 def picture(file: Path, image: Any) -> Frame:

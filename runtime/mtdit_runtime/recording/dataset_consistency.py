@@ -29,7 +29,7 @@ def check_info(root: Path, info: Any) -> None:
     if not isinstance(info.get("features"), dict):
         raise UserError(f"{root}/{INFO} lists no features; copy the dataset again")
     for key, feature in info["features"].items():
-        if not isinstance(feature, dict) or not {"dtype", "shape"} <= set(feature):
+        if not isinstance(feature, dict) or not (feature.get("dtype") and "shape" in feature):
             raise UserError(
                 f"{root}/{INFO}: feature {key!r} lacks dtype or shape; copy the dataset again"
             )

@@ -19,7 +19,6 @@ import numpy as np
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.extras import missing
-from mtdit_runtime.recording.dataset_layout import VIDEO_PATH
 from mtdit_runtime.recording.dataset_parquet import (
     DATA,
     EPISODES,
@@ -29,6 +28,7 @@ from mtdit_runtime.recording.dataset_parquet import (
     whole_numbers,
 )
 from mtdit_runtime.recording.dataset_tasks import read_tasks
+from mtdit_runtime.recording.dataset_videos import video_keys, video_piece
 from mtdit_runtime.text import numbers_text
 
 Row = Mapping[str, Any]  # of meta/episodes
@@ -185,21 +185,20 @@ class Videos:
     """The videos of a dataset: how long they are, and how much of them its episodes use."""
 
     def __init__(self, root: Path, info: Mapping[str, Any], rows: Sequence[Row]) -> None:
-        self.root, self.fps = root, float(info["fps"])
-        self.pattern = info.get("video_path") or VIDEO_PATH
-        self.keys = [k for k, f in info["features"].items() if f["dtype"] == "video"]
+        self.root, self.info, self.fps = root, info, float(info["fps"])
+        self.keys = video_keys(info, rows)
         self._seconds: dict[Path, float] = {}
         self._used: dict[Path, float] = {}
         for row in rows:
             for key in self.keys:
-                path = self._path(row, key)
-                self._used[path] = max(self._used.get(path, 0.0), self._end(row, key))
+                path, end_s = self._piece(row, key)
+                self._used[path] = max(self._used.get(path, 0.0), end_s)
 
     def short(self, row: Row) -> Path | None:
         """The first video of an episode that cannot be opened, or ends before the episode."""
         for key in self.keys:
-            path = self._path(row, key)
-            if self._length(path) < self._end(row, key) - 0.5 / self.fps:
+            path, end_s = self._piece(row, key)
+            if self._length(path) < end_s - 0.5 / self.fps:
                 return path
         return None
 
@@ -226,12 +225,10 @@ class Videos:
             }
         return None
 
-    def _path(self, row: Row, key: str) -> Path:
-        place = {n: int(row[f"videos/{key}/{n}"]) for n in ("chunk_index", "file_index")}
-        return self.root / str(self.pattern).format(video_key=key, **place)
-
-    def _end(self, row: Row, key: str) -> float:
-        return float(row[f"videos/{key}/from_timestamp"]) + int(row["length"]) / self.fps
+    def _piece(self, row: Row, key: str) -> tuple[Path, float]:
+        """The video of an episode, and when the episode ends in it, s."""
+        piece = video_piece(self.root, self.info, row, key)
+        return self.root / piece.path, piece.begin_s + int(row["length"]) / self.fps
 
     def _length(self, path: Path) -> float:
         if path not in self._seconds:

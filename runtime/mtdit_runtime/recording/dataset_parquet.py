@@ -8,7 +8,7 @@ they mean is decided in `dataset_reader`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,9 @@ def _why(file: Path, error: Exception) -> str:
     return f"({first_line(error, 120)}); copy the dataset again"
 
 
-def need_columns(file: Path, table: Any, names: Sequence[str]) -> None:
-    """UserError when a table lacks a column."""
-    absent = [name for name in names if name not in table.column_names]
+def need_columns(file: Path, there: Collection[str], names: Sequence[str]) -> None:
+    """UserError when a file lacks a column. there: those that it has."""
+    absent = [name for name in names if name not in there]
     if absent:
         raise UserError(
             f"{file} has no column {absent[0]!r}, so the dataset does not match its "

@@ -28,7 +28,7 @@ from mtdit_runtime.recording.dataset_consistency import (
     joint_names,
 )
 from mtdit_runtime.recording.dataset_interrupted import check_finished
-from mtdit_runtime.recording.dataset_layout import INFO, STATS, VIDEO_PATH
+from mtdit_runtime.recording.dataset_layout import INFO, STATS
 from mtdit_runtime.recording.dataset_parquet import (
     DATA,
     EPISODES,
@@ -40,6 +40,7 @@ from mtdit_runtime.recording.dataset_parquet import (
 )
 from mtdit_runtime.recording.dataset_tasks import check_own_words, read_tasks
 from mtdit_runtime.recording.dataset_units import dataset_units
+from mtdit_runtime.recording.dataset_videos import video_piece
 from mtdit_runtime.text import first_line, numbers_text
 from mtdit_runtime.units import NOT_SAID, Judged
 
@@ -91,31 +92,17 @@ class RecordedDataset:
         """Video path (relative to the root) -> row -> time of its frame in the video, s.
 
         The time is LeRobot's: where the episode's piece begins, and the row's own timestamp. Rows
-        may be cut out of the tables while the videos stay whole. UserError when meta/episodes lacks
-        the columns that say so.
+        may be cut out of the tables while the videos stay whole. UserError when meta/episodes does
+        not say so.
         """
         key = self.image_keys[camera]
-        columns = [f"videos/{key}/{n}" for n in ("chunk_index", "file_index", "from_timestamp")]
-        pattern = self.info.get("video_path") or VIDEO_PATH
         places: dict[str, dict[int, float]] = {}
         for episode, row, end in zip(
             self.episodes, self.episode_starts.tolist(), self.episode_ends.tolist(), strict=True
         ):
-            missing = [column for column in columns if episode.get(column) is None]
-            if missing:
-                raise UserError(
-                    f"{self.root}/{EPISODES} has no column {missing[0]!r}; copy the dataset again"
-                )
-            chunk, file, start = (episode[column] for column in columns)
-            try:
-                path = pattern.format(video_key=key, chunk_index=chunk, file_index=file)
-            except (KeyError, IndexError, ValueError, AttributeError):
-                raise UserError(
-                    f"{self.root}/{INFO}: video_path {pattern!r} is not a valid pattern; "
-                    f"LeRobot's is {VIDEO_PATH!r}"
-                ) from None
-            times = float(start) + self.timestamp[row:end]
-            places.setdefault(path, {}).update(zip(range(row, end), times.tolist(), strict=True))
+            piece = video_piece(self.root, self.info, episode, key)
+            times = zip(range(row, end), (piece.begin_s + self.timestamp[row:end]), strict=True)
+            places.setdefault(piece.path, {}).update((n, float(t)) for n, t in times)
         return places
 
 
@@ -201,10 +188,11 @@ def read_stats(
     """meta/stats.json as arrays; what it lacks of `vectors` (feature -> (N, D)) is computed."""
     raw = read_json(root / STATS) if (root / STATS).is_file() else {}
     try:
-        stats = {
-            k: {n: np.asarray(v, np.float32) for n, v in values.items()}
-            for k, values in raw.items()
-        }
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+            stats = {
+                k: {n: np.asarray(v, np.float32) for n, v in values.items()}
+                for k, values in raw.items()
+            }
     except (AttributeError, TypeError, ValueError):
         raise UserError(
             f"{root / STATS} does not hold statistics; delete it, and mtdit computes them"
@@ -251,12 +239,11 @@ def read_episodes(root: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for file in table_files(root, EPISODES):
         table = read_parquet(file, lambda name: not name.startswith("stats/"))
-        need_columns(file, table, ("episode_index",))
-        if "length" not in table.column_names:
-            need_columns(file, table, ("dataset_from_index", "dataset_to_index"))
+        need_columns(file, table.column_names, ("episode_index",))
+        numbers = whole_numbers(file, table, "episode_index").tolist()
+        counted = zip(table.to_pylist(), numbers, _lengths(file, table), strict=True)
         rows += [
-            {**row, "length": _length(row), "episode_index": int(row["episode_index"])}
-            for row in table.to_pylist()
+            {**row, "episode_index": number, "length": length} for row, number, length in counted
         ]
     rows.sort(key=lambda row: row["episode_index"])
     for one, other in pairwise(rows):
@@ -268,10 +255,14 @@ def read_episodes(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _length(row: Mapping[str, Any]) -> int:
-    if row.get("length") is not None:
-        return int(row["length"])
-    return int(row["dataset_to_index"]) - int(row["dataset_from_index"])
+def _lengths(file: Path, table: Any) -> list[int]:
+    """How many rows each episode has."""
+    if "length" in table.column_names:
+        return whole_numbers(file, table, "length").tolist()
+    ends = ("dataset_to_index", "dataset_from_index")
+    need_columns(file, table.column_names, ends)
+    end, begin = (whole_numbers(file, table, name) for name in ends)
+    return (end - begin).tolist()
 
 
 # -- tables
@@ -313,7 +304,7 @@ def _read_rows(
 
 def _columns(file: Path) -> dict[str, NDArray[Any]]:
     table = read_parquet(file, COLUMNS.__contains__)
-    need_columns(file, table, COLUMNS)
+    need_columns(file, table.column_names, COLUMNS)
     vectors = {name: to_numpy(file, table, name) for name in (STATE, ACTION)}
     times = to_numpy(file, table, "timestamp").reshape(-1).astype(np.float64)
     numbers = {name: whole_numbers(file, table, name) for name in NUMBERS}

@@ -16,7 +16,6 @@ from mtdit_runtime.recording.dataset_layout import (
     CHUNKS_SIZE,
     INFO,
     ROBOT_TYPES,
-    VIDEO_PATH,
     DatasetLayout,
 )
 from mtdit_runtime.recording.dataset_parquet import (
@@ -30,6 +29,7 @@ from mtdit_runtime.recording.dataset_stats import Stats
 from mtdit_runtime.recording.dataset_tables import new_info, stats_so_far, vector_orders
 from mtdit_runtime.recording.dataset_tasks import read_tasks
 from mtdit_runtime.recording.dataset_units import recorded_units
+from mtdit_runtime.recording.dataset_videos import video_path, video_pattern
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,13 @@ def check_videos(recorded: RecordedDataset) -> None:
 
 def _check_apart(root: Path, info: Mapping[str, Any], layout: DatasetLayout) -> None:
     """UserError when info.json has one place for the videos of several episodes or cameras."""
-    pattern, places = str(info.get("video_path") or VIDEO_PATH), ((0, 0), (0, 1), (1, 0))
     keys = [IMAGES + camera for camera in layout.cameras] if layout.video else []
-    paths = [
-        pattern.format(video_key=key, chunk_index=chunk, file_index=file)
-        for key in keys
-        for chunk, file in places
-    ]
+    places = [(key, *place) for key in keys for place in ((0, 0), (0, 1), (1, 0))]
+    paths = [video_path(root, info, *place) for place in places]
     if len(set(paths)) < len(paths):
         raise UserError(
-            f"{root}/{INFO}: video_path is {pattern!r}, so a new episode would replace the video "
-            "of another: choose another folder"
+            f"{root}/{INFO}: video_path is {video_pattern(info)!r}, so a new episode would replace "
+            "the video of another: choose another folder"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ def _words(path: Path, table: Any) -> list[str]:
     def is_text(kind: Any) -> bool:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         types = pa.types
-        return bool(types.is_string(kind) or types.is_large_string(kind)) or "string" in str(kind)
+        kinds = (types.is_string, types.is_large_string, types.is_string_view)
+        return any(is_kind(kind) for is_kind in kinds)
 
     texts = [field.name for field in table.schema if is_text(field.type)]
     names = ["task"] if "task" in texts else texts
@@ -150,8 +151,8 @@ def check_own_words(
 def _own(episode: Mapping[str, Any]) -> set[str]:
     """An episode's own words; older writers keep one text instead of a list, converters none."""
     tasks = episode.get("tasks")
-    words: Iterator[Any] = iter([tasks] if isinstance(tasks, str) else tasks or [])
-    return {_plain(str(word)) for word in words if word is not None}
+    words = [tasks] if isinstance(tasks, str) else tasks if isinstance(tasks, list) else []
+    return {_plain(word) for word in words if isinstance(word, str)}
 
 
 def _plain(words: str) -> str:

@@ -33,7 +33,6 @@ from mtdit_runtime.recording.dataset_layout import (
     RECORDER,
     STATS,
     TASKS,
-    VIDEO_PATH,
     DatasetLayout,
 )
 from mtdit_runtime.recording.dataset_parquet import import_parquet
@@ -51,6 +50,7 @@ from mtdit_runtime.recording.dataset_tables import (
     video_info,
     write_json,
 )
+from mtdit_runtime.recording.dataset_videos import video_pattern
 from mtdit_runtime.recording.episode import Episode
 from mtdit_runtime.recording.video_encoder import (
     Codec,
@@ -249,7 +249,7 @@ class DatasetWriter:
         )
 
     def _video_path(self, row: Mapping[str, Any], key: str) -> Path:
-        return self._path(self._video_pattern, row, f"videos/{key}")
+        return self._path(video_pattern(self._info), row, f"videos/{key}")
 
     def _new_row(self, episode: Episode) -> dict[str, Any]:
         """The episode's row in meta/episodes: its frames and its files."""
@@ -281,10 +281,6 @@ class DatasetWriter:
             number = int(self._rows[-1][chunk]) * size + int(self._rows[-1][file]) + 1
         return {chunk: number // size, file: number % size}
 
-    @property
-    def _video_pattern(self) -> str:
-        return str(self._info.get("video_path") or VIDEO_PATH)
-
     def _video_keys(self) -> list[str]:
         return [IMAGES + camera for camera in self.layout.cameras] if self.layout.video else []
 
@@ -303,7 +299,7 @@ class DatasetWriter:
         counters = (len(rows), n_frames, len(words), {"train": f"0:{len(rows)}"})
         new = {"features": features, **dict(zip(COUNTERS, counters, strict=True))}
         if self._video_keys():
-            new["video_path"] = self._video_pattern
+            new["video_path"] = video_pattern(self._info)
         return {**self._info, **new}
 
     def _write_json(self, name: str, value: Any) -> None:

@@ -1,5 +1,6 @@
-"""Whatever converters, merges, edits and recorders leave: every row is read as what it is, as
-LeRobot reads it, or the dataset is refused in a line. `dataset_cases.py` draws the cases.
+"""Whatever converters, merges, edits, recorders and faults leave: every row is read as what it is,
+as LeRobot reads it, or the dataset is refused in a line. The cases are drawn by `dataset_cases.py`,
+`dataset_junk.py` and `lerobot_edits.py`, which also run by themselves, for as long as one likes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 from dataset_cases import Case, check, quiet, run_long
 from dataset_damages import DAMAGES
+from dataset_junk import run_junk
 from dataset_liberties import LIBERTIES
+from lerobot_edits import run_chains
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,14 +47,29 @@ def test_every_damage_alone(tmp_path: Path) -> None:
         assert check_first(tmp_path, (), name) == "refused", name
 
 
+def drawn(name: str) -> int:
+    """A seed; where it fails, the test shows how to run it again."""
+    seed = random.randrange(10**6)
+    print(f"seed {seed}: python tests/mtdit/{name}.py --seed {seed}")
+    return seed
+
+
 def test_drawn_cases(tmp_path: Path) -> None:
-    seed = random.randrange(10**6)
-    print(f"seed {seed}: python tests/mtdit/dataset_cases.py --case {seed}")
-    assert run_long(range(seed, seed + 25), tmp_path) == []
+    seed = drawn("dataset_cases")
+    assert run_long(range(seed, seed + 20), tmp_path) == []
 
 
-@pytest.mark.slow(minutes=5)
+def test_any_value_anywhere(tmp_path: Path) -> None:
+    assert run_junk(drawn("dataset_junk"), 40, tmp_path) == 0
+
+
+def test_what_lerobots_tools_make(tmp_path: Path) -> None:
+    assert run_chains(drawn("lerobot_edits"), 2, tmp_path) == 0
+
+
+@pytest.mark.slow(minutes=12)
 def test_many_drawn_cases(tmp_path: Path) -> None:
-    seed = random.randrange(10**6)
-    print(f"seed {seed}: python tests/mtdit/dataset_cases.py 2000 --seed {seed}")
-    assert run_long(range(seed, seed + 2000), tmp_path) == []
+    seed = drawn("dataset_cases")
+    assert run_long(range(seed, seed + 2000), tmp_path / "cases") == []
+    assert run_junk(drawn("dataset_junk"), 2000, tmp_path / "junk") == 0
+    assert run_chains(drawn("lerobot_edits"), 200, tmp_path / "chains") == 0
