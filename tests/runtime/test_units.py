@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
+from drawn_calibrations import sound
 from lerobot.motors import Motor, MotorCalibration, MotorNormMode
 from lerobot.motors.feetech import FeetechMotorsBus
 
 from mtdit_robots.errors import UserError
-from mtdit_robots.so101.joints import IDS, JOINTS
+from mtdit_robots.so101.calibration import JointCalibration, ranges
+from mtdit_robots.so101.joints import IDS, JOINTS, Ranges
 from mtdit_robots.units import check_arm_units
 from mtdit_runtime.units import Judged, Vector, advice, judge, settled, vectors
 
@@ -51,6 +55,35 @@ def test_what_lerobot_recorded_is_told_apart(seed: int, use_degrees: bool, reach
     found = judged(recorded(seed, use_degrees, reach))
     assert found.units == ("degrees" if use_degrees else "normalized"), found
     assert found.is_certain
+
+
+def moved(rng: np.random.Generator, arm: Ranges, wave: np.ndarray) -> np.ndarray:
+    """(N, 6) float32 states of an arm that moves so, 1 being the end of each range."""
+    ticks = np.round((arm.low + arm.high) / 2 + wave * (arm.high - arm.low) / 2)
+    return arm.positions(np.clip(ticks + rng.integers(-2, 3, wave.shape), 0, 4095)).astype(
+        "float32"
+    )
+
+
+def test_no_recording_of_any_arm_is_taken_for_the_other_unit() -> None:
+    """Drawn calibrations of follower and leader; some joints rest, some go to the end, some beyond;
+    few rows or many. What cannot be told is unknown.
+    """
+    print("seed", seed := 14)
+    rng, found = np.random.default_rng(seed), Counter[str]()
+    for number in range(60):
+        use_degrees = bool(number % 2)
+        follower, leader = (
+            ranges({j: JointCalibration(**values) for j, values in sound(rng).items()}, use_degrees)
+            for _ in range(2)
+        )
+        places = np.arange(rng.choice([5, 30, 200]))[:, None] / rng.uniform(3, 40, 6)
+        reach = rng.choice([0.005, 0.05, 0.3, 0.9, 1.3], 6) * (rng.random(6) < 0.8)
+        wave = np.sin(places) * reach + rng.uniform(-0.3, 0.3, 6)
+        units = judged(moved(rng, follower, wave), moved(rng, leader, wave)).units
+        assert units in ("degrees" if use_degrees else "normalized", "unknown"), f"arm {number}"
+        found[units] += 1
+    assert found["unknown"] < 30, found
 
 
 def smooth(body: float, gripper: float = 90.0) -> np.ndarray:
