@@ -196,7 +196,12 @@ def renamed_late(rng: Rng, folder: Path) -> None:
     """The names are changed after the normalisation, which looks for the policy's names."""
     renamed(with_stats=True)(rng, folder)
     in_step(BEFORE, RENAME, {"rename_map": {"observation.a": "observation.b"}})(rng, folder)
-    edit(folder, BEFORE, lambda raw: raw["steps"].append(raw["steps"].pop(0)))
+
+    def change(raw: Raw) -> None:
+        rename = step(raw, RENAME)
+        raw["steps"] = [s for s in raw["steps"] if s is not rename] + [rename]
+
+    edit(folder, BEFORE, change)
 
 
 def twice(rng: Rng, folder: Path) -> None:
