@@ -51,8 +51,8 @@ class Processors:
     """The settings of a checkpoint's processors.
 
     normalizer, unnormalizer: the files of their statistics. rename_map: name on the robot -> name
-    in the policy. tokenizer: a folder or a Hub name. fields: fields of the policy's config, as the
-    steps set them.
+    in the policy. tokenizer: a folder or a Hub name; "" if it is beside the policy or the text
+    encoder's. fields: fields of the policy's config, as the steps set them.
     """
 
     normalizer: Path
@@ -112,8 +112,9 @@ def read_processors(folder: Path, config: PolicyConfig) -> Processors:
     rename_map = {} if rename is None else _rename_map(rename)
     _check_features(normalizer, config, modes)
     fields = {**modes, **_text_fields(tokenizer, config)}
-    name = str(tokenizer.settings["tokenizer_name"])
-    return Processors(statistics, undone, rename_map, name, fields)
+    words = tokenizer.settings["tokenizer_name"]
+    own = words == config.text_encoder_name or _is_beside(tokenizer, words)
+    return Processors(statistics, undone, rename_map, "" if own else words, fields)
 
 
 def _read_steps(path: Path) -> list[Step]:
@@ -241,12 +242,15 @@ def _text_fields(step: Step, config: PolicyConfig) -> dict[str, Any]:
         raise step.refused(f"reads the instruction from {step.settings['task_key']!r}")
     name = step.settings.get("tokenizer_name")
     if not isinstance(name, str) or not (
-        name == config.text_encoder_name
-        or "clip" in name.lower()
-        or (Path(name).name == name and (step.file.parent / name).is_dir())
+        name == config.text_encoder_name or "clip" in name.lower() or _is_beside(step, name)
     ):
         raise step.refused(f"takes the words apart with {name!r}, not with CLIP's tokenizer")
     return {f"tokenizer_{n}": step.settings.get(n, standard) for n, standard in PADDING.items()}
+
+
+def _is_beside(step: Step, name: str) -> bool:
+    """Whether this is a folder of the checkpoint: where a newer LeRobot saves the tokenizer."""
+    return Path(name).name == name and (step.file.parent / name).is_dir()
 
 
 def _rename_map(step: Step) -> RenameMap:

@@ -82,6 +82,7 @@ class PretrainedFiles:
     tokenizer: Any
     train_config: Mapping[str, Any]
     rename_map: RenameMap = field(default_factory=dict)  # the dataset's names -> the policy's
+    tokenizer_name: str = ""  # its folder or Hub name, if it is not the text encoder's
 
 
 def save_pretrained(folder: Path, files: PretrainedFiles) -> None:
@@ -101,7 +102,7 @@ def save_pretrained(folder: Path, files: PretrainedFiles) -> None:
         {"format": "pt"},
     )
     for name, steps in (
-        (PREPROCESSOR, preprocessor_steps(config, files.rename_map)),
+        (PREPROCESSOR, preprocessor_steps(config, files.rename_map, files.tokenizer_name)),
         (POSTPROCESSOR, postprocessor_steps(config)),
     ):
         for step in steps:
@@ -110,7 +111,9 @@ def save_pretrained(folder: Path, files: PretrainedFiles) -> None:
         _write_json(folder / name, {"name": name.removesuffix(".json"), "steps": steps})
 
 
-def preprocessor_steps(config: PolicyConfig, rename_map: RenameMap) -> list[dict[str, Any]]:
+def preprocessor_steps(
+    config: PolicyConfig, rename_map: RenameMap, tokenizer_name: str = ""
+) -> list[dict[str, Any]]:
     """LeRobot's processing of an observation before the policy, for policy_preprocessor.json."""
     tokenizer = {
         "max_length": config.tokenizer_max_length,
@@ -118,7 +121,7 @@ def preprocessor_steps(config: PolicyConfig, rename_map: RenameMap) -> list[dict
         "padding_side": config.tokenizer_padding_side,
         "padding": config.tokenizer_padding,
         "truncation": config.tokenizer_truncation,
-        "tokenizer_name": config.text_encoder_name,
+        "tokenizer_name": tokenizer_name or config.text_encoder_name,
     }
     features = {**config.input_features, **config.output_features}
     return [

@@ -132,7 +132,16 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
     for line in (*loader.summary(), *unit_lines, *words, *warnings):
         reporter.say(line)
 
-    files = PretrainedFiles(policy, {}, stats, facts, tokenizer, train_config_json(config), names)
+    files = PretrainedFiles(
+        policy,
+        {},
+        stats,
+        facts,
+        tokenizer,
+        train_config_json(config),
+        names,
+        earlier.tokenizer_name if earlier else "",
+    )
     state, checkpoints = (
         new_train_state(config, policy),
         CheckpointManager(

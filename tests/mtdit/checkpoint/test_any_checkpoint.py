@@ -25,6 +25,9 @@ from lerobot.policies.utils import populate_queues
 from safetensors.torch import load_file
 
 from mtdit import load
+from mtdit.checkpoint.read import open_checkpoint
+from mtdit.checkpoint.write import PretrainedFiles, save_pretrained
+from mtdit.stats import DatasetFacts
 from mtdit.torch_policy import TorchPolicy
 from mtdit_robots.errors import UserError
 
@@ -203,6 +206,29 @@ def test_a_mixture_is_lerobots_or_refused(clips: list[Path], tmp_path: Path) -> 
     rng = np.random.default_rng(seed)
     found = try_copies(rng, clips, tmp_path, [drawn_changes(rng) for _ in range(8)])
     assert {"same", "refused"} <= set(found), found
+
+
+def test_what_we_save_of_it_is_lerobots_too(clips: list[Path], tmp_path: Path) -> None:
+    """As a training that goes on from it does: names, modes and the tokenizer are kept."""
+    kept = ("words of another CLIP", "renamed, with statistics", "other modes in the steps")
+    changes = [change for change in LIBERTIES if change.name in kept]
+    print("seed", seed := 17)
+    rng = np.random.default_rng(seed)
+    policy = drawn_policy(rng, clips)
+    save(policy, drawn_stats(rng, policy.config), tmp_path / "saved")
+    case = changed(rng, tmp_path / "saved", tmp_path / "copy", changes)
+    ours = TorchPolicy(open_checkpoint(case.ours))
+    opened, joints = ours.checkpoint, (ours.joints, ours.state_joints)
+    facts = DatasetFacts("set", 30, joints[0], ("go",), (1.0,) * len(joints[0]), "", "", joints[1])
+    files = PretrainedFiles(
+        *(ours.policy, ours.policy.state_dict(), opened.dataset_stats, facts, opened.tokenizer()),
+        *({}, opened.rename_map, opened.tokenizer_name),
+    )
+    save_pretrained(tmp_path / "again", files)
+    for task in TEXTS[:2]:
+        seen = observations(rng, case.ours, ours)
+        before, after = (Theirs(p).chunk(task, seen, 5) for p in (case.theirs, tmp_path / "again"))
+        np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow(minutes=10)
