@@ -59,9 +59,12 @@ class Case:
 
 
 def drawn_changes(rng: np.random.Generator) -> list[Change]:
-    """Some liberties and perhaps one fault."""
+    """Some liberties and perhaps one fault. What comes after the fault needs whole files."""
     chosen = [LIBERTIES[i] for i in rng.permutation(len(LIBERTIES))[: rng.integers(5)]]
-    return chosen + ([one_of(rng, *FAULTS)] if rng.random() < 0.45 else [])
+    if rng.random() < 0.55:
+        return chosen
+    fault = one_of(rng, *FAULTS)
+    return [c for c in chosen if c.is_lerobots or fault.says] + [fault]
 
 
 def changed(rng: np.random.Generator, saved: Path, folder: Path, changes: list[Change]) -> Case:
