@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import pty
 import re
@@ -38,6 +39,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = item.get_closest_marker("slow")
         if mark is not None and (mark.args or set(mark.kwargs) != {"minutes"}):
             raise pytest.UsageError(f"{item.nodeid}: write @pytest.mark.slow(minutes=...)")
+
+
+def pytest_collection_finish() -> None:
+    """The tests share their process with torch, LeRobot and all that these import: searching all
+    that for garbage, over and over, would be a seventh of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5_000, 10, 10)
 
 
 class Terminal:

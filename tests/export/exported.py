@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from once import once
 from plans_ahead import PlansAhead
 from workshop import CAMERA, SHAPE, STEPS, Workshop
 
@@ -18,31 +19,31 @@ from mtdit_robots.so101.joints import JOINTS
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(make_tiny_clip(tmp_path_factory.mktemp("models") / "clip-small", SHAPE))
+    return Workshop(once(tmp_path_factory, "clip-small", lambda out: make_tiny_clip(out, SHAPE)))
 
 
 @pytest.fixture(scope="session")
 def checkpoint(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two cameras, one tower, RoPE, two observation steps."""
-    return workshop.checkpoint(
-        tmp_path_factory.mktemp("checkpoints") / "pretrained_model", workshop.config()
+    return once(
+        tmp_path_factory,
+        "checkpoint/pretrained_model",
+        lambda out: workshop.checkpoint(out, workshop.config()),
     )
 
 
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint above in fp32, four steps of DDIM. Not to be written to."""
-    out = tmp_path_factory.mktemp("bundles") / "small.mtdit"
-    export(checkpoint, out, ExportOptions(steps=STEPS))
-    return out
+    options = ExportOptions(steps=STEPS)
+    return once(tmp_path_factory, "small.mtdit", lambda out: export(checkpoint, out, options))
 
 
 @pytest.fixture(scope="session")
 def half_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in fp16."""
-    out = tmp_path_factory.mktemp("bundles") / "half.mtdit"
-    export(checkpoint, out, ExportOptions(steps=STEPS, precision="fp16"))
-    return out
+    options = ExportOptions(steps=STEPS, precision="fp16")
+    return once(tmp_path_factory, "half.mtdit", lambda out: export(checkpoint, out, options))
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +51,8 @@ def int8_bundle(
     checkpoint: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The same in int8, calibrated on noise."""
-    out = tmp_path_factory.mktemp("bundles") / "int8.mtdit"
-    export(checkpoint, out, ExportOptions(steps=STEPS, dataset=recording, precision="int8"))
-    return out
+    options = ExportOptions(steps=STEPS, dataset=recording, precision="int8")
+    return once(tmp_path_factory, "int8.mtdit", lambda out: export(checkpoint, out, options))
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def plans_ahead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlansAhead
 
 @pytest.fixture(scope="session")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return record_drawer(tmp_path_factory.mktemp("recordings") / "drawer", CAMERA)
+    return once(tmp_path_factory, "drawer", lambda out: record_drawer(out, CAMERA))
 
 
 def record_drawer(folder: Path, size: tuple[int, int]) -> Path:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from repository import ROOT
+import chunk_latency
+import pytest
+import torch
+import torch._dynamo
+from chunk_contestants import SIZES, make_checkpoint
+from chunk_gpu import compare, markdown
 
-UNCOMPILED = {**os.environ, "TORCH_COMPILE_DISABLE": "1"}  # a minute per test otherwise
-FOLDER = ROOT / "benchmarks"
 RATIOS = (
     "denoiser_ratio_vs_eager",
     "denoiser_ratio_vs_plain_onnx",
@@ -20,15 +22,25 @@ RATIOS = (
     "ratio_vs_lerobot_default",
     "denoiser_fraction_of_matmul_rate",
 )
+# torch.compile imports what torch itself has deprecated
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 
 
-def test_tiny_run_ends_with_its_figures(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def _uncompiled() -> Iterator[None]:
+    """torch.compile would take a minute per test."""
+    with torch._dynamo.config.patch(disable=True):
+        yield
+
+
+def test_tiny_run_ends_with_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = tmp_path / "results/table.md"
     options = ["--size", "tiny", "--repeats", "2", "--threads", "1", "--out", str(table)]
-    command = [sys.executable, str(FOLDER / "chunk_latency.py"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=UNCOMPILED)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+    monkeypatch.setattr(sys, "argv", ["chunk_latency.py", *options])
+    chunk_latency.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert all(result[ratio] > 0 for ratio in RATIOS)
     assert result["repeats"] == 2
     assert {"cpu", "threads"} <= set(result["hardware"])
@@ -41,28 +53,10 @@ def test_tiny_run_ends_with_its_figures(tmp_path: Path) -> None:
     assert "| ours, denoiser alone |" in table.read_text()
 
 
-REHEARSAL = """
-import json, sys, tempfile
-from pathlib import Path
-import torch
-from chunk_contestants import SIZES, make_checkpoint
-from chunk_gpu import compare, markdown
-torch.set_num_threads(1)
-with tempfile.TemporaryDirectory() as scratch:
-    result = compare(
-        make_checkpoint(Path(scratch), SIZES["tiny"]), SIZES["tiny"], repeats=2, device="cpu"
-    )
-assert "times the bound" in markdown(result)
-print(json.dumps(result))
-"""
-
-
-def test_the_gpus_part_is_rehearsed_on_the_cpu() -> None:
-    command = [sys.executable, "-c", REHEARSAL]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, cwd=FOLDER, env=UNCOMPILED
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert len(result["gpu_ms"]) == 6
+def test_the_gpus_part_is_rehearsed_on_the_cpu(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    checkpoint = make_checkpoint(tmp_path, SIZES["tiny"])
+    result = compare(checkpoint, SIZES["tiny"], repeats=2, device="cpu")
+    assert "times the bound" in markdown(result)
+    assert len(json.loads(json.dumps(result))["gpu_ms"]) == 6
     assert all(times > 0 for times in result["gpu_over_bound"].values())

@@ -61,7 +61,7 @@ class Workshop:
     """Makes what a test needs around one CLIP folder."""
 
     def __init__(self, clip: Path, shape: ClipShape = SHAPE) -> None:
-        self.clip, self.shape = clip, shape
+        self.clip, self.shape, self.tokenizer = clip, shape, load_tokenizer(clip)
 
     def config(
         self,
@@ -107,9 +107,8 @@ class Workshop:
         """A pretrained_model folder as training writes it."""
         policy = self.policy(config)
         facts = DatasetFacts("demo", 30, JOINTS, TASKS, (90.0,) * 6, "so_follower", units="degrees")
-        tokenizer = load_tokenizer(config.text_encoder_name)
         stats = self.stats(config, span)
         save_pretrained(
-            folder, PretrainedFiles(policy, policy.state_dict(), stats, facts, tokenizer, {})
+            folder, PretrainedFiles(policy, policy.state_dict(), stats, facts, self.tokenizer, {})
         )
         return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from once import once
 from small_dataset import write_dataset
 
 from mtdit.policies.multi_task_dit.tiny_clip import make_tiny_clip
@@ -17,10 +18,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_clip(tmp_path_factory.mktemp("models") / "clip-tiny")
+    return once(tmp_path_factory, "clip-tiny", make_tiny_clip)
 
 
 @pytest.fixture(scope="session")
 def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three episodes, two tasks, two cameras, 10 fps, as video."""
-    return write_dataset(tmp_path_factory.mktemp("datasets") / "small", use_videos=True)
+    return once(tmp_path_factory, "small", lambda out: write_dataset(out, use_videos=True))

@@ -2,68 +2,81 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from once import once
 from repository import DEMO
 
 from mtdit.cli.commands.demo import TASKS, DemoConfig, Stage, _run, run_demo, stages, summary
 
-SHORT = DemoConfig(episodes=1, train_steps=2, eval_episodes=1, run_seconds=0.5)
+SHORT = DemoConfig(out=Path("out"), episodes=1, train_steps=2, eval_episodes=1, run_seconds=0.5)
 
 
 @pytest.fixture(scope="session")
-def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoConfig, list[str]]:
-    config = replace(SHORT, out=tmp_path_factory.mktemp("demo") / "out")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the demo was run: out/, and what was said. Not to be written to."""
+    return once(tmp_path_factory, "demo", walk)
+
+
+def walk(folder: Path) -> None:
+    folder.mkdir()
     said: list[str] = []
-    run_demo(config, said.append)
-    return config, said
+    with contextlib.chdir(folder):
+        run_demo(SHORT, said.append)
+    (folder / "said.json").write_text(json.dumps(said))
 
 
-def test_report_holds_every_rate_and_video(walked: tuple[DemoConfig, list[str]]) -> None:
-    config, said = walked
-    report = json.loads((config.out / "report.json").read_text())
+@pytest.fixture
+def again(walked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder is a copy of it, in which the demo may run again."""
+    monkeypatch.chdir(shutil.copytree(walked, tmp_path / "copy", symlinks=True))
+    return Path.cwd()
+
+
+def test_report_holds_every_rate_and_video(walked: Path) -> None:
+    said = json.loads((walked / "said.json").read_text())
+    report = json.loads((walked / "out/report.json").read_text())
     assert set(report["tasks"]) == set(TASKS)
     assert all(
         0 <= task["eval"]["rate"] <= 1 and task["run"]["ticks"] > 0
         for task in report["tasks"].values()
     )
-    assert set(report["stage_s"]) == {stage.name for stage in stages(config)}
-    assert len(list(config.out.glob("*.mp4"))) == len(TASKS)
+    assert set(report["stage_s"]) == {stage.name for stage in stages(SHORT)}
+    assert len(list((walked / "out").glob("*.mp4"))) == len(TASKS)
     assert any("report.json" in line for line in said)
 
 
-def test_a_training_that_its_time_limit_ended_is_named(
-    walked: tuple[DemoConfig, list[str]],
-) -> None:
-    config, said = walked
+def test_a_training_that_its_time_limit_ended_is_named(walked: Path) -> None:
+    said = json.loads((walked / "said.json").read_text())
     assert not any("time limit" in line for line in said)
     assert sum(line.startswith("    verdict on ") for line in said) == 4
-    report = json.loads((config.out / "report.json").read_text())
+    report = json.loads((walked / "out/report.json").read_text())
     assert report["train_steps"] == report["planned_steps"] == SHORT.train_steps
-    summary({**report, "planned_steps": 500}, config.out, said.append)
+    summary({**report, "planned_steps": 500}, SHORT.out, said.append)
     assert any(f"after {SHORT.train_steps} of 500 steps" in line for line in said)
 
 
-def test_finished_stages_are_kept(walked: tuple[DemoConfig, list[str]]) -> None:
-    config, _ = walked
-    before = (config.out / "policy.mtdit/manifest.json").read_bytes()
+def test_finished_stages_are_kept(again: Path) -> None:
+    before = (again / "out/policy.mtdit/manifest.json").read_bytes()
     said: list[str] = []
-    run_demo(config, said.append)
-    assert sum("kept" in line for line in said) == len(stages(config))
-    assert (config.out / "policy.mtdit/manifest.json").read_bytes() == before
+    run_demo(SHORT, said.append)
+    assert sum("kept" in line for line in said) == len(stages(SHORT))
+    assert (again / "out/policy.mtdit/manifest.json").read_bytes() == before
 
 
-def test_a_changed_stage_runs_again_and_all_after_it(walked: tuple[DemoConfig, list[str]]) -> None:
-    config, _ = walked
-    first, *_ = [s for s in stages(config) if s.name.startswith("eval")]
+def test_a_changed_stage_runs_again_and_all_after_it(again: Path) -> None:
+    names = [stage.name for stage in stages(SHORT)]
+    first, *_ = [name for name in names if name.startswith("eval")]
     said: list[str] = []
-    run_demo(replace(config, eval_episodes=2), said.append)
-    kept = sum("kept" in line for line in said)
-    assert kept == [s.name for s in stages(config)].index(first.name)
-    assert json.loads(first.result.read_text())["episodes"] == 2
+    run_demo(replace(SHORT, eval_episodes=2), said.append)
+    assert sum("kept" in line for line in said) == names.index(first)
+    result = stages(SHORT)[names.index(first)].result
+    assert json.loads((again / result).read_text())["episodes"] == 2
 
 
 def test_a_folder_with_a_space_stays_one_word() -> None:
