@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -78,6 +79,26 @@ def test_lock_step_is_deterministic_with_prefetch(
         queue.close()
         runs.append(np.array(robot.commands))
     np.testing.assert_array_equal(*runs)
+
+
+@pytest.mark.parametrize("by_the_caller", [False, True])
+def test_what_is_frozen_in_a_run(drive: Any, by_the_caller: bool) -> None:
+    """Nothing that was there before is searched for garbage in a run, and all of it afterwards,
+    but for what the caller keeps from it.
+    """
+    found = gc.get_freeze_count()  # tests/conftest.py freezes what they share
+    gc.unfreeze()
+    try:
+        if by_the_caller:
+            gc.freeze()
+        frozen: list[int] = []
+        config = LoopConfig(FPS, duration_s=0.1)
+        drive(config, on_tick=lambda _: frozen.append(gc.get_freeze_count()))
+        assert min(frozen) > 10_000
+        assert (gc.get_freeze_count() > 10_000) is by_the_caller
+    finally:
+        if found:
+            gc.freeze()
 
 
 class Hanging:
