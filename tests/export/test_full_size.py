@@ -89,11 +89,14 @@ def measured(*words: Any) -> tuple[str, float]:
     """`mtdit WORDS` in a process of its own: what it said, and its largest memory in GB."""
     command = [sys.executable, "-m", "mtdit.cli", *map(str, words)]
     began = time.perf_counter()
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert running.stdout is not None
-    said = running.stdout.read()
-    _, status, used = os.wait4(running.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, said
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        assert running.stdout is not None
+        said = running.stdout.read()
+        _, status, used = os.wait4(running.pid, 0)  # its memory, which Popen's own wait drops
+        running.returncode = os.waitstatus_to_exitcode(status)
+    assert running.returncode == 0, said
     gigabytes = used.ru_maxrss * 1024 / 1e9
     print(said, f"{(time.perf_counter() - began) / 60:.1f} minutes, {gigabytes:.1f} GB")
     return said, gigabytes
