@@ -19,6 +19,7 @@ from typing import Any
 from mtdit.cli.lerobot_defaults import unlike_lerobot
 from mtdit.policies.multi_task_dit.config import PolicyConfig
 from mtdit_robots.errors import UserError
+from mtdit_robots.features import ACTION, IMAGES, STATE
 
 CHECKPOINTS = "checkpoints"
 
@@ -93,8 +94,6 @@ REFUSED = {  # flag, or the group it belongs to -> what to do instead
     "sample_weighting": "use --balance-tasks or --task-weight",
     "reward_model": "only policies can be trained; leave it out",
     "checkpoint_path": "use --config_path with --resume=true, or --init-from",
-    "policy.input_features": "the features come from the dataset; leave it out",
-    "policy.output_features": "the features come from the dataset; leave it out",
     "policy.pretrained_revision": "download that revision and pass its folder as --policy.path",
     "ema": "use --ema or --no-ema",
     "accelerator": "use --amp and --grad-accumulation",
@@ -110,6 +109,8 @@ TOGETHER = (
     "config_path",
     "wandb.enable",
     "wandb.project",
+    "policy.input_features",
+    "policy.output_features",
     "dataset.image_transforms.enable",
     "dataset.image_transforms.max_num_transforms",
     "dataset.image_transforms.random_order",
@@ -151,7 +152,7 @@ def translate(words: Sequence[str]) -> Translation:
     for name, value in flags.items():
         if name not in TOGETHER:
             _one(name, value, out)
-    for together in (_policy_type, _dataset, _resume, _amp, _workers, _wandb, _transforms):
+    for together in (_policy_type, _dataset, _inputs, _resume, _amp, _workers, _wandb, _transforms):
         together(flags, out)
     return replace(out, unlike=_unlike(flags, out.words))
 
@@ -235,6 +236,36 @@ def _dataset(flags: Mapping[str, str], out: Translation) -> None:
     dataset = flags.get("dataset.root") or flags.get("dataset.repo_id")
     if dataset:
         out.words.extend(["--dataset", dataset])
+
+
+def _inputs(flags: Mapping[str, str], out: Translation) -> None:
+    """The cameras among the policy's inputs; sizes are the dataset's. Other inputs than cameras and
+    positions, and other outputs than the action, it cannot have.
+    """
+    inputs = _features_of("policy.input_features", flags)
+    cameras = [key for key, kind in inputs.items() if kind == "VISUAL"]
+    others = [key for key in inputs if key not in (STATE, *cameras)]
+    if others or (inputs and STATE not in inputs):
+        what = f"{others[0]} is no input of this policy" if others else f"{STATE} is missing"
+        raise UserError(
+            f"--policy.input_features: {what}: name {STATE} and cameras, or use --cameras"
+        )
+    if cameras:
+        out.words.extend(["--cameras", ",".join(key.removeprefix(IMAGES) for key in cameras)])
+    if set(_features_of("policy.output_features", flags)) - {ACTION}:
+        raise UserError(f"--policy.output_features: {ACTION} is this policy's only output")
+
+
+def _features_of(name: str, flags: Mapping[str, str]) -> dict[str, str]:
+    """Feature -> type, of LeRobot's JSON: {"observation.state": {"type": "STATE", "shape": [6]}}"""
+    try:
+        features = json.loads(_as_json(flags.get(name, "null"))) or {}
+        return {key: str(feature["type"]) for key, feature in features.items()}
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError):
+        raise UserError(
+            f"--{name} is not JSON of features, each with a type: put it in single quotes, or "
+            "leave it out"
+        ) from None
 
 
 def _resume(flags: Mapping[str, str], out: Translation) -> None:

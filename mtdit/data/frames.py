@@ -5,6 +5,8 @@ Frames are decoded once to disk, once into memory, or from the videos whenever t
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from mtdit.data.cache_record import CACHE
 from mtdit.data.frame_cache import FrameCache, OnProgress, Progress, StoredDataset
 from mtdit.data.frame_sources import Once
 from mtdit.data.frame_times import TOLERANCE_S
-from mtdit.data.lerobot_dataset import find_dataset, open_dataset
+from mtdit.data.lerobot_dataset import chosen_cameras, find_dataset, open_dataset
 from mtdit_robots.errors import UserError
 from mtdit_runtime.memory import free_memory
 
@@ -29,6 +31,8 @@ def frame_cache(
     kind: str = "disk",
     tolerance_s: float = TOLERANCE_S,
     check_frames: bool = True,
+    cameras: Sequence[str] | None = None,
+    preferred: Collection[str] = (),
 ) -> FrameCache:
     """The arrays of `dataset`; the frames are the same for every kind.
 
@@ -37,14 +41,18 @@ def frame_cache(
     size. kind: "disk" decodes the frames once into `folder` and later only those that changed,
     "memory" decodes them now into RAM (of every process), "video" decodes each frame when it is
     used. tolerance_s: how far a frame may be from its row's time. check_frames: compare
-    some with the dataset's statistics. UserError when a row has no frame of its own, or when there
+    some with the dataset's statistics. cameras, preferred: as `chosen_cameras`; what else the
+    dataset has is left out, and said. UserError when a row has no frame of its own, or when there
     is not enough space.
     """
     say = say or (lambda line: None)
     if (Path(dataset) / CACHE).is_file():
-        cache = open_cache(Path(dataset))
+        cache = _only(open_cache(Path(dataset)), cameras, preferred)
     else:
-        stored = StoredDataset(open_dataset(dataset), size, tolerance_s, check_frames)
+        opened = open_dataset(dataset, cameras, preferred)
+        for line in (*opened.notes, *filter(None, [opened.left_out])):
+            say(line)
+        stored = StoredDataset(opened, size, tolerance_s, check_frames)
         if kind == "disk":
             cache = current_cache(stored, dataset, folder, on_progress, say)
         else:
@@ -52,6 +60,17 @@ def frame_cache(
     for line in cache.info.doubts:
         say(line)
     return cache
+
+
+def _only(
+    cache: FrameCache, cameras: Sequence[str] | None, preferred: Collection[str]
+) -> FrameCache:
+    """The cache with the chosen cameras."""
+    keys = chosen_cameras(cache.info.image_keys, {}, cameras, preferred)
+    others = set(cache.info.image_keys.values()) - set(keys.values())
+    inputs = {key: f for key, f in cache.info.input_features.items() if key not in others}
+    info = replace(cache.info, input_features=inputs, image_keys=keys)
+    return replace(cache, info=info, frames={camera: cache.frames[camera] for camera in keys})
 
 
 def _without_folder(

@@ -6,8 +6,8 @@ The files are read and checked by `mtdit_runtime.recording.dataset_reader`. Its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mtdit.config import Feature
 from mtdit.data.hub_dataset import fetch_dataset
 from mtdit_robots.errors import UserError
-from mtdit_robots.features import ACTION, STATE
+from mtdit_robots.features import ACTION, IMAGES, STATE
 from mtdit_runtime.instructions import one_form
 from mtdit_runtime.recording.dataset_reader import (
     RecordedDataset,
@@ -46,6 +46,15 @@ class Dataset(RecordedDataset):
         return ordered, {ACTION: Feature("ACTION", (self.action.shape[1],))}
 
     @property
+    def left_out(self) -> str:
+        """What is not trained on and why, as a line; "" when there is nothing."""
+        groups: dict[str, list[str]] = {}
+        for key, why in self.unused.items():
+            groups.setdefault(why, []).append(key)
+        parts = [f"{', '.join(keys)} ({why})" for why, keys in groups.items()]
+        return f"left out of the dataset: {'; '.join(parts)}" if parts else ""
+
+    @property
     def max_speed(self) -> tuple[float, ...]:
         """99.9th percentile of each joint's commanded speed, in units per second."""
         steps = np.abs(np.diff(self.action, axis=0)) * self.fps
@@ -67,16 +76,54 @@ class Dataset(RecordedDataset):
         return "episode {} frame {}".format(*self.place(int(row)))
 
 
-def open_dataset(name: str) -> Dataset:
+def open_dataset(
+    name: str, cameras: Sequence[str] | None = None, preferred: Collection[str] = ()
+) -> Dataset:
     """Opens a LeRobotDataset v3: a folder or a Hub repo id. UserError says what is missing or
-    damaged.
+    damaged. cameras, preferred: as `chosen_cameras`.
     """
-    recorded = read_dataset(find_dataset(name))
+    recorded = _with_cameras(read_dataset(find_dataset(name)), cameras, preferred)
     state, action = recorded.state.astype(np.float32), recorded.action.astype(np.float32)
     stats = read_stats(recorded.root, {STATE: state, ACTION: action})
     tasks, task = _in_one_form(recorded)
     own = {"state": state, "action": action, "stats": stats, "tasks": tasks, "task": task}
     return Dataset(**{**vars(recorded), **own})
+
+
+def chosen_cameras(
+    known: Mapping[str, str],
+    unused: Mapping[str, str],
+    cameras: Sequence[str] | None,
+    preferred: Collection[str],
+) -> dict[str, str]:
+    """Those of `known` (camera -> feature key) that were chosen, in its order: the ones that are
+    named in `cameras`, else the `preferred` keys if there are all of them, else all.
+
+    unused: feature key -> why it is left out. UserError for a name that is not known.
+    """
+    keys = {**{key: key for key in known.values()}, **known}
+    for name in cameras or ():
+        if name not in keys:
+            why = unused.get(name) or unused.get(IMAGES + name)
+            what = f"has no camera {name!r}"
+            if why:
+                what = f"has no camera {name!r} that a policy can use ({why})"
+            raise UserError(f"cameras: the dataset {what}; it has {', '.join(known) or 'none'}")
+    wanted = set(preferred)
+    if cameras is not None:
+        wanted = {keys[name] for name in cameras}
+    elif not wanted or not wanted <= set(known.values()):
+        wanted = set(known.values())
+    return {camera: key for camera, key in known.items() if key in wanted}
+
+
+def _with_cameras(
+    recorded: RecordedDataset, cameras: Sequence[str] | None, preferred: Collection[str]
+) -> RecordedDataset:
+    keys = chosen_cameras(recorded.image_keys, recorded.unused, cameras, preferred)
+    others = {k: "not chosen" for c, k in recorded.image_keys.items() if c not in keys}
+    sizes = {camera: recorded.cameras[camera] for camera in keys}
+    return replace(recorded, cameras=sizes, image_keys=keys, unused={**recorded.unused, **others})
 
 
 def _in_one_form(recorded: RecordedDataset) -> tuple[tuple[str, ...], NDArray[np.int64]]:

@@ -141,6 +141,15 @@ class TrainConfig:
     cache_dir: Annotated[
         Path | None, Help("Data", "Folder for the decoded frames; default: OUT/frames.")
     ] = None
+    # the dataset's names
+    cameras: Annotated[
+        tuple[str, ...] | None,
+        Help(
+            "Data",
+            "Cameras of the dataset to train on, comma-separated: top,wrist; default: all, or "
+            "those of the policy that the run starts from.",
+        ),
+    ] = None
     rename_map: Annotated[
         Mapping[str, str],
         Help(
@@ -245,6 +254,9 @@ class TrainConfig:
         for name in ("output_dir", "cache_dir", "init_from"):
             if isinstance(path := getattr(self, name), str):  # from Python, or from JSON
                 object.__setattr__(self, name, Path(path))
+        if self.cameras is not None:
+            words = self.cameras.split(",") if isinstance(self.cameras, str) else self.cameras
+            object.__setattr__(self, "cameras", tuple(word.strip() for word in words))
         weights = {one_form(task): weight for task, weight in self.task_weights.items()}
         object.__setattr__(self, "task_weights", weights)
         _check_train(self)
@@ -304,6 +316,7 @@ def _check_train(c: TrainConfig) -> None:
             all(0 < w < 1e9 for w in c.task_weights.values()),
             f"task_weights must be positive and below 1e9, got {dict(c.task_weights)}",
         ),
+        (c.cameras is None or bool(c.cameras), "cameras must name at least one camera"),
         (c.wandb is None or bool(c.wandb.strip()), "wandb needs the name of a project"),
         (
             not (c.resume and c.init_from),

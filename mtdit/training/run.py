@@ -113,6 +113,8 @@ def prepare(config: TrainConfig, group: ProcessGroup, reporter: Reporter) -> Run
         config.frames,
         config.tolerance_seconds,
         config.check_frames,
+        config.cameras,
+        preferred=policy_config.image_keys.values(),
     )
     policy_config = with_dataset(policy_config, cache, group.device)
     names = rename_map_of(config, policy_config, cache, earlier)

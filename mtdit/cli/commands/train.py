@@ -26,6 +26,7 @@ from mtdit_runtime.files import read_json
     task_weights=list[str],
     image_transforms=str,
     rename_map=str,
+    cameras=str,
 )
 def train(
     vision_encoder: Annotated[

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,11 @@ def read_dataset(root: Path) -> RecordedDataset:
     with damage_named(root):
         check_finished(root, info)
         episodes = read_episodes(root)
+        if not episodes and not info.get("total_episodes"):
+            raise UserError(
+                f"{root} has no episodes yet; record some with "
+                f"`mtdit record --resume --out {quote(str(root))}`"
+            )
         _need_files(root, EPISODES, "episodes")
         columns, places = _read_rows(root, episodes)
         ends = check_rows(root, columns, episodes, info["fps"])

@@ -161,11 +161,12 @@ class DatasetWriter:
             return False
         row = self._rows.pop()
         self._stats.pop()
-        # First its row: from then on the episode is not part of the dataset.
-        self._path(EPISODES_PATH, row, "meta/episodes").unlink()
+        # LeRobot opens no dataset that lists fewer episodes than it counts: the count goes first.
+        # For us the episode is gone when its row is.
         self._info = self._info_with(self._rows, self._words)
-        self._write_json(STATS, dataset_stats.to_lists(merged_stats(self._stats)))
         self._write_json(INFO, self._info)
+        self._write_json(STATS, dataset_stats.to_lists(merged_stats(self._stats)))
+        self._path(EPISODES_PATH, row, "meta/episodes").unlink()
         self._path(DATA_PATH, row, "data").unlink()
         for key in self._video_keys():
             self._video_path(row, key).unlink()

@@ -27,6 +27,11 @@ POLICY = """
     image_crop_is_random text_encoder_name optimizer_lr optimizer_weight_decay
     scheduler_warmup_steps vision_encoder_lr_multiplier
 """
+INPUTS = (
+    '{"observation.state": {"type": "STATE"}, '
+    '"observation.images.wrist": {"type": "VISUAL", "shape": [3, 48, 64]}, '
+    '"observation.images.top": {"type": "VISUAL", "shape": [3, 48, 64]}}'
+)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +66,9 @@ POLICY = """
         ("--policy.image_resize_shape=(240, 320)", ["--policy", "image_resize_shape=[240, 320]"]),
         ("--policy.use_rope=True", ["--policy", "use_rope=true"]),
         ("--ema.enable=true", ["--ema"]),
+        (f"--policy.input_features={INPUTS}", ["--cameras", "wrist,top"]),
+        ("--policy.input_features=null", []),
+        ('--policy.output_features={"action": {"type": "ACTION", "shape": [6]}}', []),
     ],
 )
 def test_a_flag_in_our_words(flag: str, words: list[str]) -> None:
@@ -111,6 +119,11 @@ def test_what_has_no_meaning_here_is_said(flag: str) -> None:
         ("--save_checkpoint=false", "--save_freq"),
         ("--config_path=run/checkpoints/last", "--resume=true"),
         ("--wandb.enable=yes", "--wandb.enable=true"),
+        ("--policy.input_features=top", "not JSON of features"),
+        ("--policy.input_features=[1]", "not JSON of features"),
+        (f"--policy.input_features={INPUTS.replace('state', 'effort')}", "effort is no input"),
+        (f"--policy.input_features={{{INPUTS[INPUTS.index(',') + 1 :]}", "state is missing"),
+        (f"--policy.output_features={INPUTS}", "action is this policy's only output"),
     ],
 )
 def test_what_cannot_be_had_is_refused(flag: str, says: str) -> None:

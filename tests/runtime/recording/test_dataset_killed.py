@@ -1,65 +1,79 @@
-"""No kill costs a finished episode."""
+"""No kill costs a finished episode, and each leaves a dataset that opens."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from small_recording import CAMERAS, LENGTHS, TASKS, fill, layout, lerobot, state, write
+from moments import moments_of
+from small_recording import fill, layout, lerobot, state
 
 from mtdit.data.lerobot_dataset import open_dataset
 from mtdit_robots.errors import UserError
 from mtdit_runtime.recording.dataset_layout import ASIDE
+from mtdit_runtime.recording.dataset_resume import has_episodes
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 
+SESSION = """
+from small_recording import fill, layout
+from mtdit_runtime.recording.dataset_writer import DatasetWriter
+writer = DatasetWriter(folder, layout(), wait=True)
+for episode, length in {lengths}:
+    if episode == 2:
+        writer.drop_last()
+    writer.save_episode(fill(writer, episode, length))
+writer.close()
+"""
+SAVED = ((0, 4), (1, 5), (2, 6))  # episode and length; the second one is dropped
 
-def test_every_half_done_commit_reads_and_goes_on(tmp_path: Path) -> None:
-    """A kill between any two of the renames that add an episode: the dataset has one more or not,
-    and is whole.
+
+def test_a_kill_at_any_moment_leaves_a_dataset_that_opens(tmp_path: Path) -> None:
+    """Each state that the files of a session pass through: it has the episodes that were whole, for
+    us and for LeRobot, and a session goes on with it.
     """
+    script = SESSION.format(lengths=SAVED)
+    counts = [_check_moment(root) for root in moments_of(script, tmp_path / "set", ASIDE)]
+    assert len(counts) > 20
+    grown = [count for count, before in zip(counts, [-1, *counts], strict=False) if count != before]
+    assert grown == [0, 1, 2, 1, 2], "no whole episode is lost, and none comes back"
 
-    class Killed(DatasetWriter):
-        steps = 0
 
-        def _staged(self, *details: Any) -> list[tuple[Path, Path]]:
-            return super()._staged(*details)[: self.steps]
+def _check_moment(root: Path) -> int:
+    before = _states(root)
+    if len(before):
+        assert abs(lerobot(root).num_episodes - len(before)) <= 1, "counters follow"
+    again = DatasetWriter(root, layout(), resume=True, wait=True)
+    assert again.n_episodes == len(before)
+    again.save_episode(fill(again, 3, 3))
+    again.close()
+    expected = [state(episode, i) for episode, length in (*before, (3, 3)) for i in range(length)]
+    dataset = lerobot(root)
+    assert (dataset.num_episodes, len(dataset)) == (len(before) + 1, len(expected))
+    np.testing.assert_array_equal(np.stack(dataset.hf_dataset["observation.state"]), expected)
+    assert dataset[len(dataset) - 1]["observation.images.top"].shape == (3, 48, 64)
+    assert _states(root) == (*before, (3, 3))
+    return len(before)
 
-    write(tmp_path / "first", lengths=LENGTHS[:2])
-    n_moves = len(CAMERAS) + 6
-    for steps in range(n_moves + 1):
-        root = tmp_path / f"killed-{steps}"
-        shutil.copytree(tmp_path / "first", root)
-        recording = Killed(root, layout(), resume=True, wait=True)
-        recording.steps = steps
-        recording.save_episode(fill(recording, 2, 9))
-        # the process is gone: the kernel releases its lock, nothing else is cleaned up
-        recording._lock.close()
-        dataset = lerobot(root)
-        counted = 3 if steps == n_moves else 2
-        assert dataset.meta.total_episodes == counted, steps
-        assert dataset[LENGTHS[0] + LENGTHS[1] - 1]["task"] == TASKS[1]
-        n_ours = len(open_dataset(str(root)).episode_ends)
-        assert n_ours == (3 if steps >= n_moves - 2 else 2), steps
-        again = DatasetWriter(root, layout(), resume=True, wait=True)
-        assert again.n_episodes == n_ours
-        again.save_episode(fill(again, 1, 7))
-        again.close()
-        dataset = lerobot(root)
-        assert (dataset.num_episodes, len(dataset)) == (
-            n_ours + 1,
-            sum(LENGTHS[:2]) + 9 * (n_ours == 3) + 7,
-        ), steps
-        np.testing.assert_array_equal(
-            dataset[len(dataset) - 1]["observation.state"].numpy(), state(1, 6)
-        )
-        assert len(open_dataset(str(root)).episode_ends) == n_ours + 1
+
+def _states(root: Path) -> tuple[tuple[int, int], ...]:
+    """Which episodes a dataset has, as in SAVED."""
+    if not has_episodes(root):
+        with pytest.raises(UserError, match="no episodes yet; record some with `mtdit record --re"):
+            open_dataset(str(root))
+        return ()
+    dataset = open_dataset(str(root))
+    firsts = {state(episode, 0).tobytes(): episode for episode in range(4)}
+    starts, ends = dataset.episode_starts.tolist(), dataset.episode_ends.tolist()
+    found = [(firsts[dataset.state[s].tobytes()], e - s) for s, e in zip(starts, ends, strict=True)]
+    for (episode, length), start in zip(found, starts, strict=True):
+        expected = [state(episode, i) for i in range(length)]
+        np.testing.assert_array_equal(dataset.state[start : start + length], expected)
+    return tuple(found)
 
 
 RECORD = """
