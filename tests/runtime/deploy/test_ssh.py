@@ -155,8 +155,13 @@ def test_an_interrupted_deployment_ends_there_too_and_goes_on(robot: Robot) -> N
         if line == "busy":
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        deploy([HOST], DEMO, robot.options, say=interrupt)
+    # a shell starts programs in the background with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            deploy([HOST], DEMO, robot.options, say=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     until = time.monotonic() + PATIENCE_S / 2
     while Path("/proc", number.read_text().strip()).exists():
         assert time.monotonic() < until, "it goes on there"
