@@ -158,6 +158,8 @@ class ChunkQueue(ActionSource):
         not depend on the observation of that tick.
         """
         self._check_deadlines()  # in ticks with stale frames there is no `step`
+        if self._ahead is not None and not self._ahead.answer.done():
+            return  # another one behind it would only push its deadline away
         if self._request is None and self._remaining() <= self.prefetch_ticks:
             self._ahead = self._submit(self.policy.prepare())
 

@@ -335,10 +335,12 @@ def test_working_ahead_that_hangs_ends_the_run_too() -> None:
         def prepare(self) -> Callable[[], None]:
             return lambda: go.wait(20) and None
 
-    queue = ChunkQueue(Hanging(), 2, wait=False, timeout_s=0.1)
+    queue = ChunkQueue(Hanging(), 2, wait=False, timeout_s=0.5)
     queue.reset("task", 0)
+    began = time.monotonic()
     with pytest.raises(Stop, match="chunk timeout"):
         for_ever(queue.prepare)  # frames are stale: nothing else is called
+    assert time.monotonic() - began < 5
     queue.close()
     go.set()
 
