@@ -32,6 +32,7 @@ from mtdit_runtime.recording.dataset_videos import video_keys, video_piece
 from mtdit_runtime.text import numbers_text
 
 Row = Mapping[str, Any]  # of meta/episodes
+READY = ".repaired"  # a folder with the files of a repair, which only have to take their places
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ def check_finished(root: Path, info: Mapping[str, Any]) -> None:
     """UserError when the recording of a dataset was interrupted: what happened, which episodes are
     whole, and how to keep them.
     """
+    if (root / READY).is_dir():
+        raise UserError(
+            f"{root}: its repair was interrupted; run `mtdit repair {quote(str(root))}` again"
+        )
     unfinished = unfinished_files(root)
     nothing_listed = info.get("total_episodes") and not table_files(root, EPISODES)
     if not unfinished and not (nothing_listed and table_files(root, DATA)):

@@ -129,6 +129,12 @@ def read_dataset(root: Path) -> RecordedDataset:
     info = read_info(root)
     with damage_named(root):
         check_finished(root, info)
+    return read_tables(root, info)
+
+
+def read_tables(root: Path, info: Mapping[str, Any]) -> RecordedDataset:
+    """As `read_dataset`, where the recording is known to have ended."""
+    with damage_named(root):
         episodes = read_episodes(root)
         if not episodes and not info.get("total_episodes"):
             raise UserError(

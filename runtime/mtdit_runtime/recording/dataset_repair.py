@@ -1,16 +1,16 @@
 """Keeps the whole episodes of a LeRobotDataset whose recording was interrupted.
 
 The dataset stays where it is. Files that cannot be read, and the old form of each file that
-changes, are moved into a folder beside it. Videos are not touched: frames of a lost episode stay in
-them, unused.
+changes, are kept in a folder beside it. Videos are not touched: frames of a lost episode stay in
+them, unused. A repair that is killed changed nothing, or it is finished by the next one.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.files import flush_to_disk, new_file
-from mtdit_runtime.files import locked
+from mtdit_runtime.files import load, locked
 from mtdit_runtime.recording import dataset_stats
-from mtdit_runtime.recording.dataset_interrupted import Row, Salvage, salvage
+from mtdit_runtime.recording.dataset_interrupted import READY, Row, Salvage, salvage
 from mtdit_runtime.recording.dataset_layout import COUNTERS, EPISODES_PATH, INFO, STATS
 from mtdit_runtime.recording.dataset_parquet import (
     DATA,
@@ -31,12 +31,25 @@ from mtdit_runtime.recording.dataset_parquet import (
     table_files,
     whole_numbers,
 )
-from mtdit_runtime.recording.dataset_reader import damage_named, read_dataset, read_info
+from mtdit_runtime.recording.dataset_reader import damage_named, read_info, read_tables
 from mtdit_runtime.recording.dataset_tables import stats_so_far, write_json
 from mtdit_runtime.recording.dataset_tasks import read_tasks
 from mtdit_runtime.text import numbers_text
 
 STAGING = ".repair"  # new files, until all of them are written
+PLAN = "plan.json"  # beside them
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What happens to the files of a dataset. aside: the folder beside it that keeps the old ones,
+    old and new: names of files in it, lost: numbers of the episodes that are not whole.
+    """
+
+    aside: str
+    old: tuple[str, ...]
+    new: tuple[str, ...]
+    lost: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,8 @@ def repair(root: Path | str) -> RepairReport:
     info = read_info(root)
     busy = f"another program records into {root}: wait for it"
     with locked(root, busy), damage_named(root):
+        if (root / READY).is_dir():
+            return _finished(root)
         found = salvage(root, info)
         if found.is_whole:
             return RepairReport(root, len(found.whole), (), None)
@@ -79,13 +94,44 @@ def repair(root: Path | str) -> RepairReport:
         staging = root / STAGING
         shutil.rmtree(staging, ignore_errors=True)
         old = [root / INFO, *table_files(root, EPISODES), *found.unfinished]
-        old += _write_data(root, staging, found, rows)
+        old = list(dict.fromkeys([*old, *_write_data(root, staging, found, rows)]))
         _write_meta(root, staging, info, list(rows.values()))
-        aside = _replaced(root, staging, dict.fromkeys(old))
-        stats = dataset_stats.to_lists(stats_so_far(read_dataset(root)))
-        with new_file(root / STATS, sync=True) as part:
-            part.write_text(write_json(stats))
-        return RepairReport(root, len(rows), found.lost, aside)
+        aside = _kept_aside(root, old)
+        new = filter(Path.is_file, staging.rglob("*"))
+        plan = _Plan(
+            aside.name,
+            tuple(str(file.relative_to(root)) for file in old),
+            tuple(str(file.relative_to(staging)) for file in new),
+            found.lost,
+        )
+        (staging / PLAN).write_text(write_json(asdict(plan)))
+        for file in filter(Path.is_file, staging.rglob("*")):
+            flush_to_disk(file)
+        staging.rename(root / READY)
+        return _finished(root)
+
+
+def _finished(root: Path) -> RepairReport:
+    """Move the new files, which all are written, to their places, and remove the old ones. Done
+    again after a kill, it leaves the same.
+    """
+    ready = root / READY
+    plan: _Plan = load(ready / PLAN, _Plan, "repair", f"copy {root} again")
+    files = [file for file in sorted(ready.rglob("*")) if file.is_file() and file.name != PLAN]
+    for file in files:
+        place = root / file.relative_to(ready)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, place)
+    for name in plan.old:
+        if name not in plan.new:
+            (root / name).unlink(missing_ok=True)
+    dataset = read_tables(root, read_info(root))
+    with new_file(root / STATS, sync=True) as part:
+        part.write_text(write_json(dataset_stats.to_lists(stats_so_far(dataset))))
+    ready.rename(root / STAGING)
+    shutil.rmtree(root / STAGING)
+    aside = root.absolute().with_name(plan.aside)
+    return RepairReport(root, len(dataset.episodes), plan.lost, aside)
 
 
 def _renumbered(whole: Sequence[Row]) -> dict[int, Row]:
@@ -157,21 +203,16 @@ def _write_meta(root: Path, staging: Path, info: Mapping[str, Any], rows: Sequen
     (staging / INFO).write_text(write_json(new))
 
 
-def _replaced(root: Path, staging: Path, old: Iterable[Path]) -> Path:
-    """Move the old files aside and the new ones in. Returns the folder with the old ones."""
-    beside = root.absolute()
+def _kept_aside(root: Path, old: Sequence[Path]) -> Path:
+    """The folder beside the dataset with what the old files hold now."""
     names = (f"{root.name}.interrupted", *(f"{root.name}.interrupted-{n}" for n in range(2, 1000)))
+    beside = root.absolute()
     aside = next(place for name in names if not (place := beside.with_name(name)).exists())
-    new = [file for file in sorted(staging.rglob("*")) if file.is_file()]
-    for file in new:
-        flush_to_disk(file)
-    for file in old:
+    for file in filter(Path.is_file, old):
         place = aside / file.relative_to(root)
         place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, place)
-    for file in new:
-        place = root / file.relative_to(staging)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, place)
-    shutil.rmtree(staging)
+        try:
+            os.link(file, place)  # pictures in tables are large
+        except OSError:  # a disk without links
+            shutil.copyfile(file, place)
     return aside

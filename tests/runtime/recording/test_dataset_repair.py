@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import mtdit
 from edited_sets import BARE, bare_set, edit_tables, merge_data, tables
+from moments import moments_of
 from small_recording import CAMERAS, FPS, LENGTHS, TASKS, fill, layout, lerobot, picture, state
 from small_recording import write as recorded_set
 
@@ -20,7 +21,7 @@ from mtdit.data.frame_cache import StoredDataset
 from mtdit.data.lerobot_dataset import open_dataset
 from mtdit_robots.errors import UserError
 from mtdit_runtime.recording.dataset_reader import read_dataset
-from mtdit_runtime.recording.dataset_repair import repair
+from mtdit_runtime.recording.dataset_repair import STAGING, repair
 from mtdit_runtime.recording.dataset_writer import DatasetWriter
 
 
@@ -242,3 +243,25 @@ def test_leftovers_that_a_session_would_meet_again(tmp_path: Path) -> None:
     assert len(read_dataset(root).episodes) == 2
     assert repair(root).kept == 3
     assert_kept(root, [0, 1, 2])
+
+
+def test_a_repair_can_be_killed_at_any_moment(tmp_path: Path) -> None:
+    """The first of three episodes is lost, so numbers and files of the others change. What is left
+    is the interrupted recording or asks for the rest of the repair, which then ends.
+    """
+    root = bare_set(tmp_path / "set")
+    cut(tables(root, "data")[0])
+    script = "from mtdit_runtime.recording.dataset_repair import repair\nrepair(folder)"
+    moments = moments_of(script, root, STAGING)
+    said = []
+    for moment in moments:
+        try:
+            assert len(read_dataset(moment).episodes) == 2
+        except UserError as error:
+            said.append(str(error))
+        repair(moment)
+        assert_kept(moment, [1, 2])
+    assert len(said) < len(moments)
+    asks = [line for line in said if "its repair was interrupted; run `mtdit repair " in line]
+    assert 0 < len(asks) < len(said)
+    assert all("keep the whole ones with" in line for line in said if line not in asks)
