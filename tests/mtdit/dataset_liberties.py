@@ -37,13 +37,15 @@ Change = Callable[[Made, np.random.Generator], None]
 @dataclass(frozen=True)
 class Liberty:
     """lerobot: LeRobot reads it too, and rightly. resumes: a recording can go on with it. refused:
-    a pattern of the line that may refuse it; None: it must be read.
+    a pattern of the line that may refuse it; None: it must be read. pictures: it moves pictures
+    that are in the tables, or changes them.
     """
 
     change: Change
     lerobot: bool = True
     resumes: bool = True
     refused: str | None = None
+    pictures: bool = False
 
 
 LIBERTIES: dict[str, Liberty] = {}
@@ -374,7 +376,7 @@ def episodes_in_videos_as_they_come(made: Made, rng: np.random.Generator) -> Non
 
 
 @liberty()
-def pictures_behind_the_last_row(made: Made, rng: np.random.Generator) -> None:
+def film_behind_the_last_row(made: Made, rng: np.random.Generator) -> None:
     for shown in made.films.values():
         shown += [FILLER] * int(rng.integers(1, 6))
 
@@ -408,7 +410,7 @@ def no_video_path(made: Made, rng: np.random.Generator) -> None:
     made.info["video_path"] = None
 
 
-@liberty()
+@liberty(pictures=True)
 def pictures_in_another_form(made: Made, rng: np.random.Generator) -> None:
     """JPEG, a path beside the bytes, the fields of the struct in another order."""
     for camera in made.cameras:
@@ -423,7 +425,7 @@ def pictures_in_another_form(made: Made, rng: np.random.Generator) -> None:
             made.types[camera.key] = pa.struct(fields[:: int(rng.choice([1, -1]))])
 
 
-@liberty()
+@liberty(pictures=True)
 def pictures_as_bytes(made: Made, rng: np.random.Generator) -> None:
     """Without the struct around them: datasets casts them."""
     for camera in made.cameras:
@@ -435,12 +437,12 @@ def pictures_as_bytes(made: Made, rng: np.random.Generator) -> None:
 # -- rows and times
 
 
-@liberty(refused="frames are .* s apart")
+@liberty(refused="frames are .* s apart", pictures=True)
 def rows_cut_videos_whole(made: Made, rng: np.random.Generator) -> None:
     keeps_numbers = bool(rng.integers(2))
     for entry in made.episodes:
         rows = made.of_episode(entry.values["episode_index"])
-        gone = rng.permutation(len(rows))[: rng.integers(0, 1 + len(rows) // 4)].tolist()
+        gone = rng.permutation(len(rows))[: rng.integers(1, 2 + len(rows) // 4)].tolist()
         kept = [row for i, row in enumerate(rows) if i not in gone]
         made.lines = [line for line in made.lines if line in kept or line not in rows]
         for i, row in enumerate(kept if not keeps_numbers else ()):
@@ -478,7 +480,7 @@ def rounded_times(made: Made, rng: np.random.Generator) -> None:
         line.values["timestamp"] = round(line.values["timestamp"], 4)
 
 
-@liberty(lerobot=False)
+@liberty(lerobot=False, pictures=True)
 def an_episode_removed(made: Made, rng: np.random.Generator) -> None:
     """The others keep their numbers; its pictures stay in the videos."""
     gone = some(rng, made.episodes)
@@ -488,7 +490,7 @@ def an_episode_removed(made: Made, rng: np.random.Generator) -> None:
     _count(made)
 
 
-@liberty(lerobot=False)
+@liberty(lerobot=False, pictures=True)
 def other_episode_numbers(made: Made, rng: np.random.Generator) -> None:
     numbers = [entry.values["episode_index"] for entry in made.episodes]
     new = dict(zip(numbers, sorted(rng.permutation(30)[: len(numbers)].tolist()), strict=True))
@@ -496,15 +498,26 @@ def other_episode_numbers(made: Made, rng: np.random.Generator) -> None:
         line.values["episode_index"] = new[line.values["episode_index"]]
 
 
-@liberty(lerobot=False)
+@liberty(lerobot=False, pictures=True)
 def rows_that_no_episode_lists(made: Made, rng: np.random.Generator) -> None:
     """A killed recorder left them in the file behind the last one."""
+    _add_unlisted(made, (0, 1))
+
+
+@liberty(lerobot=False, resumes=False, pictures=True)
+def rows_of_an_unlisted_episode_before_others(made: Made, rng: np.random.Generator) -> None:
+    """In their file. A recording goes on after `mtdit repair` only."""
+    _add_unlisted(made, (0, 0))
+    made.lines = [*made.lines[-3:], *made.lines[:-3]]
+
+
+def _add_unlisted(made: Made, file: tuple[int, int]) -> None:
     if made.extra:
         raise NotHere
     last = max(made.lines, key=lambda line: line.place)
     for i in range(3):
         values = {**last.values, "episode_index": last.place[0] + 1, "frame_index": i}
-        made.lines.append(Line(values | {"timestamp": i / made.fps}, file=(0, 1)))
+        made.lines.append(Line(values | {"timestamp": i / made.fps}, file))
 
 
 @liberty()
@@ -521,7 +534,7 @@ def no_index(made: Made, rng: np.random.Generator) -> None:
 # -- files and types
 
 
-@liberty()
+@liberty(pictures=True)
 def rows_in_files(made: Made, rng: np.random.Generator) -> None:
     """Also in the middle of an episode; numbers of files have gaps."""
     if any(line.truth is None for line in made.lines):
@@ -533,7 +546,7 @@ def rows_in_files(made: Made, rng: np.random.Generator) -> None:
         line.file = (number // 3, number % 3)
 
 
-@liberty()
+@liberty(pictures=True)
 def lines_in_any_order(made: Made, rng: np.random.Generator) -> None:
     made.lines = [made.lines[i] for i in rng.permutation(len(made.lines))]
 
@@ -635,7 +648,7 @@ def types_of_texts(made: Made, rng: np.random.Generator) -> None:
     made.text = some(rng, kinds)
 
 
-@liberty()
+@liberty(pictures=True)
 def how_parquet_is_written(made: Made, rng: np.random.Generator) -> None:
     made.parquet = {
         "compression": some(rng, ["none", "snappy", "gzip", "zstd", "brotli", "lz4"]),
@@ -679,7 +692,7 @@ def statistics_of_another_form(made: Made, rng: np.random.Generator) -> None:
 # -- around the dataset
 
 
-@liberty()
+@liberty(pictures=True)
 def links_instead_of_files(made: Made, rng: np.random.Generator) -> None:
     """As the cache of the Hub keeps them."""
 
