@@ -27,7 +27,7 @@ def _offline(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def check_first(folder: Path, kind: str, liberty: str = "", damage: str | None = None) -> str:
     """The first case of a change whose dataset has a camera of this kind, and a place for it."""
-    for seed in count():
+    for seed in count(1):
         case = Case(seed, (liberty,) if liberty else (), damage)
         made = case.made()
         if made is not None and {camera.kind for camera in made.cameras} >= {kind}:
@@ -49,6 +49,13 @@ def test_every_damage_alone(tmp_path: Path) -> None:
     for name in DAMAGES:
         kind = "image" if name == "a_picture_that_is_none" else "video"
         assert check_first(tmp_path, kind, damage=name) == "refused", name
+
+
+def test_lerobot_opens_what_a_recording_goes_on_with(tmp_path: Path) -> None:
+    """Datasets without our statistics, and with columns of others; LeRobot opens every third."""
+    for number, liberties in enumerate(((), ("more_columns_of_episodes", "episodes_in_files"))):
+        (tmp_path / str(number)).mkdir()
+        assert check(Case(3, liberties), tmp_path / str(number)) == "read"
 
 
 def drawn(name: str) -> int:
