@@ -158,11 +158,10 @@ class _Answers(BaseHTTPRequestHandler):
         sent = self._before_the_cut(content)
         self._head(status, len(content), headers)
         if self.command == "GET":
-            self.wfile.write(sent)
-            if len(sent) < len(content):
-                self.close_connection = True
-            else:
+            self.close_connection = len(sent) < len(content)
+            if not self.close_connection:  # noted before the client can go on
                 self.hub.whole.append(name)
+            self.wfile.write(sent)
 
     def _before_the_cut(self, content: bytes) -> bytes:
         if self.command == "HEAD" or self.hub.cut_after is None:
