@@ -158,8 +158,9 @@ class _Answers(BaseHTTPRequestHandler):
         sent = self._before_the_cut(content)
         self._head(status, len(content), headers)
         if self.command == "GET":
-            self.close_connection = len(sent) < len(content)
-            if not self.close_connection:  # noted before the client can go on
+            if len(sent) < len(content):
+                self.close_connection = True
+            else:  # noted before the client can go on
                 self.hub.whole.append(name)
             self.wfile.write(sent)
 

@@ -34,6 +34,7 @@ from mtdit_robots.errors import UserError
 from mtdit_runtime.files import sha256
 from mtdit_runtime.recording.dataset_layout import INFO
 from mtdit_runtime.recording.dataset_parquet import need_columns
+from mtdit_runtime.recording.dataset_videos import open_video
 
 Rows = NDArray[np.int64]
 PICTURES_AT_ONCE = 256  # PNGs of a table file that are in memory while they are read
@@ -145,7 +146,7 @@ class VideoSource:
 
         left = dict(zip(self.stamps.tolist(), self.rows.tolist(), strict=True))
         try:
-            with av.open(str(self.path)) as video:
+            with open_video(self.path) as video:
                 for frame in video.decode(video=0):
                     row = left.pop(frame.pts, None)
                     if row is not None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtdit_robots.errors import UserError
+from mtdit_runtime.recording.dataset_videos import open_video
 
 TOLERANCE_S = 1e-4  # LeRobot's
 # A container that counts milliseconds rounds by up to half of one. A coarser clock, as that of AVI
@@ -55,7 +56,7 @@ def read_clock(path: Path) -> Clock:
     import av
 
     try:
-        with av.open(str(path)) as file:
+        with open_video(path) as file:
             stream = file.streams.video[0]
             stamps = [p.pts for p in file.demux(stream) if p.pts is not None and not p.is_discard]
             tick = stream.time_base

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mtdit.data.frame_times import not_decodable
 from mtdit_robots.errors import UserError
+from mtdit_runtime.recording.dataset_videos import open_video
 
 Frame = NDArray[np.uint8]
 MAX_OPEN = 16  # files or row groups that a thread keeps open
@@ -105,7 +106,7 @@ class Video:
         self.number = UNKNOWN  # of the last decoded frame
         self.newest: Frame = np.empty(0, np.uint8)
         try:
-            self.file = av.open(str(path))
+            self.file = open_video(path)
             self.stream = self.file.streams.video[0]
         except (av.error.FFmpegError, OSError, IndexError) as error:
             raise not_decodable(path, error) from None

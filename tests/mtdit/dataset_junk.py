@@ -130,12 +130,14 @@ def _answer(made: Made, root: Path, exact: bool) -> str:
     try:
         read = ours(root, "memory")
         read_episode(root, read[0][0][0])
-        unused = open_dataset(str(root)).unused
+        opened = open_dataset(str(root))
     except UserError as error:
         line = str(error)
     else:
         if exact:
-            compare(made, read, unused)
+            known = opened.info["features"]  # a camera that is not in it is none of the dataset
+            gone = {camera.key for camera in made.cameras if camera.key not in known}
+            compare(made, read, gone | set(opened.unused))
         return "read"
     assert "\n" not in line
     try:

@@ -371,7 +371,7 @@ def episodes_in_videos_as_they_come(made: Made, rng: np.random.Generator) -> Non
             int(episode): (int(rng.integers(2)), int(rng.integers(3)))
             for episode in rng.permutation(len(made.episodes))
         }
-        gaps = {episode: int(rng.integers(0, 5)) for episode in files}
+        gaps = {episode: int(rng.integers(1, 5)) for episode in files}
         place_videos(made, camera.key, files, gaps)
 
 
@@ -403,6 +403,19 @@ def another_video_path(made: Made, rng: np.random.Generator) -> None:
     if not made.videos():
         raise NotHere
     made.info["video_path"] = "videos/{video_key}/c{chunk_index}/episode_{file_index:06d}.mp4"
+
+
+@liberty(lerobot=False)
+def tags_of_another_encoding(made: Made, rng: np.random.Generator) -> None:
+    """The name of the program that wrote a video, in Latin 1."""
+
+    def rename(root: Path) -> None:
+        for file in root.glob("videos/*/*/*"):
+            file.write_bytes(file.read_bytes().replace(b"Lavf", b"L\xe5vf"))
+
+    if not made.films:
+        raise NotHere
+    made.after.append(rename)
 
 
 @liberty(lerobot=False)

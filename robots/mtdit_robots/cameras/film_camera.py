@@ -74,7 +74,7 @@ def _opened(name: str, film: Path) -> Any:
     except ImportError as error:
         raise missing("av", "using a video file as a camera needs PyAV") from error
     try:
-        video = av.open(str(film))
+        video = av.open(str(film), metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise UserError(
             f"camera {name!r}: {film} is not a video ({error}): choose another file"

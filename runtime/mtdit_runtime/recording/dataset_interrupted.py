@@ -7,6 +7,7 @@ rows that meta/episodes does not list. What was closed before is whole. `dataset
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,17 +19,22 @@ from typing import Any
 import numpy as np
 
 from mtdit_robots.errors import UserError
-from mtdit_robots.extras import missing
 from mtdit_runtime.recording.dataset_parquet import (
     DATA,
     EPISODES,
     is_unfinished,
     read_parquet,
     table_files,
+    to_numpy,
     whole_numbers,
 )
 from mtdit_runtime.recording.dataset_tasks import read_tasks
-from mtdit_runtime.recording.dataset_videos import video_keys, video_piece
+from mtdit_runtime.recording.dataset_videos import (
+    import_av,
+    open_video,
+    video_keys,
+    video_piece,
+)
 from mtdit_runtime.text import numbers_text
 
 Row = Mapping[str, Any]  # of meta/episodes
@@ -41,13 +47,14 @@ class Salvage:
 
     unfinished: files without a footer. whole: the rows of meta/episodes of the whole episodes, in
     order. lost: the numbers of the others, as far as they are known. unlisted: the numbers of the
-    episodes in data/ that meta/episodes does not list.
+    episodes in data/ that meta/episodes does not list. doubt: why some of these are lost, or "".
     """
 
     unfinished: tuple[Path, ...]
     whole: tuple[Row, ...]
     lost: tuple[int, ...]
     unlisted: tuple[int, ...]
+    doubt: str = ""
 
     @property
     def is_whole(self) -> bool:
@@ -59,6 +66,7 @@ class _Frames:
     """The rows of one episode in the readable data files."""
 
     count: int = 0
+    first_s: float = math.inf  # the earliest time
     tasks: set[int] = field(default_factory=set)
     files: list[Path] = field(default_factory=list)
 
@@ -88,11 +96,11 @@ def check_finished(root: Path, info: Mapping[str, Any]) -> None:
         what = f"{unfinished[0]} cannot be read, it has no footer{more}"
     if not found.whole:
         raise UserError(
-            f"{root}: the recording was interrupted ({what}); no episode is whole, so record again "
-            "into another folder"
+            f"{root}: the recording was interrupted ({what}); no episode is whole{found.doubt}, so "
+            "record again into another folder"
         )
     whole = numbers_text([int(row["episode_index"]) for row in found.whole])
-    lost = f", lost: {numbers_text(found.lost)}" if found.lost else ""
+    lost = f", lost: {numbers_text(found.lost)}{found.doubt}" if found.lost else ""
     raise UserError(
         f"{root}: the recording was interrupted ({what}); whole episodes: {whole}{lost}; keep "
         f"the whole ones with `mtdit repair {quote(str(root))}`"
@@ -103,7 +111,9 @@ def salvage(root: Path, info: Mapping[str, Any]) -> Salvage:
     """The whole episodes: all their rows are in readable files, and their videos are long enough.
 
     Episodes that meta/episodes does not list follow the listed ones; their place in the videos
-    comes from the lengths, because LeRobot appends one episode after the other.
+    comes from the lengths, because LeRobot appends one episode after the other. It writes the rows
+    of an episode before its pictures: where all rows are there, pictures that are left over mean
+    that something else did, and that no length tells a place.
     """
     unfinished = unfinished_files(root)
     frames, listed = _frames(root, unfinished), _listed(root, unfinished)
@@ -115,12 +125,17 @@ def salvage(root: Path, info: Mapping[str, Any]) -> Salvage:
         and there.count == int(row["length"])
         and videos.short(row) is None
     ]
-    whole += _placed(root, listed, frames, videos)
+    placed, doubt = list(_placed(root, listed, frames, videos)), ""
+    has_all_rows = not any(file.is_relative_to(root / DATA) for file in unfinished)
+    if placed and has_all_rows and (film := videos.left_over()) is not None:
+        placed = []
+        doubt = f" ({film} has pictures of no row, so where theirs begin is not known)"
+    whole += placed
     kept = {int(row["episode_index"]) for row in whole}
     numbers = {int(row["episode_index"]) for row in listed}
     known = numbers | frames.keys() | set(range(int(info.get("total_episodes") or 0)))
     lost, unlisted = sorted(known - kept), sorted(frames.keys() - numbers)
-    return Salvage(unfinished, tuple(whole), tuple(lost), tuple(unlisted))
+    return Salvage(unfinished, tuple(whole), tuple(lost), tuple(unlisted), doubt)
 
 
 def _frames(root: Path, unfinished: Sequence[Path]) -> dict[int, _Frames]:
@@ -129,13 +144,15 @@ def _frames(root: Path, unfinished: Sequence[Path]) -> dict[int, _Frames]:
     for file in table_files(root, DATA):
         if file in unfinished:
             continue
-        table = read_parquet(file, {"episode_index", "task_index"}.__contains__)
+        table = read_parquet(file, {"episode_index", "task_index", "timestamp"}.__contains__)
         episode = whole_numbers(file, table, "episode_index")
         task = whole_numbers(file, table, "task_index")
+        times = to_numpy(file, table, "timestamp").reshape(-1)
         for number in np.unique(episode).tolist():
             frames = found.setdefault(number, _Frames())
             frames.count += int((episode == number).sum())
             frames.tasks |= set(task[episode == number].tolist())
+            frames.first_s = min(frames.first_s, float(times[episode == number].min()))
             frames.files.append(file)
     return found
 
@@ -168,7 +185,7 @@ def _placed(
         }
         for key in videos.keys:
             film = videos.next_place(key, there.count)
-            if film is None:
+            if film is None or there.first_s != 0:
                 return
             row |= film
         yield row
@@ -230,6 +247,16 @@ class Videos:
             }
         return None
 
+    def left_over(self) -> Path | None:
+        """The first video of which something is left behind the last picture that is used."""
+        for key in self.keys:
+            files = table_files(self.root, f"videos/{key}", "mp4")
+            last = max((i for i, file in enumerate(files) if file in self._used), default=0)
+            for file in files[last:]:
+                if self._length(file) > self._used.get(file, 0.0) + 0.5 / self.fps:
+                    return file
+        return None
+
     def _piece(self, row: Row, key: str) -> tuple[Path, float]:
         """The video of an episode, and when the episode ends in it, s."""
         piece = video_piece(self.root, self.info, row, key)
@@ -243,14 +270,10 @@ class Videos:
 
 def video_seconds(path: Path) -> float:
     """The length of a video; 0 when it is missing, cut off, or cannot be opened."""
-    try:
-        import av
-    except ImportError as error:
-        raise missing("av", "videos need PyAV") from error
-    seconds = 0.0
+    av, seconds = import_av(), 0.0
     if _is_cut_off(path):
         return seconds
-    with suppress(av.error.FFmpegError, OSError, IndexError), av.open(str(path)) as video:
+    with suppress(av.error.FFmpegError, OSError, IndexError), open_video(path) as video:
         stream = video.streams.video[0]
         if stream.duration is not None and stream.time_base is not None:
             seconds = float(stream.duration * stream.time_base)

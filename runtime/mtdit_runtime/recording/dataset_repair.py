@@ -89,7 +89,9 @@ def repair(root: Path | str) -> RepairReport:
         if found.is_whole:
             return RepairReport(root, len(found.whole), (), None)
         if not found.whole:
-            raise UserError(f"{root}: no episode is whole; record again into another folder")
+            raise UserError(
+                f"{root}: no episode is whole{found.doubt}; record again into another folder"
+            )
         rows = _renumbered(found.whole)
         staging = root / STAGING
         shutil.rmtree(staging, ignore_errors=True)

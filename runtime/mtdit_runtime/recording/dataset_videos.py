@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mtdit_robots.errors import UserError
+from mtdit_robots.extras import missing
 from mtdit_runtime.recording.dataset_layout import INFO, VIDEO_PATH
 from mtdit_runtime.recording.dataset_parquet import EPISODES
 
@@ -25,6 +26,20 @@ class Piece:
 
     path: str
     begin_s: float
+
+
+def import_av() -> Any:
+    """PyAV. Raises the UserError that installs it."""
+    try:
+        import av
+    except ImportError as error:
+        raise missing("av", "videos need PyAV") from error
+    return av
+
+
+def open_video(path: Path) -> Any:
+    """A video opened with PyAV; its errors are for the caller. Tags may be in any encoding."""
+    return import_av().open(str(path), metadata_errors="replace")
 
 
 def video_keys(info: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> list[str]:
