@@ -3,8 +3,9 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# Two workers of one thread each; a worker that has nothing left takes over from the other.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+# Three workers of one thread each on two cores: tests of arms wait for servos and cameras half of
+# their time. A worker that has nothing left takes over from the others.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist worksteal $(ARGS)
 # The robot side, which needs no training and no export.
 QUICK := tests/robots tests/runtime tests/benchmarks tests/test_boundaries.py
 PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv prefix 3.12 2>/dev/null)/bin/python3.12"; do \
@@ -14,8 +15,8 @@ PYTHON312 ?= $(shell for p in python3.12 "$$(pyenv prefix 3.12 2>/dev/null)/bin/
 help:
 	@echo "make demo   record, train, export and run a policy on the simulated arm (no GPU, no robot)"
 	@echo "make demo-bundle  the same, and keep its bundle as tests/data/demo.mtdit"
-	@echo "make check  lint, types, import contracts and the quick tests, a few minutes on two cores"
-	@echo "make test   lint, types, import contracts and every test, about a quarter of an hour on two cores"
+	@echo "make check  lint, types, import contracts and the quick tests, two minutes on two cores"
+	@echo "make test   lint, types, import contracts and every test, ten minutes on two cores"
 	@echo "make test-slow  what repeats a test in full size"
 	@echo "make setup  only the environment, in $(VENV)"
 	@echo "make dist   a wheel and a source distribution in dist/, to install on a robot computer"

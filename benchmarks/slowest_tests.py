@@ -18,7 +18,7 @@ from mtdit_runtime.bench import cpu_name
 
 PAGE = Path(__file__).parent / "results" / "tests.md"
 LINE = re.compile(r"^([\d.]+)s (setup|call|teardown)\s+(tests/.*)$", re.MULTILINE)
-TOTAL = re.compile(r"^\d+ passed.* in .*$", re.MULTILINE)
+TOTAL = re.compile(r"^(?:\d+ failed, )?\d+ passed.* in .*$", re.MULTILINE)
 
 
 def table(log: str, most: int = 25) -> str:

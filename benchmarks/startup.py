@@ -4,8 +4,9 @@
 
 Each run is a process of its own that drives an SO-101 of virtual servos behind a pseudo-terminal;
 films take the place of the cameras. The servos note when torque is switched on and when the first
-goal of the policy arrives. `python -c pass` takes its turn, so that a busy moment of the machine
-shows. memory is the peak of the process (RSS). The last line of the output is JSON.
+goal of the policy arrives. `python -c pass`, the import of the runtime and `mtdit doctor --fast`
+take their turns; the first shows a busy moment of the machine. memory is the peak of the process
+(RSS). The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ from mtdit_runtime.recording.video_encoder import CODECS, VideoSink
 ROOT = Path(__file__).parent.parent
 TARGET_S = 3.0  # from the command to torque on
 MARKS = ("torque", "goal", "memory")
+COMMANDS = {
+    "python": ["-c", "pass"],
+    "import": ["-c", "import mtdit_runtime.run"],
+    "doctor": ["-m", "mtdit.cli", "doctor", "--fast", "--json", "-"],
+}
 
 
 @dataclass
@@ -103,10 +109,16 @@ def started(bundle: Bundle, cameras: list[str], folder: Path) -> dict[str, float
     return {**took, "memory": json.loads(done.stdout)["peak_memory_mb"]}
 
 
-def bare() -> float:
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", "pass"], check=True)
-    return time.monotonic() - began
+def others() -> dict[str, float]:
+    """Seconds that each of COMMANDS took."""
+    took = {}
+    for name, words in COMMANDS.items():
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, *words], capture_output=True)
+        took[name] = time.monotonic() - began
+        if done.returncode not in (0, 1):  # 1: doctor found something
+            raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr.decode()[-2000:]}")
+    return took
 
 
 def main() -> None:
@@ -120,8 +132,7 @@ def main() -> None:
         cameras = films(bundle, Path(scratch))
         started(bundle, cameras, Path(scratch))  # files come from the disk the first time
         turns = [
-            {"python": bare(), **started(bundle, cameras, Path(scratch))}
-            for _ in range(options.runs)
+            {**others(), **started(bundle, cameras, Path(scratch))} for _ in range(options.runs)
         ]
     middle = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
     least = {key: min(turn[key] for turn in turns) for key in turns[0]}
@@ -135,6 +146,8 @@ def main() -> None:
             f"| {what} | {middle[key]:.2f} s | {least[key]:.2f} s |"
             for key, what in (
                 ("python", "`python -c pass`"),
+                ("import", "`import mtdit_runtime.run`"),
+                ("doctor", "`mtdit doctor --fast`"),
                 ("torque", "`mtdit run` until torque is on"),
                 ("goal", "`mtdit run` until the first goal"),
             )

@@ -26,6 +26,10 @@ def twin(
         ClockKind,
         option("Robot", "Clock: real time, or lockstep (each goal write is one tick)."),
     ] = ClockKind.real,
+    any_baud: Annotated[
+        bool,
+        option("Robot", "Answer at any baud rate: clients in an emulator cannot set one."),
+    ] = False,
     picture_to: Annotated[
         Path,
         option("Results", "File for a picture of the scene, updated each second.", "--picture"),
@@ -38,7 +42,7 @@ def twin(
     ] = None,
 ) -> None:
     """Serve the simulated arm on a pseudo-terminal to any Feetech client, and show a picture."""
-    serve(task, seed, clock.value, link, picture_to, calibration_to, seconds)
+    serve(task, seed, clock.value, link, any_baud, picture_to, calibration_to, seconds)
 
 
 HEIGHT, WIDTH = 480, 640
@@ -50,6 +54,7 @@ def serve(
     seed: int,
     clock: str,
     link: Path | None,
+    any_baud: bool,
     picture_to: Path,
     calibration_to: Path,
     seconds: float | None,
@@ -62,7 +67,7 @@ def serve(
     from mtdit_robots.twin.tasks import find_task
 
     find_task(task)
-    with Twin(clock=clock, link=link) as twin:
+    with Twin(clock=clock, link=link, any_baud=any_baud) as twin:
         twin.reset(task, seed)
         calibration_to.parent.mkdir(parents=True, exist_ok=True)
         calibrations.save(twin.calibration, calibration_to)

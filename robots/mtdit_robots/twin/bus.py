@@ -38,6 +38,7 @@ from mtdit_robots.errors import UserError
 from mtdit_robots.twin.faults import Faults
 from mtdit_robots.twin.registers import ServoRegisters
 
+WIRE_BAUD = 1_000_000  # of the wire time of a client that has set no rate
 _TCGETS2 = 0x802C542A
 # flags, line and control characters, input speed, output speed
 _TERMIOS2 = struct.Struct("4I20s2I")
@@ -54,7 +55,9 @@ class VirtualBus:
     mapping are not used. on_goal: called once per packet that wrote Goal_Position, after all servos
     have taken it. before_read: called before READ and SYNC_READ are answered, to update the present
     registers. wire_time: delay replies by the time that request, return delays and replies would
-    take on a real wire; the next request waits for that too. link: path of a symbolic link to
+    take on a real wire; the next request waits for that too. any_baud: answer at whatever rate the
+    client has set, as a USB adapter on a pseudo-terminal of an emulator needs it (qemu-user passes
+    no rate above 38400 on). link: path of a symbolic link to
     `path`, removed at close. log: if given, every valid request is appended to it. The attribute
     `faults` holds faults of the replies, none at first.
     """
@@ -67,10 +70,11 @@ class VirtualBus:
         wire_time: bool = False,
         link: str | Path | None = None,
         log: list[Packet] | None = None,
+        any_baud: bool = False,
     ) -> None:
         self.servos = servos
         self._on_goal, self._before_read = on_goal, before_read
-        self._wire_time, self._log = wire_time, log
+        self._wire_time, self._log, self._any_baud = wire_time, log, any_baud
         self._arrived_s = self._wire_free_s = 0.0
         self.faults = Faults()
         self._input = bytearray()
@@ -158,7 +162,7 @@ class VirtualBus:
         if self._log is not None:
             self._log.append(request)
         baud = self._client_baud()
-        reachable = [servo for servo in self.servos.values() if servo.baud == baud]
+        reachable = [s for s in self.servos.values() if self._any_baud or s.baud == baud]
         if request.code in (READ, SYNC_READ):
             self._before_read()
         if request.code == SYNC_WRITE:
@@ -176,7 +180,7 @@ class VirtualBus:
         """Write the replies, each given with its return delay in seconds."""
         if self._wire_time:
             n_bytes = PACKET_OVERHEAD + len(request.data) + sum(len(frame) for _, frame in replies)
-            taken_s = n_bytes * 10 / baud + sum(delay_s for delay_s, _ in replies)
+            taken_s = n_bytes * 10 / (baud or WIRE_BAUD) + sum(delay_s for delay_s, _ in replies)
             self._wire_free_s = max(self._wire_free_s, self._arrived_s) + taken_s
         heard = self.faults.distort(frame for _, frame in replies)
         if not heard:

@@ -54,6 +54,7 @@ class Twin:
     faster than real time). fps: ticks per second, and frames in real time: the rate of the
     policy. image_size: (height, width) of every camera. link: path of a symbolic link to
     the port, e.g. /tmp/ttySIM0. wire_time: let packets take as long as on a 1 Mbit/s wire.
+    any_baud: answer clients at any baud rate; one under qemu-user cannot set the right one.
 
     Attributes: port (the serial device of the simulated bus), calibration, clock, image_size, and
     renderer (what draws the frames).
@@ -72,6 +73,7 @@ class Twin:
         link: str | Path | None = None,
         wire_time: bool = False,
         fps: float = TICK_HZ,
+        any_baud: bool = False,
     ) -> None:
         if clock not in CLOCKS:
             raise UserError(f"the twin has no clock {clock!r}: use real or lockstep")
@@ -85,8 +87,9 @@ class Twin:
         self._frames = SharedFrames(memory, CAMERAS, image_size)
         ours, theirs = socket.socketpair()
         settings = Settings(
-            theirs.fileno(), memory, clock, image_size, str(link) if link else None, wire_time, fps
-        )
+            theirs.fileno(), memory, clock, image_size, str(link) if link else None, wire_time, fps,
+            any_baud,
+        )  # fmt: skip
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (stderr of the process)
         self._process = _start(settings, self._errors)
         theirs.close()

@@ -45,6 +45,7 @@ class Settings:
     link: str | None
     wire_time: bool
     fps: float  # ticks per second
+    any_baud: bool
 
     @staticmethod
     def from_json(text: str) -> Settings:
@@ -61,7 +62,7 @@ class Server:
         self._frames = SharedFrames(settings.frames_fd, CAMERAS, settings.image_size)
         self._bus = VirtualBus(
             self._world.registers, self._on_goal, self._world.report, settings.wire_time,
-            Path(settings.link) if settings.link else None,
+            Path(settings.link) if settings.link else None, any_baud=settings.any_baud,
         )  # fmt: skip
         self._poll = select.poll()
         for fd in (self._bus.fileno(), control.fileno()):

@@ -114,6 +114,16 @@ def test_a_wrong_baud_rate_meets_silence(chain: Chain, code: int, baud: int) -> 
         bus.ping(2)
 
 
+@pytest.mark.parametrize("baud", [38_400, 250_000, 1_000_000])
+def test_any_baud_rate_is_answered_on_request(baud: int) -> None:
+    servos = {n: ServoRegisters(n) for n in range(1, 7)}
+    with (
+        VirtualBus(servos, any_baud=True).serve_in_thread() as virtual,
+        Bus(virtual.path, baud, timeout_s=PATIENT_S) as bus,
+    ):
+        assert bus.sync_read("ID", range(1, 7)) == {n: n for n in range(1, 7)}
+
+
 def test_a_changed_id_takes_effect_after_its_reply(chain: Chain) -> None:
     with Bus(chain.port, timeout_s=PATIENT_S) as bus:
         bus.write(1, "ID", 40)
