@@ -199,9 +199,9 @@ def calibration_file(name: str | None, leader: bool = False) -> Path | None:
     """The path of a calibration that is named by file or by id. UserError for an id that is not in
     LeRobot's folder.
     """
-    from mtdit_robots.so101 import calibration as calibrations
+    from mtdit_robots.so101.calibration_places import find
 
     if name is None:
         return None
     is_path = "/" in name or name.endswith(".json") or Path(name).is_file()
-    return Path(name) if is_path else calibrations.find(name, leader)
+    return Path(name) if is_path else find(name, leader)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from mtdit.hub import TIMEOUT_S, client_errors, explained
 from mtdit_robots.errors import UserError
-from mtdit_robots.so101.calibration import lerobot_home
+from mtdit_robots.so101.calibration_places import lerobot_home
 from mtdit_runtime.recording.dataset_layout import INFO, TASKS
 from mtdit_runtime.recording.dataset_reader import (
     DATA,

@@ -22,6 +22,7 @@ from mtdit_robots.so101 import calibrate as procedure
 from mtdit_robots.so101 import calibration as calibrations
 from mtdit_robots.so101 import calibration_check, servos
 from mtdit_robots.so101.calibration import Calibration
+from mtdit_robots.so101.calibration_places import find, place_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Arm:
         if self.file is not None:
             return self.file
         if self.name is not None:
-            return calibrations.place_of(self.name, self.leader)
+            return place_of(self.name, self.leader)
         raise UserError(
             "the calibration file is missing: add --id my_arm (in LeRobot's folder) "
             "or --file my_arm.json"
@@ -70,7 +71,7 @@ class Arm:
         if self.name is None and self.file is None:
             return None
         if self.name is not None and self.file is None:
-            return calibrations.load(calibrations.find(self.name, self.leader))
+            return calibrations.load(find(self.name, self.leader))
         return calibrations.load(self.place())
 
 

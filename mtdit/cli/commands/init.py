@@ -121,7 +121,7 @@ class Found:
 def look(dev: Path, bus_timeout_s: float, has_cameras: bool) -> Found:
     """Ports with their servos, cameras, calibrations."""
     from mtdit_robots.cameras.v4l2 import find_devices
-    from mtdit_robots.so101.calibration import known_ids
+    from mtdit_robots.so101.calibration_places import known_ids
     from mtdit_robots.so101.ports import find_ports, probe
 
     ports = [probe(port, timeout_s=bus_timeout_s) for port in find_ports(dev)]

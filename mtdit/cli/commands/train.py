@@ -13,7 +13,8 @@ from mtdit.cli.flags import option, options_from, pairs, read_rename_map
 from mtdit.cli.options import RUN, Overwrite
 from mtdit.cli.outputs import RUN_CACHES, RUN_PROOF, clear_output
 from mtdit.cli.terminal.console import console
-from mtdit.training.config import TrainConfig, field_help, training_defaults
+from mtdit.training.config import TrainConfig, field_help
+from mtdit.training.presets import training_defaults
 from mtdit.training.rank import rank
 from mtdit_robots.errors import UserError
 from mtdit_runtime.files import read_json

@@ -1,14 +1,13 @@
-"""LeRobot's calibration files: find, read, check, write, and keep earlier versions.
+"""LeRobot's calibration files: read, check, write, and keep earlier versions.
 
-The values in the servos are read by `servos`; here they are only compared. Source: LeRobot
+Where they are is in `calibration_places`. The values in the servos are read by `servos`; here they
+are only compared. Source: LeRobot
 `motors_bus.py` (MotorCalibration), `robot.py`.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -18,6 +17,7 @@ import numpy as np
 
 from mtdit_robots.errors import UserError
 from mtdit_robots.files import new_file, part_of
+from mtdit_robots.so101.calibration_places import near
 from mtdit_robots.so101.joints import IDS, JOINTS, MAX_TICK, Ranges
 from mtdit_robots.so101.other_calibrations import other_calibration
 
@@ -27,8 +27,6 @@ MIN_SPAN_TICKS = 200
 # 9 degrees beyond the range: more than play in the joint and the flex of an end stop, so the joint
 # has turned past the encoder's zero or the file is wrong
 OUTSIDE_TICKS = 100
-DIRECTORIES = ("so_follower", "so101_follower")  # since LeRobot 0.4.3, and before
-LEADER_DIRECTORIES = ("so_leader", "so101_leader")
 HISTORY = "history"  # the folder beside a calibration file that keeps its earlier versions
 
 
@@ -157,60 +155,6 @@ def former(path: str | Path, number: int = 1) -> Version:
     return versions[number - 1]
 
 
-def lerobot_home() -> Path:
-    """The folder in which LeRobot keeps datasets and calibrations. Follows the HF_* environment
-    variables.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
-    home = Path(os.environ.get("HF_HOME", cache / "huggingface"))
-    return Path(os.environ.get("HF_LEROBOT_HOME", home / "lerobot")).expanduser()
-
-
-def search_directories(leader: bool = False) -> tuple[Path, ...]:
-    """Where LeRobot keeps follower or leader calibrations, under its present and its earlier
-    directory name. Follows the HF_* environment variables.
-    """
-    places = os.environ.get("HF_LEROBOT_CALIBRATION", lerobot_home() / "calibration")
-    root = Path(places).expanduser()
-    if leader:
-        return tuple(root / "teleoperators" / name for name in LEADER_DIRECTORIES)
-    return tuple(root / "robots" / name for name in DIRECTORIES)
-
-
-def place_of(robot_id: str, leader: bool = False) -> Path:
-    """The path of the calibration of this id: an existing file in either directory, else where
-    LeRobot would write it now.
-    """
-    _check_id(robot_id)
-    places = [directory / f"{robot_id}.json" for directory in search_directories(leader)]
-    return next((place for place in places if place.is_file()), places[0])
-
-
-def find(robot_id: str, leader: bool = False) -> Path:
-    """The calibration file LeRobot made for `--robot.id=robot_id` (leader: `--teleop.id`).
-
-    UserError lists the ids that exist.
-    """
-    _check_id(robot_id)
-    places = [directory / f"{robot_id}.json" for directory in search_directories(leader)]
-    for place in places:
-        if place.is_file():
-            return place
-    known = known_ids(leader)
-    near = _near(robot_id, known) or (f" (found: {', '.join(known)})" if known else "")
-    folders = " or ".join(str(place.parent) for place in places)
-    raise UserError(
-        f"no calibration of a {'leader' if leader else 'robot'} {robot_id!r} in {folders}{near}: "
-        "run `mtdit calibrate`, or pass the file's path"
-    )
-
-
-def known_ids(leader: bool = False) -> list[str]:
-    """The ids of the arms, or of the leaders, that have a calibration in LeRobot's folder."""
-    folders = search_directories(leader)
-    return sorted({file.stem for folder in folders for file in folder.glob("*.json")})
-
-
 def differences(
     one: Calibration, other: Calibration, names: tuple[str, str], keys: Sequence[str] = KEYS
 ) -> list[str]:
@@ -310,7 +254,7 @@ def _check_names(found: Iterable[str], wanted: tuple[str, ...], what: str) -> No
     for name in found:
         if name not in wanted:
             known = f", known are {', '.join(wanted)}; run `mtdit calibrate` again"
-            raise ValueError(f"unknown {what} {name!r}{_near(name, missing or wanted) or known}")
+            raise ValueError(f"unknown {what} {name!r}{near(name, missing or wanted) or known}")
     if missing:
         raise ValueError(f"missing {what}: {', '.join(missing)}; run `mtdit calibrate` again")
 
@@ -334,14 +278,6 @@ def _check_values(joint: str, values: JointCalibration) -> None:
     raise ValueError(f"{joint} {problem}; run `mtdit calibrate` again")
 
 
-def _check_id(robot_id: str) -> None:
-    if not robot_id or Path(robot_id).name != robot_id:
-        raise UserError(
-            f"{robot_id!r} is not a valid id: use a plain name such as my_arm, "
-            "or pass a path with --file"
-        )
-
-
 def _history_folder(path: Path) -> Path:
     return path.parent / HISTORY / path.stem
 
@@ -349,8 +285,3 @@ def _history_folder(path: Path) -> Path:
 def _write_whole(path: Path, content: bytes) -> None:
     with new_file(path, sync=True) as part:
         part.write_bytes(content)
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -55,10 +55,9 @@ class VirtualBus:
     mapping are not used. on_goal: called once per packet that wrote Goal_Position, after all servos
     have taken it. before_read: called before READ and SYNC_READ are answered, to update the present
     registers. wire_time: delay replies by the time that request, return delays and replies would
-    take on a real wire; the next request waits for that too. any_baud: answer at whatever rate the
-    client has set, as a USB adapter on a pseudo-terminal of an emulator needs it (qemu-user passes
-    no rate above 38400 on). link: path of a symbolic link to
-    `path`, removed at close. log: if given, every valid request is appended to it. The attribute
+    take on a real wire; the next request waits for that too. any_baud: answer whatever rate the
+    client has set; one under qemu-user cannot set any above 38400. link: path of a symbolic link
+    to `path`, removed at close. log: if given, every valid request is appended to it. The attribute
     `faults` holds faults of the replies, none at first.
     """
 

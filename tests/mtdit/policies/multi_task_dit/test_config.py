@@ -20,7 +20,8 @@ from mtdit.policies.multi_task_dit.config_json import (
     policy_config_to_dict,
 )
 from mtdit.policies.multi_task_dit.presets import with_features
-from mtdit.training.config import TrainConfig, training_defaults
+from mtdit.training.config import TrainConfig
+from mtdit.training.presets import training_defaults
 from mtdit_robots.errors import UserError
 
 INPUTS = {
